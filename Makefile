@@ -1,0 +1,48 @@
+# make test and make demo set up everything themselves: a virtual environment in .venv, at the versions of constraints.txt.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help test test-slow lint demo bench clean
+
+help:
+	@echo 'make test       lint, types and tests'
+	@echo 'make demo       train on the handwritten digits, with a report in runs/demo'
+	@echo 'make test-slow  the tests that take minutes'
+	@echo 'make lint       ruff and mypy alone'
+	@echo 'make bench      benchmarks against other libraries'
+	@echo 'make clean      remove .venv, build products and caches'
+
+# torch comes first and by itself, so that its pinned version decides which build is taken.
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo 'Setting up $(VENV) (once; a few minutes) ...'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) torch setuptools
+	$(PIP_INSTALL) --no-build-isolation --editable '.[test]'
+	@touch $@
+
+$(VENV)/.installed-benchmarks: $(INSTALLED)
+	$(PIP_INSTALL) --no-build-isolation --editable '.[test,benchmarks]'
+	@touch $@
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+demo: $(INSTALLED)
+	$(BIN)/fastndsm train --data digits --out runs/demo
+
+bench: $(VENV)/.installed-benchmarks
+	$(BIN)/python -m pytest benchmarks
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .benchmarks

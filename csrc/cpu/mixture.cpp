@@ -1,0 +1,216 @@
+// mixture_score, mixture_log_prob, mixture_hvp, mixture_sample and reverse_step: one evaluation of the mixture a row.
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include "arguments.h"
+
+namespace fastndsm {
+namespace {
+
+// Tiles that share one pass over the components where there are too many to stay in the cache.
+template <typename V>
+int64_t tiles_per_group(const MixtureView<scalar_of<V>>& m) {
+  if (m.n_components <= kResident || m.kind == Covariance::full) return 1;
+  return std::clamp<int64_t>((int64_t(1) << 20) / int64_t(2 * m.dim * sizeof(V)), 1, 16);
+}
+
+// Calls use(tile, x, z, rows) after the first pass of each tile over rows begin..end; rows = (first, count).
+template <typename V, Covariance kind, bool with_product, typename Use>
+void evaluate_rows(const MixtureView<scalar_of<V>>& m, const scalar_of<V>* x, const scalar_of<V>* z, int64_t begin, int64_t end,
+                   const Use& use) {
+  using Tile = MixtureTile<V, kind, 0, with_product>;
+  constexpr int W = lanes_of<V>;
+  const int64_t d = m.dim, group = tiles_per_group<V>(m);
+  const int64_t own = MixtureScratch<V>::vectors(m.n_components, d) + (with_product ? 2 : 1) * d;
+  std::vector<V> memory(group * own);
+  for (int64_t row = begin; row < end; row += group * W) {
+    const int64_t tiles = std::min(group, (end - row + W - 1) / W);
+    std::vector<Tile> tile;
+    std::vector<V*> tile_x, tile_z;
+    for (int64_t i = 0; i < tiles; ++i) {
+      V* base = memory.data() + i * own;
+      const int64_t first = row + i * W, count = std::min<int64_t>(W, end - first);
+      tile_x.push_back(base), tile_z.push_back(with_product ? base + d : nullptr);
+      gather_rows(x, first, count, d, tile_x[i]);
+      if constexpr (with_product) gather_rows(z, first, count, d, tile_z[i]);
+      tile.emplace_back(m, MixtureScratch<V>(base + (with_product ? 2 : 1) * d, m.n_components, d));
+    }
+    if (group == 1) {
+      tile[0].prepare(tile_x[0], tile_z[0]);
+    } else {
+      for (int64_t i = 0; i < tiles; ++i) tile[i].begin(), tile[i].transform(tile_x[i], tile_z[i]);
+      for (int64_t k = 0; k < m.n_components; k += tile[0].block_size()) {
+        for (int64_t i = 0; i < tiles; ++i) tile[i].absorb(tile_x[i], tile_z[i], k);
+      }
+      for (int64_t i = 0; i < tiles; ++i) tile[i].finish();
+    }
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t first = row + i * W;
+      use(tile[i], tile_x[i], tile_z[i], first, std::min<int64_t>(W, end - first));
+    }
+  }
+}
+
+template <typename Body>
+void by_kind(Covariance kind, const Body& body) {
+  switch (kind) {
+    case Covariance::spherical: return body(std::integral_constant<Covariance, Covariance::spherical>{});
+    case Covariance::diag: return body(std::integral_constant<Covariance, Covariance::diag>{});
+    case Covariance::tied: return body(std::integral_constant<Covariance, Covariance::tied>{});
+    case Covariance::full: return body(std::integral_constant<Covariance, Covariance::full>{});
+  }
+}
+
+// Rows in whole tiles over the threads, so that a row is computed the same way wherever the cuts fall.
+template <int W, typename Body>
+void parallel_rows(int64_t n_rows, const Body& body) {
+  at::parallel_for(0, (n_rows + W - 1) / W, 1, [&](int64_t begin, int64_t end) {
+    body(begin * W, std::min(end * W, n_rows));
+  });
+}
+
+void check_points(const char* name, const at::Tensor& x, const at::Tensor& means) {
+  TORCH_CHECK_VALUE(x.dim() == 2 && x.size(1) == means.size(1), name, ": expected shape [B, ", means.size(1), "], found ",
+                    x.sizes());
+}
+
+at::Tensor mixture_log_prob(const at::Tensor& x, const at::Tensor& means, const at::Tensor& precisions,
+                            const at::Tensor& log_scale, const std::string& covariance_type) {
+  check_points("x", x, means);
+  at::Tensor out = at::empty({x.size(0)}, x.options());
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "fastndsm::mixture_log_prob", [&] {
+    using V = vec<scalar_t, kLanes<scalar_t>>;
+    const MixtureArgument<scalar_t> mixture(means, precisions, log_scale, covariance_type);
+    const at::Tensor points = x.contiguous();
+    const scalar_t* in = points.const_data_ptr<scalar_t>();
+    scalar_t* to = out.mutable_data_ptr<scalar_t>();
+    by_kind(mixture.view().kind, [&](auto kind) {
+      parallel_rows<lanes_of<V>>(x.size(0), [&](int64_t begin, int64_t end) {
+        evaluate_rows<V, kind, false>(mixture.view(), in, nullptr, begin, end,
+                                      [&](auto& tile, const V*, const V*, int64_t first, int64_t count) {
+                                        const V value = tile.log_prob();
+                                        scatter_rows(&value, first, count, 1, to);
+                                      });
+      });
+    });
+  });
+  return out;
+}
+
+// The score of each row, or its Hessian-vector product with z.
+template <bool with_product>
+at::Tensor moment(const at::Tensor& x, const at::Tensor& z, const at::Tensor& means, const at::Tensor& precisions,
+                  const at::Tensor& log_scale, const std::string& covariance_type) {
+  check_points("x", x, means);
+  at::Tensor out = at::empty(x.sizes(), x.options());
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "fastndsm::mixture", [&] {
+    using V = vec<scalar_t, kLanes<scalar_t>>;
+    const MixtureArgument<scalar_t> mixture(means, precisions, log_scale, covariance_type);
+    const at::Tensor points = x.contiguous(), directions = with_product ? z.contiguous() : points;
+    const scalar_t *in = points.const_data_ptr<scalar_t>(), *along = directions.const_data_ptr<scalar_t>();
+    scalar_t* to = out.mutable_data_ptr<scalar_t>();
+    const int64_t d = x.size(1);
+    by_kind(mixture.view().kind, [&](auto kind) {
+      parallel_rows<lanes_of<V>>(x.size(0), [&](int64_t begin, int64_t end) {
+        std::vector<V> memory(2 * d);
+        V *score = memory.data(), *product = score + d;
+        evaluate_rows<V, kind, with_product>(
+            mixture.view(), in, along, begin, end,
+            [&](auto& tile, const V* tx, const V* tz, int64_t first, int64_t count) {
+              for (int64_t j = 0; j < d; j += tile.kChunk) {
+                tile.moments(tx, tz, j, std::min<int64_t>(j + tile.kChunk, d), score + j, product + j, nullptr);
+              }
+              scatter_rows(with_product ? product : score, first, count, d, to);
+            });
+      });
+    });
+  });
+  return out;
+}
+
+at::Tensor mixture_score(const at::Tensor& x, const at::Tensor& means, const at::Tensor& precisions,
+                         const at::Tensor& log_scale, const std::string& covariance_type) {
+  return moment<false>(x, x, means, precisions, log_scale, covariance_type);
+}
+
+at::Tensor mixture_hvp(const at::Tensor& x, const at::Tensor& v, const at::Tensor& means, const at::Tensor& precisions,
+                       const at::Tensor& log_scale, const std::string& covariance_type) {
+  check_points("v", v, means);
+  TORCH_CHECK_VALUE(x.sizes() == v.sizes(), "v: expected the shape of x, ", x.sizes(), ", found ", v.sizes());
+  return moment<true>(x, v, means, precisions, log_scale, covariance_type);
+}
+
+// sde: y - a score_pi + s^2 score + s xi;  ode: y - a score_pi + s^2 / 2 score.
+at::Tensor reverse_step(const at::Tensor& y, const at::Tensor& score, const at::Tensor& step, const at::Tensor& drift_scale,
+                        const at::Tensor& noise_std, const at::Tensor& means, const at::Tensor& precisions,
+                        const at::Tensor& log_scale, const std::string& covariance_type, const at::Tensor& seed,
+                        int64_t first_path, const std::string& method) {
+  constexpr uint32_t kReverseStream = 2;
+  check_points("y", y, means);
+  check_points("score", score, means);
+  TORCH_CHECK_VALUE(method == "sde" || method == "ode", "method: expected sde or ode, found ", method);
+  const int64_t n = step.item<int64_t>(), d = y.size(1);
+  TORCH_CHECK_VALUE(n >= 0 && n < drift_scale.size(0), "step: expected 0..", drift_scale.size(0) - 1, ", found ", n);
+  at::Tensor out = at::empty(y.sizes(), y.options());
+  AT_DISPATCH_FLOATING_TYPES(y.scalar_type(), "fastndsm::reverse_step", [&] {
+    using V = vec<scalar_t, kLanes<scalar_t>>;
+    using U = words_of<V>;
+    const MixtureArgument<scalar_t> mixture(means, precisions, log_scale, covariance_type);
+    const at::Tensor points = y.contiguous(), slopes = score.contiguous();
+    const scalar_t *in = points.const_data_ptr<scalar_t>(), *slope = slopes.const_data_ptr<scalar_t>();
+    scalar_t* to = out.mutable_data_ptr<scalar_t>();
+    const scalar_t a = drift_scale.select(0, n).item<scalar_t>(), s = noise_std.select(0, n).item<scalar_t>();
+    const bool noisy = method == "sde" && n > 0;
+    const scalar_t weight = method == "sde" ? s * s : scalar_t(0.5) * s * s;
+    const NoiseStream noise(seed_value(seed), kReverseStream);
+    by_kind(mixture.view().kind, [&](auto kind) {
+      parallel_rows<lanes_of<V>>(y.size(0), [&](int64_t begin, int64_t end) {
+        std::vector<V> memory(2 * d + 4);
+        V *reference = memory.data(), *learnt = reference + d;
+        evaluate_rows<V, kind, false>(
+            mixture.view(), in, nullptr, begin, end, [&](auto& tile, V* ty, const V*, int64_t first, int64_t count) {
+              uint32_t low[lanes_of<V>], high[lanes_of<V>];
+              for (int l = 0; l < lanes_of<V>; ++l) path_words(first_path + first + l, kReverseStream, low[l], high[l]);
+              const U c0 = load<U>(low), c1 = load<U>(high);
+              for (int64_t j = 0; j < d; j += tile.kChunk) {
+                tile.moments(ty, nullptr, j, std::min<int64_t>(j + tile.kChunk, d), reference + j, nullptr, nullptr);
+              }
+              gather_rows(slope, first, count, d, learnt);
+              for (int64_t j = 0; j < d; j += 4) {
+                V xi[4] = {V{}, V{}, V{}, V{}};
+                if (noisy) {
+                  noise.normals(c0, c1, splat<U>(static_cast<uint32_t>(n)), splat<U>(static_cast<uint32_t>(j / 4)), xi);
+                }
+                for (int64_t i = 0; i < std::min<int64_t>(4, d - j); ++i) {
+                  ty[j + i] = ty[j + i] - a * reference[j + i] + weight * learnt[j + i] + s * xi[i];
+                }
+              }
+              scatter_rows(ty, first, count, d, to);
+            });
+      });
+    });
+  });
+  return out;
+}
+
+}  // namespace
+
+#define FASTNDSM_MIXTURE "Tensor means, Tensor precisions, Tensor log_scale, str covariance_type"
+
+TORCH_LIBRARY_FRAGMENT(fastndsm_cpp, m) {
+  m.def("mixture_score(Tensor x, " FASTNDSM_MIXTURE ") -> Tensor");
+  m.def("mixture_log_prob(Tensor x, " FASTNDSM_MIXTURE ") -> Tensor");
+  m.def("mixture_hvp(Tensor x, Tensor v, " FASTNDSM_MIXTURE ") -> Tensor");
+  m.def("reverse_step(Tensor y, Tensor score, Tensor step, Tensor drift_scale, Tensor noise_std, " FASTNDSM_MIXTURE
+        ", Tensor seed, int first_path, str method) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(fastndsm_cpp, CPU, m) {
+  m.impl("mixture_score", mixture_score);
+  m.impl("mixture_log_prob", mixture_log_prob);
+  m.impl("mixture_hvp", mixture_hvp);
+  m.impl("reverse_step", reverse_step);
+}
+
+}  // namespace fastndsm

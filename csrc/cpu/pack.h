@@ -1,0 +1,48 @@
+// What the tiles read of a mixture, made once per call: log normalisers in units of log 2, roots and products of the
+// parameters where they save work per sample.
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "../include/mixture.h"
+
+namespace fastndsm {
+
+template <typename S>
+class PackedMixture {
+ public:
+  PackedMixture(Covariance kind, int64_t n_components, int64_t dim, const S* means, const S* precisions, const S* log_scale)
+      : log_scale_(n_components) {
+    for (int64_t k = 0; k < n_components; ++k) log_scale_[k] = S(log_scale[k] * 1.44269504088896340736);
+    const int64_t n = n_components * dim;
+    if (kind == Covariance::diag) {
+      roots_.resize(n), scaled_.resize(n), pulls_.resize(n);
+      for (int64_t i = 0; i < n; ++i) {
+        roots_[i] = std::sqrt(precisions[i]);
+        scaled_[i] = roots_[i] * means[i];
+        pulls_[i] = precisions[i] * means[i];
+      }
+    } else if (kind == Covariance::tied) {
+      pulls_.resize(n);
+      for (int64_t k = 0; k < n_components; ++k) {
+        for (int64_t i = 0; i < dim; ++i) {
+          double sum = 0;
+          for (int64_t j = 0; j < dim; ++j) sum += double(precisions[i * dim + j]) * means[k * dim + j];
+          pulls_[k * dim + i] = S(sum);
+        }
+      }
+    }
+    view_ = {kind,           n_components,  dim,            means,        precisions, log_scale_.data(),
+             roots_.data(), scaled_.data(), pulls_.data()};
+  }
+  PackedMixture(const PackedMixture&) = delete;
+
+  const MixtureView<S>& view() const { return view_; }
+
+ private:
+  std::vector<S> log_scale_, roots_, scaled_, pulls_;
+  MixtureView<S> view_;
+};
+
+}  // namespace fastndsm

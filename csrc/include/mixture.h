@@ -1,0 +1,447 @@
+// Gaussian mixture on tiles of samples: log-density, score, Hessian-vector product and mean precision.
+//
+//   log pi(x) = log sum_k exp(l_k),  l_k = log_scale_k - 1/2 (x - m_k)^T P_k (x - m_k)
+//   score     = sum_k r_k g_k,       g_k = P_k (m_k - x)
+//   H z       = sum_k r_k (g_k (g_k . z) - P_k z) - score (score . z)
+//
+// A tile is one vector of samples: x[j] holds dimension j of W samples, so that every lane is a sample of its own and
+// what a sample gets depends neither on its lane nor on its neighbours. Two passes over the components: logits (and
+// g_k . z), then moments. Up to kResident components their weights are kept and the second pass may go dimension chunk
+// by chunk; beyond, components are absorbed block by block under a running maximum (online softmax).
+//
+// D is the dimension if it is known at compile time, else 0.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "vecmath.h"
+
+namespace fastndsm {
+
+// Loops that are long in themselves: one copy of each, whoever calls.
+#if defined(__CUDACC__)
+#define FASTNDSM_OUTLINE __host__ __device__
+#else
+#define FASTNDSM_OUTLINE __attribute__((noinline))
+#endif
+
+enum class Covariance { spherical, diag, tied, full };
+
+constexpr int kResident = 256;  // components whose weights a tile keeps
+constexpr int kBlockK = 8;      // components a pass holds in registers
+
+template <typename S>
+struct MixtureView {
+  Covariance kind;
+  int64_t n_components, dim;
+  const S* means;       // [K, d]
+  const S* precisions;  // [K], [K, d], [d, d] or [K, d, d]
+  const S* log_scale;   // [K], in units of log 2
+  const S* roots;       // diag: sqrt(P) [K, d]
+  const S* scaled;      // diag: sqrt(P) m [K, d];      tied: unused
+  const S* pulls;       // diag, tied: P m [K, d]
+};
+
+// 2^x for x <= 0, and 0 where it is far below the rounding of 1, so that no product of weights is a slow denormal number.
+template <typename V>
+FASTNDSM_HD V exp2_nonpositive(V x) {
+  constexpr auto low = scalar_of<V>(detail::kSingle<V> ? -64 : -160);
+  const V clamped = fastndsm::max(x, splat<V>(low));
+  const V n = detail::round_to_integer(clamped);
+  return select(x < low, V{}, scale_by_power_of_two(detail::exp2_reduced(V(clamped - n)), n));
+}
+
+template <typename V>
+FASTNDSM_HD bool any_nonzero(V x) {
+  if constexpr (lanes_of<V> == 1) {
+    return x != 0;
+  } else {
+    return max_lanes(V(select(x != scalar_of<V>(0), splat<V>(1), V{}))) != 0;
+  }
+}
+
+// Per-tile scratch, in vectors: `vectors(dim, ...)` of them.
+template <typename V>
+struct MixtureScratch {
+  V* weights;   // [min(K, kResident)]
+  V* products;  // the same
+  V* a;         // [d] each: sums over components of weights and products with pulls and precisions
+  V* r;
+  V* b;
+  V* s;
+  V* u;  // [d] P x, P z (tied), or the current component's (full)
+  V* w;
+
+  static int64_t vectors(int64_t n_components, int64_t dim) {
+    return 2 * std::min<int64_t>(n_components, kResident) + 6 * dim;
+  }
+  MixtureScratch(V* base, int64_t n_components, int64_t dim) {
+    const int64_t k = std::min<int64_t>(n_components, kResident);
+    weights = base, products = base + k, a = base + 2 * k;
+    r = a + dim, b = r + dim, s = b + dim, u = s + dim, w = u + dim;
+  }
+};
+
+template <typename V, Covariance kind, int D, bool with_product>
+class MixtureTile {
+  using S = scalar_of<V>;
+  static constexpr S kHalfLog2e = S(0.72134752044448170368);
+  static constexpr S kLn2 = S(0.69314718055994530942);
+
+ public:
+  FASTNDSM_HD MixtureTile(const MixtureView<S>& mixture, MixtureScratch<V> scratch) : m_(mixture), t_(scratch) {}
+
+  FASTNDSM_HD int64_t dim() const { return D > 0 ? D : m_.dim; }
+
+  // First pass. x [d], z [d] (only with_product). After it `moments` may be called for any chunk of dimensions.
+  FASTNDSM_HD void prepare(const V* x, const V* z) {
+    begin();
+    transform(x, z);
+    if (resident()) {
+      weigh(x, z, 0, m_.n_components);
+    } else {
+      for (int64_t k = 0; k < m_.n_components; k += block_size()) absorb(x, z, k);
+    }
+    finish();
+  }
+
+  // The three parts of a blockwise first pass, for callers that take the blocks of components in their own order.
+  FASTNDSM_HD void begin() {
+    maximum_ = splat<V>(S(detail::kSingle<V> ? -3.0e38 : -1.0e308));
+    total_ = V{}, rate_ = V{}, along_ = V{}, slope_ = V{};
+  }
+
+  FASTNDSM_HD void transform(const V* x, const V* z) {
+    if constexpr (kind == Covariance::tied) {
+      matvec(m_.precisions, x, t_.u);
+      if constexpr (with_product) matvec(m_.precisions, z, t_.w);
+    }
+    if (!resident()) clear(t_.a, t_.r, t_.b, t_.s);
+  }
+
+  FASTNDSM_HD int64_t block_size() const { return kind == Covariance::full ? 1 : kResident; }
+
+  FASTNDSM_HD void absorb(const V* x, const V* z, int64_t k0) {
+    const int64_t k1 = std::min<int64_t>(k0 + block_size(), m_.n_components);
+    weigh(x, z, k0, k1);
+    accumulate(k0, k1, 0, dim(), t_.a, t_.r, t_.b, t_.s, false);
+  }
+
+  FASTNDSM_HD void finish() {
+    inverse_ = S(1) / total_;
+    rate_ = rate_ * inverse_, along_ = along_ * inverse_, slope_ = slope_ * inverse_;
+  }
+
+  // Second pass over dimensions j0..j1: score, H z and the mean precision diagonal of each, [j1 - j0]; the last two
+  // may be null.
+  FASTNDSM_HD void moments(const V* x, const V* z, int64_t j0, int64_t j1, V* score, V* hvp, V* rate) {
+    constexpr int chunk = D > 0 ? D : kChunk;
+    V local_a[chunk], local_r[chunk], local_b[chunk], local_s[chunk];
+    const V *a = t_.a + j0, *r = t_.r + j0, *b = t_.b + j0, *s = t_.s + j0;
+    if (resident()) {
+      accumulate(0, m_.n_components, j0, j1, local_a, local_r, local_b, local_s, true);
+      a = local_a, r = local_r, b = local_b, s = local_s;
+    }
+    const int64_t count = D > 0 ? D : j1 - j0;
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t j = j0 + i;
+      if constexpr (kind == Covariance::spherical || kind == Covariance::diag) {
+        const V p = kind == Covariance::diag ? V(r[i] * inverse_) : rate_;
+        const V g = a[i] * inverse_ - x[j] * p;
+        score[i] = g;
+        if constexpr (with_product) {
+          const V q = kind == Covariance::diag ? V(s[i] * inverse_) : slope_;
+          hvp[i] = b[i] * inverse_ - x[j] * q - p * z[j] - g * along_;
+        }
+        if (rate) rate[i] = p;
+      } else if constexpr (kind == Covariance::tied) {
+        const V g = a[i] * inverse_ - t_.u[j];
+        score[i] = g;
+        if constexpr (with_product) hvp[i] = b[i] * inverse_ - along_ * t_.u[j] - t_.w[j] - g * along_;
+        if (rate) rate[i] = splat<V>(m_.precisions[j * m_.dim + j]);
+      } else {
+        const V g = a[i] * inverse_;
+        score[i] = g;
+        if constexpr (with_product) hvp[i] = b[i] * inverse_ - g * along_;
+        if (rate) rate[i] = r[i] * inverse_;
+      }
+    }
+  }
+
+  FASTNDSM_HD V log_prob() const { return (maximum_ + log(total_) * S(1.44269504088896340736)) * kLn2; }
+
+  static constexpr int kChunk = 64;  // dimensions of one call of `moments`, at most, where D is 0
+
+ private:
+  FASTNDSM_HD bool resident() const { return kind != Covariance::full && m_.n_components <= kResident; }
+
+  FASTNDSM_HD void clear(V* a, V* r, V* b, V* s) const {
+    for (int64_t j = 0; j < dim(); ++j) {
+      a[j] = V{}, r[j] = V{};
+      if constexpr (with_product) b[j] = V{}, s[j] = V{};
+    }
+  }
+
+  FASTNDSM_OUTLINE void general_logits(const V* x, const V* z, int64_t k0, int64_t k1) {
+    const int64_t blocks = (k1 - k0 + kBlockK - 1) / kBlockK;  // of equal size but for one
+    for (int64_t i = 0, k = k0; i < blocks; ++i) {
+      const int64_t size = (k1 - k + blocks - i - 1) / (blocks - i);
+      some_logits(x, z, k, k - k0, size);
+      k += size;
+    }
+  }
+
+  // Logits of k0..k1, their exponentials relative to the running maximum, and the sums over components.
+  FASTNDSM_HD void weigh(const V* x, const V* z, int64_t k0, int64_t k1) {
+    V peak = maximum_;
+    if constexpr (kind == Covariance::full) {
+      full_logit(x, z, k0);
+    } else if constexpr (D > 0) {
+      int64_t k = k0;
+      for (; k + 4 <= k1; k += 4) logits<4>(x, z, k, k - k0);
+      for (; k < k1; ++k) logits<1>(x, z, k, k - k0);
+    } else {
+      general_logits(x, z, k0, k1);
+    }
+    // Two partial results each: the chains of dependent additions are what a small mixture waits for.
+    const int64_t count = k1 - k0;
+    V other = peak;
+    for (int64_t k = 0; k + 1 < count; k += 2) {
+      peak = fastndsm::max(t_.weights[k], peak), other = fastndsm::max(t_.weights[k + 1], other);
+    }
+    if (count % 2) peak = fastndsm::max(t_.weights[count - 1], peak);
+    peak = fastndsm::max(peak, other);
+    if (k0 > 0) rescale(exp2_nonpositive(V(maximum_ - peak)));
+    maximum_ = peak;
+    Sums even{V{}, V{}, V{}, V{}}, odd = even;
+    for (int64_t k = 0; k + 1 < count; k += 2) exponentiate(k0, k, even), exponentiate(k0, k + 1, odd);
+    if (count % 2) exponentiate(k0, count - 1, even);
+    total_ += even.total + odd.total, rate_ += even.rate + odd.rate;
+    along_ += even.along + odd.along, slope_ += even.slope + odd.slope;
+  }
+
+  struct Sums {
+    V total, rate, along, slope;
+  };
+
+  // Weight and product of slot k from its logit and g_k . z.
+  FASTNDSM_HD void exponentiate(int64_t k0, int64_t k, Sums& sums) {
+    V e = exp2_nonpositive(V(t_.weights[k] - maximum_));
+    sums.total += e;
+    if constexpr (with_product) {
+      V c = e * t_.products[k];
+      sums.along += c;
+      if constexpr (kind == Covariance::spherical) c = c * m_.precisions[k0 + k], sums.slope += c;
+      t_.products[k] = c;
+    }
+    if constexpr (kind == Covariance::spherical) e = e * m_.precisions[k0 + k], sums.rate += e;
+    t_.weights[k] = e;
+  }
+
+  // The maximum has grown: what was summed so far shrinks.
+  FASTNDSM_HD void rescale(V factor) {
+    if (!any_nonzero(V(factor - S(1)))) return;
+    total_ *= factor, rate_ *= factor, along_ *= factor, slope_ *= factor;
+    for (int64_t j = 0; j < dim(); ++j) {
+      t_.a[j] *= factor, t_.r[j] *= factor;
+      if constexpr (with_product) t_.b[j] *= factor, t_.s[j] *= factor;
+    }
+  }
+
+  FASTNDSM_HD void some_logits(const V* x, const V* z, int64_t k, int64_t slot, int64_t size) {
+    switch (size) {
+      case 1: return logits<1>(x, z, k, slot);
+      case 2: return logits<2>(x, z, k, slot);
+      case 3: return logits<3>(x, z, k, slot);
+      case 4: return logits<4>(x, z, k, slot);
+      case 5: return logits<5>(x, z, k, slot);
+      case 6: return logits<6>(x, z, k, slot);
+      case 7: return logits<7>(x, z, k, slot);
+      default: return logits<8>(x, z, k, slot);
+    }
+  }
+
+  // l_k (in units of log 2) and g_k . z of KB components.
+  template <int KB>
+  FASTNDSM_HD void logits(const V* x, const V* z, int64_t k0, int64_t slot) {
+    const int64_t d = dim();
+    V q[KB], along[KB];
+#pragma GCC unroll 8
+    for (int k = 0; k < KB; ++k) q[k] = V{}, along[k] = V{};
+    const S* mean = m_.means + k0 * d;
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < d; ++j) {
+      const V xj = x[j];
+#pragma GCC unroll 8
+      for (int k = 0; k < KB; ++k) {
+        const int64_t at = k * d + j;
+        if constexpr (kind == Covariance::spherical) {
+          const V t = xj - mean[at];
+          q[k] = fma(t, t, q[k]);
+          if constexpr (with_product) along[k] = fma(V(-t), z[j], along[k]);
+        } else if constexpr (kind == Covariance::diag) {
+          const S root = m_.roots[k0 * d + at];
+          const V t = xj * root - m_.scaled[k0 * d + at];
+          q[k] = fma(t, t, q[k]);
+          if constexpr (with_product) along[k] = fma(V(-t), V(z[j] * root), along[k]);
+        } else {
+          const V g = m_.pulls[k0 * d + at] - t_.u[j];
+          q[k] = fma(V(mean[at] - xj), g, q[k]);
+          if constexpr (with_product) along[k] = fma(g, z[j], along[k]);
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < KB; ++k) {
+      S half = kHalfLog2e, p = S(1);
+      if constexpr (kind == Covariance::spherical) p = m_.precisions[k0 + k], half = half * p;
+      t_.weights[slot + k] = m_.log_scale[k0 + k] - half * q[k];
+      if constexpr (with_product) t_.products[slot + k] = kind == Covariance::spherical ? V(p * along[k]) : along[k];
+    }
+  }
+
+  // One full component: u = P (m - x), w = P z.
+  FASTNDSM_OUTLINE void full_logit(const V* x, const V* z, int64_t k) {
+    const int64_t d = dim();
+    const S* mean = m_.means + k * d;
+    const S* precision = m_.precisions + k * d * d;
+    V q = V{}, along = V{};
+    for (int64_t i0 = 0; i0 < d; i0 += 4) {
+      const int64_t rows = std::min<int64_t>(4, d - i0);
+      V u[4] = {V{}, V{}, V{}, V{}}, w[4] = {V{}, V{}, V{}, V{}};
+      if (rows == 4) {
+        for (int64_t j = 0; j < d; ++j) {
+          const V t = mean[j] - x[j];
+#pragma GCC unroll 4
+          for (int i = 0; i < 4; ++i) {
+            const S p = precision[(i0 + i) * d + j];
+            u[i] = fma(t, splat<V>(p), u[i]);
+            if constexpr (with_product) w[i] = fma(z[j], splat<V>(p), w[i]);
+          }
+        }
+      } else {
+        for (int64_t j = 0; j < d; ++j) {
+          const V t = mean[j] - x[j];
+          for (int64_t i = 0; i < rows; ++i) {
+            const S p = precision[(i0 + i) * d + j];
+            u[i] = fma(t, splat<V>(p), u[i]);
+            if constexpr (with_product) w[i] = fma(z[j], splat<V>(p), w[i]);
+          }
+        }
+      }
+      for (int64_t i = 0; i < rows; ++i) {
+        t_.u[i0 + i] = u[i];
+        q = fma(V(mean[i0 + i] - x[i0 + i]), u[i], q);
+        if constexpr (with_product) {
+          t_.w[i0 + i] = w[i];
+          along = fma(u[i], z[i0 + i], along);
+        }
+      }
+    }
+    t_.weights[0] = m_.log_scale[k] - kHalfLog2e * q;
+    if constexpr (with_product) t_.products[0] = along;
+  }
+
+  // out = P x for one [d, d] matrix.
+  FASTNDSM_OUTLINE void matvec(const S* matrix, const V* x, V* out) const {
+    const int64_t d = dim();
+    int64_t i = 0;
+    for (; i + 8 <= d; i += 8) {
+      V u[8];
+#pragma GCC unroll 8
+      for (int k = 0; k < 8; ++k) u[k] = V{};
+      for (int64_t j = 0; j < d; ++j) {
+        const V xj = x[j];
+#pragma GCC unroll 8
+        for (int k = 0; k < 8; ++k) u[k] = fma(xj, splat<V>(matrix[(i + k) * d + j]), u[k]);
+      }
+#pragma GCC unroll 8
+      for (int k = 0; k < 8; ++k) out[i + k] = u[k];
+    }
+    for (; i < d; ++i) {
+      V u = V{};
+      for (int64_t j = 0; j < d; ++j) u = fma(x[j], splat<V>(matrix[i * d + j]), u);
+      out[i] = u;
+    }
+  }
+
+  // Adds components k0..k1, whose weights lie in the scratch, to the sums of dimensions j0..j1 (at index 0 on).
+  FASTNDSM_HD void accumulate(int64_t k0, int64_t k1, int64_t j0, int64_t j1, V* a, V* r, V* b, V* s, bool fresh) {
+    const int64_t count = D > 0 ? D : j1 - j0;
+    if (fresh) {
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < count; ++i) {
+        a[i] = V{}, r[i] = V{};
+        if constexpr (with_product) b[i] = V{}, s[i] = V{};
+      }
+    }
+    if constexpr (kind == Covariance::full) {
+      const V e = t_.weights[0];
+      const S* precision = m_.precisions + k0 * m_.dim * m_.dim;
+      for (int64_t i = 0; i < count; ++i) {
+        a[i] = fma(e, t_.u[j0 + i], a[i]);
+        r[i] = fma(e, splat<V>(precision[(j0 + i) * (m_.dim + 1)]), r[i]);
+        if constexpr (with_product) b[i] = b[i] + t_.products[0] * t_.u[j0 + i] - e * t_.w[j0 + i];
+      }
+    } else if constexpr (D > 0) {
+      int64_t k = k0;
+      for (; k + 4 <= k1; k += 4) add<4>(k, k - k0, j0, count, a, r, b, s);
+      for (; k < k1; ++k) add<1>(k, k - k0, j0, count, a, r, b, s);
+    } else {
+      general_add(k0, k1, j0, count, a, r, b, s);
+    }
+  }
+
+  FASTNDSM_OUTLINE void general_add(int64_t k0, int64_t k1, int64_t j0, int64_t count, V* a, V* r, V* b, V* s) const {
+    int64_t k = k0;
+    for (; k + kBlockK <= k1; k += kBlockK) add<kBlockK>(k, k - k0, j0, count, a, r, b, s);
+    if (k + 4 <= k1) add<4>(k, k - k0, j0, count, a, r, b, s), k += 4;
+    if (k + 2 <= k1) add<2>(k, k - k0, j0, count, a, r, b, s), k += 2;
+    if (k < k1) add<1>(k, k - k0, j0, count, a, r, b, s);
+  }
+
+  template <int KB>
+  FASTNDSM_HD void add(int64_t k0, int64_t slot, int64_t j0, int64_t count, V* a, V* r, V* b, V* s) const {
+    const int64_t d = dim();
+    const S* values = (kind == Covariance::spherical ? m_.means : m_.pulls) + k0 * d + j0;
+    const S* precisions = m_.precisions + (kind == Covariance::diag ? k0 * d + j0 : 0);
+    V e[KB], c[KB];
+#pragma GCC unroll 8
+    for (int k = 0; k < KB; ++k) {
+      e[k] = t_.weights[slot + k];
+      if constexpr (with_product) c[k] = t_.products[slot + k];
+    }
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < count; ++i) {
+      V sum_a = V{}, sum_r = V{}, sum_b = V{}, sum_s = V{};
+#pragma GCC unroll 8
+      for (int k = 0; k < KB; ++k) {
+        const V value = splat<V>(values[k * d + i]);
+        sum_a = fma(e[k], value, sum_a);
+        if constexpr (with_product) sum_b = fma(c[k], value, sum_b);
+        if constexpr (kind == Covariance::diag) {
+          const V p = splat<V>(precisions[k * d + i]);
+          sum_r = fma(e[k], p, sum_r);
+          if constexpr (with_product) sum_s = fma(c[k], p, sum_s);
+        }
+      }
+      a[i] += sum_a;
+      if constexpr (with_product) b[i] += sum_b;
+      if constexpr (kind == Covariance::diag) {
+        r[i] += sum_r;
+        if constexpr (with_product) s[i] += sum_s;
+      }
+    }
+  }
+
+  const MixtureView<S>& m_;
+  MixtureScratch<V> t_;
+  V maximum_, total_, inverse_;
+  V rate_;   // spherical: sum r_k P_k
+  V along_;  // sum r_k g_k . z = score . z
+  V slope_;  // spherical: sum r_k (g_k . z) P_k
+};
+
+}  // namespace fastndsm

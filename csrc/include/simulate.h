@@ -1,0 +1,165 @@
+// Whole trajectories of the Langevin noising process on one tile of W samples, state and target never leaving the tile.
+//
+//   x <- x + a_n score(x) + s_n z
+//
+//   v_{n+1} = s_n^2 + c^2 v_n,   c = 1 - a_n p,   rho_n = c v_n / v_{n+1}
+//   H_{n+1} = rho_n H_n + [(1 - rho_n) z - rho_n a_n Hess(x_n) z] / s_n,   target = -H
+//
+// With h_n = v_n H_n the recursion of the target needs no division until the end:
+//
+//   h_{n+1} = c h_n + [(s_n^2 - c (1 - c) v_n) z - c v_n a_n Hess(x_n) z] / s_n
+#pragma once
+
+#include "mixture.h"
+#include "philox.h"
+
+namespace fastndsm {
+
+enum class Output { state, target };
+
+template <typename S>
+struct ProcessView {
+  MixtureView<S> mixture;
+  const S* drift_scale;  // a_n [N]
+  const S* noise_std;    // s_n [N]
+  NoiseStream noise;
+};
+
+// The W samples of a tile, lane by lane.
+template <typename V>
+struct Lanes {
+  words_of<V> c0, c1;       // counter words of the paths
+  V steps;                  // steps each lane takes
+  int64_t first, last;      // the smallest and the largest of them
+};
+
+// Arrays of [d] vectors each.
+template <typename V>
+struct TileState {
+  V* x;
+  V* mean;   // mean and noise of the last step, or null
+  V* noise;
+  V* h;      // target: v H
+  V* v;      // target: [d], or [1] where the mixture is spherical
+  V* rate;   // target: p(x_0)
+};
+
+template <typename V, Covariance kind, int D, Output output>
+struct Trajectory {
+  using S = scalar_of<V>;
+  static constexpr bool kTarget = output == Output::target;
+  using Mixture = MixtureTile<V, kind, D, kTarget>;
+
+  const ProcessView<S>& p;
+  MixtureScratch<V> scratch;
+  V* z;  // [d] noise of this step
+
+  FASTNDSM_HD int64_t dim() const { return D > 0 ? D : p.mixture.dim; }
+  FASTNDSM_HD int64_t rates() const { return kind == Covariance::spherical ? 1 : dim(); }
+
+  // Four normals of block j / 4 from dimension j on, as many as there are dimensions.
+  FASTNDSM_HD void normals(const Lanes<V>& lanes, int64_t n, int64_t j, V (&out)[4]) const {
+    using U = words_of<V>;
+    const U step = splat<U>(static_cast<uint32_t>(n)), block = splat<U>(static_cast<uint32_t>(j / 4));
+    if (dim() - j <= 2) {
+      V pair[2];
+      p.noise.normals(lanes.c0, lanes.c1, step, block, pair);
+      out[0] = pair[0], out[1] = pair[1];
+    } else {
+      p.noise.normals(lanes.c0, lanes.c1, step, block, out);
+    }
+  }
+
+  // One state, or two that are driven by z and by -z.
+  FASTNDSM_HD void run(const Lanes<V>& lanes, TileState<V>* state, int n_states) {
+    const int64_t d = dim();
+    for (int64_t n = 0; n < lanes.last; ++n) {
+      if constexpr (kTarget) {
+#pragma GCC unroll 4
+        for (int64_t j = 0; j < d; j += 4) {
+          V four[4];
+          normals(lanes, n, j, four);
+#pragma GCC unroll 4
+          for (int64_t i = 0; i < 4; ++i) {
+            if (j + i < d) z[j + i] = four[i];
+          }
+        }
+      }
+      for (int i = 0; i < n_states; ++i) {
+        const S sign = i == 0 ? S(1) : S(-1);
+        if (D > 0 && n < lanes.first) {
+          step<D == 0>(lanes, n, state[i], sign);
+        } else {
+          step<true>(lanes, n, state[i], sign);
+        }
+      }
+    }
+  }
+
+  // One step; if masked, only of the lanes that have not taken their last.
+  template <bool masked>
+  FASTNDSM_HD void step(const Lanes<V>& lanes, int64_t n, TileState<V>& t, S sign) {
+    const int64_t d = dim();
+    const S a = p.drift_scale[n], s = p.noise_std[n];
+    const auto active = lanes.steps > S(n);
+    const bool keeps = t.mean != nullptr && n + 1 >= lanes.first;
+
+    Mixture mixture(p.mixture, scratch);
+    mixture.prepare(t.x, z);  // H (-z) = -(H z): the sign enters below
+    constexpr int chunk = D > 0 ? D : Mixture::kChunk;
+    V score[chunk], product[chunk], rate[chunk];
+#pragma GCC unroll 1
+    for (int64_t j0 = 0; j0 < d; j0 += chunk) {
+      const int64_t j1 = std::min<int64_t>(j0 + chunk, d);
+      const bool first = kTarget && n == 0;
+      mixture.moments(t.x, z, j0, j1, score, product, first ? rate : nullptr);
+      if (first) keep_rate(t, rate, j0, j1);
+#pragma GCC unroll 4
+      for (int64_t j = j0; j < (D > 0 ? D : j1); j += 4) {
+        V four[4];
+        if constexpr (!kTarget) normals(lanes, n, j, four);
+#pragma GCC unroll 4
+        for (int64_t i = 0; i < 4; ++i) {
+          if (j + i >= (D > 0 ? D : j1)) break;
+          const V noise = kTarget ? V(z[j + i] * sign) : four[i];
+          const V x = t.x[j + i];
+          const V mean = fma(splat<V>(a), score[j - j0 + i], x);
+          const V next = fma(splat<V>(s), noise, mean);
+          t.x[j + i] = masked ? select(active, next, x) : next;
+          if (keeps) {
+            const auto last = lanes.steps == S(n + 1);
+            t.mean[j + i] = select(last, mean, t.mean[j + i]);
+            t.noise[j + i] = select(last, noise, t.noise[j + i]);
+          }
+          if constexpr (kTarget) {
+            const int64_t r = kind == Covariance::spherical ? 0 : j + i;
+            const V v = t.v[r], c = S(1) - a * t.rate[r];
+            const V own = s - c * (S(1) - c) * v * (S(1) / s);
+            const V h = c * t.h[j + i] + own * noise - c * v * (a / s * sign) * product[j - j0 + i];
+            t.h[j + i] = masked ? select(active, h, t.h[j + i]) : h;
+            if (kind != Covariance::spherical) advance<masked>(active, t.v[r], c, s);
+          }
+        }
+      }
+    }
+    if constexpr (kTarget && kind == Covariance::spherical) {
+      advance<masked>(active, t.v[0], V(S(1) - a * t.rate[0]), s);
+    }
+  }
+
+  template <bool masked, typename M>
+  FASTNDSM_HD void advance(M active, V& v, V c, S s) const {
+    const V next = c * c * v + s * s;
+    v = masked ? select(active, next, v) : next;
+  }
+
+  FASTNDSM_HD void keep_rate(TileState<V>& t, const V* rate, int64_t j0, int64_t j1) const {
+    if constexpr (kind == Covariance::spherical) {
+      t.rate[0] = rate[0];
+    } else {
+      for (int64_t j = j0; j < j1; ++j) t.rate[j] = rate[j - j0];
+    }
+  }
+};
+
+}  // namespace fastndsm

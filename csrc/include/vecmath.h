@@ -1,0 +1,166 @@
+// Elementary functions on the short vectors of vec.h, in float and in double.
+//
+//   exp2(x), exp(x)                     every x; results below the smallest normal number may be flushed to 0
+//   log(x)                              x > 0 and normal
+//   sincos_turns(v, sin, cos)           of the angle 2 pi v 2^-32, v a 32-bit integer: a full turn is 2^32
+//   minus_two_log_uniform(w)            -2 ln u with u = (w + 1/2) 2^-32, w a 32-bit word
+//
+// Each is an exact reduction of the argument and a minimax polynomial (Remez, in relative error). All stay within 4 ulp,
+// also where the result is near zero: the angle is reduced in integers, and u near 1 is taken from its complement.
+#pragma once
+
+#include "vec.h"
+
+namespace fastndsm {
+
+namespace detail {
+
+template <typename V>
+constexpr bool kSingle = sizeof(scalar_of<V>) == 4;
+template <typename V>
+constexpr double kOneInExponentField = kSingle<V> ? 0x1p23 : 0x1p52;
+
+// c0 + c1 x + c2 x^2 + ..., by Horner's rule.
+template <typename V>
+FASTNDSM_HD V polynomial(V, double c0) {
+  return splat<V>(static_cast<scalar_of<V>>(c0));
+}
+template <typename V, typename... Rest>
+FASTNDSM_HD V polynomial(V x, double c0, Rest... rest) {
+  return fma(polynomial(x, rest...), x, splat<V>(static_cast<scalar_of<V>>(c0)));
+}
+
+template <typename V>
+FASTNDSM_HD V round_to_integer(V x) {  // |x| below 2^22 (float) or 2^51 (double)
+  using S = scalar_of<V>;
+  constexpr S magic = kSingle<V> ? S(12582912.0) : S(6755399441055744.0);  // 1.5 2^23, 1.5 2^52
+  return (x + magic) - magic;
+}
+
+// 2^r for r in [-1/2, 1/2].
+template <typename V>
+FASTNDSM_HD V exp2_reduced(V r) {
+  V p;  // (2^r - 1) / r
+  if constexpr (kSingle<V>) {
+    p = polynomial(r, 0.6931472257, 0.2402265109, 0.05550296859, 0.009618030388, 0.001341015429, 0.000154698647);
+  } else {
+    p = polynomial(r, 0.693147180559945308, 0.240226506959101339, 0.055504108664821743, 0.00961812910759305014,
+                   0.00133335581463787188, 0.000154035304584685503, 0.0000152527338678505691, 1.32154346087362901e-6,
+                   1.01780463314261824e-7, 7.07389811030893264e-9, 4.45740687566758971e-10);
+  }
+  return fma(p, r, splat<V>(1));
+}
+
+// k ln(1 + f) for f in [-1/3, 1/3].
+template <typename V>
+FASTNDSM_HD V log1p_reduced(V f, double k) {
+  if constexpr (kSingle<V>) {
+    return f * polynomial(f, k, k * -0.5, k * 0.3333326599625, k * -0.2500423773095, k * 0.200079210702,
+                          k * -0.1647232633635, k * 0.140422869838, k * -0.1512218592445, k * 0.1382033054555);
+  } else {
+    const V s = f / (f + 2.0);  // ln(1 + f) = 2 atanh(s), |s| <= 1/5
+    const V z = s * s;
+    const V p = polynomial(z, 0.33333333333333298641, 0.20000000000027990708, 0.14285714277998904283,
+                           0.11111112138624597302, 0.090908335132284785804, 0.076955372184271785861,
+                           0.065871141709711959939, 0.069193961377141842157);
+    return (2.0 * k) * fma(s * z, p, s);
+  }
+}
+
+// Splits x > 0 into m 2^e with m in [2/3, 4/3); exponent_field is e shifted left by the width of the mantissa.
+template <typename V>
+FASTNDSM_HD void split_exponent(V x, V& m, bits_of<V>& exponent_field) {
+  using I = bits_of<V>;
+  using S = scalar_of<I>;
+  constexpr int mantissa = kSingle<V> ? 23 : 52;
+  constexpr S two_thirds = static_cast<S>(kSingle<V> ? 0x3f2aaaab : 0x3fe5555555555555);
+  constexpr S exponent_bits = -(S(1) << mantissa);
+  const I bits = reinterpret<I>(x);
+  exponent_field = (bits - two_thirds) & exponent_bits;
+  m = reinterpret<V>(bits - exponent_field);
+}
+
+}  // namespace detail
+
+template <typename V>
+FASTNDSM_HD V exp2(V x) {
+  using S = scalar_of<V>;
+  x = select(x < S(detail::kSingle<V> ? -200 : -1200), splat<V>(S(detail::kSingle<V> ? -200 : -1200)), x);
+  x = select(x > S(detail::kSingle<V> ? 200 : 1200), splat<V>(S(detail::kSingle<V> ? 200 : 1200)), x);
+  const V n = detail::round_to_integer(x);
+  return scale_by_power_of_two(detail::exp2_reduced(V(x - n)), n);
+}
+
+template <typename V>
+FASTNDSM_HD V exp(V x) {
+  using S = scalar_of<V>;
+  constexpr S log2e = S(1.44269504088896340736);
+  constexpr S ln2_high = detail::kSingle<V> ? S(0.693145751953125) : S(0x1.62e42fefa3800p-1);
+  constexpr S ln2_low = detail::kSingle<V> ? S(1.4286068203094172321e-6) : S(5.4979230187083711747e-14);
+  x = select(x < S(detail::kSingle<V> ? -140 : -800), splat<V>(S(detail::kSingle<V> ? -140 : -800)), x);
+  x = select(x > S(detail::kSingle<V> ? 140 : 800), splat<V>(S(detail::kSingle<V> ? 140 : 800)), x);
+  const V n = detail::round_to_integer(V(x * log2e));
+  const V r = fma(n, splat<V>(-ln2_low), fma(n, splat<V>(-ln2_high), x));
+  return scale_by_power_of_two(detail::exp2_reduced(V(r * log2e)), n);
+}
+
+template <typename V>
+FASTNDSM_HD V log(V x) {
+  using S = scalar_of<V>;
+  V m;
+  bits_of<V> e;
+  detail::split_exponent(x, m, e);
+  constexpr S ln2 = S(0.693147180559945309417 / detail::kOneInExponentField<V>);
+  return fma(convert<V>(e), splat<V>(ln2), detail::log1p_reduced(V(m - S(1)), 1.0));
+}
+
+// V is float or double in any number of lanes; w has as many.
+template <typename V>
+FASTNDSM_HD V minus_two_log_uniform(words_of<V> w) {
+  using S = scalar_of<V>;
+  // h is u below 1/2 and u - 1 from there on, each to full relative precision.
+  const V h = fma(convert<V>(reinterpret<vec<int32_t, lanes_of<V>>>(w)), splat<V>(S(0x1p-32)), splat<V>(S(0x1p-33)));
+  const V u = select(h < S(0), V(h + S(1)), h);
+  V m;
+  bits_of<V> e;
+  detail::split_exponent(u, m, e);
+  const V f = select(e < 0, V(m - S(1)), h);  // e is 0 from u = 2/3 on
+  constexpr S minus_two_ln2 = S(-1.38629436111989061883 / detail::kOneInExponentField<V>);
+  return fma(convert<V>(e), splat<V>(minus_two_ln2), detail::log1p_reduced(f, -2.0));
+}
+
+template <typename V>
+FASTNDSM_HD void sincos_turns(words_of<V> v, V& sin, V& cos) {
+  using S = scalar_of<V>;
+  using U = vec<std::make_unsigned_t<scalar_of<bits_of<V>>>, lanes_of<V>>;
+  // v = quadrant 2^30 + rest, -2^29 <= rest < 2^29; v << 2 is 4 rest as a signed number.
+  const V angle = convert<V>(reinterpret<vec<int32_t, lanes_of<V>>>(v << 2)) * S(3.6572951981678992026e-10);  // 2 pi 2^-34
+  const V z = angle * angle;
+  V s, c;
+  if constexpr (detail::kSingle<V>) {
+    s = angle * detail::polynomial(z, 1.0, -0.166666546743, 0.00833210095313, -0.000195039631257);
+    c = detail::polynomial(z, 1.0, -0.5, 0.0416666546518, -0.00138876543845, 0.000024463837439);
+  } else {
+    s = angle * detail::polynomial(z, 1.0, -0.16666666666666632068, 0.0083333333333224245758, -0.00019841269829816985563,
+                                   2.7557313695237596212e-6, -2.5050758654857290778e-8, 1.5896828012628420585e-10);
+    c = detail::polynomial(z, 1.0, -0.5, 0.041666666666666592976, -0.0013888888888873063202,
+                           0.000024801587288854746869, -2.7557314179919878036e-7, 2.0875700900895969411e-9,
+                           -1.1358538569922633736e-11);
+  }
+  // The quadrant is in the two top bits of q: its low bit swaps, and sin is negative in 2 and 3, cos in 1 and 2.
+  U q;
+  if constexpr (detail::kSingle<V>) {
+    q = v + 0x20000000u;
+  } else {
+    q = convert<U>(v + 0x20000000u) << 32;
+  }
+  constexpr int top = static_cast<int>(sizeof(S)) * 8 - 1;
+  constexpr auto one = static_cast<scalar_of<U>>(1);
+  const auto swap = (q & (one << (top - 1))) != 0;
+  const U sin_sign = q & (one << top);
+  const U cos_sign = (q + (one << (top - 1))) & (one << top);
+  sin = reinterpret<V>(reinterpret<U>(select(swap, c, s)) ^ sin_sign);
+  cos = reinterpret<V>(reinterpret<U>(select(swap, s, c)) ^ cos_sign);
+}
+
+}  // namespace fastndsm

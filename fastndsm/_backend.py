@@ -1,0 +1,155 @@
+"""Which backend serves an op on these tensors, and why not another.
+
+A backend is a module that offers the functions of `fastndsm.reference` under the same names with the same arguments.
+`auto` takes the first of ORDER that can serve and logs once why it passed over one that was built for the device;
+a backend named outright that cannot serve raises BackendError, with the reason and the list of those that can.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import importlib
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import torch
+
+logger = logging.getLogger("fastndsm")
+
+ENVIRONMENT = "FASTNDSM_BACKEND"
+_requested: contextvars.ContextVar[str | None] = contextvars.ContextVar("fastndsm_backend", default=None)
+_logged: set[str] = set()
+
+
+class BackendError(RuntimeError):
+    """The backend asked for by name cannot serve."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where a backend's functions live, and which tensors it takes."""
+
+    name: str
+    module: str
+    devices: tuple[str, ...]  # torch device types; empty: any
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
+
+    def load(self) -> ModuleType:
+        """Import (and on first use build) the backend; raises ImportError or RuntimeError with the reason."""
+        return _load(self.module)
+
+    def unavailable(self) -> str | None:
+        """Why this backend cannot run here at all, or None."""
+        return _unavailable(self)
+
+    def refuses(self, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why this backend cannot serve `op` on such tensors, or None."""
+        if self.devices and device.type not in self.devices:
+            return f"it serves {' and '.join(self.devices)} tensors, found {device.type}"
+        if dtype not in self.dtypes:
+            return f"it computes in {', '.join(map(str, self.dtypes))}, found {dtype}"
+        reason = self.unavailable()
+        if reason is None and not hasattr(self.load(), op):
+            reason = f"it has no {op}"
+        return reason
+
+
+@lru_cache(maxsize=None)
+def _load(module: str) -> ModuleType:
+    loaded = importlib.import_module(module)
+    prepare = getattr(loaded, "prepare", None)  # builds compiled code on first use
+    if prepare is not None:
+        prepare()
+    return loaded
+
+
+@lru_cache(maxsize=None)
+def _unavailable(backend: Backend) -> str | None:
+    try:
+        if importlib.util.find_spec(backend.module) is None:
+            return "this version of fastndsm has none"
+        backend.load()
+    except (ImportError, OSError, RuntimeError) as error:
+        return str(error) or type(error).__name__
+    return None
+
+
+REFERENCE = Backend("reference", "fastndsm.reference", devices=())
+BACKENDS: dict[str, Backend] = {
+    "cuda": Backend("cuda", "fastndsm._cuda", devices=("cuda",)),
+    "triton": Backend("triton", "fastndsm.kernels.ops", devices=("cuda",)),
+    "cpp": Backend("cpp", "fastndsm._cpp", devices=("cpu",)),
+    "reference": REFERENCE,
+}
+NAMES = ("auto", *BACKENDS)
+
+
+def _check_name(name: str, where: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{where}: expected one of {', '.join(NAMES)}, found {name!r}")
+    return name
+
+
+def requested(backend: str = "auto") -> str:
+    """The name in force: the op's own argument, else `use_backend`, else FASTNDSM_BACKEND, else auto."""
+    if _check_name(backend, "backend") != "auto":
+        return backend
+    current = _requested.get()
+    if current is not None:
+        return current
+    return _check_name(os.environ.get(ENVIRONMENT) or "auto", ENVIRONMENT)
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Serve every op inside the `with` block by the backend `name`.
+
+    Args:
+        name: reference, cpp, triton, cuda or auto.
+
+    Raises:
+        ValueError: if the name is unknown. An op that the named backend cannot serve raises BackendError when called.
+    """
+    token = _requested.set(_check_name(name, "name"))
+    try:
+        yield
+    finally:
+        _requested.reset(token)
+
+
+def serving(op: str, device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Names of the backends that can serve, fastest first."""
+    return [b.name for b in BACKENDS.values() if b.refuses(op, device, dtype) is None]
+
+
+def select(op: str, backend: str, device: torch.device, dtypes: Sequence[torch.dtype]) -> Callable[..., Any]:
+    """The function that serves `op` on tensors of this device and compute dtype."""
+    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    name = requested(backend)
+    if name != "auto":
+        reason = BACKENDS[name].refuses(op, device, dtype)
+        if reason is not None:
+            can = ", ".join(serving(op, device, dtype))
+            raise BackendError(f"backend {name!r} cannot serve {op}: {reason}; these can: {can}")
+        return getattr(BACKENDS[name].load(), op)  # type: ignore[no-any-return]
+    for candidate in BACKENDS.values():
+        if candidate.devices and device.type not in candidate.devices:
+            continue
+        reason = candidate.refuses(op, device, dtype)
+        if reason is None:
+            return getattr(candidate.load(), op)  # type: ignore[no-any-return]
+        _log_once(f"backend auto: {candidate.name} passed over for {op}: {reason}")
+    raise AssertionError("the reference serves everything")
+
+
+def _log_once(message: str) -> None:
+    if message not in _logged:
+        _logged.add(message)
+        logger.info(message)

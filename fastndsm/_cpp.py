@@ -1,0 +1,137 @@
+"""The fused CPU backend: the functions of `fastndsm.reference`, served by the C++ ops in csrc/."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _jit
+from .reference import MixtureOperands
+from .reference.loss import accumulation_dtype
+
+_ops = torch.ops.fastndsm_cpp
+
+
+def prepare() -> None:
+    """Build and load the ops; raises BuildError with the reason."""
+    _jit.load()
+
+
+def philox_normal(
+    n_paths: int,
+    dim: int,
+    seed: Tensor,
+    step: Tensor,
+    stream: int,
+    first_path: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    return _ops.philox_normal(n_paths, dim, seed, step, stream, first_path, dtype)  # type: ignore[no-any-return]
+
+
+def mixture_score(x: Tensor, mixture: MixtureOperands) -> Tensor:
+    return _ops.mixture_score(x, *mixture)  # type: ignore[no-any-return]
+
+
+def mixture_log_prob(x: Tensor, mixture: MixtureOperands) -> Tensor:
+    return _ops.mixture_log_prob(x, *mixture)  # type: ignore[no-any-return]
+
+
+def mixture_hvp(x: Tensor, v: Tensor, mixture: MixtureOperands) -> Tensor:
+    return _ops.mixture_hvp(x, v, *mixture)  # type: ignore[no-any-return]
+
+
+def mixture_sample(
+    n: int,
+    cumulative_weights: Tensor,
+    means: Tensor,
+    factors: Tensor,
+    covariance_type: str,
+    seed: Tensor,
+    first_path: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    out: Tensor = _ops.mixture_sample(n, cumulative_weights, means, factors, covariance_type, seed, first_path)
+    return out.to(dtype)
+
+
+def simulate(
+    x0: Tensor,
+    steps: Tensor,
+    drift_scale: Tensor,
+    noise_std: Tensor,
+    mixture: MixtureOperands,
+    seed: Tensor,
+    first_path: int,
+) -> Tensor:
+    out = _ops.simulate(x0, steps, drift_scale, noise_std, *mixture, seed, first_path)
+    return out  # type: ignore[no-any-return]
+
+
+def simulate_transition(
+    x0: Tensor,
+    steps: Tensor,
+    drift_scale: Tensor,
+    noise_std: Tensor,
+    mixture: MixtureOperands,
+    seed: Tensor,
+    first_path: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    out = _ops.simulate_transition(x0, steps, drift_scale, noise_std, *mixture, seed, first_path)
+    return out  # type: ignore[no-any-return]
+
+
+def simulate_target(
+    x0: Tensor,
+    steps: Tensor,
+    drift_scale: Tensor,
+    noise_std: Tensor,
+    mixture: MixtureOperands,
+    seed: Tensor,
+    first_path: int,
+    antithetic: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    out = _ops.simulate_target(x0, steps, drift_scale, noise_std, *mixture, seed, first_path, antithetic)
+    return out  # type: ignore[no-any-return]
+
+
+def reverse_step(
+    y: Tensor,
+    score: Tensor,
+    step: Tensor,
+    drift_scale: Tensor,
+    noise_std: Tensor,
+    mixture: MixtureOperands,
+    seed: Tensor,
+    first_path: int,
+    method: str,
+) -> Tensor:
+    out = _ops.reverse_step(y, score, step, drift_scale, noise_std, *mixture, seed, first_path, method)
+    return out  # type: ignore[no-any-return]
+
+
+def ndsm_loss(scores: Tensor, noise: Tensor, std: Tensor, estimator: str, antithetic: bool) -> Tensor:
+    dtype = accumulation_dtype(scores, noise)
+    out = _ops.ndsm_loss(scores.to(dtype), noise.to(dtype), std.to(dtype), estimator, antithetic)
+    return out  # type: ignore[no-any-return]
+
+
+def ndsm_loss_backward(
+    grad: Tensor, scores: Tensor, noise: Tensor, std: Tensor, estimator: str, antithetic: bool
+) -> Tensor:
+    dtype = accumulation_dtype(scores, noise)
+    parts = (t.to(dtype) for t in (grad, scores, noise, std))
+    out: Tensor = _ops.ndsm_loss_backward(*parts, estimator, antithetic)
+    return out.to(scores.dtype)
+
+
+def dsm_loss(score: Tensor, target: Tensor) -> Tensor:
+    dtype = accumulation_dtype(score, target)
+    return _ops.dsm_loss(score.to(dtype), target.to(dtype))  # type: ignore[no-any-return]
+
+
+def dsm_loss_backward(grad: Tensor, score: Tensor, target: Tensor) -> Tensor:
+    dtype = accumulation_dtype(score, target)
+    out: Tensor = _ops.dsm_loss_backward(*(t.to(dtype) for t in (grad, score, target)))
+    return out.to(score.dtype)

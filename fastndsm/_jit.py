@@ -1,0 +1,276 @@
+"""Builds csrc/ on first use, never at import, and loads it: the ops ``torch.ops.fastndsm_cpp``.
+
+The library lies in a private directory of the user's cache, under a key that hashes all it was made from:
+sources, flags, compiler, instruction set of the machine, torch and ABI. One process builds, under a lock that
+the operating system drops when its holder dies; it builds in a directory of its own and renames that at the
+end, so that what bears a key is whole.
+
+Environment: ``FASTNDSM_CACHE_DIR`` (default ``$XDG_CACHE_HOME/fastndsm`` or ``~/.cache/fastndsm``), ``CXX``,
+``MAX_JOBS`` and ``FASTNDSM_DISABLE_JIT=1``, which turns compiled code off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shlex
+import shutil
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ._jit_cache import (
+    BuildError,
+    default_cache_dir,
+    flush,
+    is_built,
+    locked,
+    make_private,
+    remove_leftovers,
+)
+from ._jit_toolchain import Compiler, bundled_openmp, command_line, escape, find_compiler, run_ninja
+
+logger = logging.getLogger("fastndsm")
+
+COMPILE_FLAGS = (
+    "-std=c++20",
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-fPIC",
+    "-fvisibility=hidden",
+)
+LINK_FLAGS = ("-Wl,--no-undefined",)
+LOG_TAIL_LINES = 30
+
+
+@dataclass(frozen=True)
+class Builder:
+    """A shared library to be built once for each user, machine and content.
+
+    Args:
+        name: the library's file is `lib<name>.so`.
+        sources: C++ files to compile.
+        headers: files they include, hashed with them.
+        compile_flags, link_flags: added to what torch needs.
+        cache_dir: the cache; by default that of the environment.
+    """
+
+    name: str
+    sources: tuple[Path, ...]
+    headers: tuple[Path, ...] = ()
+    compile_flags: tuple[str, ...] = COMPILE_FLAGS
+    link_flags: tuple[str, ...] = LINK_FLAGS
+    cache_dir: Path | None = None
+
+    @property
+    def root(self) -> Path:
+        return self.cache_dir if self.cache_dir is not None else default_cache_dir()
+
+    def key(self, compiler: Compiler) -> str:
+        """Hash of everything the library depends on; it names the library's directory in the cache."""
+        digest = hashlib.sha256()
+        identity = {
+            "name": self.name,
+            "fastndsm": _version(),
+            "flags": [self.compile_flags, self.link_flags],
+            "compiler": [compiler.command, compiler.version, compiler.target],
+            "torch": [torch.__version__, torch.version.git_version, torch.compiled_with_cxx11_abi()],
+            "openmp": [path.name for path in bundled_openmp()],
+            "platform": [platform.system(), platform.machine(), platform.libc_ver()],
+        }
+        digest.update(json.dumps(identity, sort_keys=True).encode())
+        for path in (*self.sources, *self.headers):
+            digest.update(f"\0{path.parent.name}/{path.name}\0".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()[:32]
+
+    def library(self, compiler: Compiler) -> Path:
+        return self.root / self.key(compiler) / f"lib{self.name}.so"
+
+    def build(self, verbose: bool = False) -> Path:
+        """The path of the library, which is built first where the cache does not have it.
+
+        Raises:
+            BuildError: compiled code is turned off, there is no compiler, the cache cannot be used or is not
+                safe, or compilation failed.
+        """
+        require_enabled()
+        compiler = find_compiler(self.compile_flags)
+        make_private(self.root)
+        library = self.library(compiler)
+        if is_built(library):
+            return library
+        with locked(self.root, self.name):
+            if not is_built(library):
+                remove_leftovers(self.root, library.parent)
+                self._build_into(library, compiler, verbose)
+        return library
+
+    def _build_into(self, library: Path, compiler: Compiler, verbose: bool) -> None:
+        logger.warning("building %s (once; it may take a minute) into %s", self.name, library.parent)
+        try:
+            work = Path(tempfile.mkdtemp(prefix="building-", dir=self.root))
+        except OSError as error:
+            raise BuildError(f"the cache directory {self.root} cannot be written to: {error}") from error
+        try:
+            (work / "build.ninja").write_text(self._ninja_file(compiler))
+            output, returncode = run_ninja(work, verbose)
+            if returncode != 0 or not (work / library.name).is_file():
+                log = library.parent.with_suffix(".log")
+                log.write_text(output)
+                tail = "\n".join(output.splitlines()[-LOG_TAIL_LINES:])
+                command = shlex.join(compiler.command)
+                raise BuildError(f"{command} could not build {self.name}; full output in {log}:\n{tail}")
+            (work / "build.log").write_text(output)
+            for unneeded in work.glob("*.o"):
+                unneeded.unlink()
+            flush(work / library.name)
+            flush(work)
+            os.rename(work, library.parent)
+            flush(self.root)
+        except OSError as error:
+            raise BuildError(f"building {self.name} in {self.root} failed: {error}") from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _ninja_file(self, compiler: Compiler) -> str:
+        from torch.utils import cpp_extension
+
+        openmp = bundled_openmp()
+        compile_flags = [
+            *self.compile_flags,
+            f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+            # clang's OpenMP would be a second runtime beside torch's; without, loops run on one thread
+            *([] if compiler.is_clang else ["-fopenmp"]),
+            *(f"-isystem{path}" for path in cpp_extension.include_paths()),
+        ]
+        link_flags = [
+            "-shared",
+            *self.link_flags,
+            *(f"-L{path}" for path in cpp_extension.library_paths()),
+            "-ltorch",
+            "-ltorch_cpu",
+            "-lc10",
+            *([] if compiler.is_clang else [str(path) for path in openmp] or ["-fopenmp"]),
+        ]
+        objects = [f"{i}_{path.stem}.o" for i, path in enumerate(self.sources)]
+        rules = [
+            "ninja_required_version = 1.5",
+            "rule compile",
+            f"  command = {command_line([*compiler.command, *compile_flags])} -c $in -o $out",
+            "rule link",
+            f"  command = {command_line(compiler.command)} $in -o $out {command_line(link_flags)}",
+            *(
+                f"build {escape(o)}: compile {escape(str(s))}"
+                for o, s in zip(objects, self.sources, strict=True)
+            ),
+            f"build {escape(f'lib{self.name}.so')}: link {' '.join(map(escape, objects))}",
+        ]
+        return "\n".join(rules) + "\n"
+
+
+def csrc_builder() -> Builder:
+    """The builder of the library's own kernels."""
+    here = Path(__file__).resolve().parent
+    for csrc in (here / "csrc", here.parent / "csrc"):  # installed; in a source checkout
+        if (csrc / "cpu").is_dir():
+            headers = sorted([*csrc.glob("include/*.h"), *csrc.glob("cpu/*.h")])
+            return Builder("fastndsm_cpp", tuple(sorted(csrc.glob("cpu/*.cpp"))), tuple(headers))
+    raise BuildError(
+        f"the C++ sources are missing: neither {here / 'csrc'} nor {here.parent / 'csrc'} holds them"
+    )
+
+
+_load_lock = threading.Lock()
+_loaded: Path | None = None
+_failure: tuple[object, BuildError] | None = None
+
+
+def load() -> None:
+    """Makes the ops `torch.ops.fastndsm_cpp` available, building them first if need be.
+
+    A failure is kept, and raised again without another attempt until the environment changes.
+
+    Raises:
+        BuildError: as `Builder.build`, or the library cannot be loaded.
+    """
+    global _loaded, _failure
+    require_enabled()
+    with _load_lock:
+        if _loaded is not None:
+            return
+        circumstances = (default_cache_dir(), os.environ.get("CXX"), os.environ.get("PATH"))
+        if _failure is not None and _failure[0] == circumstances:
+            raise BuildError(str(_failure[1])) from _failure[1]
+        try:
+            library = build()
+            try:
+                torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
+            except OSError as error:
+                raise BuildError(f"{library} cannot be loaded: {error.__cause__ or error}") from error
+        except BuildError as error:
+            _failure = (circumstances, error)
+            raise
+        _loaded = library
+
+
+def build(verbose: bool = False) -> Path:
+    """Builds the kernels if the cache does not have them; returns the library's path. Raises BuildError."""
+    return csrc_builder().build(verbose)
+
+
+def status() -> dict[str, Any]:
+    """What `fastndsm doctor` tells: builds nothing, raises nothing.
+
+    Keys: available, reason (why not, or None), loaded, built, library, cache_dir, key, compiler,
+    compiler_version, flags and, once the library is loaded, vector_isa; what cannot be known is None.
+    """
+    report: dict[str, Any] = dict.fromkeys(
+        ("reason", "library", "key", "compiler", "compiler_version", "vector_isa")
+    )
+    report |= {"loaded": _loaded is not None, "built": False, "cache_dir": str(default_cache_dir())}
+    report["flags"] = list(COMPILE_FLAGS)
+    if _loaded is not None:
+        report["vector_isa"] = torch.ops.fastndsm_cpp.vector_isa()
+    try:
+        builder = csrc_builder()
+        compiler = find_compiler(builder.compile_flags)
+        library = builder.library(compiler)
+        report |= {"compiler": shlex.join(compiler.command), "compiler_version": compiler.version}
+        report |= {"key": library.parent.name, "library": str(library)}
+        require_enabled()
+        make_private(builder.root)
+        report["built"] = is_built(library)
+        if not report["built"] and not os.access(builder.root, os.W_OK):
+            raise BuildError(f"the cache directory {builder.root} cannot be written to")
+        if _failure is not None and not report["built"]:
+            raise _failure[1]
+    except (BuildError, OSError) as error:
+        report["reason"] = str(error)
+    report["available"] = report["reason"] is None
+    return report
+
+
+def require_enabled() -> None:
+    if os.environ.get("FASTNDSM_DISABLE_JIT", "0") not in ("", "0"):
+        raise BuildError("compiled code is turned off by FASTNDSM_DISABLE_JIT")
+    if platform.system() != "Linux":
+        raise BuildError(f"the C++ kernels are built on Linux only, found {platform.system()}")
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("fastndsm")
+    except importlib.metadata.PackageNotFoundError:
+        return "source"

@@ -1,0 +1,111 @@
+"""The private directory that compiled code is kept in, and the lock under which it is built."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+logger = logging.getLogger("fastndsm")
+
+WAIT_SECONDS = 1800.0
+
+
+class BuildError(RuntimeError):
+    """The compiled kernels cannot be had; the message says why."""
+
+
+def default_cache_dir() -> Path:
+    if named := os.environ.get("FASTNDSM_CACHE_DIR"):
+        return Path(os.path.abspath(os.path.expanduser(named)))
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")).absolute() / "fastndsm"
+
+
+def make_private(directory: Path) -> None:
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
+    except OSError as error:
+        raise BuildError(f"the cache directory {directory} cannot be made: {error}") from error
+    require_private(directory)
+
+
+def require_private(directory: Path) -> None:
+    try:
+        info = os.lstat(directory)
+    except OSError as error:
+        raise BuildError(f"the cache directory {directory} cannot be read: {error}") from error
+    if stat.S_ISLNK(info.st_mode):
+        raise BuildError(f"the cache directory {directory} is refused: it is a symbolic link")
+    if not stat.S_ISDIR(info.st_mode):
+        raise BuildError(f"the cache directory {directory} is refused: it is not a directory")
+    if info.st_uid != os.geteuid():
+        raise BuildError(
+            f"the cache directory {directory} is refused: expected owner {os.geteuid()}, found {info.st_uid}"
+        )
+    if info.st_mode & 0o022:
+        raise BuildError(
+            f"the cache directory {directory} is refused: others may write to it "
+            f"(mode {stat.S_IMODE(info.st_mode):o}); chmod 700 it, or set FASTNDSM_CACHE_DIR"
+        )
+
+
+def is_built(library: Path) -> bool:
+    if not os.path.lexists(library.parent):
+        return False
+    require_private(library.parent)
+    return library.is_file() and not library.is_symlink()
+
+
+@contextlib.contextmanager
+def locked(root: Path, name: str) -> Iterator[None]:
+    """Holds the cache's lock. It is the system's, tied to an open file: it never outlives its process."""
+    import fcntl
+
+    try:
+        lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise BuildError(f"the cache directory {root} cannot be written to: {error}") from error
+    try:
+        deadline, told = time.monotonic() + WAIT_SECONDS, False
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told:
+                    logger.warning("waiting for another process, which is building %s in %s", name, root)
+                    told = True
+                if time.monotonic() > deadline:
+                    raise BuildError(
+                        f"another process has held {root / 'lock'} for {WAIT_SECONDS:.0f} s"
+                    ) from None
+                time.sleep(0.1)
+            except OSError as error:
+                raise BuildError(f"{root / 'lock'} cannot be locked: {error}") from error
+        try:
+            yield
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)
+    finally:
+        os.close(lock)
+
+
+def remove_leftovers(root: Path, entry: Path) -> None:
+    """Under the lock nobody else builds: whatever is unfinished was left by a builder that died."""
+    for path in [*root.glob("building-*"), entry]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

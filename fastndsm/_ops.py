@@ -1,0 +1,471 @@
+"""The ops of the library: schemas, fake kernels, implementations and autograd, all in one place.
+
+An op is opaque to the compiler; inside it `_backend` picks who serves it, at run time. Autograd is registered outside.
+Where a gradient has no closed form among the ops, it re-runs the reference under autograd; so do all higher derivatives.
+A mixture travels as (means, precisions, log_scale, covariance_type), see
+`reference.MixtureOperands`; a seed as a 0-d int64 tensor, so that a new one never recompiles a graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _backend, reference
+from .reference import MixtureOperands
+
+MIXTURE = "Tensor means, Tensor precisions, Tensor log_scale, str covariance_type"
+PROCESS = f"Tensor drift_scale, Tensor noise_std, {MIXTURE}"
+PATHS = "Tensor seed, SymInt first_path"
+SCHEMAS = {
+    "philox_normal": f"(SymInt n_paths, SymInt dim, Tensor seed, Tensor step, int stream, SymInt first_path, "
+    f"ScalarType dtype, Device device, str backend) -> Tensor",
+    "mixture_score": f"(Tensor x, {MIXTURE}, str backend) -> Tensor",
+    "mixture_log_prob": f"(Tensor x, {MIXTURE}, str backend) -> Tensor",
+    "mixture_hvp": f"(Tensor x, Tensor v, {MIXTURE}, str backend) -> Tensor",
+    "mixture_hvp_backward": f"(Tensor grad, Tensor x, Tensor v, {MIXTURE}) -> Tensor",
+    "mixture_sample": "(SymInt n, Tensor cumulative_weights, Tensor means, Tensor factors, str covariance_type, "
+    f"{PATHS}, ScalarType dtype, str backend) -> Tensor",
+    "simulate": f"(Tensor x0, Tensor steps, {PROCESS}, {PATHS}, str backend) -> Tensor",
+    "simulate_backward": f"(Tensor grad, Tensor x0, Tensor steps, {PROCESS}, {PATHS}) -> Tensor",
+    "simulate_transition": f"(Tensor x0, Tensor steps, {PROCESS}, {PATHS}, str backend) -> (Tensor, Tensor, Tensor)",
+    "simulate_target": f"(Tensor x0, Tensor steps, {PROCESS}, {PATHS}, bool antithetic, str backend) "
+    "-> (Tensor, Tensor, Tensor)",
+    "simulate_target_backward": "(Tensor grad_x, Tensor grad_target, Tensor grad_variance, Tensor x0, Tensor steps, "
+    f"{PROCESS}, {PATHS}, bool antithetic) -> Tensor",
+    "ndsm_loss": "(Tensor scores, Tensor noise, Tensor std, str estimator, bool antithetic, str backend) -> Tensor",
+    "ndsm_loss_backward": "(Tensor grad, Tensor scores, Tensor noise, Tensor std, str estimator, bool antithetic, "
+    "str backend) -> Tensor",
+    "dsm_loss": "(Tensor score, Tensor target, str backend) -> Tensor",
+    "dsm_loss_backward": "(Tensor grad, Tensor score, Tensor target, str backend) -> Tensor",
+    "reverse_step": f"(Tensor y, Tensor score, Tensor step, {PROCESS}, {PATHS}, str method, str backend) -> Tensor",
+}
+
+library = torch.library.Library("fastndsm", "DEF")
+for _name, _schema in SCHEMAS.items():
+    library.define(_name + _schema)
+_implementations: dict[str, Callable[..., Any]] = {}
+
+
+class _Ops:
+    """torch.ops.fastndsm; the plain reference under torch.func and forward-mode derivatives, which do not see into an op."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if not torch.compiler.is_compiling() and _transforming():
+            return lambda *arguments: _implementations[name](*arguments[:-1], "reference")
+        return getattr(torch.ops.fastndsm, name)  # type: ignore[no-any-return]
+
+
+ops = _Ops()
+
+
+def _transforming() -> bool:
+    """Inside a torch.func transform, or a forward-mode AD level."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+def _implement(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        library.impl(name, function, "CompositeExplicitAutograd")
+        _implementations[name] = function
+        return function
+
+    return register
+
+
+def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return torch.library.register_fake(f"fastndsm::{name}", lib=library)
+
+
+def _autograd(name: str, backward: Callable[..., Any], setup: Callable[..., Any]) -> None:
+    torch.library.register_autograd(f"fastndsm::{name}", backward, setup_context=setup, lib=library)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 computes in float64, everything else in float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _upcast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    dtype = compute_dtype(tensors[0].dtype)
+    return tuple(t.to(dtype) for t in tensors)
+
+
+def _new(like: Tensor, *shape: Any) -> Tensor:
+    return like.new_empty(shape)
+
+
+def _none(count: int) -> tuple[None, ...]:
+    return (None,) * count
+
+
+def _save_all(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    ctx.layout = [None if isinstance(a, Tensor) else (a,) for a in inputs]
+    ctx.save_for_backward(*(a for a in inputs if isinstance(a, Tensor)))
+
+
+def _arguments(ctx):  # type: ignore[no-untyped-def]
+    tensors = iter(ctx.saved_tensors)
+    return [next(tensors) if other is None else other[0] for other in ctx.layout]
+
+
+@contextlib.contextmanager
+def _recording() -> Iterator[None]:
+    """Autograd records, also inside an op, where the dispatcher may have switched it off."""
+    keys = torch._C.DispatchKey
+    exclude = torch._C._dispatch_tls_local_exclude_set()
+    for key in (keys.AutogradFunctionality, keys.AutogradOther, keys.AutogradNestedTensor, keys.ADInplaceOrView):
+        exclude = exclude.remove(key)
+    guard = torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), exclude)
+    with torch.inference_mode(False), guard, torch.enable_grad():
+        yield
+
+
+def _reference_autograd(name: str, function: Callable[..., Tensor], differentiable: int) -> None:
+    """Derivatives of the op `name` in its first `differentiable` arguments, by autograd through its reference `function`."""
+
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        arguments = _arguments(ctx)
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            points = [
+                a.view_as(a) if create_graph and a.requires_grad else a.detach().requires_grad_()
+                for a in arguments[:differentiable]
+            ]
+            output = function(*points, *arguments[differentiable:])
+            grads = torch.autograd.grad(output, points, grad, create_graph=create_graph, materialize_grads=True)
+        return *grads, *_none(len(arguments) - differentiable)
+
+    _autograd(name, backward, _save_all)
+
+
+def _gradient_op(name: str, n_grads: int, differentiable: int, rerun: Callable[..., Any]) -> None:
+    """The op (*grads, x, *rest) -> gradient in x of sum <grad, rerun(x, *rest)>, by autograd through the reference."""
+
+    def gradient(arguments: Sequence[Any], create_graph: bool) -> Tensor:
+        grads, x, rest = arguments[:n_grads], arguments[n_grads], arguments[n_grads + 1 :]
+        outputs = rerun(x, *rest)
+        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+        pairs = [(o, g.to(o.dtype)) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
+        return torch.autograd.grad(
+            [o for o, _ in pairs], x, [g for _, g in pairs], create_graph=create_graph, materialize_grads=True
+        )[0]
+
+    @_implement(name)
+    def _(*arguments):  # type: ignore[no-untyped-def]
+        with _recording():
+            x = arguments[n_grads].detach().clone().requires_grad_()
+            return gradient([*arguments[:n_grads], x, *arguments[n_grads + 1 :]], create_graph=False).detach()
+
+    @_fake(name)
+    def _(*arguments):  # type: ignore[no-untyped-def]
+        return _new(arguments[n_grads], *arguments[n_grads].shape)
+
+    _reference_autograd(name, lambda *arguments: gradient(arguments, create_graph=True), differentiable)
+
+
+# --- noise -------------------------------------------------------------------------------------------------------
+
+
+@_implement("philox_normal")
+def _(n_paths, dim, seed, step, stream, first_path, dtype, device, backend):  # type: ignore[no-untyped-def]
+    serve = _backend.select("philox_normal", backend, device, [dtype])
+    compute = compute_dtype(dtype)
+    return serve(n_paths, dim, seed, step, stream, first_path, compute, device).to(dtype)
+
+
+@_fake("philox_normal")
+def _(n_paths, dim, seed, step, stream, first_path, dtype, device, backend):  # type: ignore[no-untyped-def]
+    return torch.empty((n_paths, dim), dtype=dtype, device=device)
+
+
+# --- mixture -----------------------------------------------------------------------------------------------------
+
+
+def _mixture_op(name: str) -> None:
+    @_implement(name)
+    def _(*arguments):  # type: ignore[no-untyped-def]
+        *points, means, precisions, log_scale, covariance_type, backend = arguments
+        x = points[0]
+        serve = _backend.select(name, backend, x.device, [x.dtype])
+        mixture = MixtureOperands(*_upcast(x, means, precisions, log_scale)[1:], covariance_type)
+        return serve(*_upcast(*points), mixture).to(x.dtype)
+
+    @_fake(name)
+    def _(*arguments):  # type: ignore[no-untyped-def]
+        x = arguments[0]
+        return _new(x, x.shape[0]) if name == "mixture_log_prob" else _new(x, *x.shape)
+
+
+for _name in ("mixture_score", "mixture_log_prob", "mixture_hvp"):
+    _mixture_op(_name)
+
+
+def _save_mixture(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    *tensors, ctx.covariance_type, backend = inputs
+    ctx.backend = _backend.requested(backend)
+    ctx.save_for_backward(*tensors)
+
+
+def _score_backward(ctx, grad):  # type: ignore[no-untyped-def]
+    x, *mixture = ctx.saved_tensors  # the hessian is symmetric
+    return ops.mixture_hvp(x, grad.contiguous(), *mixture, ctx.covariance_type, ctx.backend), *_none(5)
+
+
+def _log_prob_backward(ctx, grad):  # type: ignore[no-untyped-def]
+    x, *mixture = ctx.saved_tensors
+    return grad[:, None] * ops.mixture_score(x, *mixture, ctx.covariance_type, ctx.backend), *_none(5)
+
+
+def _hvp_backward(ctx, grad):  # type: ignore[no-untyped-def]
+    x, v, *mixture = ctx.saved_tensors
+    grad = grad.contiguous()
+    grad_x = ops.mixture_hvp_backward(grad, x, v, *mixture, ctx.covariance_type)
+    return grad_x, ops.mixture_hvp(x, grad, *mixture, ctx.covariance_type, ctx.backend), *_none(5)
+
+
+def _rerun_hvp(x, v, means, precisions, log_scale, covariance_type):  # type: ignore[no-untyped-def]
+    x, v, *parts = _upcast(x, v, means, precisions, log_scale)
+    return reference.mixture_hvp(x, v, MixtureOperands(*parts, covariance_type))
+
+
+_gradient_op("mixture_hvp_backward", 1, 3, _rerun_hvp)
+_autograd("mixture_score", _score_backward, _save_mixture)
+_autograd("mixture_log_prob", _log_prob_backward, _save_mixture)
+_autograd("mixture_hvp", _hvp_backward, _save_mixture)
+
+
+@_implement("mixture_sample")
+def _(n, cumulative_weights, means, factors, covariance_type, seed, first_path, dtype, backend):  # type: ignore[no-untyped-def]
+    serve = _backend.select("mixture_sample", backend, means.device, [means.dtype])
+    return serve(n, cumulative_weights, means, factors, covariance_type, seed, first_path, dtype)
+
+
+@_fake("mixture_sample")
+def _(n, cumulative_weights, means, factors, covariance_type, seed, first_path, dtype, backend):  # type: ignore[no-untyped-def]
+    return means.new_empty((n, means.shape[1]), dtype=dtype)
+
+
+# --- simulation --------------------------------------------------------------------------------------------------
+
+
+def _process(x, drift_scale, noise_std, means, precisions, log_scale, covariance_type):  # type: ignore[no-untyped-def]
+    drift_scale, noise_std, *parts = _upcast(x, drift_scale, noise_std, means, precisions, log_scale)[1:]
+    return drift_scale, noise_std, MixtureOperands(*parts, covariance_type)
+
+
+def _simulate_op(name: str) -> None:
+    @_implement(name)
+    def _(x0, steps, *arguments):  # type: ignore[no-untyped-def]
+        *process, seed, first_path, backend = arguments
+        serve = _backend.select(name, backend, x0.device, [x0.dtype])
+        out = serve(*_upcast(x0), steps, *_process(x0, *process), seed, first_path)
+        return out.to(x0.dtype) if isinstance(out, Tensor) else tuple(o.to(x0.dtype) for o in out)
+
+    @_fake(name)
+    def _(x0, *rest):  # type: ignore[no-untyped-def]
+        out = tuple(_new(x0, *x0.shape) for _ in range(3))
+        return out[0] if name == "simulate" else out
+
+
+for _name in ("simulate", "simulate_transition"):
+    _simulate_op(_name)
+
+
+def _save_simulation(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    """Everything but the backend: the backward ops re-run the reference."""
+    _save_all(ctx, inputs[:-1], output)
+    if isinstance(output, tuple) and len(inputs) == 11:  # simulate_transition: the noise does not depend on x0
+        ctx.mark_non_differentiable(output[2])
+
+
+def _simulate_backward(ctx, grad):  # type: ignore[no-untyped-def]
+    return ops.simulate_backward(grad.contiguous(), *_arguments(ctx)), *_none(10)
+
+
+def _transition_backward(ctx, grad_x, grad_mean, _grad_noise):  # type: ignore[no-untyped-def]
+    # x - mean is noise, which does not depend on x0
+    return ops.simulate_backward((grad_x + grad_mean).contiguous(), *_arguments(ctx)), *_none(10)
+
+
+_autograd("simulate", _simulate_backward, _save_simulation)
+_autograd("simulate_transition", _transition_backward, _save_simulation)
+
+
+def _rerun_simulate(x0, steps, *arguments):  # type: ignore[no-untyped-def]
+    *process, seed, first_path = arguments
+    return reference.simulate(*_upcast(x0), steps, *_process(x0, *process), seed, first_path)
+
+
+_gradient_op("simulate_backward", 1, 2, _rerun_simulate)
+
+
+@_implement("simulate_target")
+def _(x0, steps, *arguments):  # type: ignore[no-untyped-def]
+    *process, seed, first_path, antithetic, backend = arguments
+    serve = _backend.select("simulate_target", backend, x0.device, [x0.dtype])
+    out = serve(*_upcast(x0), steps, *_process(x0, *process), seed, first_path, antithetic)
+    return tuple(o.to(x0.dtype) for o in out)
+
+
+@_fake("simulate_target")
+def _(x0, steps, drift_scale, noise_std, means, precisions, log_scale, covariance_type, *rest):  # type: ignore[no-untyped-def]
+    _, _, antithetic, _ = rest
+    rows = x0.shape[0] * (2 if antithetic else 1)
+    width = 1 if covariance_type == "spherical" else x0.shape[1]
+    return _new(x0, rows, x0.shape[1]), _new(x0, rows, x0.shape[1]), _new(x0, rows, width)
+
+
+def _target_backward(ctx, *grads):  # type: ignore[no-untyped-def]
+    return ops.simulate_target_backward(*(g.contiguous() for g in grads), *_arguments(ctx)), *_none(11)
+
+
+_autograd("simulate_target", _target_backward, _save_simulation)
+
+
+def _rerun_target(x0, steps, *arguments):  # type: ignore[no-untyped-def]
+    *process, seed, first_path, antithetic = arguments
+    return reference.simulate_target(*_upcast(x0), steps, *_process(x0, *process), seed, first_path, antithetic)
+
+
+_gradient_op("simulate_target_backward", 3, 4, _rerun_target)
+
+
+# --- losses ------------------------------------------------------------------------------------------------------
+
+
+def _serve_loss(name: str, backend: str, tensors: Sequence[Tensor], *arguments: Any) -> Tensor:
+    serve = _backend.select(name, backend, tensors[0].device, [t.dtype for t in tensors])
+    return serve(*tensors, *arguments)  # type: ignore[no-any-return]
+
+
+def _loss_dtype(*tensors: Tensor) -> torch.dtype:
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+@_implement("ndsm_loss")
+def _(scores, noise, std, estimator, antithetic, backend):  # type: ignore[no-untyped-def]
+    return _serve_loss("ndsm_loss", backend, (scores, noise, std), estimator, antithetic)
+
+
+@_fake("ndsm_loss")
+def _(scores, noise, std, estimator, antithetic, backend):  # type: ignore[no-untyped-def]
+    return noise.new_empty((noise.shape[0],), dtype=_loss_dtype(scores, noise))
+
+
+@_implement("ndsm_loss_backward")
+def _(grad, scores, noise, std, estimator, antithetic, backend):  # type: ignore[no-untyped-def]
+    return _serve_loss("ndsm_loss_backward", backend, (grad, scores, noise, std), estimator, antithetic)
+
+
+@_fake("ndsm_loss_backward")
+def _(grad, scores, noise, std, estimator, antithetic, backend):  # type: ignore[no-untyped-def]
+    return _new(scores, *scores.shape)
+
+
+def _save_ndsm(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    scores, noise, std, ctx.estimator, ctx.antithetic, backend = inputs
+    ctx.backend = _backend.requested(backend)
+    ctx.save_for_backward(scores, noise, std)
+
+
+def _ndsm_backward(ctx, grad):  # type: ignore[no-untyped-def]
+    arguments = ctx.estimator, ctx.antithetic, ctx.backend
+    return ops.ndsm_loss_backward(grad, *ctx.saved_tensors, *arguments), *_none(5)
+
+
+_autograd("ndsm_loss", _ndsm_backward, _save_ndsm)
+
+
+def _ndsm_gradient(grad, scores, noise, std, estimator, antithetic, backend):  # type: ignore[no-untyped-def]
+    return reference.ndsm_loss_backward(grad, scores, noise, std, estimator, antithetic)
+
+
+_reference_autograd("ndsm_loss_backward", _ndsm_gradient, 2)
+
+
+@_implement("dsm_loss")
+def _(score, target, backend):  # type: ignore[no-untyped-def]
+    return _serve_loss("dsm_loss", backend, (score, target))
+
+
+@_fake("dsm_loss")
+def _(score, target, backend):  # type: ignore[no-untyped-def]
+    return score.new_empty((score.shape[0],), dtype=_loss_dtype(score, target))
+
+
+@_implement("dsm_loss_backward")
+def _(grad, score, target, backend):  # type: ignore[no-untyped-def]
+    return _serve_loss("dsm_loss_backward", backend, (grad, score, target))
+
+
+@_fake("dsm_loss_backward")
+def _(grad, score, target, backend):  # type: ignore[no-untyped-def]
+    return _new(score, *score.shape)
+
+
+def _save_dsm(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    score, target, backend = inputs
+    ctx.backend = _backend.requested(backend)
+    ctx.save_for_backward(score, target)
+
+
+def _dsm_backward(ctx, grad):  # type: ignore[no-untyped-def]
+    score, target = ctx.saved_tensors
+    grad_score = grad_target = None
+    if ctx.needs_input_grad[0]:
+        grad_score = ops.dsm_loss_backward(grad, score, target, ctx.backend)
+    if ctx.needs_input_grad[1]:
+        grad_target = ops.dsm_loss_backward(grad, target, score, ctx.backend)
+    return grad_score, grad_target, None
+
+
+_autograd("dsm_loss", _dsm_backward, _save_dsm)
+
+
+def _dsm_gradient(grad, score, target, backend):  # type: ignore[no-untyped-def]
+    return reference.dsm_loss_backward(grad, score, target)
+
+
+_reference_autograd("dsm_loss_backward", _dsm_gradient, 3)
+
+
+# --- reverse step ------------------------------------------------------------------------------------------------
+
+
+@_implement("reverse_step")
+def _(y, score, step, *arguments):  # type: ignore[no-untyped-def]
+    *process, seed, first_path, method, backend = arguments
+    serve = _backend.select("reverse_step", backend, y.device, [y.dtype])
+    out = serve(*_upcast(y, score), step, *_process(y, *process), seed, first_path, method)
+    return out.to(y.dtype)
+
+
+@_fake("reverse_step")
+def _(y, *rest):  # type: ignore[no-untyped-def]
+    return _new(y, *y.shape)
+
+
+def _save_reverse(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    y, _, step, drift_scale, noise_std, *mixture, ctx.covariance_type, _, _, ctx.method, backend = inputs
+    ctx.backend = _backend.requested(backend)
+    ctx.save_for_backward(y, step, drift_scale, noise_std, *mixture)
+
+
+def _reverse_backward(ctx, grad):  # type: ignore[no-untyped-def]
+    y, step, drift_scale, noise_std, *mixture = ctx.saved_tensors
+    grad = grad.contiguous()
+    row = step.reshape(1)  # indexing by a 0-d tensor would synchronise, and fail in a traced graph
+    a = drift_scale.index_select(0, row).to(y)
+    weight = noise_std.index_select(0, row).to(y) ** 2 * (0.5 if ctx.method == "ode" else 1.0)
+    grad_y = grad - a * ops.mixture_hvp(y, grad, *mixture, ctx.covariance_type, ctx.backend)
+    return grad_y, weight * grad, *_none(11)
+
+
+_autograd("reverse_step", _reverse_backward, _save_reverse)

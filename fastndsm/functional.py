@@ -1,0 +1,320 @@
+"""The ops as functions: data of any event shape in, the same shape out; `backend="auto"` on each.
+
+Noise is counter-based (see `fastndsm.reference.philox`): it depends on the seed, the number of the path and the step alone,
+so a batch may be split, reordered over devices or simulated in pieces by moving `first_path`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import _checks
+from ._ops import ops
+
+if TYPE_CHECKING:
+    from .mixture import GaussianMixture
+    from .process import NoisingProcess
+
+__all__ = [
+    "dsm_loss",
+    "mixture_hvp",
+    "mixture_log_prob",
+    "mixture_sample",
+    "mixture_score",
+    "ndsm_loss",
+    "philox_normal",
+    "reverse_step",
+    "simulate",
+    "simulate_target",
+    "simulate_transition",
+]
+
+REDUCTIONS = ("mean", "sum", "none")
+METHODS = ("sde", "ode")
+
+
+def philox_normal(
+    n_paths: int,
+    dim: int,
+    *,
+    seed: int | Tensor | None,
+    step: int | Tensor = 0,
+    stream: int = 0,
+    first_path: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    backend: str = "auto",
+) -> Tensor:
+    """Standard normals [n_paths, dim] of the paths first_path, first_path + 1, ...
+
+    Args:
+        seed: 64-bit key; None draws one from PyTorch's default generator.
+        step: step in [0, 2^32), an int or int64 [n_paths].
+        stream: which use of random numbers this is, 0..255; 0 is the noising process.
+
+    Source: Philox4x32-10, Salmon et al. 2011; Box-Muller.
+    """
+    _checks.count("n_paths", n_paths)
+    _checks.count("dim", dim)
+    if dtype not in _checks.FLOATS:
+        raise TypeError(f"dtype: expected a floating point dtype, found {dtype}")
+    if not 0 <= _checks.count("stream", stream, minimum=0) < 256:
+        raise ValueError(f"stream: expected an integer in 0..255, found {stream}")
+    steps = _step_tensor("step", step, n_paths, 2**32 - 1, None if isinstance(step, Tensor) else torch.device("cpu"))
+    return ops.philox_normal(
+        n_paths,
+        dim,
+        _checks.seed(seed),
+        steps,
+        stream,
+        _checks.first_path(first_path),
+        dtype,
+        torch.device(device),
+        backend,
+    )
+
+
+def _step_tensor(name: str, step: Any, rows: int | None, maximum: int, device: torch.device | None) -> Tensor:
+    """step as int64, 0-d or [rows] (0-d alone if rows is None), in 0..maximum where checking costs no synchronisation."""
+    if isinstance(step, Tensor):
+        if step.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
+            raise TypeError(f"{name}: expected integers, found {step.dtype}")
+        if step.ndim > 1 or (step.ndim == 1 and step.shape[0] != rows):
+            expected = "one integer" if rows is None else f"an integer or shape [{rows}]"
+            raise ValueError(f"{name}: expected {expected}, found shape {tuple(step.shape)}")
+        out = step.to(device=device, dtype=torch.int64) if device is not None else step.to(torch.int64)
+        if out.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = (int(v) for v in torch.aminmax(out))
+            if low < 0 or high > maximum:
+                raise ValueError(f"{name}: expected values in 0..{maximum}, found {low}..{high}")
+        return out
+    if not torch.compiler.is_compiling():
+        if isinstance(step, bool) or not hasattr(step, "__index__"):
+            raise TypeError(f"{name}: expected an integer or an integer tensor, found {step!r}")
+        if not 0 <= step <= maximum:
+            raise ValueError(f"{name}: expected a value in 0..{maximum}, found {step}")
+    return torch.full((), step, dtype=torch.int64, device=device)
+
+
+def _mixture_arguments(name: str, x: Tensor, mixture: GaussianMixture) -> tuple[Any, ...]:
+    operands = mixture.operands(x.dtype)
+    _checks.same_device(name, x, "mixture", operands.means.device)
+    return tuple(operands)
+
+
+def mixture_score(x: Tensor, mixture: GaussianMixture, *, backend: str = "auto") -> Tensor:
+    """grad log pi(x) for x [B, ...] -> like x. Differentiable in x (by the HVP), twice."""
+    flat = _checks.batch("x", x, mixture.dim)
+    return ops.mixture_score(flat, *_mixture_arguments("x", x, mixture), backend).reshape(x.shape)
+
+
+def mixture_log_prob(x: Tensor, mixture: GaussianMixture, *, backend: str = "auto") -> Tensor:
+    """log pi(x) in nats for x [B, ...] -> [B]."""
+    flat = _checks.batch("x", x, mixture.dim)
+    return ops.mixture_log_prob(flat, *_mixture_arguments("x", x, mixture), backend)
+
+
+def mixture_hvp(x: Tensor, v: Tensor, mixture: GaussianMixture, *, backend: str = "auto") -> Tensor:
+    """Hessian of log pi at x times v, for x, v [B, ...] -> like x."""
+    flat = _checks.batch("x", x, mixture.dim)
+    direction = _checks.like("v", v, "x", x).reshape(flat.shape)
+    return ops.mixture_hvp(flat, direction, *_mixture_arguments("x", x, mixture), backend).reshape(x.shape)
+
+
+def mixture_sample(
+    n: int,
+    mixture: GaussianMixture,
+    *,
+    seed: int | Tensor | None,
+    first_path: int = 0,
+    dtype: torch.dtype | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """n exact draws [n, ...] from the mixture, in its own dtype unless another is given."""
+    _checks.count("n", n)
+    cumulative, means, factors, covariance_type = mixture.sampling_operands()
+    dtype = means.dtype if dtype is None else dtype
+    start = _checks.first_path(first_path)
+    out = ops.mixture_sample(
+        n, cumulative, means, factors, covariance_type, _checks.seed(seed), start, dtype, backend
+    )
+    return out.reshape(n, *mixture.event_shape)
+
+
+def _simulation_arguments(
+    x0: Tensor, process: NoisingProcess, steps: Any, minimum: int, seed: Any, first_path: Any
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    flat = _checks.data("x0", x0, process.dim)
+    _checks.same_device("x0", x0, "process", process.noise_std.device)
+    taken = _step_tensor("steps", process.n_steps if steps is None else steps, len(flat), process.n_steps, x0.device)
+    if minimum and not torch.compiler.is_compiling() and taken.device.type == "cpu" and int(taken.min()) < minimum:
+        raise ValueError(f"steps: expected at least {minimum}, found {int(taken.min())}")
+    return flat, taken.expand(len(flat)), _checks.seed(seed), _checks.first_path(first_path)
+
+
+def simulate(
+    x0: Tensor,
+    process: NoisingProcess,
+    steps: int | Tensor | None = None,
+    *,
+    seed: int | Tensor | None,
+    first_path: int = 0,
+    backend: str = "auto",
+) -> Tensor:
+    """x after `steps` (int or [B], 0..N; default N) Euler-Maruyama steps from x0 [B, ...] -> like x0.
+
+    Source: Kloeden and Platen, Numerical Solution of SDEs; noise of path first_path + i at step n by `philox_normal`.
+    """
+    flat, taken, key, start = _simulation_arguments(x0, process, steps, 0, seed, first_path)
+    return process._simulate(flat, taken, key, start, backend).reshape(x0.shape)
+
+
+def simulate_transition(
+    x0: Tensor,
+    process: NoisingProcess,
+    steps: int | Tensor | None = None,
+    *,
+    seed: int | Tensor | None,
+    first_path: int = 0,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x after `steps` (1..N) steps with the mean and the noise of the last one, each like x0 [B, ...]."""
+    flat, taken, key, start = _simulation_arguments(x0, process, steps, 1, seed, first_path)
+    x, mean, noise = process._simulate_transition(flat, taken, key, start, backend)
+    return x.reshape(x0.shape), mean.reshape(x0.shape), noise.reshape(x0.shape)
+
+
+def simulate_target(
+    x0: Tensor,
+    process: NoisingProcess,
+    steps: int | Tensor | None = None,
+    *,
+    seed: int | Tensor | None,
+    first_path: int = 0,
+    antithetic: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x as `simulate` gives it, the path estimator's target, and its reference variance v.
+
+    Returns:
+        x and target [B, ...], variance [B] (spherical mixtures) or like x; 2B rows if antithetic, the B paths driven by
+        z first, then those driven by -z. E[target | x] is the score of the law of x. Where steps = 0, target = 0 and v = 0.
+    """
+    flat, taken, key, start = _simulation_arguments(x0, process, steps, 0, seed, first_path)
+    x, target, variance = process._simulate_target(flat, taken, key, start, antithetic, backend)
+    shape = (len(x), *x0.shape[1:])
+    spread = variance[:, 0] if variance.shape[1] == 1 and process.scalar_variance else variance.reshape(shape)
+    return x.reshape(shape), target.reshape(shape), spread
+
+
+def reduce(losses: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+    """Weight [B] and reduce per-sample losses [B]."""
+    if weight is not None:
+        losses = losses * weight.to(losses.dtype)
+    if reduction == "none":
+        return losses
+    return losses.mean() if reduction == "mean" else losses.sum()
+
+
+def _check_weight(weight: Tensor | None, rows: int) -> None:
+    if weight is not None and _checks.floating("weight", weight).shape != (rows,):
+        raise ValueError(f"weight: expected shape ({rows},), found {tuple(weight.shape)}")
+
+
+def ndsm_loss(
+    scores: Tensor,
+    noise: Tensor,
+    std: Tensor,
+    *,
+    estimator: str,
+    antithetic: bool = False,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    """The `plain` and `control_variate` estimators of the NDSM objective, differentiable in `scores`.
+
+    Args:
+        scores: [B, ...] at x for "plain"; [2B, ...] for "control_variate" (at x, then at mean) and antithetic (at
+            mean + s z, then at mean - s z), as one batched call of the network returns them.
+        noise: z [B, ...]; for antithetic, `Transition.noise` with its 2B rows (z, then -z) will do too.
+        std: s_n [B] (or the 2B rows of an antithetic `Transition`).
+        weight: lambda [B]; None is 1.
+        reduction: "mean", "sum" or "none" ([B], a mirrored pair averaged).
+
+    Source: Birrell et al., arXiv 2405.15625.
+    """
+    _checks.choice("estimator", estimator, ("plain", "control_variate"))
+    _checks.choice("reduction", reduction, REDUCTIONS)
+    if antithetic and estimator == "control_variate":
+        raise ValueError("antithetic: expected False with estimator 'control_variate', found True")
+    _checks.floating("scores", scores), _checks.floating("noise", noise), _checks.floating("std", std)
+    pairs = antithetic or estimator == "control_variate"
+    if antithetic and len(noise) == len(scores):
+        noise = noise[: len(noise) // 2]
+    rows = len(noise)
+    if antithetic and len(std) == 2 * rows:
+        std = std[:rows]
+    expected = (rows * (2 if pairs else 1), *noise.shape[1:])
+    if rows == 0 or noise.ndim < 2:
+        raise ValueError(f"noise: expected shape [B, ...] with B >= 1, found {tuple(noise.shape)}")
+    if scores.shape != expected:
+        raise ValueError(f"scores: expected shape {expected} for {estimator!r}, found {tuple(scores.shape)}")
+    if std.shape != (rows,):
+        raise ValueError(f"std: expected shape ({rows},), found {tuple(std.shape)}")
+    for name, tensor in (("noise", noise), ("std", std)):
+        _checks.same_device(name, tensor, "scores", scores.device)
+        if tensor.requires_grad:
+            raise ValueError(f"{name}: expected a tensor that needs no gradient; detach it")
+    _check_weight(weight, rows)
+    losses = ops.ndsm_loss(scores.flatten(1), noise.flatten(1), std, estimator, antithetic, backend)
+    return reduce(losses, weight, reduction)
+
+
+def dsm_loss(
+    score: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """weight/2 |score - target|^2 summed over a sample, for score, target [B, ...]; weight [B]; differentiable in both.
+
+    Source: Vincent 2011 (denoising score matching); with the path target, NDSM in one evaluation.
+    """
+    _checks.choice("reduction", reduction, REDUCTIONS)
+    _checks.like("target", target, "score", _checks.floating("score", score))
+    if score.ndim < 2 or len(score) == 0:
+        raise ValueError(f"score: expected shape [B, ...] with B >= 1, found {tuple(score.shape)}")
+    _check_weight(weight, len(score))
+    return reduce(ops.dsm_loss(score.flatten(1), target.flatten(1), backend), weight, reduction)
+
+
+def reverse_step(
+    y: Tensor,
+    score: Tensor,
+    process: NoisingProcess,
+    step: int | Tensor,
+    *,
+    seed: int | Tensor | None,
+    first_path: int = 0,
+    method: str = "sde",
+    backend: str = "auto",
+) -> Tensor:
+    """One reverse step y_{n+1} -> y_n for n = step (0..N-1, int or 0-d tensor), with score = s(y, t_{n+1}) like y [B, ...].
+
+    "sde" adds the noise of the reverse stream except at n = 0; "ode" is the Euler step of the probability flow.
+
+    Source: Anderson 1982; Song et al. 2021.
+    """
+    _checks.choice("method", method, METHODS)
+    flat = _checks.batch("y", y, process.dim)
+    _checks.same_device("y", y, "process", process.noise_std.device)
+    slope = _checks.like("score", score, "y", y).reshape(flat.shape).to(flat.dtype)
+    n = _step_tensor("step", step, None, process.n_steps - 1, y.device)
+    key, start = _checks.seed(seed), _checks.first_path(first_path)
+    return process._reverse_step(flat, slope, n, key, start, method, backend).reshape(y.shape)

@@ -1,0 +1,372 @@
+"""Gaussian mixture reference pi(x) = sum_k w_k N(x; m_k, Sigma_k), fitted to data in an inexpensive preprocessing step.
+
+Covariances have scikit-learn's shapes: [K] spherical, [K, d] diag, [d, d] tied, [K, d, d] full.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import _checks, functional
+from .reference.mixture import MixtureOperands, component_scores
+
+if TYPE_CHECKING:
+    import sklearn.mixture
+
+COVARIANCE_TYPES = ("spherical", "diag", "tied", "full")
+
+
+class GaussianMixture(nn.Module):
+    """A Gaussian mixture with its parameters in buffers, on any device.
+
+    Parameters keep the dtype they are given in (a fit is float64); densities and scores are computed in the dtype of x.
+
+    Args:
+        weights: [K], non-negative, summing to one.
+        means: [K, d].
+        covariances: [K] spherical, [K, d] diag, [d, d] tied, [K, d, d] full; symmetric positive definite.
+        covariance_type: "spherical", "diag", "tied" or "full".
+        event_shape: shape of one sample, d values; default (d,). `sample` returns [n, *event_shape].
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what was found.
+    """
+
+    weights: Tensor
+    means: Tensor
+    covariances: Tensor
+    _precisions: Tensor
+    _log_scale: Tensor
+    _factors: Tensor
+
+    def __init__(
+        self,
+        weights: Any,
+        means: Any,
+        covariances: Any,
+        covariance_type: str = "full",
+        *,
+        event_shape: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.covariance_type = _checks.choice("covariance_type", covariance_type, COVARIANCE_TYPES)
+        means = _parameter("means", means)
+        weights = _parameter("weights", weights).to(means)
+        covariances = _parameter("covariances", covariances).to(means)
+        if means.ndim != 2 or means.numel() == 0:
+            raise ValueError(f"means: expected shape [K, d], found {tuple(means.shape)}")
+        n_components, dim = means.shape
+        if weights.shape != (n_components,):
+            raise ValueError(f"weights: expected shape ({n_components},), found {tuple(weights.shape)}")
+        smallest, total = float(weights.min()), float(weights.double().sum())
+        if smallest < 0 or abs(total - 1.0) > 1e-4:
+            found = f"{smallest:.6g} among them" if smallest < 0 else f"sum {total:.6g}"
+            raise ValueError(f"weights: expected non-negative values that sum to 1, found {found}")
+        expected = _covariance_shape(covariance_type, n_components, dim)
+        if covariances.shape != expected:
+            raise ValueError(
+                f"covariances: expected shape {expected} for {covariance_type!r}, found {tuple(covariances.shape)}"
+            )
+        self.event_shape = (dim,) if event_shape is None else tuple(event_shape)
+        if math.prod(self.event_shape) != dim:
+            raise ValueError(f"event_shape: expected {dim} values, found {self.event_shape}")
+        self.register_buffer("weights", weights)
+        self.register_buffer("means", means)
+        self.register_buffer("covariances", covariances)
+        for name in ("_precisions", "_log_scale", "_factors"):
+            self.register_buffer(name, None, persistent=False)
+        self._derive()
+        self.register_load_state_dict_post_hook(lambda module, _: module._derive())
+
+    def _derive(self) -> None:
+        """Precisions, log normalisers and Cholesky factors, in float64 and then in the parameters' dtype."""
+        weights, covariances = self.weights.double(), self.covariances.double()
+        if self.covariance_type in ("spherical", "diag"):
+            bad = ~(covariances > 0)
+            if bool(bad.any()):
+                k = int(bad.reshape(len(covariances), -1).any(1).nonzero()[0])
+                raise ValueError(f"covariances: expected positive variances, found {covariances[k]} in component {k}")
+            precisions, factors = 1.0 / covariances, covariances.sqrt()
+            terms = precisions.log() * (self.dim if self.covariance_type == "spherical" else 1.0)
+            log_det = terms if terms.ndim == 1 else terms.sum(1)
+        else:
+            asymmetry = (covariances - covariances.mT).abs().amax()
+            if float(asymmetry) > 1e-4 * float(covariances.abs().amax()):
+                raise ValueError(f"covariances: expected symmetric matrices, found asymmetry {float(asymmetry):.3g}")
+            factors, info = torch.linalg.cholesky_ex(covariances)
+            if bool((info > 0).any()):
+                k = int(info.reshape(-1).nonzero()[0])
+                raise ValueError(
+                    f"covariances: expected positive definite matrices, found component {k} is not; fit with a larger "
+                    "reg_covar"
+                )
+            precisions = torch.cholesky_inverse(factors)
+            log_det = -2.0 * factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_scale = weights.log() + 0.5 * log_det - 0.5 * self.dim * math.log(2.0 * math.pi)
+        dtype = self.means.dtype
+        self._precisions, self._log_scale, self._factors = (t.to(dtype) for t in (precisions, log_scale, factors))
+        self._cast: dict[torch.dtype, MixtureOperands] = {}
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> GaussianMixture:
+        self._cast = {}
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return]
+
+    # --- construction ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def fit(
+        cls,
+        X: Any,
+        n_components: int,
+        covariance_type: str = "spherical",
+        reg_covar: float = 1e-2,
+        random_state: int | None = None,
+        **sklearn_options: Any,
+    ) -> GaussianMixture:
+        """Fit by expectation maximisation, through scikit-learn's GaussianMixture, in float64.
+
+        Args:
+            X: data [n, ...], finite, n >= n_components; the event shape is kept.
+            reg_covar: added to the covariances' diagonal, in squared units of the data; 1e-2 suits data of unit scale.
+            random_state, sklearn_options: as scikit-learn's.
+        """
+        from sklearn.mixture import GaussianMixture as Estimator
+
+        _checks.count("n_components", n_components)
+        _checks.choice("covariance_type", covariance_type, COVARIANCE_TYPES)
+        points, event_shape = _points("X", X)
+        if len(points) < n_components:
+            raise ValueError(
+                f"n_components: expected at most the number of samples, {len(points)}, found {n_components}"
+            )
+        if isinstance(reg_covar, bool) or not isinstance(reg_covar, Real) or not 0.0 <= float(reg_covar) < math.inf:
+            raise ValueError(f"reg_covar: expected a non-negative number, found {reg_covar!r}")
+        estimator = Estimator(
+            n_components,
+            covariance_type=covariance_type,
+            reg_covar=reg_covar,
+            random_state=random_state,
+            **sklearn_options,
+        )
+        return cls.from_sklearn(estimator.fit(points), event_shape=event_shape)
+
+    @classmethod
+    def from_sklearn(
+        cls, gm: sklearn.mixture.GaussianMixture, *, event_shape: Sequence[int] | None = None
+    ) -> GaussianMixture:
+        """The mixture of a fitted scikit-learn estimator."""
+        if not hasattr(gm, "weights_"):
+            raise ValueError("gm: expected a fitted sklearn.mixture.GaussianMixture, found one without weights_")
+        weights = np.asarray(gm.weights_, dtype=np.float64)
+        return cls(weights / weights.sum(), gm.means_, gm.covariances_, gm.covariance_type, event_shape=event_shape)
+
+    @classmethod
+    def standard_normal(cls, d: int) -> GaussianMixture:
+        """N(0, I) in d dimensions, the stationary law of the Ornstein-Uhlenbeck process."""
+        _checks.count("d", d)
+        ones = torch.ones(1, dtype=torch.float64)
+        return cls(ones, torch.zeros(1, d, dtype=torch.float64), ones, "spherical")
+
+    @classmethod
+    def from_points(cls, X: Any, bandwidth: float) -> GaussianMixture:
+        """Kernel density estimate: one spherical component of standard deviation `bandwidth` at every row of X [n, ...]."""
+        points, event_shape = _points("X", X)
+        n = len(points)
+        variances = np.full(n, _checks.positive("bandwidth", bandwidth) ** 2)
+        return cls(np.full(n, 1.0 / n), points, variances, "spherical", event_shape=event_shape)
+
+    def symmetrized(self, maps: Sequence[Tensor | Callable[[Tensor], Tensor]]) -> GaussianMixture:
+        """The average of this mixture and its images under affine maps: the identity, always, and each of `maps`.
+
+        Args:
+            maps: matrices [d, d], or callables on points [n, *event_shape] (a flip, a rotation); each must be affine.
+
+        Raises:
+            ValueError: if an image has no covariance of this covariance_type (a rotation of unequal diag variances).
+        """
+        images = [(self.means.double(), self.covariances.double())]
+        for index, given in enumerate(maps):
+            matrix, offset = self._affine(given, f"maps[{index}]")
+            identity = torch.eye(self.dim, dtype=torch.float64, device=matrix.device)
+            if torch.allclose(matrix, identity) and torch.allclose(offset, torch.zeros_like(offset)):
+                continue
+            images.append((self.means.double() @ matrix.T + offset, self._image(matrix, f"maps[{index}]")))
+        means = torch.cat([m for m, _ in images])
+        if self.covariance_type == "tied":
+            if not all(torch.allclose(c, images[0][1], rtol=1e-6, atol=1e-12) for _, c in images):
+                raise ValueError("maps: expected maps that keep the tied covariance, found one that changes it; use 'full'")
+            covariances = images[0][1]
+        else:
+            covariances = torch.cat([c for _, c in images])
+        weights = self.weights.double().repeat(len(images)) / len(images)
+        dtype = self.means.dtype
+        return GaussianMixture(
+            weights.to(dtype),
+            means.to(dtype),
+            covariances.to(dtype),
+            self.covariance_type,
+            event_shape=self.event_shape,
+        )
+
+    def _affine(self, given: Tensor | Callable[[Tensor], Tensor], name: str) -> tuple[Tensor, Tensor]:
+        """A and b of the map x -> A x + b."""
+        device = self.means.device
+        if isinstance(given, Tensor):
+            if given.shape != (self.dim, self.dim):
+                raise ValueError(f"{name}: expected shape ({self.dim}, {self.dim}), found {tuple(given.shape)}")
+            return given.to(device, torch.float64), torch.zeros(self.dim, dtype=torch.float64, device=device)
+        eye = torch.eye(self.dim, dtype=torch.float64, device=device)
+        if not callable(given):
+            raise TypeError(f"{name}: expected a matrix or a callable on points, found {type(given).__name__}")
+        probe = torch.cat([torch.zeros(1, self.dim, dtype=torch.float64, device=device), eye, self.means.double()])
+        points = probe.reshape(-1, *self.event_shape)
+        image = _checks.like(f"{name}(points)", given(points), "points", points).reshape(probe.shape)
+        offset, matrix = image[0], (image[1 : self.dim + 1] - image[0]).T
+        if not torch.allclose(self.means.double() @ matrix.T + offset, image[self.dim + 1 :], rtol=1e-6, atol=1e-8):
+            raise ValueError(f"{name}: expected an affine map, found one that is not")
+        return matrix, offset
+
+    def _image(self, matrix: Tensor, name: str) -> Tensor:
+        """Sigma -> A Sigma A^T in this covariance type."""
+        covariances = self.covariances.double()
+        gram = matrix @ matrix.T
+        if self.covariance_type in ("tied", "full"):
+            image = matrix @ covariances @ matrix.T
+            image = 0.5 * (image + image.mT)
+            fits = not bool(torch.linalg.cholesky_ex(image)[1].any())
+        elif self.covariance_type == "spherical":
+            scale = gram.diagonal().mean()
+            eye = torch.eye(self.dim, dtype=gram.dtype, device=gram.device)
+            fits = float(scale) > 0.0 and torch.allclose(gram / scale, eye, atol=1e-6)
+            image = covariances * scale
+        else:
+            image = covariances @ matrix.square().T
+            off = torch.einsum("ij,kj,lj->kil", matrix, covariances, matrix) - torch.diag_embed(image)
+            fits = float(image.amin()) > 0.0 and float(off.abs().amax()) <= 1e-6 * float(image.amax())
+        if not fits:
+            raise ValueError(f"{name}: expected an invertible map that keeps {self.covariance_type!r} covariances; use 'full'")
+        return image
+
+    def to_sklearn(self) -> sklearn.mixture.GaussianMixture:
+        """A fitted scikit-learn estimator with these parameters, on the CPU in float64."""
+        from sklearn.mixture import GaussianMixture as Estimator
+
+        gm = Estimator(self.n_components, covariance_type=self.covariance_type)
+        gm.weights_ = self.weights.double().cpu().numpy()
+        gm.means_ = self.means.double().cpu().numpy()
+        gm.covariances_ = self.covariances.double().cpu().numpy()
+        precisions = self._precisions.double().cpu()
+        if self.covariance_type in ("spherical", "diag"):
+            gm.precisions_cholesky_ = precisions.sqrt().numpy()
+        else:  # scikit-learn keeps the upper factor U with U U^T = P
+            eye = torch.eye(self.dim, dtype=torch.float64).expand_as(precisions)
+            factors = self._factors.double().cpu()
+            gm.precisions_cholesky_ = torch.linalg.solve_triangular(factors, eye, upper=False).mT.contiguous().numpy()
+        gm.precisions_ = precisions.numpy()
+        gm.n_features_in_ = self.dim
+        gm.converged_, gm.n_iter_, gm.lower_bound_ = True, 0, -math.inf
+        return gm
+
+    # --- what it is --------------------------------------------------------------------------------------------
+
+    @property
+    def dim(self) -> int:
+        """d, the number of values in a sample."""
+        return int(self.means.shape[1])
+
+    @property
+    def n_components(self) -> int:
+        """K."""
+        return int(self.means.shape[0])
+
+    def covariance_eigenvalues(self) -> tuple[Tensor, Tensor]:
+        """Smallest and largest eigenvalue of each covariance, float64 [K] ([1] if tied)."""
+        covariances = self.covariances.detach().double().cpu()
+        if self.covariance_type == "spherical":
+            return covariances, covariances
+        if self.covariance_type == "diag":
+            return covariances.amin(1), covariances.amax(1)
+        eigenvalues = torch.linalg.eigvalsh(covariances.reshape(-1, self.dim, self.dim))
+        return eigenvalues[:, 0], eigenvalues[:, -1]
+
+    def operands(self, dtype: torch.dtype) -> MixtureOperands:
+        """What the ops take, in the compute dtype of data of `dtype` (kept: a mixture may have 60,000 components)."""
+        compute = torch.float64 if dtype == torch.float64 else torch.float32
+        if compute not in self._cast:
+            parts = (t.to(compute).contiguous() for t in (self.means, self._precisions, self._log_scale))
+            self._cast[compute] = MixtureOperands(*parts, self.covariance_type)
+        return self._cast[compute]
+
+    def sampling_operands(self) -> tuple[Tensor, Tensor, Tensor, str]:
+        """Cumulative weights (float64), means, Cholesky factors or standard deviations, covariance type."""
+        cumulative = self.weights.double().cumsum(0)
+        return cumulative / cumulative[-1], self.means, self._factors, self.covariance_type
+
+    def extra_repr(self) -> str:
+        return f"n_components={self.n_components}, dim={self.dim}, covariance_type={self.covariance_type!r}"
+
+    # --- what it computes --------------------------------------------------------------------------------------
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log pi(x) in nats, [B, ...] -> [B]."""
+        return functional.mixture_log_prob(x, self)
+
+    def score(self, x: Tensor) -> Tensor:
+        """grad log pi(x), [B, ...] -> like x."""
+        return functional.mixture_score(x, self)
+
+    def hvp(self, x: Tensor, v: Tensor) -> Tensor:
+        """Hessian of log pi at x times v, [B, ...] -> like x."""
+        return functional.mixture_hvp(x, v, self)
+
+    def responsibilities(self, x: Tensor) -> Tensor:
+        """r_k(x), [B, ...] -> [B, K]; stores B x K values."""
+        flat = _checks.batch("x", x, self.dim)
+        mixture = self.operands(x.dtype)
+        _checks.same_device("x", x, "mixture", mixture.means.device)
+        flat = flat.to(mixture.means.dtype)
+        size = max(1, (1 << 22) // max(1, flat.numel()))
+        blocks = (mixture.block(k, min(k + size, self.n_components)) for k in range(0, self.n_components, size))
+        return torch.cat([component_scores(flat, block)[0] for block in blocks], dim=1).softmax(1).to(x.dtype)
+
+    def sample(self, n: int, seed: int | Tensor | None = None, *, first_path: int = 0) -> Tensor:
+        """n exact draws [n, d] ([n, *event_shape]); draw i depends on seed and first_path + i alone."""
+        return functional.mixture_sample(n, self, seed=seed, first_path=first_path)
+
+
+def _covariance_shape(covariance_type: str, n_components: int, dim: int) -> tuple[int, ...]:
+    return {
+        "spherical": (n_components,),
+        "diag": (n_components, dim),
+        "tied": (dim, dim),
+        "full": (n_components, dim, dim),
+    }[covariance_type]
+
+
+def _parameter(name: str, value: Any) -> Tensor:
+    """value as a detached floating point tensor of its own dtype, finite."""
+    tensor = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(np.asarray(value))
+    if not tensor.dtype.is_floating_point:
+        if tensor.dtype.is_complex or tensor.dtype == torch.bool:
+            raise TypeError(f"{name}: expected a floating point dtype, found {tensor.dtype}")
+        tensor = tensor.double()
+    return _checks.finite(name, tensor)
+
+
+def _points(name: str, X: Any) -> tuple[np.ndarray[Any, np.dtype[np.float64]], tuple[int, ...]]:
+    """Data [n, ...] as float64 [n, d], and its event shape."""
+    array = X.detach().cpu().double().numpy() if isinstance(X, Tensor) else np.asarray(X)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name}: expected numbers, found dtype {array.dtype}")
+    if array.ndim < 2 or array.size == 0:
+        raise ValueError(f"{name}: expected shape [n, ...] with n >= 1, found {array.shape}")
+    array = array.astype(np.float64, copy=False)
+    _checks.finite(name, torch.from_numpy(array))
+    return array.reshape(len(array), -1), array.shape[1:]

@@ -1,0 +1,209 @@
+"""The NDSM objective and the classical baseline, as drop-in losses.
+
+Per sample, with x = x_{n+1}, t = t_{n+1} and weight lambda_n:
+
+    plain            lambda [1/2 |s(x, t)|^2 + z . s(x, t) / s_n]
+    control_variate  lambda [1/2 |s(x, t)|^2 + z . (s(x, t) - h(mean_n, t)) / s_n]
+    path             lambda 1/2 |s(x, t) - target|^2, one evaluation of the network; the default
+
+All have the same expected gradient in s. The variance of plain's gradient grows as 1/dt; that of the others does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _checks, functional
+from .process import Noised, NoisingProcess, OUProcess, Transition
+
+ScoreNet = Callable[[Tensor, Tensor], Tensor]
+Weighting = str | None | Callable[[Tensor], Tensor]
+ESTIMATORS = ("path", "control_variate", "plain")
+RANK_STRIDE = 1 << 40  # paths set aside for each data-parallel rank
+
+
+def _first_path(first_path: int | None) -> int:
+    """Each data-parallel rank takes paths of its own, so that equal seeds do not give equal noise."""
+    if first_path is not None:
+        return first_path
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank() * RANK_STRIDE
+    return 0
+
+
+class _Loss(nn.Module):
+    """Weighting, reduction and the call, shared by the losses."""
+
+    def __init__(self, process: NoisingProcess, weighting: Weighting, reduction: str) -> None:
+        super().__init__()
+        if not isinstance(process, NoisingProcess):
+            raise TypeError(f"process: expected a noising process, found {type(process).__name__}")
+        if not callable(weighting) and weighting not in ("variance", None):
+            raise ValueError(f"weighting: expected 'variance', None or a callable(t) -> [B], found {weighting!r}")
+        self.process = process
+        self.weighting = weighting
+        self.reduction = _checks.choice("reduction", reduction, functional.REDUCTIONS)
+
+    def weight(self, t: Tensor, step: Tensor) -> Tensor | None:
+        """lambda [B] at the given times and steps."""
+        if self.weighting is None:
+            return None
+        if not callable(self.weighting):
+            return self.process.noise_variance[step].to(t.dtype)
+        weight = self.weighting(t)
+        if not isinstance(weight, Tensor) or weight.shape != t.shape:
+            found = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+            raise ValueError(f"weighting: expected it to return shape {tuple(t.shape)}, found {found}")
+        return weight
+
+    def draw(self, x0: Tensor, seed: Any = None, step: Any = None, first_path: int | None = None) -> Any:
+        """What `evaluate` needs of x0 [B, ...]: noised samples. No network is called."""
+        raise NotImplementedError
+
+    def evaluate(self, score_net: ScoreNet, drawn: Any) -> Tensor:
+        """The loss of a network on drawn samples."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        score_net: ScoreNet,
+        x0: Tensor,
+        seed: int | Tensor | None = None,
+        step: int | Tensor | None = None,
+        first_path: int | None = None,
+    ) -> Tensor:
+        """Noise x0 [B, ...] afresh and return the loss: a scalar, or [B] for reduction "none".
+
+        Args:
+            score_net: callable (x [B, ...], t [B]) -> like x.
+            seed: of the noise and of the drawn steps; None draws one from PyTorch's default generator.
+            step: n in 0..N-1, int or [B]; drawn uniformly if None.
+            first_path: number of the first path; default 0, or a range of its own for each torch.distributed rank.
+        """
+        _checks.network("score_net", score_net)
+        return self.evaluate(score_net, self.draw(x0, seed, step, first_path))
+
+
+class NDSMLoss(_Loss):
+    """The NDSM objective, with the estimator that tames its variance.
+
+    Args:
+        process: a noising process.
+        estimator: "path" (one network evaluation a sample), "control_variate" (two) or "plain".
+        antithetic: two samples from each x0 with mirrored noise; not with "control_variate".
+        control_variate: a separate network h(x, t) instead of the score network itself; the score's parameters then receive the
+            gradient of the mean loss and h's that of its second moment.
+        weighting: "variance" (v_{n+1}), None (1) or a callable(t [B]) -> [B].
+        reduction: "mean", "sum" or "none" ([B], a mirrored pair averaged).
+
+    Source: Birrell et al., arXiv 2405.15625 (plain, control_variate); path and antithetic are this library's own.
+    """
+
+    def __init__(
+        self,
+        process: NoisingProcess,
+        estimator: str = "path",
+        antithetic: bool = False,
+        control_variate: ScoreNet | None = None,
+        weighting: Weighting = "variance",
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(process, weighting, reduction)
+        self.estimator = _checks.choice("estimator", estimator, ESTIMATORS)
+        self.antithetic = bool(antithetic)
+        if self.antithetic and estimator == "control_variate":
+            raise ValueError("antithetic: expected False with estimator 'control_variate', found True")
+        if control_variate is not None and estimator != "control_variate":
+            raise ValueError(f"control_variate: expected None with estimator {estimator!r}, found a network")
+        if control_variate is not None:
+            _checks.network("control_variate", control_variate)
+        self.control_variate = control_variate
+
+    def draw(
+        self,
+        x0: Tensor,
+        seed: int | Tensor | None = None,
+        step: int | Tensor | None = None,
+        first_path: int | None = None,
+    ) -> Noised | Transition:
+        """Noised samples of x0 [B, ...]: `Noised` for "path", else `Transition`; 2B rows if antithetic."""
+        start = _first_path(first_path)
+        if self.estimator == "path":
+            return self.process.noised(x0, step, seed, start, self.antithetic)
+        return self.process.transition(x0, step, seed, start, self.antithetic)
+
+    def evaluate(self, score_net: ScoreNet, drawn: Noised | Transition) -> Tensor:
+        if isinstance(drawn, Noised):
+            return self._path(score_net, drawn)
+        rows = len(drawn.x) // 2 if self.antithetic else len(drawn.x)
+        weight = self.weight(drawn.t[:rows], drawn.step[:rows])
+        if self.estimator == "plain":
+            scores = _checks.score_output(score_net(drawn.x, drawn.t), drawn.x)
+            return self._loss(scores, drawn, rows, weight, self.reduction)
+        if self.control_variate is None or self.control_variate is score_net:
+            x = torch.cat([drawn.x, drawn.mean])
+            scores = _checks.score_output(score_net(x, torch.cat([drawn.t, drawn.t])), x)
+            return self._loss(scores, drawn, rows, weight, self.reduction)
+        s = _checks.score_output(score_net(drawn.x, drawn.t), drawn.x)
+        h = _checks.score_output(self.control_variate(drawn.mean, drawn.t), drawn.x)
+        losses = self._loss(torch.cat([s, h.detach()]), drawn, rows, weight, "none")
+        # Value zero: gives h the gradient of the second moment and the score none of it.
+        square = self._loss(torch.cat([s.detach(), h]), drawn, rows, weight, "none").square()
+        return functional.reduce(losses + (square - square.detach()), None, self.reduction)
+
+    def _loss(
+        self, scores: Tensor, drawn: Transition, rows: int, weight: Tensor | None, reduction: str
+    ) -> Tensor:
+        return functional.ndsm_loss(
+            scores,
+            drawn.noise[:rows],
+            drawn.std[:rows],
+            estimator=self.estimator,
+            antithetic=self.antithetic,
+            weight=weight,
+            reduction=reduction,
+        )
+
+    def _path(self, score_net: ScoreNet, drawn: Noised) -> Tensor:
+        score = _checks.score_output(score_net(drawn.x, drawn.t), drawn.x)
+        losses = functional.dsm_loss(score, drawn.target, self.weight(drawn.t, drawn.step), reduction="none")
+        if self.antithetic:
+            losses = losses.reshape(2, -1).mean(0)
+        return functional.reduce(losses, None, self.reduction)
+
+
+class DSMLoss(_Loss):
+    """Classical denoising score matching on the Ornstein-Uhlenbeck process, with exact transitions: the linear baseline.
+
+    Args:
+        process: an OUProcess.
+        weighting: "variance" (of the exact transition), None (1) or a callable(t [B]) -> [B].
+        reduction: "mean", "sum" or "none" ([B]).
+
+    Source: Vincent 2011; Song et al. 2021.
+    """
+
+    def __init__(self, process: OUProcess, weighting: Weighting = "variance", reduction: str = "mean") -> None:
+        if not isinstance(process, OUProcess):
+            raise TypeError(f"process: expected an OUProcess, found {type(process).__name__}")
+        super().__init__(process, weighting, reduction)
+        self.ou_process = process
+
+    def draw(
+        self,
+        x0: Tensor,
+        seed: int | Tensor | None = None,
+        step: int | Tensor | None = None,
+        first_path: int | None = None,
+    ) -> Noised:
+        """Exactly noised samples of x0 [B, ...]."""
+        return self.ou_process.exact_noised(x0, step, seed, _first_path(first_path))
+
+    def evaluate(self, score_net: ScoreNet, drawn: Noised) -> Tensor:
+        score = _checks.score_output(score_net(drawn.x, drawn.t), drawn.x)
+        weight = drawn.variance if self.weighting == "variance" else self.weight(drawn.t, drawn.step)
+        return functional.dsm_loss(score, drawn.target, weight, self.reduction)

@@ -1,0 +1,507 @@
+"""Noising processes on a grid 0 = t_0 < ... < t_N = T, by Euler-Maruyama, dt_n = t_{n+1} - t_n.
+
+    dX = F(X, t) dt + sigma(t) dW,    F = 1/2 sigma(t)^2 grad log pi     (Langevin: pi is stationary)
+    mean_n  = x_n + a_n grad log pi(x_n),    a_n = 1/2 sigma(t_n)^2 dt_n
+    x_{n+1} = mean_n + s_n z_n,              s_n = sigma(t_n) sqrt(dt_n),    z_n ~ N(0, I)
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import _checks, functional
+from ._ops import compute_dtype, ops
+from .mixture import GaussianMixture
+from .reference import philox
+from .reference.reverse_step import reverse_update
+from .reference.simulate import mirrored, walk, walk_with_target
+
+Sigma = float | Callable[[float], float]
+STABLE, REFUSED = 0.2, 1.0  # bounds on q = a_n lambda_max(P_k)
+
+
+class Transition(NamedTuple):
+    """One step of the noising process: x = mean + std * noise.
+
+    x, mean, noise [B, ...]; std [B], t [B] (of x) and step [B] with x = x_{step+1}, t = t_{step+1}. Antithetic: 2B rows, the B
+    samples first, then their mirror images.
+    """
+
+    x: Tensor
+    mean: Tensor
+    noise: Tensor
+    std: Tensor
+    t: Tensor
+    step: Tensor
+
+
+class Noised(NamedTuple):
+    """A noised sample and a regression target whose conditional mean is the score of its law.
+
+    x, target [B, ...]; variance v_{n+1} [B] or like x; t [B]; step [B]. Antithetic: 2B rows, as in `Transition`.
+    """
+
+    x: Tensor
+    target: Tensor
+    variance: Tensor
+    t: Tensor
+    step: Tensor
+
+
+class NoisingProcess(nn.Module):
+    """The time grid, its tables, and draws of noised samples; subclasses give the drift.
+
+    Attributes:
+        times [N+1], drift_scale [N] (a_n), noise_std [N] (s_n), noise_variance [N] (v_{n+1} at the reference's slowest rate):
+        float64 buffers.
+        prior: where sampling starts, a mixture (or, for DriftProcess, anything with sample(n, seed=, first_path=)).
+    """
+
+    times: Tensor
+    drift_scale: Tensor
+    noise_std: Tensor
+    noise_variance: Tensor
+    prior: Any
+    scalar_variance = False
+
+    def __init__(self, horizon: float | None, n_steps: int, sigma: Sigma, grid: str | Sequence[float] | Tensor) -> None:
+        super().__init__()
+        times = time_grid(horizon, n_steps, grid)
+        self.sigma = sigma
+        dt = times.diff()
+        sigmas = torch.tensor([self._sigma(float(t)) for t in times[:-1]], dtype=torch.float64)
+        self.register_buffer("times", times)
+        self.register_buffer("drift_scale", 0.5 * sigmas**2 * dt)
+        self.register_buffer("noise_std", sigmas * dt.sqrt())
+
+    def _sigma(self, t: float) -> float:
+        value = float(self.sigma(t)) if callable(self.sigma) else self.sigma
+        return _checks.positive("sigma" if not callable(self.sigma) else f"sigma({t:.6g})", value)
+
+    @property
+    def n_steps(self) -> int:
+        """N."""
+        return len(self.times) - 1
+
+    @property
+    def T(self) -> float:
+        """The horizon t_N."""
+        return float(self.times[-1])
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """d, the number of values in a sample."""
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(getattr(self.prior, "event_shape", (self.dim,)))
+
+    @abstractmethod
+    def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """F(x, t) for x [B, ...] and t a number or [B] -> like x."""
+
+    @abstractmethod
+    def _simulate(self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, backend: str) -> Tensor: ...
+
+    @abstractmethod
+    def _simulate_transition(
+        self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, backend: str
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    @abstractmethod
+    def _simulate_target(
+        self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, antithetic: bool, backend: str
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    @abstractmethod
+    def _reverse_step(
+        self, y: Tensor, score: Tensor, step: Tensor, seed: Tensor, first_path: int, method: str, backend: str
+    ) -> Tensor: ...
+
+    def simulate(
+        self, x0: Tensor, steps: int | Tensor | None = None, seed: int | Tensor | None = None, first_path: int = 0
+    ) -> Tensor:
+        """x after `steps` (int or [B], 0..N; default N) steps from x0 [B, ...] -> like x0."""
+        return functional.simulate(x0, self, steps, seed=seed, first_path=first_path)
+
+    def draw_steps(self, n: int, seed: int | Tensor | None = None, first_path: int = 0) -> Tensor:
+        """Steps uniform on 0..N-1, int64 [n]; that of a path depends on the seed and its number alone."""
+        key = _checks.seed(seed)
+        paths = philox.path_range(_checks.count("n", n), _checks.first_path(first_path), self.times.device)
+        zero = torch.zeros_like(paths[:, None])
+        words = philox.philox4x32_10(
+            (paths[:, None] & philox.MASK, (paths[:, None] >> 32) & 0xFFFFFF | philox.STEP << 24, zero, zero),
+            (key & philox.MASK, (key >> 32) & philox.MASK),
+        )
+        return (words[0][:, 0] * self.n_steps) >> 32
+
+    def _steps(self, x0: Tensor, step: int | Tensor | None, seed: Tensor, first_path: int) -> Tensor:
+        rows = len(x0)
+        if step is None:
+            return self.draw_steps(rows, seed, first_path)
+        return functional._step_tensor("step", step, rows, self.n_steps - 1, x0.device).expand(rows)
+
+    def transition(
+        self,
+        x0: Tensor,
+        step: int | Tensor | None = None,
+        seed: int | Tensor | None = None,
+        first_path: int = 0,
+        antithetic: bool = False,
+    ) -> Transition:
+        """Run x0 [B, ...] to step n and take one more: x = x_{n+1}, mean = mean_n, noise = z_n, std = s_n, t = t_{n+1}.
+
+        Args:
+            step: n in 0..N-1, int or [B]; drawn uniformly if None.
+            antithetic: 2B rows, mean + s z with noise z first, then mean - s z with noise -z.
+        """
+        _checks.data("x0", x0, self.dim)
+        key = _checks.seed(seed)
+        n = self._steps(x0, step, key, first_path)
+        x, mean, noise = functional.simulate_transition(x0, self, n + 1, seed=key, first_path=first_path)
+        std = self.noise_std[n].to(x.dtype)
+        if antithetic:
+            mirror = mean - std.reshape(-1, *[1] * (x.ndim - 1)) * noise
+            x, mean, noise = torch.cat([x, mirror]), torch.cat([mean, mean]), torch.cat([noise, -noise])
+            std, n = torch.cat([std, std]), torch.cat([n, n])
+        return Transition(x, mean, noise, std, self.times[n + 1].to(x.dtype), n)
+
+    def noised(
+        self,
+        x0: Tensor,
+        step: int | Tensor | None = None,
+        seed: int | Tensor | None = None,
+        first_path: int = 0,
+        antithetic: bool = False,
+    ) -> Noised:
+        """The path estimator's pair at t_{n+1}: E[target | x] = grad log p_{n+1}(x), with variance about 1 / v_{n+1}.
+
+        The same x as `transition` gives for the same seed and step. Antithetic: two whole paths, driven by z and by -z.
+        """
+        _checks.data("x0", x0, self.dim)
+        key = _checks.seed(seed)
+        n = self._steps(x0, step, key, first_path)
+        x, target, variance = functional.simulate_target(
+            x0, self, n + 1, seed=key, first_path=first_path, antithetic=antithetic
+        )
+        n = torch.cat([n, n]) if antithetic else n
+        return Noised(x, target, variance, self.times[n + 1].to(x.dtype), n)
+
+    def variance_at(self, t: Tensor) -> Tensor:
+        """noise_variance at times t [B], linear between grid points and constant before t_1; in the dtype of t."""
+        times = self.times[1:].to(t.dtype)
+        values = self.noise_variance.to(t.dtype)
+        if self.n_steps == 1:
+            return values.expand(t.shape)
+        right = torch.searchsorted(times, t.detach().contiguous()).clamp(1, self.n_steps - 1)
+        low, high = times[right - 1], times[right]
+        weight = ((t - low) / (high - low)).clamp(0.0, 1.0)
+        return torch.lerp(values[right - 1], values[right], weight)
+
+    def extra_repr(self) -> str:
+        return f"T={self.T:.6g}, n_steps={self.n_steps}"
+
+
+class LangevinProcess(NoisingProcess):
+    """Langevin noising whose stationary law is the mixture `reference`: F = 1/2 sigma(t)^2 grad log pi.
+
+    Args:
+        reference: pi.
+        T: horizon in units of time; default 3 lambda_max(Sigma) / sigma^2 (sigma at 0 if callable).
+        n_steps: N; ignored where `grid` gives the times.
+        sigma: diffusion coefficient, a positive number or a callable of t.
+        grid: "uniform", "quadratic" (t_n = T (n/N)^2) or the N+1 times themselves, from 0.
+
+    Raises:
+        ValueError: if q = a_n lambda_max(P_k) reaches 1, where Euler-Maruyama is far off (beyond 2 it diverges).
+
+    Warns:
+        UserWarning: if q exceeds 0.2, where the stationary variance is 1 / (1 - q/2) of the true one.
+
+    Source: Birrell et al., arXiv 2405.15625.
+    """
+
+    def __init__(
+        self,
+        reference: GaussianMixture,
+        T: float | None = None,
+        n_steps: int = 100,
+        sigma: Sigma = 1.0,
+        grid: str | Sequence[float] | Tensor = "uniform",
+    ) -> None:
+        if not isinstance(reference, GaussianMixture):
+            raise TypeError(f"reference: expected a GaussianMixture, found {type(reference).__name__}")
+        smallest, largest = reference.covariance_eigenvalues()
+        slowest = float(largest.max())
+        if T is None and isinstance(grid, str):
+            at_zero = float(sigma(0.0)) if callable(sigma) else sigma
+            T = 3.0 * slowest / _checks.positive("sigma", at_zero) ** 2
+        super().__init__(T, n_steps, sigma, grid)
+        self.reference = reference
+        self.prior = reference
+        self.scalar_variance = reference.covariance_type == "spherical"
+        contraction = 1.0 - self.drift_scale / slowest
+        self.register_buffer("noise_variance", variance_recursion(self.noise_std, contraction))
+        self._check_stability(1.0 / smallest, grid)
+        for name in ("times", "drift_scale", "noise_std", "noise_variance"):
+            self.register_buffer(name, getattr(self, name).to(reference.means.device))
+
+    def _check_stability(self, precisions: Tensor, grid: str | Sequence[float] | Tensor) -> None:
+        """q = a_n lambda_max(P_k) at the worst step n and component k."""
+        n, k = int(self.drift_scale.argmax()), int(precisions.argmax())
+        q = float(self.drift_scale[n] * precisions[k])
+        if q <= STABLE:
+            return
+        if isinstance(grid, str):
+            sigma = max(self._sigma(self.T * i / 1000) for i in range(1000)) if callable(self.sigma) else self.sigma
+            longest = self.T if grid == "uniform" else 2.0 * self.T  # N times the longest step, at most
+            enough = 0.5 * sigma**2 * longest * float(precisions[k]) / STABLE
+            advice = f"n_steps={math.ceil(1.01 * enough)}"
+        else:
+            advice = f"steps {math.ceil(q / STABLE)} times finer"
+        message = (
+            f"LangevinProcess: q = a_n lambda_max(P_k) = {q:.3g} at step {n}, component {k}; use {advice}, "
+            "a smaller T or sigma, or a reference fitted with a larger reg_covar"
+        )
+        if q >= REFUSED:
+            raise ValueError(f"{message} (expected q < {REFUSED:g}: Euler-Maruyama is unstable)")
+        wide = 100.0 * (1.0 / (1.0 - q / 2.0) - 1.0)
+        warnings.warn(
+            f"{message} (q above {STABLE}: the stationary variance is {wide:.0f}% too wide)",
+            stacklevel=3 if type(self) is LangevinProcess else 4,
+        )
+
+    @property
+    def dim(self) -> int:
+        return self.reference.dim
+
+    def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
+        score = self.reference.score(x)
+        if not isinstance(t, Tensor):
+            return 0.5 * self._sigma(float(t)) ** 2 * score
+        if not callable(self.sigma):
+            return 0.5 * self.sigma**2 * score
+        sigma = torch.tensor([self._sigma(float(value)) for value in t.reshape(-1)]).to(score)
+        return 0.5 * (sigma**2).reshape(-1, *[1] * (score.ndim - 1)) * score
+
+    def _arguments(self, x: Tensor) -> tuple[Any, ...]:
+        dtype = compute_dtype(x.dtype)
+        return self.drift_scale.to(dtype), self.noise_std.to(dtype), *self.reference.operands(x.dtype)
+
+    def _simulate(self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, backend: str) -> Tensor:
+        return ops.simulate(x0, steps, *self._arguments(x0), seed, first_path, backend)  # type: ignore[no-any-return]
+
+    def _simulate_transition(
+        self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, backend: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        arguments = self._arguments(x0)
+        return ops.simulate_transition(x0, steps, *arguments, seed, first_path, backend)  # type: ignore[no-any-return]
+
+    def _simulate_target(
+        self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, antithetic: bool, backend: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        arguments = self._arguments(x0)
+        return ops.simulate_target(  # type: ignore[no-any-return]
+            x0, steps, *arguments, seed, first_path, antithetic, backend
+        )
+
+    def _reverse_step(
+        self, y: Tensor, score: Tensor, step: Tensor, seed: Tensor, first_path: int, method: str, backend: str
+    ) -> Tensor:
+        return ops.reverse_step(  # type: ignore[no-any-return]
+            y, score, step, *self._arguments(y), seed, first_path, method, backend
+        )
+
+
+class OUProcess(LangevinProcess):
+    """The Ornstein-Uhlenbeck (variance preserving) process: K = 1, pi = N(0, I), with exact transitions besides.
+
+    Args:
+        dim: d.
+        T, n_steps, sigma, grid: as for LangevinProcess. The classical baseline starts near N(0, I) only if
+            exp(-1/2 int sigma^2) is small: T = 10 is usual at sigma = 1.
+        event_shape: shape of one sample; default (dim,).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        T: float | None = None,
+        n_steps: int = 100,
+        sigma: Sigma = 1.0,
+        grid: str | Sequence[float] | Tensor = "uniform",
+        *,
+        event_shape: Sequence[int] | None = None,
+    ) -> None:
+        _checks.count("dim", dim)
+        one = torch.ones(1, dtype=torch.float64)
+        reference = GaussianMixture(one, one.new_zeros(1, dim), one, "spherical", event_shape=event_shape)
+        super().__init__(reference, T, n_steps, sigma, grid)
+
+    def marginal(self) -> tuple[Tensor, Tensor]:
+        """m_n and v_n of the exact law x_t | x_0 = N(m x_0, v I) at t_1..t_N: m = exp(-sum a_n), v = 1 - m^2, [N] float64."""
+        exponent = self.drift_scale.cumsum(0)
+        return (-exponent).exp(), -(-2.0 * exponent).expm1()
+
+    def exact_noised(
+        self,
+        x0: Tensor,
+        step: int | Tensor | None = None,
+        seed: int | Tensor | None = None,
+        first_path: int = 0,
+    ) -> Noised:
+        """x_{t_{n+1}} in one draw, target -z / sqrt(v): the pair of classical denoising score matching."""
+        flat = _checks.data("x0", x0, self.dim)
+        key = _checks.seed(seed)
+        n = self._steps(x0, step, key, first_path)
+        z = ops.philox_normal(
+            len(flat), self.dim, key, n.cpu(), philox.NOISING, first_path, x0.dtype, x0.device, "auto"
+        ).reshape(x0.shape)
+        scale, variance = (table[n].to(x0.dtype) for table in self.marginal())
+        std = variance.sqrt()
+        wide = [-1] + [1] * (x0.ndim - 1)
+        x = scale.reshape(wide) * x0 + std.reshape(wide) * z
+        return Noised(x, -z / std.reshape(wide), variance, self.times[n + 1].to(x0.dtype), n)
+
+
+class _CallableDrift:
+    """A Python drift as `reference.simulate.Drift`: a_n Hess z is the transposed Jacobian product of dt_n F."""
+
+    def __init__(self, process: DriftProcess, event_shape: tuple[int, ...]) -> None:
+        self.process, self.event_shape = process, event_shape
+
+    def increment(self, n: int, x: Tensor) -> Tensor:
+        process = self.process
+        t = process.times[n].to(x.dtype).expand(len(x))
+        shaped = x.reshape(len(x), *self.event_shape)
+        value = process.drift_function(shaped, t)
+        if value.shape != shaped.shape:
+            raise ValueError(f"drift: expected output of the shape of x, {tuple(shaped.shape)}, found {tuple(value.shape)}")
+        return (process.times[n + 1] - process.times[n]).to(x.dtype) * value.reshape(x.shape)
+
+    def increment_and_product(self, n: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        increment, pullback = torch.func.vjp(lambda point: self.increment(n, point), x)
+        return increment, pullback(z)[0]
+
+    def contraction(self, n: int, p: Tensor) -> Tensor:
+        return 1.0 - (self.process.times[n + 1] - self.process.times[n]).to(p.dtype) * p
+
+    def rate(self, x0: Tensor) -> Tensor:
+        return x0.new_full((len(x0), 1), self.process.rate)
+
+
+class DriftProcess(NoisingProcess):
+    """Noising with any differentiable drift F(x, t), in plain PyTorch: dX = F dt + sigma dW.
+
+    Args:
+        drift: callable (x [B, ...], t [B]) -> like x, differentiable in x (the path estimator takes its transposed
+            Jacobian product by torch.func.vjp).
+        prior: where sampling starts, close to the law at T: a GaussianMixture, or an object with `dim` and
+            sample(n, seed=..., first_path=...).
+        T: horizon; required unless `grid` gives the times.
+        rate: rough contraction rate of the drift, -dF/dx, at which the path estimator forgets; any value leaves it
+            unbiased, a good one lowers its variance.
+    """
+
+    scalar_variance = True
+
+    def __init__(
+        self,
+        drift: Callable[[Tensor, Tensor], Tensor],
+        prior: Any,
+        T: float | None = None,
+        n_steps: int = 100,
+        sigma: Sigma = 1.0,
+        grid: str | Sequence[float] | Tensor = "uniform",
+        *,
+        rate: float = 0.0,
+    ) -> None:
+        if not callable(drift):
+            raise TypeError(f"drift: expected a callable (x, t) -> like x, found {type(drift).__name__}")
+        if not (hasattr(prior, "sample") and hasattr(prior, "dim")):
+            raise TypeError(f"prior: expected a GaussianMixture or the like, found {type(prior).__name__}")
+        if T is None and isinstance(grid, str):
+            raise ValueError("T: expected a horizon, found None; only a LangevinProcess has a default")
+        super().__init__(T, n_steps, sigma, grid)
+        self.drift_function = drift
+        self.prior = prior
+        self.rate = float(rate)
+        contraction = 1.0 - self.rate * self.times.diff()
+        if not bool((contraction > 0).all()):
+            raise ValueError(f"rate: expected rate * dt below 1, found {rate} * {float(self.times.diff().max()):.3g}")
+        self.register_buffer("noise_variance", variance_recursion(self.noise_std, contraction))
+
+    @property
+    def dim(self) -> int:
+        return int(self.prior.dim)
+
+    def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
+        _checks.batch("x", x, self.dim)
+        times = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
+        return self.drift_function(x, times)
+
+    def _std(self, x: Tensor) -> Tensor:
+        return self.noise_std.to(x.dtype)
+
+    def _simulate(self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, backend: str) -> Tensor:
+        return self._simulate_transition(x0, steps, seed, first_path, backend)[0]
+
+    def _simulate_transition(
+        self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, backend: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        paths = philox.path_range(len(x0), first_path, x0.device)
+        return walk(x0, steps, _CallableDrift(self, self.event_shape), self._std(x0), paths, int(seed))
+
+    def _simulate_target(
+        self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, antithetic: bool, backend: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        paths = philox.path_range(len(x0), first_path, x0.device)
+        x0, steps, paths, sign = mirrored(paths, x0, steps, antithetic)
+        drift = _CallableDrift(self, self.event_shape)
+        return walk_with_target(x0, steps, drift, self._std(x0), paths, sign, int(seed))
+
+    def _reverse_step(
+        self, y: Tensor, score: Tensor, step: Tensor, seed: Tensor, first_path: int, method: str, backend: str
+    ) -> Tensor:
+        n = int(step)
+        increment = _CallableDrift(self, self.event_shape).increment(n, y)
+        return reverse_update(y, increment, score, n, self._std(y), int(seed), first_path, method)
+
+
+def time_grid(horizon: float | None, n_steps: int, grid: str | Sequence[float] | Tensor) -> Tensor:
+    """The N+1 times of a grid, float64; the horizon may be None where `grid` gives the times."""
+    if isinstance(grid, str):
+        _checks.choice("grid", grid, ("uniform", "quadratic"))
+        horizon = _checks.positive("T", horizon)
+        fractions = torch.arange(_checks.count("n_steps", n_steps) + 1, dtype=torch.float64) / n_steps
+        return horizon * (fractions if grid == "uniform" else fractions**2)
+    try:
+        times = torch.as_tensor(grid, dtype=torch.float64).detach().cpu().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"grid: expected 'uniform', 'quadratic' or N+1 times, found {grid!r}") from error
+    if times.ndim != 1 or len(times) < 2:
+        raise ValueError(f"grid: expected N+1 times with N >= 1, found shape {tuple(times.shape)}")
+    _checks.finite("grid", times)
+    if float(times[0]) != 0.0 or not bool((times.diff() > 0).all()):
+        raise ValueError(f"grid: expected times that increase from 0, found {times.tolist()[:5]}...")
+    if horizon is not None and abs(float(times[-1]) - _checks.positive("T", horizon)) > 1e-9 * horizon:
+        raise ValueError(f"T: expected the last time of grid, {float(times[-1])}, found {horizon}")
+    return times
+
+
+def variance_recursion(noise_std: Tensor, contraction: Tensor) -> Tensor:
+    """v_{n+1} = s_n^2 + contraction_n^2 v_n from v_0 = 0, [N]."""
+    values, v = [], torch.zeros((), dtype=noise_std.dtype)
+    for s, c in zip(noise_std, contraction, strict=True):
+        v = s**2 + c**2 * v
+        values.append(v)
+    return torch.stack(values)

@@ -1,0 +1,29 @@
+"""Pure PyTorch reference of every op: the specification that the fused backends are tested against.
+
+Readable beside section "Mathematics" of the README; float32 and float64; differentiable by plain autograd,
+so that it is also the gradient oracle. Imports nothing but torch.
+"""
+
+from .loss import dsm_loss, dsm_loss_backward, ndsm_loss, ndsm_loss_backward
+from .mixture import MixtureOperands, mixture_hvp, mixture_log_prob, mixture_sample, mixture_score
+from .philox import philox4x32_10, philox_normal
+from .reverse_step import reverse_step
+from .simulate import simulate, simulate_target, simulate_transition
+
+__all__ = [
+    "MixtureOperands",
+    "dsm_loss",
+    "dsm_loss_backward",
+    "mixture_hvp",
+    "mixture_log_prob",
+    "mixture_sample",
+    "mixture_score",
+    "ndsm_loss",
+    "ndsm_loss_backward",
+    "philox4x32_10",
+    "philox_normal",
+    "reverse_step",
+    "simulate",
+    "simulate_target",
+    "simulate_transition",
+]

@@ -1,0 +1,177 @@
+"""Euler-Maruyama noising of dX = F dt + sigma dW, and the path estimator's target accumulated along the way.
+
+    mean_n = x_n + a_n grad log pi(x_n),    x_{n+1} = mean_n + s_n z_n
+
+    v_{n+1} = s_n^2 + (1 - a_n p)^2 v_n,    rho_n = (1 - a_n p) v_n / v_{n+1},    v_0 = 0
+    H_{n+1} = rho_n H_n + [(1 - rho_n) z_n - rho_n a_n Hess(x_n) z_n] / s_n,      H_0 = 0,    target = -H
+
+The drift enters through `Drift`, so that a mixture and any other differentiable drift share these loops. Each row stops
+at its own step: rows are ordered by their last step, and the active ones are always the first rows.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from . import philox
+from .mixture import MixtureOperands, mean_precision_diagonal, mixture_score, score_and_hvp
+
+
+class Drift(Protocol):
+    """The drift part of one step."""
+
+    def increment(self, n: int, x: Tensor) -> Tensor:
+        """mean_n - x_n [B, d]."""
+
+    def increment_and_product(self, n: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """mean_n - x_n and its transposed Jacobian times z, both [B, d] (a_n Hess(x_n) z for Langevin)."""
+
+    def contraction(self, n: int, p: Tensor) -> Tensor:
+        """1 - a_n p, [B, 1] or [B, d]."""
+
+    def rate(self, x0: Tensor) -> Tensor:
+        """p(x_0), [B, 1] or [B, d]."""
+
+
+class LangevinDrift:
+    """F = 1/2 sigma^2 grad log pi of a mixture."""
+
+    def __init__(self, mixture: MixtureOperands, drift_scale: Tensor) -> None:
+        self.mixture = mixture
+        self.drift_scale = drift_scale
+
+    def increment(self, n: int, x: Tensor) -> Tensor:
+        return self.drift_scale[n] * mixture_score(x, self.mixture)
+
+    def increment_and_product(self, n: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        score, hvp = score_and_hvp(x, z, self.mixture)
+        return self.drift_scale[n] * score, self.drift_scale[n] * hvp
+
+    def contraction(self, n: int, p: Tensor) -> Tensor:
+        return 1.0 - self.drift_scale[n] * p
+
+    def rate(self, x0: Tensor) -> Tensor:
+        return mean_precision_diagonal(x0, self.mixture)
+
+
+class _Rows:
+    """Rows ordered by descending last step; `retire` sets aside those that are done."""
+
+    def __init__(self, steps: Tensor) -> None:
+        ordered, self.order = steps.sort(descending=True, stable=True)
+        self.n_steps = int(ordered[0]) if len(steps) else 0
+        # active[n] = number of rows that take step n
+        ascending = ordered.flip(0).contiguous()
+        grid = torch.arange(self.n_steps, device=steps.device)
+        self.active: list[int] = (len(steps) - torch.searchsorted(ascending, grid, right=True)).tolist()
+        self.done: list[tuple[Tensor, ...]] = []
+
+    def retire(self, state: tuple[Tensor, ...], n: int) -> tuple[Tensor, ...]:
+        """The rows of `state` that take step n; the others are finished."""
+        keep = self.active[n] if n < self.n_steps else 0
+        self.done.append(tuple(s[keep:] for s in state))
+        return tuple(s[:keep] for s in state)
+
+    def collect(self) -> tuple[Tensor, ...]:
+        """The finished rows in their original order."""
+        inverse = torch.empty_like(self.order)
+        inverse[self.order] = torch.arange(len(self.order), device=self.order.device)
+        return tuple(torch.cat(parts[::-1])[inverse] for parts in zip(*self.done, strict=True))
+
+
+def walk(
+    x0: Tensor, steps: Tensor, drift: Drift, noise_std: Tensor, paths: Tensor, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x_n, mean_{n-1} and z_{n-1} after n = steps [B] steps from x0 [B, d] (x0, x0 and 0 where n = 0)."""
+    rows = _Rows(steps)
+    paths = paths[rows.order]
+    x = x0[rows.order]
+    state: tuple[Tensor, ...] = (x, x, torch.zeros_like(x))
+    for n in range(rows.n_steps):
+        (x, _, _) = rows.retire(state, n)
+        z = philox.normal(paths[: len(x)], x.shape[1], seed=seed, step=n, stream=philox.NOISING, dtype=x.dtype)
+        mean = x + drift.increment(n, x)
+        state = (mean + noise_std[n] * z, mean, z)
+    rows.retire(state, rows.n_steps)
+    x, mean, z = rows.collect()
+    return x, mean, z
+
+
+def walk_with_target(
+    x0: Tensor, steps: Tensor, drift: Drift, noise_std: Tensor, paths: Tensor, sign: Tensor, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x_n [B, d], target -H_n [B, d] and v_n ([B, 1] or [B, d]); the noise of a row is multiplied by its sign [B, 1]."""
+    rows = _Rows(steps)
+    paths, sign = paths[rows.order], sign[rows.order]
+    x = x0[rows.order]
+    p = drift.rate(x)
+    state: tuple[Tensor, ...] = (x, torch.zeros_like(x), torch.zeros_like(p))
+    for n in range(rows.n_steps):
+        x, h, v = rows.retire(state, n)
+        m, s = len(x), noise_std[n]
+        z = sign[:m] * philox.normal(paths[:m], x.shape[1], seed=seed, step=n, stream=philox.NOISING, dtype=x.dtype)
+        increment, product = drift.increment_and_product(n, x, z)
+        contraction = drift.contraction(n, p[:m])
+        v_next = s**2 + contraction**2 * v
+        rho = contraction * v / v_next
+        h = rho * h + ((1.0 - rho) * z - rho * product) / s
+        state = (x + increment + s * z, h, v_next)
+    rows.retire(state, rows.n_steps)
+    x, h, v = rows.collect()
+    return x, -h, v
+
+
+def simulate(
+    x0: Tensor,
+    steps: Tensor,
+    drift_scale: Tensor,
+    noise_std: Tensor,
+    mixture: MixtureOperands,
+    seed: Tensor,
+    first_path: int,
+) -> Tensor:
+    """x [B, d] after steps [B] steps of the Langevin process from x0 [B, d]."""
+    paths = philox.path_range(len(x0), first_path, x0.device)
+    return walk(x0, steps, LangevinDrift(mixture, drift_scale), noise_std, paths, int(seed))[0]
+
+
+def simulate_transition(
+    x0: Tensor,
+    steps: Tensor,
+    drift_scale: Tensor,
+    noise_std: Tensor,
+    mixture: MixtureOperands,
+    seed: Tensor,
+    first_path: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x, and mean and noise of the last step, each [B, d], after steps [B] >= 1 steps."""
+    paths = philox.path_range(len(x0), first_path, x0.device)
+    return walk(x0, steps, LangevinDrift(mixture, drift_scale), noise_std, paths, int(seed))
+
+
+def mirrored(paths: Tensor, x0: Tensor, steps: Tensor, antithetic: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x0, steps, paths and signs; twice over, the second time with mirrored noise, if antithetic."""
+    sign = torch.ones(len(x0), 1, dtype=x0.dtype, device=x0.device)
+    if antithetic:
+        x0, steps, paths = torch.cat([x0, x0]), torch.cat([steps, steps]), torch.cat([paths, paths])
+        sign = torch.cat([sign, -sign])
+    return x0, steps, paths, sign
+
+
+def simulate_target(
+    x0: Tensor,
+    steps: Tensor,
+    drift_scale: Tensor,
+    noise_std: Tensor,
+    mixture: MixtureOperands,
+    seed: Tensor,
+    first_path: int,
+    antithetic: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x [B, d], target [B, d] and variance ([B, 1] spherical, else [B, d]); 2B rows if antithetic."""
+    paths = philox.path_range(len(x0), first_path, x0.device)
+    x0, steps, paths, sign = mirrored(paths, x0, steps, antithetic)
+    return walk_with_target(x0, steps, LangevinDrift(mixture, drift_scale), noise_std, paths, sign, int(seed))

@@ -1,0 +1,70 @@
+"""Fixtures of all tests: a fixed generator, no settings from outside, and Python processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _same_start(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every test starts from seed 0 and default settings, and leaves the number of threads as it was."""
+    for name in ("FASTNDSM_BACKEND", "FASTNDSM_DISABLE_JIT"):
+        monkeypatch.delenv(name, raising=False)
+    threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def start_python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `python -c code args...` in a process group of its own; what is left of it is killed in the end.
+
+    Environment variables are given by name, None to unset one; stdin, stdout and stderr are pipes.
+    """
+    started: list[subprocess.Popen[str]] = []
+
+    def start(code: str, *args: object, **environment: str | None) -> subprocess.Popen[str]:
+        merged: dict[str, Any] = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, args)],
+            env={name: value for name, value in merged.items() if value is not None},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        try:
+            os.killpg(process.pid, 9)
+        except ProcessLookupError:
+            pass
+        process.communicate()
+
+
+@pytest.fixture
+def run_python(start_python: Callable[..., subprocess.Popen[str]]) -> Callable[..., str]:
+    """Runs `python -c code args...` to its end and returns what it printed; it must succeed."""
+
+    def run(code: str, *args: object, **environment: str | None) -> str:
+        process = start_python(code, *args, **environment)
+        out, err = process.communicate(timeout=600)
+        assert process.returncode == 0, err
+        return out
+
+    return run
