@@ -15,7 +15,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +24,7 @@ import torch
 logger = logging.getLogger("fastndsm")
 
 ENVIRONMENT = "FASTNDSM_BACKEND"
+ABSENT = "this version of fastndsm has none"
 _requested: contextvars.ContextVar[str | None] = contextvars.ContextVar("fastndsm_backend", default=None)
 _logged: set[str] = set()
 
@@ -61,7 +62,7 @@ class Backend:
         return reason
 
 
-@lru_cache(maxsize=None)
+@cache
 def _load(module: str) -> ModuleType:
     loaded = importlib.import_module(module)
     prepare = getattr(loaded, "prepare", None)  # builds compiled code on first use
@@ -70,11 +71,11 @@ def _load(module: str) -> ModuleType:
     return loaded
 
 
-@lru_cache(maxsize=None)
+@cache
 def _unavailable(backend: Backend) -> str | None:
     try:
         if importlib.util.find_spec(backend.module) is None:
-            return "this version of fastndsm has none"
+            return ABSENT
         backend.load()
     except (ImportError, OSError, RuntimeError) as error:
         return str(error) or type(error).__name__
@@ -138,18 +139,20 @@ def select(op: str, backend: str, device: torch.device, dtypes: Sequence[torch.d
         if reason is not None:
             can = ", ".join(serving(op, device, dtype))
             raise BackendError(f"backend {name!r} cannot serve {op}: {reason}; these can: {can}")
-        return getattr(BACKENDS[name].load(), op)  # type: ignore[no-any-return]
+        return getattr(BACKENDS[name].load(), op)
     for candidate in BACKENDS.values():
         if candidate.devices and device.type not in candidate.devices:
             continue
         reason = candidate.refuses(op, device, dtype)
         if reason is None:
-            return getattr(candidate.load(), op)  # type: ignore[no-any-return]
-        _log_once(f"backend auto: {candidate.name} passed over for {op}: {reason}")
+            return getattr(candidate.load(), op)
+        # A user wants to hear of compiled code that should serve here and cannot.
+        expected = candidate.unavailable() not in (None, ABSENT)
+        _log_once(logging.WARNING if expected else logging.INFO, f"backend auto: {candidate.name} passed over: {reason}")
     raise AssertionError("the reference serves everything")
 
 
-def _log_once(message: str) -> None:
+def _log_once(level: int, message: str) -> None:
     if message not in _logged:
         _logged.add(message)
-        logger.info(message)
+        logger.log(level, message)

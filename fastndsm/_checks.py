@@ -83,7 +83,7 @@ def positive(name: str, value: Any) -> float:
 def count(name: str, value: Any, minimum: int = 1) -> int:
     """value as an int of at least `minimum`."""
     if torch.compiler.is_compiling():
-        return value  # type: ignore[no-any-return]
+        return value
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name}: expected an integer, found {value!r}")
     if int(value.__index__()) < minimum:
@@ -112,7 +112,7 @@ def seed(value: Any) -> Tensor:
 def first_path(value: Any) -> int:
     """The number of a first path: an integer in [0, 2^56)."""
     if torch.compiler.is_compiling():
-        return value  # type: ignore[no-any-return]
+        return value
     if count("first_path", value, minimum=0) >= 2**56:
         raise ValueError(f"first_path: expected an integer below 2^56, found {value}")
     return int(value)

@@ -96,9 +96,7 @@ class Inputs:
 
 
 def _philox_normal(i: Inputs, backend: str) -> tuple[Tensor, ...]:
-    made = functional.philox_normal(
-        i.rows, i.dim, seed=i.seed, step=3, dtype=i.dtype, device=i.device, backend=backend
-    )
+    made = functional.philox_normal(i.rows, i.dim, seed=i.seed, step=3, dtype=i.dtype, device=i.device, backend=backend)
     return (made,)
 
 
@@ -154,9 +152,7 @@ def _dsm_loss(i: Inputs, backend: str) -> tuple[Tensor, ...]:
 def _reverse(method: str) -> Run:
     def run(i: Inputs, backend: str) -> tuple[Tensor, ...]:
         step = i.n_steps // 2
-        return (
-            functional.reverse_step(i.x, i.v, i.process, step, seed=i.seed, method=method, backend=backend),
-        )
+        return (functional.reverse_step(i.x, i.v, i.process, step, seed=i.seed, method=method, backend=backend),)
 
     return run
 

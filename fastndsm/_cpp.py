@@ -27,19 +27,19 @@ def philox_normal(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    return _ops.philox_normal(n_paths, dim, seed, step, stream, first_path, dtype)  # type: ignore[no-any-return]
+    return _ops.philox_normal(n_paths, dim, seed, step, stream, first_path, dtype)
 
 
 def mixture_score(x: Tensor, mixture: MixtureOperands) -> Tensor:
-    return _ops.mixture_score(x, *mixture)  # type: ignore[no-any-return]
+    return _ops.mixture_score(x, *mixture)
 
 
 def mixture_log_prob(x: Tensor, mixture: MixtureOperands) -> Tensor:
-    return _ops.mixture_log_prob(x, *mixture)  # type: ignore[no-any-return]
+    return _ops.mixture_log_prob(x, *mixture)
 
 
 def mixture_hvp(x: Tensor, v: Tensor, mixture: MixtureOperands) -> Tensor:
-    return _ops.mixture_hvp(x, v, *mixture)  # type: ignore[no-any-return]
+    return _ops.mixture_hvp(x, v, *mixture)
 
 
 def mixture_sample(
@@ -66,7 +66,7 @@ def simulate(
     first_path: int,
 ) -> Tensor:
     out = _ops.simulate(x0, steps, drift_scale, noise_std, *mixture, seed, first_path)
-    return out  # type: ignore[no-any-return]
+    return out
 
 
 def simulate_transition(
@@ -79,7 +79,7 @@ def simulate_transition(
     first_path: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     out = _ops.simulate_transition(x0, steps, drift_scale, noise_std, *mixture, seed, first_path)
-    return out  # type: ignore[no-any-return]
+    return out
 
 
 def simulate_target(
@@ -93,7 +93,7 @@ def simulate_target(
     antithetic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     out = _ops.simulate_target(x0, steps, drift_scale, noise_std, *mixture, seed, first_path, antithetic)
-    return out  # type: ignore[no-any-return]
+    return out
 
 
 def reverse_step(
@@ -108,13 +108,13 @@ def reverse_step(
     method: str,
 ) -> Tensor:
     out = _ops.reverse_step(y, score, step, drift_scale, noise_std, *mixture, seed, first_path, method)
-    return out  # type: ignore[no-any-return]
+    return out
 
 
 def ndsm_loss(scores: Tensor, noise: Tensor, std: Tensor, estimator: str, antithetic: bool) -> Tensor:
     dtype = accumulation_dtype(scores, noise)
     out = _ops.ndsm_loss(scores.to(dtype), noise.to(dtype), std.to(dtype), estimator, antithetic)
-    return out  # type: ignore[no-any-return]
+    return out
 
 
 def ndsm_loss_backward(
@@ -128,7 +128,7 @@ def ndsm_loss_backward(
 
 def dsm_loss(score: Tensor, target: Tensor) -> Tensor:
     dtype = accumulation_dtype(score, target)
-    return _ops.dsm_loss(score.to(dtype), target.to(dtype))  # type: ignore[no-any-return]
+    return _ops.dsm_loss(score.to(dtype), target.to(dtype))
 
 
 def dsm_loss_backward(grad: Tensor, score: Tensor, target: Tensor) -> Tensor:

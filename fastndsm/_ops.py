@@ -1,7 +1,7 @@
 """The ops of the library: schemas, fake kernels, implementations and autograd, all in one place.
 
 An op is opaque to the compiler; inside it `_backend` picks who serves it, at run time. Autograd is registered outside.
-Where a gradient has no closed form among the ops, it re-runs the reference under autograd; so do all higher derivatives.
+Where a gradient has no closed form among the ops, it re-runs the reference under autograd; so do higher derivatives.
 A mixture travels as (means, precisions, log_scale, covariance_type), see
 `reference.MixtureOperands`; a seed as a 0-d int64 tensor, so that a new one never recompiles a graph.
 """
@@ -22,8 +22,8 @@ MIXTURE = "Tensor means, Tensor precisions, Tensor log_scale, str covariance_typ
 PROCESS = f"Tensor drift_scale, Tensor noise_std, {MIXTURE}"
 PATHS = "Tensor seed, SymInt first_path"
 SCHEMAS = {
-    "philox_normal": f"(SymInt n_paths, SymInt dim, Tensor seed, Tensor step, int stream, SymInt first_path, "
-    f"ScalarType dtype, Device device, str backend) -> Tensor",
+    "philox_normal": "(SymInt n_paths, SymInt dim, Tensor seed, Tensor step, int stream, SymInt first_path, "
+    "ScalarType dtype, Device device, str backend) -> Tensor",
     "mixture_score": f"(Tensor x, {MIXTURE}, str backend) -> Tensor",
     "mixture_log_prob": f"(Tensor x, {MIXTURE}, str backend) -> Tensor",
     "mixture_hvp": f"(Tensor x, Tensor v, {MIXTURE}, str backend) -> Tensor",
@@ -52,12 +52,12 @@ _implementations: dict[str, Callable[..., Any]] = {}
 
 
 class _Ops:
-    """torch.ops.fastndsm; the plain reference under torch.func and forward-mode derivatives, which do not see into an op."""
+    """torch.ops.fastndsm; under torch.func and forward-mode AD, which do not see into an op, the plain reference."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if not torch.compiler.is_compiling() and _transforming():
             return lambda *arguments: _implementations[name](*arguments[:-1], "reference")
-        return getattr(torch.ops.fastndsm, name)  # type: ignore[no-any-return]
+        return getattr(torch.ops.fastndsm, name)
 
 
 ops = _Ops()
@@ -92,9 +92,14 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _upcast(*tensors: Tensor) -> tuple[Tensor, ...]:
+def _upcast(*tensors: Tensor) -> Any:
     dtype = compute_dtype(tensors[0].dtype)
     return tuple(t.to(dtype) for t in tensors)
+
+
+def _operands(x: Tensor, means: Tensor, precisions: Tensor, log_scale: Tensor, kind: str) -> MixtureOperands:
+    _, means, precisions, log_scale = _upcast(x, means, precisions, log_scale)
+    return MixtureOperands(means, precisions, log_scale, kind)
 
 
 def _new(like: Tensor, *shape: Any) -> Tensor:
@@ -105,12 +110,12 @@ def _none(count: int) -> tuple[None, ...]:
     return (None,) * count
 
 
-def _save_all(ctx, inputs, output):  # type: ignore[no-untyped-def]
+def _save_all(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.layout = [None if isinstance(a, Tensor) else (a,) for a in inputs]
     ctx.save_for_backward(*(a for a in inputs if isinstance(a, Tensor)))
 
 
-def _arguments(ctx):  # type: ignore[no-untyped-def]
+def _arguments(ctx: Any) -> Any:
     tensors = iter(ctx.saved_tensors)
     return [next(tensors) if other is None else other[0] for other in ctx.layout]
 
@@ -128,7 +133,7 @@ def _recording() -> Iterator[None]:
 
 
 def _reference_autograd(name: str, function: Callable[..., Tensor], differentiable: int) -> None:
-    """Derivatives of the op `name` in its first `differentiable` arguments, by autograd through its reference `function`."""
+    """Derivatives of the op `name` in its first `differentiable` arguments, by autograd through `function`."""
 
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         arguments = _arguments(ctx)
@@ -194,7 +199,7 @@ def _mixture_op(name: str) -> None:
         *points, means, precisions, log_scale, covariance_type, backend = arguments
         x = points[0]
         serve = _backend.select(name, backend, x.device, [x.dtype])
-        mixture = MixtureOperands(*_upcast(x, means, precisions, log_scale)[1:], covariance_type)
+        mixture = _operands(x, means, precisions, log_scale, covariance_type)
         return serve(*_upcast(*points), mixture).to(x.dtype)
 
     @_fake(name)
@@ -231,8 +236,9 @@ def _hvp_backward(ctx, grad):  # type: ignore[no-untyped-def]
 
 
 def _rerun_hvp(x, v, means, precisions, log_scale, covariance_type):  # type: ignore[no-untyped-def]
-    x, v, *parts = _upcast(x, v, means, precisions, log_scale)
-    return reference.mixture_hvp(x, v, MixtureOperands(*parts, covariance_type))
+    mixture = _operands(x, means, precisions, log_scale, covariance_type)
+    x, v = _upcast(x, v)
+    return reference.mixture_hvp(x, v, mixture)
 
 
 _gradient_op("mixture_hvp_backward", 1, 3, _rerun_hvp)
@@ -255,9 +261,9 @@ def _(n, cumulative_weights, means, factors, covariance_type, seed, first_path, 
 # --- simulation --------------------------------------------------------------------------------------------------
 
 
-def _process(x, drift_scale, noise_std, means, precisions, log_scale, covariance_type):  # type: ignore[no-untyped-def]
-    drift_scale, noise_std, *parts = _upcast(x, drift_scale, noise_std, means, precisions, log_scale)[1:]
-    return drift_scale, noise_std, MixtureOperands(*parts, covariance_type)
+def _process(x: Tensor, drift_scale: Tensor, noise_std: Tensor, *mixture: Any) -> Any:
+    _, drift_scale, noise_std = _upcast(x, drift_scale, noise_std)
+    return drift_scale, noise_std, _operands(x, *mixture)
 
 
 def _simulate_op(name: str) -> None:
@@ -300,7 +306,9 @@ _autograd("simulate_transition", _transition_backward, _save_simulation)
 
 def _rerun_simulate(x0, steps, *arguments):  # type: ignore[no-untyped-def]
     *process, seed, first_path = arguments
-    return reference.simulate(*_upcast(x0), steps, *_process(x0, *process), seed, first_path)
+    (x,) = _upcast(x0)
+    drift_scale, noise_std, mixture = _process(x0, *process)
+    return reference.simulate(x, steps, drift_scale, noise_std, mixture, seed, first_path)
 
 
 _gradient_op("simulate_backward", 1, 2, _rerun_simulate)
@@ -331,7 +339,9 @@ _autograd("simulate_target", _target_backward, _save_simulation)
 
 def _rerun_target(x0, steps, *arguments):  # type: ignore[no-untyped-def]
     *process, seed, first_path, antithetic = arguments
-    return reference.simulate_target(*_upcast(x0), steps, *_process(x0, *process), seed, first_path, antithetic)
+    (x,) = _upcast(x0)
+    drift_scale, noise_std, mixture = _process(x0, *process)
+    return reference.simulate_target(x, steps, drift_scale, noise_std, mixture, seed, first_path, antithetic)
 
 
 _gradient_op("simulate_target_backward", 3, 4, _rerun_target)
@@ -342,7 +352,7 @@ _gradient_op("simulate_target_backward", 3, 4, _rerun_target)
 
 def _serve_loss(name: str, backend: str, tensors: Sequence[Tensor], *arguments: Any) -> Tensor:
     serve = _backend.select(name, backend, tensors[0].device, [t.dtype for t in tensors])
-    return serve(*tensors, *arguments)  # type: ignore[no-any-return]
+    return serve(*tensors, *arguments)
 
 
 def _loss_dtype(*tensors: Tensor) -> torch.dtype:

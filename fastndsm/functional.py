@@ -1,6 +1,6 @@
 """The ops as functions: data of any event shape in, the same shape out; `backend="auto"` on each.
 
-Noise is counter-based (see `fastndsm.reference.philox`): it depends on the seed, the number of the path and the step alone,
+Noise is counter-based (see `fastndsm.reference.philox`): it depends on the seed, the path's number and the step alone,
 so a batch may be split, reordered over devices or simulated in pieces by moving `first_path`.
 """
 
@@ -78,7 +78,7 @@ def philox_normal(
 
 
 def _step_tensor(name: str, step: Any, rows: int | None, maximum: int, device: torch.device | None) -> Tensor:
-    """step as int64, 0-d or [rows] (0-d alone if rows is None), in 0..maximum where checking costs no synchronisation."""
+    """step as int64, 0-d or [rows] (rows None: 0-d alone), in 0..maximum where checking costs no synchronisation."""
     if isinstance(step, Tensor):
         if step.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
             raise TypeError(f"{name}: expected integers, found {step.dtype}")
@@ -200,8 +200,9 @@ def simulate_target(
     """x as `simulate` gives it, the path estimator's target, and its reference variance v.
 
     Returns:
-        x and target [B, ...], variance [B] (spherical mixtures) or like x; 2B rows if antithetic, the B paths driven by
-        z first, then those driven by -z. E[target | x] is the score of the law of x. Where steps = 0, target = 0 and v = 0.
+        x and target [B, ...], variance [B] (spherical mixtures) or like x; 2B rows if antithetic, the B paths driven
+        by z first, then those driven by -z. E[target | x] is the score of the law of x. Where steps = 0, target = 0
+        and v = 0.
     """
     flat, taken, key, start = _simulation_arguments(x0, process, steps, 0, seed, first_path)
     x, target, variance = process._simulate_target(flat, taken, key, start, antithetic, backend)
@@ -305,7 +306,7 @@ def reverse_step(
     method: str = "sde",
     backend: str = "auto",
 ) -> Tensor:
-    """One reverse step y_{n+1} -> y_n for n = step (0..N-1, int or 0-d tensor), with score = s(y, t_{n+1}) like y [B, ...].
+    """One reverse step y_{n+1} -> y_n for n = step (0..N-1, int or 0-d tensor); score = s(y, t_{n+1}) like y [B, ...].
 
     "sde" adds the noise of the reverse stream except at n = 0; "ode" is the Euler step of the probability flow.
 

@@ -83,7 +83,7 @@ class GaussianMixture(nn.Module):
         for name in ("_precisions", "_log_scale", "_factors"):
             self.register_buffer(name, None, persistent=False)
         self._derive()
-        self.register_load_state_dict_post_hook(lambda module, _: module._derive())
+        self.register_load_state_dict_post_hook(lambda module, _: module._derive())  # type: ignore[no-untyped-call]
 
     def _derive(self) -> None:
         """Precisions, log normalisers and Cholesky factors, in float64 and then in the parameters' dtype."""
@@ -116,7 +116,7 @@ class GaussianMixture(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> GaussianMixture:
         self._cast = {}
-        return super()._apply(fn, recurse)  # type: ignore[no-any-return]
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     # --- construction ------------------------------------------------------------------------------------------
 
@@ -176,7 +176,7 @@ class GaussianMixture(nn.Module):
 
     @classmethod
     def from_points(cls, X: Any, bandwidth: float) -> GaussianMixture:
-        """Kernel density estimate: one spherical component of standard deviation `bandwidth` at every row of X [n, ...]."""
+        """Kernel density estimate: a spherical component of deviation `bandwidth` at each row of X [n, ...]."""
         points, event_shape = _points("X", X)
         n = len(points)
         variances = np.full(n, _checks.positive("bandwidth", bandwidth) ** 2)
@@ -201,7 +201,9 @@ class GaussianMixture(nn.Module):
         means = torch.cat([m for m, _ in images])
         if self.covariance_type == "tied":
             if not all(torch.allclose(c, images[0][1], rtol=1e-6, atol=1e-12) for _, c in images):
-                raise ValueError("maps: expected maps that keep the tied covariance, found one that changes it; use 'full'")
+                raise ValueError(
+                    "maps: expected maps that keep the tied covariance, found one that changes it; use 'full'"
+                )
             covariances = images[0][1]
         else:
             covariances = torch.cat([c for _, c in images])
@@ -251,7 +253,9 @@ class GaussianMixture(nn.Module):
             off = torch.einsum("ij,kj,lj->kil", matrix, covariances, matrix) - torch.diag_embed(image)
             fits = float(image.amin()) > 0.0 and float(off.abs().amax()) <= 1e-6 * float(image.amax())
         if not fits:
-            raise ValueError(f"{name}: expected an invertible map that keeps {self.covariance_type!r} covariances; use 'full'")
+            raise ValueError(
+                f"{name}: expected an invertible map that keeps {self.covariance_type!r} covariances; use 'full'"
+            )
         return image
 
     def to_sklearn(self) -> sklearn.mixture.GaussianMixture:
@@ -300,8 +304,10 @@ class GaussianMixture(nn.Module):
         """What the ops take, in the compute dtype of data of `dtype` (kept: a mixture may have 60,000 components)."""
         compute = torch.float64 if dtype == torch.float64 else torch.float32
         if compute not in self._cast:
-            parts = (t.to(compute).contiguous() for t in (self.means, self._precisions, self._log_scale))
-            self._cast[compute] = MixtureOperands(*parts, self.covariance_type)
+            means, precisions, log_scale = (
+                t.to(compute).contiguous() for t in (self.means, self._precisions, self._log_scale)
+            )
+            self._cast[compute] = MixtureOperands(means, precisions, log_scale, self.covariance_type)
         return self._cast[compute]
 
     def sampling_operands(self) -> tuple[Tensor, Tensor, Tensor, str]:

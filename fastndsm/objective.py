@@ -95,8 +95,8 @@ class NDSMLoss(_Loss):
         process: a noising process.
         estimator: "path" (one network evaluation a sample), "control_variate" (two) or "plain".
         antithetic: two samples from each x0 with mirrored noise; not with "control_variate".
-        control_variate: a separate network h(x, t) instead of the score network itself; the score's parameters then receive the
-            gradient of the mean loss and h's that of its second moment.
+        control_variate: a separate network h(x, t) instead of the score network itself; the score's parameters then
+            receive the gradient of the mean loss and h's that of its second moment.
         weighting: "variance" (v_{n+1}), None (1) or a callable(t [B]) -> [B].
         reduction: "mean", "sum" or "none" ([B], a mirrored pair averaged).
 
@@ -177,7 +177,7 @@ class NDSMLoss(_Loss):
 
 
 class DSMLoss(_Loss):
-    """Classical denoising score matching on the Ornstein-Uhlenbeck process, with exact transitions: the linear baseline.
+    """Classical denoising score matching on the Ornstein-Uhlenbeck process, by exact transitions: the linear baseline.
 
     Args:
         process: an OUProcess.

@@ -30,8 +30,8 @@ STABLE, REFUSED = 0.2, 1.0  # bounds on q = a_n lambda_max(P_k)
 class Transition(NamedTuple):
     """One step of the noising process: x = mean + std * noise.
 
-    x, mean, noise [B, ...]; std [B], t [B] (of x) and step [B] with x = x_{step+1}, t = t_{step+1}. Antithetic: 2B rows, the B
-    samples first, then their mirror images.
+    x, mean, noise [B, ...]; std [B], t [B] (of x) and step [B] with x = x_{step+1}, t = t_{step+1}. Antithetic: 2B
+    rows, the B samples first, then their mirror images.
     """
 
     x: Tensor
@@ -59,8 +59,8 @@ class NoisingProcess(nn.Module):
     """The time grid, its tables, and draws of noised samples; subclasses give the drift.
 
     Attributes:
-        times [N+1], drift_scale [N] (a_n), noise_std [N] (s_n), noise_variance [N] (v_{n+1} at the reference's slowest rate):
-        float64 buffers.
+        times [N+1], drift_scale [N] (a_n), noise_std [N] (s_n), noise_variance [N] (v_{n+1} at the reference's slowest
+        rate): float64 buffers.
         prior: where sampling starts, a mixture (or, for DriftProcess, anything with sample(n, seed=, first_path=)).
     """
 
@@ -257,7 +257,8 @@ class LangevinProcess(NoisingProcess):
 
     def _check_stability(self, precisions: Tensor, grid: str | Sequence[float] | Tensor) -> None:
         """q = a_n lambda_max(P_k) at the worst step n and component k."""
-        n, k = int(self.drift_scale.argmax()), int(precisions.argmax())
+        worst = self.drift_scale >= (1.0 - 1e-9) * self.drift_scale.amax()  # the first of them, despite rounding
+        n, k = int(worst.int().argmax()), int(precisions.argmax())
         q = float(self.drift_scale[n] * precisions[k])
         if q <= STABLE:
             return
@@ -269,7 +270,7 @@ class LangevinProcess(NoisingProcess):
         else:
             advice = f"steps {math.ceil(q / STABLE)} times finer"
         message = (
-            f"LangevinProcess: q = a_n lambda_max(P_k) = {q:.3g} at step {n}, component {k}; use {advice}, "
+            f"{type(self).__name__}: q = a_n lambda_max(P_k) = {q:.3g} at step {n}, component {k}; use {advice}, "
             "a smaller T or sigma, or a reference fitted with a larger reg_covar"
         )
         if q >= REFUSED:
@@ -298,26 +299,26 @@ class LangevinProcess(NoisingProcess):
         return self.drift_scale.to(dtype), self.noise_std.to(dtype), *self.reference.operands(x.dtype)
 
     def _simulate(self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, backend: str) -> Tensor:
-        return ops.simulate(x0, steps, *self._arguments(x0), seed, first_path, backend)  # type: ignore[no-any-return]
+        return ops.simulate(x0, steps, *self._arguments(x0), seed, first_path, backend)
 
     def _simulate_transition(
         self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, backend: str
     ) -> tuple[Tensor, Tensor, Tensor]:
         arguments = self._arguments(x0)
-        return ops.simulate_transition(x0, steps, *arguments, seed, first_path, backend)  # type: ignore[no-any-return]
+        return ops.simulate_transition(x0, steps, *arguments, seed, first_path, backend)
 
     def _simulate_target(
         self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, antithetic: bool, backend: str
     ) -> tuple[Tensor, Tensor, Tensor]:
         arguments = self._arguments(x0)
-        return ops.simulate_target(  # type: ignore[no-any-return]
+        return ops.simulate_target(
             x0, steps, *arguments, seed, first_path, antithetic, backend
         )
 
     def _reverse_step(
         self, y: Tensor, score: Tensor, step: Tensor, seed: Tensor, first_path: int, method: str, backend: str
     ) -> Tensor:
-        return ops.reverse_step(  # type: ignore[no-any-return]
+        return ops.reverse_step(
             y, score, step, *self._arguments(y), seed, first_path, method, backend
         )
 
@@ -348,7 +349,7 @@ class OUProcess(LangevinProcess):
         super().__init__(reference, T, n_steps, sigma, grid)
 
     def marginal(self) -> tuple[Tensor, Tensor]:
-        """m_n and v_n of the exact law x_t | x_0 = N(m x_0, v I) at t_1..t_N: m = exp(-sum a_n), v = 1 - m^2, [N] float64."""
+        """m and v of the exact law x_t | x_0 = N(m x_0, v I) at t_1..t_N: m = exp(-sum a_n), v = 1 - m^2; [N]."""
         exponent = self.drift_scale.cumsum(0)
         return (-exponent).exp(), -(-2.0 * exponent).expm1()
 
@@ -385,11 +386,13 @@ class _CallableDrift:
         shaped = x.reshape(len(x), *self.event_shape)
         value = process.drift_function(shaped, t)
         if value.shape != shaped.shape:
-            raise ValueError(f"drift: expected output of the shape of x, {tuple(shaped.shape)}, found {tuple(value.shape)}")
+            raise ValueError(
+                f"drift: expected output of the shape of x, {tuple(shaped.shape)}, found {tuple(value.shape)}"
+            )
         return (process.times[n + 1] - process.times[n]).to(x.dtype) * value.reshape(x.shape)
 
     def increment_and_product(self, n: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        increment, pullback = torch.func.vjp(lambda point: self.increment(n, point), x)
+        increment, pullback, *_ = torch.func.vjp(lambda point: self.increment(n, point), x)
         return increment, pullback(z)[0]
 
     def contraction(self, n: int, p: Tensor) -> Tensor:

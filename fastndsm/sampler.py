@@ -58,7 +58,7 @@ def sample(
             rows = min(batch_size, n - start)
             begin = first_path + start
             y = _prior_draw(process, rows, key, begin)
-            failed = torch.full((), -1, device=y.device)  # the step that first gave non-finite values; read once, at the end
+            failed = torch.full((), -1, device=y.device)  # the step that first gave non-finite values, read at the end
             for step in reversed(range(process.n_steps)):
                 t = times[step + 1].to(y.dtype).expand(rows)
                 score = _checks.score_output(score_net(y, t), y)
@@ -91,7 +91,7 @@ def _check_process(process: NoisingProcess) -> None:
 def _prior_draw(process: NoisingProcess, rows: int, seed: Tensor, first_path: int) -> Tensor:
     """Draws of the prior in the default dtype, as a score network expects."""
     y = process.prior.sample(rows, seed=seed, first_path=first_path)
-    return y.to(torch.get_default_dtype()).to(process.times.device)  # type: ignore[no-any-return]
+    return y.to(torch.get_default_dtype()).to(process.times.device)
 
 
 def log_likelihood(
@@ -104,9 +104,9 @@ def log_likelihood(
 ) -> Tensor:
     """log p(x) in nats under the probability-flow ODE, x [B, ...] -> [B].
 
-    log p_0(x) = log prior(x_T) + int_0^T div(F - 1/2 sigma^2 s) dt, by Heun's method on the process's grid; in the first interval
-    the score is taken at t_1, the earliest time it was trained at. The divergence is exact up to 16 dimensions and by
-    Hutchinson's estimator with `n_probes` Rademacher probes (from `seed`) beyond.
+    log p_0(x) = log prior(x_T) + int_0^T div(F - 1/2 sigma^2 s) dt, by Heun's method on the process's grid; in the
+    first interval the score is taken at t_1, the earliest time it was trained at. The divergence is exact up to 16
+    dimensions and by Hutchinson's estimator with `n_probes` Rademacher probes (from `seed`) beyond.
 
     Source: Song et al. 2021; Hutchinson 1989.
     """
@@ -142,7 +142,7 @@ def log_likelihood(
         k2, d2 = slope(y + dt * k1, step, times[step + 1])
         y = y + 0.5 * dt * (k1 + k2)
         integral = integral + 0.5 * dt * (d1 + d2)
-    return process.prior.log_prob(y.reshape(shape)) + integral  # type: ignore[no-any-return]
+    return process.prior.log_prob(y.reshape(shape)) + integral
 
 
 def _exact(x: Tensor) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -15,8 +17,8 @@ class ResidualScore(nn.Module):
     Args:
         net: module (x [B, ...], t [B]) -> like x; a last layer initialised to zero starts it at the reference's score.
         process: a LangevinProcess; v is its noise_variance, linear between grid points.
-        features: give the network torch.cat([x, grad log pi(x) sqrt(lambda_max)], dim=1), twice the channels of x. Helps
-            in small d.
+        features: give the network torch.cat([x, grad log pi(x) sqrt(lambda_max)], dim=1), twice the channels of x.
+            Helps in small d.
     """
 
     def __init__(self, net: nn.Module, process: NoisingProcess, features: bool = False) -> None:
@@ -27,7 +29,7 @@ class ResidualScore(nn.Module):
         if not callable(net):
             raise TypeError(f"net: expected a module (x, t) -> like x, found {type(net).__name__}")
         self.net = net
-        self.process = process
+        self.process: Any = process
         self.features = bool(features)
         self.feature_scale = float(reference.covariance_eigenvalues()[1].max()) ** 0.5
 

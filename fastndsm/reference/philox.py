@@ -24,7 +24,7 @@ NOISING, PRIOR, REVERSE, STEP, PROBE = range(5)
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def philox4x32_10(counter: Words, key: tuple[int, int]) -> Words:
+def philox4x32_10(counter: Words, key: tuple[int, int] | tuple[Tensor, Tensor]) -> Words:
     """Ten rounds of Philox4x32 on four int64 tensors of values in [0, 2^32), broadcast against each other."""
     c0, c1, c2, c3 = counter
     k0, k1 = key

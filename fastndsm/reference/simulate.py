@@ -103,7 +103,7 @@ def walk(
 def walk_with_target(
     x0: Tensor, steps: Tensor, drift: Drift, noise_std: Tensor, paths: Tensor, sign: Tensor, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x_n [B, d], target -H_n [B, d] and v_n ([B, 1] or [B, d]); the noise of a row is multiplied by its sign [B, 1]."""
+    """x_n [B, d], target -H_n [B, d] and v_n ([B, 1] or [B, d]); a row's noise is multiplied by its sign [B, 1]."""
     rows = _Rows(steps)
     paths, sign = paths[rows.order], sign[rows.order]
     x = x0[rows.order]

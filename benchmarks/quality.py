@@ -1,0 +1,257 @@
+"""How good are the samples? The method's quality, estimator by estimator, against draws from the reference itself.
+
+    python benchmarks/quality.py planar [--seeds 3] [--jobs 2]     four modes, ring, moons: energy distance, mode weights
+    python benchmarks/quality.py digits                            8x8 digits: Frechet and nearest-training distance
+    python benchmarks/quality.py known                             Gaussian data, whose score is known
+    python benchmarks/quality.py variance                          gradient trace of each estimator on trained networks
+
+Each writes its rows to benchmarks/results/quality-NAME.json and prints them as a table. tests/test_quality.py asserts on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fastndsm
+from fastndsm import GaussianMixture, LangevinProcess, NDSMLoss, OUProcess, ResidualScore, data, metrics, networks
+from fastndsm.trainer import TrainConfig, Trainer
+
+RESULTS = Path(__file__).parent / "results"
+ESTIMATORS = {
+    "path": {"estimator": "path"},
+    "path antithetic": {"estimator": "path", "antithetic": True},
+    "plain antithetic": {"estimator": "plain", "antithetic": True},
+    "control_variate": {"estimator": "control_variate"},
+    "plain": {"estimator": "plain"},
+}
+PLANAR = {  # components and input features that suit each set
+    "four_modes": {"n_components": 4, "features": True},
+    "ring": {"n_components": 10, "features": True},
+    "moons": {"n_components": 8, "features": False},
+}
+Row = dict[str, Any]
+
+
+def train(net: nn.Module, process: LangevinProcess, estimator: str, x: Tensor, config: TrainConfig) -> nn.Module:
+    """The moving average of `net` after training with the estimator."""
+    trainer = Trainer(net, NDSMLoss(process, **ESTIMATORS[estimator]), x, config)  # type: ignore[arg-type]
+    trainer.fit(progress=False)
+    return trainer.ema_net
+
+
+def planar(name: str, estimator: str, seed: int, steps: int = 4000) -> list[Row]:
+    """Energy distance to held-out data and mode weights of a model trained on 5,000 points, and of draws from pi."""
+    torch.manual_seed(seed)
+    dataset = data.load(name, n=5000, seed=seed)
+    settings = PLANAR[name]
+    reference = GaussianMixture.fit(dataset.train, settings["n_components"], random_state=seed)
+    process = LangevinProcess(reference, n_steps=100, grid="quadratic")
+    net = networks.MLP(2, (128, 128, 128), in_dim=4 if settings["features"] else None, horizon=process.T)
+    model = ResidualScore(net, process, features=settings["features"])
+    batch = 512 if estimator == "path" else 256  # equal numbers of network evaluations
+    started = time.perf_counter()
+    model = train(model, process, estimator, dataset.train, TrainConfig(steps=steps, batch_size=batch, seed=seed))
+    seconds = time.perf_counter() - started
+    rows = []
+    draws = {estimator: fastndsm.sample(model, process, 5000, seed=seed), "pi": reference.sample(5000, seed).float()}
+    for who, samples in draws.items():
+        row = {"data": name, "row": who, "seed": seed, "seconds": round(seconds if who != "pi" else 0.0, 1)}
+        rows.append(row | metrics.evaluate(samples, dataset))
+    return rows
+
+
+def digits_model(seed: int = 0) -> tuple[Any, LangevinProcess, ResidualScore]:
+    """The digits, a spherical reference of ten components and an untrained residual MLP 3x256."""
+    torch.manual_seed(seed)
+    dataset = data.load("digits")
+    reference = GaussianMixture.fit(dataset.train, 10, "spherical", 1e-2, random_state=seed)
+    process = LangevinProcess(reference, n_steps=100)
+    net = networks.MLP(64, (256, 256, 256), horizon=process.T)
+    return dataset, process, ResidualScore(net, process)
+
+
+def digits(estimators: list[str], seed: int = 0, steps: int = 4000, pictures: Path | None = None) -> list[Row]:
+    """Frechet distance, class weights, confidence and distance to the nearest training image, with pi and held-out data."""
+    dataset, process, _ = digits_model(seed)
+    x = dataset.train.flatten(1)
+    classifier = metrics.FeatureClassifier.fit(dataset.train, dataset.labels, seed=0, n_classes=10)
+    samples = {
+        "held-out data": dataset.test,
+        "pi": process.reference.sample(2000, seed).float().reshape(-1, *dataset.event_shape),
+    }
+    seconds = {}
+    for estimator in estimators:
+        model = _flat_digits(seed)
+        started = time.perf_counter()
+        model = train(model, model.process, estimator, x, TrainConfig(steps=steps, batch_size=256, seed=seed))
+        seconds[estimator] = time.perf_counter() - started
+        draws = fastndsm.sample(model, model.process, 2000, seed=seed)
+        samples[estimator] = draws.reshape(-1, *dataset.event_shape)
+        if pictures is not None:
+            torch.save(draws, pictures / f"digits-{estimator}.pt")
+    return [
+        {"data": "digits", "row": who, "seed": seed, "seconds": round(seconds.get(who, 0.0), 1)}
+        | metrics.evaluate(found, dataset, classifier=classifier)
+        for who, found in samples.items()
+    ]
+
+
+def _flat_digits(seed: int) -> ResidualScore:
+    torch.manual_seed(seed)
+    dataset = data.load("digits")
+    reference = GaussianMixture.fit(dataset.train.flatten(1), 10, "spherical", 1e-2, random_state=seed)
+    process = LangevinProcess(reference, n_steps=100)
+    return ResidualScore(networks.MLP(64, (256, 256, 256), horizon=process.T), process)
+
+
+def known_score(estimator: str, seed: int = 0, steps: int = 4000, dim: int = 2) -> Row:
+    """Relative squared error of the score learnt from Gaussian data N(m, diag(c)) noised towards pi = N(0, I)."""
+    torch.manual_seed(seed)
+    mean, variance = torch.tensor([0.8, -0.5])[:dim], torch.tensor([0.3, 0.6])[:dim]
+    process = OUProcess(dim, T=3.0, n_steps=100)
+    x = mean + variance.sqrt() * torch.randn(20_000, dim)
+    model = ResidualScore(networks.MLP(dim, (128, 128, 128), horizon=process.T), process)
+    model = train(model, process, estimator, x, TrainConfig(steps=steps, batch_size=512, seed=seed))
+    shrink = (1.0 - process.drift_scale).cumprod(0).float()
+    noise = fastndsm.process.variance_recursion(process.noise_std, 1.0 - process.drift_scale).float()
+    step = process.draw_steps(50_000, seed=seed + 1)
+    x0 = mean + variance.sqrt() * torch.randn(50_000, dim)
+    drawn = process.noised(x0, step, seed=seed + 2)
+    law = shrink[step, None] ** 2 * x.var(0) + noise[step, None]  # the discrete chain's, for the sample the net saw
+    exact = -(drawn.x - shrink[step, None] * x.mean(0)) / law
+    with torch.no_grad():
+        error = (model(drawn.x, drawn.t) - exact).square().sum(1)
+    weight = process.noise_variance[step].float()
+    relative = float((weight * error).mean() / (weight * exact.square().sum(1)).mean())
+    return {"data": "gaussian", "row": estimator, "seed": seed, "relative_error": relative}
+
+
+def gradient_trace(
+    model: nn.Module, process: LangevinProcess, x0: Tensor, estimator: str, step: int, n: int = 2000, seed: int = 0
+) -> float:
+    """Trace of the covariance over single samples (mirrored pairs for antithetic) of the loss gradient in the weights.
+
+    Weight 1, so that only dt and the estimator speak; not the loss's variance, which a detached control variate fools.
+    """
+    parameters = {k: v.detach() for k, v in model.named_parameters()}
+    loss = NDSMLoss(process, weighting=None, **ESTIMATORS[estimator])  # type: ignore[arg-type]
+    x0 = x0[torch.arange(n) % len(x0)]
+    drawn = loss.draw(x0, seed=seed, step=step)
+    pairs = len(drawn.x) // n
+    fields = [f.reshape(pairs, n, *f.shape[1:]).transpose(0, 1) for f in drawn]
+
+    def one(weights: dict[str, Tensor], *parts: Tensor) -> Tensor:
+        sample = type(drawn)(*parts)
+
+        def net(x: Tensor, t: Tensor) -> Tensor:
+            return torch.func.functional_call(model, weights, (x, t))
+
+        return loss.evaluate(net, sample)
+
+    total = torch.zeros(())
+    squares = torch.zeros(())
+    mean = [torch.zeros_like(p) for p in parameters.values()]
+    for i in range(n):  # one by one: the ops are opaque to vmap
+        weights = {k: v.clone().requires_grad_() for k, v in parameters.items()}
+        grads = torch.autograd.grad(one(weights, *(f[i] for f in fields)), list(weights.values()), allow_unused=True)
+        for m, g in zip(mean, grads, strict=True):
+            if g is not None:
+                m += g / n
+                squares += g.square().sum() / n
+    total = squares - sum(m.square().sum() for m in mean)
+    return float(total) * n / (n - 1)
+
+
+def variance(seed: int = 0, steps: int = 4000, n: int = 1000) -> list[Row]:
+    """Gradient traces on a trained ring network at last steps of 1e-3 and 0.1, and on a trained digits network at T."""
+    rows = []
+    torch.manual_seed(seed)
+    dataset = data.load("ring", n=5000, seed=seed)
+    reference = GaussianMixture.fit(dataset.train, 20, random_state=seed)
+    process = LangevinProcess(reference, n_steps=100, grid="quadratic")
+    model = ResidualScore(networks.MLP(2, (128, 128, 128), in_dim=4, horizon=process.T), process, features=True)
+    model = train(model, process, "path", dataset.train, TrainConfig(steps=steps, batch_size=512, seed=seed))
+    slowest = float(reference.covariance_eigenvalues()[1].max())
+    for dt in (1e-3, 0.1):  # in units of the slowest relaxation time; T = 3
+        last = dt * slowest
+        times = torch.cat([torch.linspace(0, process.T - last, 100, dtype=torch.float64), torch.tensor([process.T])])
+        probe = LangevinProcess(reference, grid=times)
+        for estimator in ESTIMATORS:
+            trace = gradient_trace(model, probe, dataset.train, estimator, 99, n, seed)
+            rows.append({"data": "ring", "row": estimator, "dt": dt, "trace": trace})
+    digits_net = _flat_digits(seed)
+    x = data.load("digits").train.flatten(1)
+    config = TrainConfig(steps=steps, batch_size=256, seed=seed)
+    digits_net = train(digits_net, digits_net.process, "path", x, config)
+    for fraction in (0.02, 0.2, 1.0):
+        step = max(0, round(fraction * 100) - 1)
+        for estimator in ESTIMATORS:
+            trace = gradient_trace(digits_net, digits_net.process, x, estimator, step, n, seed)
+            rows.append({"data": "digits", "row": estimator, "t/T": fraction, "trace": trace})
+    return rows
+
+
+def evaluations(estimator: str) -> int:
+    """Network evaluations of one draw of the estimator."""
+    return 1 if estimator in ("path", "plain") else 2
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as Markdown."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    for row in rows:
+        cells = (row.get(c, "") for c in columns)
+        lines.append("| " + " | ".join(f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells) + " |")
+    return "\n".join(lines)
+
+
+def _planar_job(job: tuple[str, str, int], steps: int) -> list[Row]:
+    torch.set_num_threads(1)
+    return planar(*job, steps=steps)
+
+
+def main(arguments: list[str] | None = None) -> list[Row]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["planar", "digits", "known", "variance"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--estimators", nargs="*", default=["path", "plain antithetic", "control_variate"])
+    options = parser.parse_args(arguments)
+    if options.what == "planar":
+        jobs = [(d, e, s) for s in range(options.seeds) for d in PLANAR for e in options.estimators]
+        with ProcessPoolExecutor(options.jobs) as pool:
+            rows = [row for part in pool.map(partial(_planar_job, steps=options.steps), jobs) for row in part]
+        rows = list({(r["data"], r["row"], r["seed"]): r for r in rows}.values())
+    elif options.what == "digits":
+        rows = digits(options.estimators, steps=options.steps)
+    elif options.what == "known":
+        rows = [known_score(e, steps=options.steps) for e in options.estimators]
+    else:
+        rows = variance(steps=options.steps)
+    record = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": {"torch": torch.__version__, "fastndsm": fastndsm.__version__, "python": sys.version.split()[0]},
+        "rows": rows,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"quality-{options.what}.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(table(rows))
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What identifies a training run: a continuation must agree in all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ._storage import tensor_digest
+from .objective import DSMLoss, NDSMLoss
+from .process import NoisingProcess
+
+
+def state_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, each once, without those of a noising process: they never change."""
+    processes = [m for m in module.modules() if isinstance(m, NoisingProcess)]
+    seen = {id(tensor) for process in processes for tensor in process.state_dict(keep_vars=True).values()}
+    tensors = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor.detach()
+    return tensors
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Shape and dtype of each tensor, for messages."""
+    return {name: f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for name, t in tensors.items()}
+
+
+def fingerprint(loss: NDSMLoss | DSMLoss, data: Tensor) -> dict[str, Any]:
+    """Data, process and loss of a run, JSON-able; callables (a weighting, a drift) only by their presence."""
+    weighting = loss.weighting
+    buffers = loss.process.state_dict()
+    return {
+        "data": {"shape": list(data.shape), "dtype": str(data.dtype), "sha256": tensor_digest(data)},
+        "process": {
+            "type": type(loss.process).__name__,
+            "sha256": tensor_digest(*(t for t in buffers.values() if isinstance(t, Tensor))),
+        },
+        "loss": {
+            "type": type(loss).__name__,
+            "estimator": getattr(loss, "estimator", None),
+            "antithetic": bool(getattr(loss, "antithetic", False)),
+            "weighting": weighting if weighting is None or isinstance(weighting, str) else "callable",
+            "reduction": loss.reduction,
+        },
+    }
+
+
+def differences(stored: Any, own: Any, name: str = "") -> list[str]:
+    """Where two JSON-able trees differ, as "name (checkpoint 1, now 2)"."""
+    if not (isinstance(stored, Mapping) and isinstance(own, Mapping)):
+        return [] if stored == own else [f"{name} (checkpoint {_short(stored)}, now {_short(own)})"]
+    found = []
+    for key in {**own, **stored}:
+        inner = f"{name}.{key}" if name else str(key)
+        found += differences(stored.get(key), own.get(key), inner)
+    return found
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,111 @@
+"""Pictures of samples and of a training curve. matplotlib is imported when the first is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ._training import Row
+
+GRID = 8  # images a side
+MOST_POINTS = 5000
+
+
+class PicturesMissingError(ImportError):
+    """matplotlib is not installed."""
+
+
+def draw_samples(path: Path, panels: Mapping[str, Tensor], title: str = "") -> None:
+    """Panels of samples [n, *event] side by side: images, points of the plane, histograms of numbers.
+
+    Of other vectors, the first two principal components of the first panel are shown.
+    """
+    figure = _figure(4.2 * len(panels), 4.6)
+    first = next(iter(panels.values()))
+    event = tuple(first.shape[1:])
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    if len(event) == 3 and event[0] in (1, 3):
+        low, high = float(first.min()), float(first.max())
+        for axis, samples in zip(axes, panels.values(), strict=True):
+            axis.imshow(_image_grid(samples, low, high), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+            axis.axis("off")
+    else:
+        points = _planar(list(panels.values()))
+        limits = _limits(points[0])
+        for axis, values in zip(axes, points, strict=True):
+            if values.shape[1] == 1:
+                axis.hist(values[:, 0], bins=100, range=limits[0], density=True)
+            else:
+                axis.plot(values[:, 0], values[:, 1], ".", markersize=1.5, alpha=0.6)
+                axis.set(xlim=limits[0], ylim=limits[1])
+                axis.set_aspect("equal" if first[0].numel() == 2 else "auto")
+    for axis, name in zip(axes, panels, strict=True):
+        axis.set_title(name)
+    if title:
+        figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def draw_curve(path: Path, history: Sequence[Row]) -> None:
+    """The training loss against the step, as recorded and smoothed."""
+    figure = _figure(7.0, 4.2)
+    axis = figure.subplots()
+    steps, losses = np.array([row.step for row in history]), np.array([row.loss for row in history])
+    width = max(1, len(losses) // 20)
+    axis.plot(steps, losses, alpha=0.35, label="mean of 20 steps")
+    if width > 1:
+        smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
+        axis.plot(steps[width - 1 :], smooth, label=f"mean of the last {width} points")
+    axis.set(xlabel="step", ylabel="loss")
+    axis.set_ylim(_quantile_limits(losses))
+    axis.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+    except ImportError as error:
+        raise PicturesMissingError("pictures need matplotlib: pip install 'fastndsm[images]'") from error
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=0.04))
+
+
+def _image_grid(samples: Tensor, low: float, high: float) -> np.ndarray[Any, Any]:
+    """The first images, [n, C, H, W], as one array in [0, 1] with a line between them."""
+    count = min(len(samples), GRID * GRID)
+    channels, height, width = samples.shape[1:]
+    sheet = torch.ones(channels, GRID * (height + 1) - 1, GRID * (width + 1) - 1)
+    scaled = ((samples[:count].detach().cpu().float() - low) / max(high - low, 1e-12)).clamp(0.0, 1.0)
+    for i, image in enumerate(scaled):
+        y, x = (i // GRID) * (height + 1), (i % GRID) * (width + 1)
+        sheet[:, y : y + height, x : x + width] = image
+    return np.asarray(sheet[0] if channels == 1 else sheet.permute(1, 2, 0))
+
+
+def _planar(panels: list[Tensor]) -> list[np.ndarray[Any, Any]]:
+    """Each panel as points of one or two coordinates."""
+    flat = [panel[:MOST_POINTS].detach().cpu().flatten(1).double() for panel in panels]
+    if flat[0].shape[1] > 2:
+        mean = flat[0].mean(0)
+        directions = torch.linalg.svd(flat[0] - mean, full_matrices=False).Vh[:2]
+        flat = [(points - mean) @ directions.T for points in flat]
+    return [np.asarray(points) for points in flat]
+
+
+def _limits(points: np.ndarray[Any, Any]) -> list[tuple[float, float]]:
+    low, high = points.min(0), points.max(0)
+    margin = 0.15 * np.maximum(high - low, 1e-6)
+    return [(float(a), float(b)) for a, b in zip(low - margin, high + margin, strict=True)]
+
+
+def _quantile_limits(values: np.ndarray[Any, Any]) -> tuple[float, float]:
+    low, high = np.quantile(values, [0.0, 0.98])
+    margin = 0.05 * max(float(high - low), 1e-6)
+    return float(low) - margin, float(high) + margin

@@ -1,0 +1,71 @@
+"""The command line: fastndsm train | sample | evaluate | compare | doctor | build."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+
+from .. import _backend
+from .._jit_cache import BuildError
+from . import _build, _compare, _doctor, _evaluate, _sample, _train
+
+__all__ = ["main", "parser"]
+
+COMMANDS = (_train, _sample, _evaluate, _compare, _doctor, _build)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="fastndsm",
+        description="Nonlinear denoising score matching: train, sample and judge score models.",
+        epilog="example:\n  fastndsm train --data digits --out runs/demo",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    from .. import __version__
+
+    top.add_argument("--version", action="version", version=f"fastndsm {__version__}")
+    top.add_argument("--traceback", action="store_true", help="show where an error arose")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        made = commands.add_parser(
+            command.NAME,
+            help=command.PURPOSE,
+            description=command.PURPOSE,
+            epilog=f"example:\n  {command.EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_arguments(made)
+        made.set_defaults(run=command.run)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its status: 0, 1 (failed run or check), 2 (bad input), 130 (interrupted)."""
+    arguments = parser().parse_args(argv)
+
+    def fail(error: BaseException, status: int) -> int:
+        if arguments.traceback:
+            raise error
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"fastndsm {arguments.command}: error: {message}", file=sys.stderr)
+        return status
+
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            return int(arguments.run(arguments))
+        except FloatingPointError as error:
+            return fail(error, 1)
+        except (ValueError, TypeError, OSError, ImportError, _backend.BackendError, BuildError) as error:
+            return fail(error, 2)
+        except KeyboardInterrupt:
+            again = "; continue with --resume" if arguments.command == "train" else ""
+            print(f"\nfastndsm {arguments.command}: interrupted{again}", file=sys.stderr)
+            return 130
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)

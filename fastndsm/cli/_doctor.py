@@ -1,0 +1,24 @@
+"""fastndsm doctor: what there is on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from ..doctor import diagnose, format_diagnosis
+
+NAME = "doctor"
+PURPOSE = "Print versions, devices, and each backend or the reason why it cannot serve."
+EXAMPLE = "fastndsm doctor --json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Diagnose and print."""
+    found = diagnose()
+    print(json.dumps(found) if arguments.json else format_diagnosis(found))
+    return 0

@@ -1,0 +1,196 @@
+"""The settings of `fastndsm train`: options, defaults that depend on the data, and what they build."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .. import networks
+from ..data import NAMES, Dataset
+from ..mixture import COVARIANCE_TYPES, GaussianMixture
+from ..objective import ESTIMATORS, DSMLoss, NDSMLoss
+from ..process import LangevinProcess, OUProcess
+from ..score import ResidualScore
+from ..trainer import TrainConfig
+
+PLANAR = 3  # up to this many values a sample: quadratic grid, features, a narrower network
+UNET_SIDE = 16  # pixels from which images get a U-Net
+OU_HORIZON = 10.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What defines a run; stored with it. None and "auto" are chosen by the data."""
+
+    data: str = "digits"
+    n_train: int | None = None
+    components: int | None = None
+    covariance: str = "spherical"
+    reg_covar: float = 1e-2
+    process: str = "langevin"
+    T: float | None = None
+    sigma: float = 1.0
+    n_steps: int = 100
+    grid: str = "auto"
+    estimator: str | None = None
+    antithetic: bool = False
+    network: str = "auto"
+    hidden: list[int] | None = None
+    base: int = 32
+    features: bool | None = None
+    residual: bool = True
+    steps: int = 4000
+    batch_size: int = 256
+    lr: float = 2e-3
+    ema: float = 0.99
+    grad_clip: float | None = None
+    paths: str | int = "fresh"
+    noised_ahead: int = 4
+    checkpoint_every: int = 500
+    seed: int = 0
+    samples: int = 2000
+
+    def resolved(self, dataset: Dataset) -> Settings:
+        """Every choice made."""
+        image = len(dataset.event_shape) == 3
+        planar = dataset.dim <= PLANAR
+        network = self.network
+        if network == "auto":
+            network = "unet" if image and min(dataset.event_shape[1:]) >= UNET_SIDE else "mlp"
+        if network == "unet" and not image:
+            raise ValueError(f"--network: expected mlp for samples of shape {dataset.event_shape}, found unet")
+        if network == "unet" and self.hidden is not None:
+            raise ValueError("--hidden: expected with --network mlp, found unet")
+        features = planar and self.residual if self.features is None else self.features
+        if features and not self.residual:
+            raise ValueError("--features: expected with --residual, found --no-residual")
+        if features and network == "mlp" and len(dataset.event_shape) > 1:
+            raise ValueError(
+                f"--features: expected --network unet for samples of shape {dataset.event_shape}, found mlp"
+            )
+        if self.process == "ou" and (self.estimator is not None or self.antithetic):
+            raise ValueError("--estimator, --antithetic: expected with --process langevin, found ou")
+        classes = dataset.n_classes
+        return dataclasses.replace(
+            self,
+            components=self.components or (classes if classes > 1 else 10),
+            T=OU_HORIZON if self.process == "ou" and self.T is None else self.T,
+            grid=("quadratic" if planar else "uniform") if self.grid == "auto" else self.grid,
+            estimator=None if self.process == "ou" else self.estimator or "path",
+            network=network,
+            hidden=self.hidden or ([128] * 3 if planar else [256] * 3) if network == "mlp" else None,
+            features=features,
+        )
+
+    def train_config(self) -> TrainConfig:
+        """The part of the Trainer."""
+        names = {field.name for field in dataclasses.fields(TrainConfig)}
+        return TrainConfig(**{k: v for k, v in dataclasses.asdict(self).items() if k in names})
+
+
+def make_process(settings: Settings, dataset: Dataset) -> LangevinProcess:
+    """The noising process of resolved settings; fits the mixture."""
+    options: dict[str, Any] = {name: getattr(settings, name) for name in ("T", "n_steps", "sigma", "grid")}
+    if settings.process == "ou":
+        return OUProcess(dataset.dim, event_shape=dataset.event_shape, **options)
+    assert settings.components is not None
+    reference = GaussianMixture.fit(
+        dataset.train,
+        settings.components,
+        settings.covariance,
+        settings.reg_covar,
+        random_state=settings.seed,
+    )
+    return LangevinProcess(reference, **options)
+
+
+def make_network(settings: Settings, dataset: Dataset, process: LangevinProcess) -> nn.Module:
+    """The untrained score network of resolved settings."""
+    width = 2 if settings.features else 1
+    net: nn.Module
+    if settings.network == "unet":
+        channels, *size = dataset.event_shape
+        net = networks.UNet(channels, size, settings.base, in_channels=width * channels, horizon=process.T)
+    else:
+        assert settings.hidden is not None
+        net = networks.MLP(dataset.dim, settings.hidden, in_dim=width * dataset.dim, horizon=process.T)
+    return ResidualScore(net, process, bool(settings.features)) if settings.residual else net
+
+
+def make_loss(settings: Settings, process: LangevinProcess) -> NDSMLoss | DSMLoss:
+    """The objective of resolved settings."""
+    if isinstance(process, OUProcess):
+        return DSMLoss(process)
+    return NDSMLoss(process, settings.estimator or "path", settings.antithetic)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Options that define a run; those not given are absent from the namespace."""
+    defaults = Settings()
+
+    def add(name: str, about: str, **options: Any) -> None:
+        key = name.removeprefix("--").replace("-", "_")
+        default = getattr(defaults, key)
+        shown = "" if default is None or isinstance(default, bool) else f"; default {default}"
+        group.add_argument(name, help=about + shown, default=argparse.SUPPRESS, **options)
+
+    group = parser.add_argument_group("data and reference")
+    add("--data", f"{', '.join(NAMES)}, or a .npy or .npz file")
+    add("--n-train", "training samples, where they can be chosen", type=int)
+    add("--components", "K of the mixture; default the number of labels, else 10", type=int)
+    add("--covariance", "of the mixture", choices=COVARIANCE_TYPES)
+    add("--reg-covar", "added to variances, squared units of the data", type=float)
+
+    group = parser.add_argument_group("noising process and objective")
+    add(
+        "--process",
+        "langevin, or ou: the linear baseline, classical DSM with T = 10",
+        choices=("langevin", "ou"),
+    )
+    add("--T", "horizon; default 3 lambda_max / sigma^2", type=float)
+    add("--sigma", "diffusion coefficient", type=float)
+    add("--n-steps", "noising steps N", type=int)
+    add("--grid", "times of the steps", choices=("auto", "uniform", "quadratic"))
+    add("--estimator", "of the objective; default path", choices=ESTIMATORS)
+    add("--antithetic", "two samples a path, with mirrored noise", action="store_true")
+
+    group = parser.add_argument_group("score network")
+    add("--network", "mlp, or unet for images", choices=("auto", "mlp", "unet"))
+    add("--hidden", "widths of the mlp, as 256,256,256; default 128 or 256 three times", type=_widths)
+    add("--base", "channels of the unet's first level", type=int)
+    add(
+        "--features",
+        "give it the reference's score; default up to 3-D",
+        action=argparse.BooleanOptionalAction,
+    )
+    add("--residual", "add it to the reference's score; default yes", action=argparse.BooleanOptionalAction)
+
+    group = parser.add_argument_group("training")
+    add("--steps", "optimizer steps", type=int)
+    add("--batch-size", "paths a step", type=int)
+    add("--lr", "Adam's learning rate, with cosine decay", type=float)
+    add("--ema", "decay of the weights' average", type=float)
+    add("--grad-clip", "largest norm of the gradient; default no limit", type=float)
+    add("--paths", "fresh, or the size of a pool of reused paths", type=_paths)
+    add("--noised-ahead", "batches simulated by one call", type=int)
+    add("--checkpoint-every", "steps between checkpoints", type=int)
+    add("--seed", "of everything random", type=int)
+    add("--samples", "samples for the report", type=int)
+
+
+def _widths(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected widths such as 256,256,256, found {text!r}") from None
+
+
+def _paths(text: str) -> str | int:
+    try:
+        return text if text == "fresh" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected fresh or a number, found {text!r}") from None

@@ -1,0 +1,170 @@
+"""fastndsm train: from data to a model and a report, in one folder.
+
+OUT/setup/  the settings and the fitted mixture      OUT/checkpoints/  of the training
+OUT/model/  what `sample` and `evaluate` read        OUT/report/       metrics and pictures
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import _backend, checkpoint
+from .._storage import CheckpointError, read_folder, write_folder
+from ..data import Dataset
+from ..process import LangevinProcess
+from ..report import write_report
+from ..trainer import Trainer
+from . import _common
+from ._settings import Settings, add_settings, make_loss, make_network, make_process
+
+NAME = "train"
+PURPOSE = "Fit the mixture, train a score network, sample, and write a report."
+EXAMPLE = "fastndsm train --data digits --out runs/demo --components 10"
+
+FOLDERS = ("setup", "checkpoints", "model", "report")
+CHANGEABLE = ("samples", "checkpoint_every")  # by a resumed run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("--out", required=True, help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out, if there is one")
+    parser.add_argument("--overwrite", action="store_true", help="delete the run in --out and start anew")
+    add_settings(parser)
+    _common.add_run_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, sample, report."""
+    out = Path(arguments.out)
+    names = [field.name for field in dataclasses.fields(Settings)]
+    explicit = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    with _common.running(arguments) as device:
+        stored = _open(out, arguments.resume, arguments.overwrite)
+        asked = Settings(**explicit) if stored is None else _merged(stored[0], explicit)
+        if asked.samples < 2:
+            raise ValueError(f"--samples: expected at least 2, found {asked.samples}")
+        dataset = _common.load_data(asked.data, asked.n_train)
+        settings = asked.resolved(dataset)
+        config = settings.train_config()
+        seconds: dict[str, float] = {}
+        began = time.perf_counter()
+        process = make_process(settings, dataset) if stored is None else stored[1]
+        seconds["fit the mixture"] = time.perf_counter() - began
+        described, tensors = checkpoint.process_parts(process)
+        torch.manual_seed(settings.seed)
+        score_net = make_network(settings, dataset, process).to(device)
+        process = process.to(device)
+        trainer = Trainer(
+            score_net,
+            make_loss(settings, process),
+            dataset.train,
+            config,
+            directory=out / "checkpoints",
+            meta=dataclasses.asdict(settings),
+        )
+        document = {"settings": dataclasses.asdict(asked), "process": described}
+        write_folder(out / "setup", "setup.json", "setup", document, {"reference.safetensors": tensors})
+        _announce(dataset, settings, process, score_net, device)
+        if arguments.resume and (step := trainer.resume()):
+            print(f"resumed at step {step:,} of {config.steps:,}")
+        trainer.fit(progress=arguments.progress)
+        seconds["train"] = trainer.seconds
+        meta = {"data": settings.data, "n_train": settings.n_train, "settings": dataclasses.asdict(settings)}
+        checkpoint.save_model(out / "model", trainer.ema_net, process, meta=meta)
+        began = time.perf_counter()
+        options = {"seed": settings.seed, "batch_size": _common.SAMPLE_ROWS}
+        samples = _common.draw(trainer.ema_net, process, settings.samples, arguments, **options)
+        seconds["sample"] = time.perf_counter() - began
+        reference = process.reference.sample(settings.samples, seed=settings.seed + 1).float().cpu()
+        report = write_report(
+            out / "report",
+            samples,
+            dataset,
+            reference=reference,
+            history=trainer.history,
+            config={**dataclasses.asdict(settings), "T": process.T},
+            seconds=seconds,
+            seed=settings.seed,
+        )
+    if "missing" in report.pictures:
+        print(f"no pictures: {report.pictures['missing']}")
+    print(report.evaluation.table())
+    if report.evaluation.weights:
+        print(f"\n{report.evaluation.weights_table()}")
+    print(f"\nreport: {report.folder / 'report.md'}")
+    return 0
+
+
+def _open(out: Path, resume: bool, overwrite: bool) -> tuple[Settings, LangevinProcess] | None:
+    """The run stored in `out`, or None where a new one starts."""
+    if resume and overwrite:
+        raise ValueError("--resume, --overwrite: expected one of them, found both")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out: expected a folder, found the file {out}")
+    exists = (out / "setup").is_dir()
+    if not exists:
+        foreign = [path.name for path in out.iterdir() if ".tmp-" not in path.name] if out.is_dir() else []
+        if foreign:
+            raise ValueError(
+                f"--out: expected a run or a new folder, found {out} with {', '.join(sorted(foreign)[:3])}"
+            )
+        return None
+    if overwrite:
+        for name in FOLDERS:
+            shutil.rmtree(out / name, ignore_errors=True)
+        return None
+    if not resume:
+        if not any((out / name).exists() for name in FOLDERS[1:]):
+            return None  # it failed before its first checkpoint
+        raise ValueError(f"--out: expected a new folder, found a run in {out}; add --resume or --overwrite")
+    document, tensors = read_folder(out / "setup", "setup.json", "setup", ("reference.safetensors",))
+    try:
+        process = checkpoint.process_from(document["process"], tensors["reference.safetensors"])
+        return Settings(**document["settings"]), process
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{out / 'setup'}: expected settings of this version, found: {error}") from error
+
+
+def _merged(stored: Settings, explicit: dict[str, Any]) -> Settings:
+    """The stored settings, if those given agree with them."""
+    unequal = [
+        f"--{name.replace('_', '-')} {value} (run: {getattr(stored, name)})"
+        for name, value in explicit.items()
+        if name not in CHANGEABLE and value != getattr(stored, name)
+    ]
+    if unequal:
+        raise ValueError(f"--resume: expected the settings of the run, found {', '.join(unequal)}")
+    return dataclasses.replace(stored, **explicit)
+
+
+def _announce(
+    dataset: Dataset,
+    settings: Settings,
+    process: LangevinProcess,
+    score_net: torch.nn.Module,
+    device: torch.device,
+) -> None:
+    serving = _backend.requested()
+    if serving == "auto":
+        serving = _backend.serving("simulate_target", device, torch.float32)[0]
+    reference = process.reference
+    parameters = sum(p.numel() for p in score_net.parameters())
+    shape = " x ".join(map(str, dataset.event_shape))
+    lines = {
+        "data": f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.test):,} held-out, {shape}",
+        "reference": f"{reference.n_components} {reference.covariance_type} components",
+        "process": f"{settings.process}, T = {process.T:.4g}, {process.n_steps} steps, {settings.grid} grid",
+        "objective": settings.estimator or "classical DSM",
+        "network": f"{settings.network}, {parameters:,} parameters",
+        "backend": f"{serving} on {device}",
+    }
+    for name, text in lines.items():
+        print(f"{name:10} {text}", flush=True)

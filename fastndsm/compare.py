@@ -1,0 +1,136 @@
+"""Every op on each available backend against the reference, on the same noise: largest deviation, and speed.
+
+The yardstick is the reference in float64; how far the reference itself is from it in float32 stands beside
+each figure. A backend agrees if it is within 1e-5 + 10 times that; speed is told only where it agrees.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _backend, _checks
+from ._compare_cases import CASES, Case, Inputs
+
+__all__ = ["Comparison", "compare", "format_comparisons"]
+
+BUDGET = 0.2  # seconds spent on timing one op on one backend
+MOST_RUNS = 50
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One op on one backend. A deviation is the largest absolute error over the largest absolute value."""
+
+    op: str
+    case: str
+    device: str
+    backend: str
+    deviation: float
+    reference_deviation: float
+    seconds: float
+    speed_up: float | None  # of the reference in the same dtype; None where the backend does not agree
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the deviation is that of rounding."""
+        return self.deviation <= 1e-5 + 10.0 * self.reference_deviation
+
+
+def compare(
+    size: str = "small",
+    *,
+    ops: Sequence[str] | None = None,
+    backends: Sequence[str] | None = None,
+    seed: int = 0,
+) -> list[Comparison]:
+    """Run the ops in float32 on every device and backend that serves them.
+
+    Args:
+        size: "small" (seconds) or "full" (shapes of real use; minutes).
+        ops: names of ops, default all.
+        backends: names of backends, default every one that can serve; the reference always runs.
+        seed: of the inputs and the noise.
+    """
+    _checks.choice("size", size, ("small", "full"))
+    known = sorted({case.op for case in CASES})
+    for op in ops or ():
+        _checks.choice("ops", op, tuple(known))
+    for name in backends or ():
+        _checks.choice("backends", name, tuple(_backend.BACKENDS))
+        if (reason := _backend.BACKENDS[name].unavailable()) is not None:
+            raise _backend.BackendError(f"backend {name!r} cannot be compared: {reason}")
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    rows = []
+    for case in CASES:
+        if ops is None or case.op in ops:
+            for device in devices:
+                rows += _compare_case(case, size, torch.device(device), backends, seed)
+    return rows
+
+
+def format_comparisons(rows: Iterable[Comparison]) -> str:
+    """A table of text, one line a row."""
+    head = ("op", "case", "device", "backend", "deviation", "reference's", "ms", "speed-up")
+    body = [head]
+    for row in rows:
+        speed = "does not agree" if row.speed_up is None else f"{row.speed_up:.1f}x"
+        figures = (
+            f"{row.deviation:.1e}",
+            f"{row.reference_deviation:.1e}",
+            f"{row.seconds * 1e3:.3g}",
+            speed,
+        )
+        body.append((row.op, row.case, row.device, row.backend, *figures))
+    widths = [max(len(line[i]) for line in body) for i in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in body)
+
+
+def _compare_case(
+    case: Case, size: str, device: torch.device, backends: Sequence[str] | None, seed: int
+) -> list[Comparison]:
+    exact = case.run(Inputs(case, size, torch.float64, device, seed), "reference")
+    inputs = Inputs(case, size, torch.float32, device, seed)
+    serving = [n for n in _backend.serving(case.op, device, torch.float32) if n != "reference"]
+    rows: list[Comparison] = []
+    own = base = 0.0
+    for name in ("reference", *(n for n in serving if backends is None or n in backends)):
+        deviation = _deviation(case.run(inputs, name), exact)
+        seconds = _median_seconds(partial(case.run, inputs, name), device)
+        if name == "reference":
+            own, base = deviation, seconds
+        row = Comparison(case.op, case.label(size), device.type, name, deviation, own, seconds, base / seconds)
+        if not row.agrees:
+            row = replace(row, speed_up=None)
+        rows.append(row)
+    return rows
+
+
+def _deviation(found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> float:
+    """A NaN anywhere makes it NaN, which agrees with nothing."""
+    worst = [
+        (f.double() - e.double()).abs().max() / e.double().abs().max().clamp_min(1e-300)
+        for f, e in zip(found, exact, strict=True)
+    ]
+    return float(torch.stack(worst).max())
+
+
+def _median_seconds(run: Callable[[], Any], device: torch.device) -> float:
+    def once() -> float:
+        start = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    times = [once(), once(), once()]
+    while sum(times) < BUDGET and len(times) < MOST_RUNS:
+        times.append(once())
+    return statistics.median(times)

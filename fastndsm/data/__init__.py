@@ -1,0 +1,22 @@
+"""Data sets: 2-D toys with known structure, digits, MNIST, and the user's own files."""
+
+from __future__ import annotations
+
+from ._dataset import Dataset
+from ._files import from_file
+from ._images import digits, mnist, read_idx
+from ._load import NAMES, load
+from ._planar import four_modes, moons, ring
+
+__all__ = [
+    "NAMES",
+    "Dataset",
+    "digits",
+    "four_modes",
+    "from_file",
+    "load",
+    "mnist",
+    "moons",
+    "read_idx",
+    "ring",
+]

@@ -1,0 +1,114 @@
+"""What every data set is: training and held-out samples, their labels, and how to undo the scaling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Dataset"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset:
+    """Training and held-out samples of one distribution.
+
+    Attributes:
+        name: for titles and file names.
+        train: [n, *event] float32.
+        test: [n_test, *event] float32, held out: never trained on.
+        labels, test_labels: [n] and [n_test] int64, the class or mode of each sample, from 0; or None.
+        centers: [M, *event] float32, one per label, if the nearest center gives a sample's label; or None.
+        scale, shift: original value = value * scale + shift.
+        description: one line on origin and preprocessing.
+
+    Raises ValueError or TypeError, naming the attribute, if these do not hold or a value is not finite.
+    """
+
+    name: str
+    train: Tensor
+    test: Tensor
+    labels: Tensor | None = None
+    test_labels: Tensor | None = None
+    centers: Tensor | None = None
+    scale: float = 1.0
+    shift: float = 0.0
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        _check_samples("train", self.train, None)
+        _check_samples("test", self.test, self.event_shape)
+        if (self.labels is None) != (self.test_labels is None):
+            raise ValueError("labels, test_labels: expected both or neither, found one of them")
+        _check_labels("labels", self.labels, self.train)
+        _check_labels("test_labels", self.test_labels, self.test)
+        if self.centers is not None:
+            _check_samples("centers", self.centers, self.event_shape)
+            found = -1 if self.labels is None else int(self.labels.max())
+            if not 0 <= found < len(self.centers):
+                raise ValueError(
+                    f"centers: expected one per label, found {len(self.centers)}, and labels to {found}"
+                )
+
+    def __repr__(self) -> str:
+        return (
+            f"Dataset({self.name!r}, train={len(self.train)}, test={len(self.test)}, "
+            f"event_shape={self.event_shape}, n_classes={self.n_classes})"
+        )
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(self.train.shape[1:])
+
+    @property
+    def dim(self) -> int:
+        """Values per sample."""
+        return self.train[0].numel()
+
+    @property
+    def n_classes(self) -> int:
+        """Number of labels, 0 without labels."""
+        if self.labels is None or self.test_labels is None:
+            return 0
+        if self.centers is not None:
+            return len(self.centers)
+        return int(max(self.labels.max(), self.test_labels.max())) + 1
+
+    @property
+    def class_weights(self) -> Tensor | None:
+        """The labels' frequencies in the training data, [n_classes] float64; None without labels."""
+        if self.labels is None:
+            return None
+        return torch.bincount(self.labels, minlength=self.n_classes).double() / len(self.labels)
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Samples in the data's original units, x * scale + shift."""
+        return x * self.scale + self.shift
+
+
+def _check_samples(name: str, x: Tensor, event_shape: tuple[int, ...] | None) -> None:
+    if not isinstance(x, Tensor) or x.dtype != torch.float32:
+        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name}: expected a float32 Tensor, found {found}")
+    if x.ndim < 2 or x.numel() == 0:
+        raise ValueError(f"{name}: expected a non-empty [n, *event], found shape {tuple(x.shape)}")
+    if event_shape is not None and tuple(x.shape[1:]) != event_shape:
+        raise ValueError(f"{name}: expected events {event_shape} as in train, found {tuple(x.shape[1:])}")
+    if bad := int((~x.isfinite()).sum()):
+        raise ValueError(f"{name}: expected finite values, found {bad} that are not")
+
+
+def _check_labels(name: str, labels: Tensor | None, samples: Tensor) -> None:
+    if labels is None:
+        return
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        found = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"{name}: expected an int64 Tensor, found {found}")
+    if labels.shape != samples.shape[:1]:
+        raise ValueError(
+            f"{name}: expected [{len(samples)}], one for each sample, found {tuple(labels.shape)}"
+        )
+    if int(labels.min()) < 0:
+        raise ValueError(f"{name}: expected labels from 0, found {int(labels.min())}")

@@ -1,0 +1,317 @@
+"""Score networks: an MLP for vectors and a small U-Net for images.
+
+Both map (x, t) to an array like x, see the time through one embedding that modulates every hidden layer
+(FiLM, Perez et al. 2018), and start at exactly zero, so that a residual score starts at the score of its
+reference. `net.config` is a JSON-able dict of constructor arguments; `build(net.architecture, **net.config)`
+makes an untrained network like it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["MLP", "TimeEmbedding", "UNet", "build"]
+
+_SMALLEST_TIME = 1e-5  # of t / horizon; keeps log(t / horizon) finite at t = 0
+_SMALLEST_SIDE = 4  # pixels: a level of the U-Net never halves an image below this
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of u = t / horizon and of log u: t [B] -> [B, dim].
+
+    The sinusoids of u, at 1/4 to 16 periods over the horizon, resolve late times; those of log u, with
+    wavelengths from 24 down to 1, resolve early ones: every grid, uniform or quadratic, is seen at its own
+    scale.
+    """
+
+    u_frequencies: Tensor
+    log_frequencies: Tensor
+
+    def __init__(self, dim: int, horizon: float = 1.0) -> None:
+        super().__init__()
+        if _positive_int("embedding_dim", dim) % 4:
+            raise ValueError(f"embedding_dim: expected a multiple of 4, found {dim}")
+        if not (math.isfinite(horizon) and horizon > 0):
+            raise ValueError(f"horizon: expected a positive finite time, found {horizon}")
+        self.horizon = float(horizon)
+        n, pi = dim // 4, math.pi
+        self.register_buffer("u_frequencies", _geometric(pi / 2, 32 * pi, n), persistent=False)
+        self.register_buffer("log_frequencies", _geometric(pi / 12, 2 * pi, n), persistent=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        # low-precision times would merge neighbouring steps of a fine grid
+        t = t.to(torch.promote_types(t.dtype, torch.float32))
+        u = (t / self.horizon)[:, None]
+        angles = torch.cat(
+            [
+                u * self.u_frequencies.to(u.dtype),
+                u.clamp_min(_SMALLEST_TIME).log() * self.log_frequencies.to(u.dtype),
+            ],
+            dim=1,
+        )
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class MLP(nn.Module):
+    """A residual multilayer perceptron with the time in every hidden layer.
+
+    With E the embedded time and (scale_l, shift_l) one linear map of E per layer,
+
+        h_l = [h_{l-1} +] SiLU(scale_l * (W_l h_{l-1} + c_l) + shift_l),       output = W h_L + c,
+
+    the bracket where widths agree, W and c zero at the start.
+
+    Args:
+        dim: values per output.
+        hidden: widths of the hidden layers.
+        in_dim: values per input if different from dim (2 * dim where score features are concatenated).
+        horizon: T, the largest time, in the units of t.
+        embedding_dim: size of the time embedding, a multiple of 4.
+
+    Call: x [B, *event] with prod(event) = in_dim, t [B] -> [B, *event]. If in_dim = k dim, and k divides the
+    first side of the event, as where k arrays are concatenated along it, the output is shaped like one of
+    them; else it is [B, dim].
+    """
+
+    architecture: ClassVar[str] = "mlp"
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: Sequence[int] = (256, 256, 256),
+        *,
+        in_dim: int | None = None,
+        horizon: float = 1.0,
+        embedding_dim: int = 64,
+    ) -> None:
+        super().__init__()
+        self.dim = _positive_int("dim", dim)
+        self.in_dim = _positive_int("in_dim", dim if in_dim is None else in_dim)
+        self.hidden = _positive_ints("hidden", hidden)
+        self.film = _FiLM(self.hidden, embedding_dim, horizon)
+        self.layers = nn.ModuleList(
+            nn.Linear(a, b) for a, b in zip((self.in_dim, *self.hidden[:-1]), self.hidden, strict=True)
+        )
+        self.last = _zeroed(nn.Linear(self.hidden[-1], self.dim))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, JSON-able."""
+        return {
+            "dim": self.dim,
+            "hidden": list(self.hidden),
+            "in_dim": self.in_dim,
+            "horizon": self.film.embedding.horizon,
+            "embedding_dim": self.film.embedding_dim,
+        }
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        _check_inputs(x, t, self.last.weight)
+        if x.ndim < 2 or x[0].numel() != self.in_dim:
+            raise ValueError(f"x: expected [B, *event] of {self.in_dim} values each, found {tuple(x.shape)}")
+        h = x.flatten(1)
+        for layer, (scale, shift) in zip(self.layers, self.film(t), strict=True):
+            step = F.silu(torch.addcmul(shift, layer(h), scale))
+            h = h + step if h.shape == step.shape else step
+        out: Tensor = self.last(h).to(x.dtype)
+        parts, rest = divmod(self.in_dim, self.dim)
+        if rest or x.shape[1] % parts:
+            return out
+        return out.reshape(x.shape[0], x.shape[1] // parts, *x.shape[2:])
+
+
+class UNet(nn.Module):
+    """A small U-Net (Ronneberger et al. 2015) of residual blocks, with the time in every block.
+
+    Each level has one block on the way down and one on the way up and halves the image, unless that would
+    leave fewer than 4 pixels a side: with two levels 28 -> 14 -> 7 and 8 -> 4. Odd sizes are rounded up and
+    restored.
+
+    Args:
+        channels: C, of the output.
+        size: H = W, or (H, W), in pixels.
+        base: channels of the first level.
+        multipliers: channels of each level over base.
+        in_channels: channels of the input if different from C (2 * C where score features are concatenated).
+        horizon, embedding_dim: as for `MLP`.
+
+    Call: x [B, in_channels, H, W], t [B] -> [B, C, H, W]; flat x [B, in_channels * H * W] -> [B, C * H * W].
+    """
+
+    architecture: ClassVar[str] = "unet"
+
+    def __init__(
+        self,
+        channels: int = 1,
+        size: int | Sequence[int] = 28,
+        base: int = 32,
+        multipliers: Sequence[int] = (1, 2),
+        *,
+        in_channels: int | None = None,
+        horizon: float = 1.0,
+        embedding_dim: int = 128,
+    ) -> None:
+        super().__init__()
+        self.channels = _positive_int("channels", channels)
+        self.in_channels = _positive_int("in_channels", channels if in_channels is None else in_channels)
+        self.size = _positive_ints("size", (size, size) if isinstance(size, int) else size)
+        if len(self.size) != 2:
+            raise ValueError(f"size: expected one side or (H, W), found {size!r}")
+        self.base = _positive_int("base", base)
+        self.multipliers = _positive_ints("multipliers", multipliers)
+
+        widths = [self.base * m for m in self.multipliers]
+        before = [self.base, *widths[:-1]]  # channels entering each level from above
+        side = min(self.size)
+        self.halved: list[bool] = []
+        for _ in widths:
+            smaller = (side + 1) // 2
+            self.halved.append(smaller >= _SMALLEST_SIDE)
+            side = smaller if self.halved[-1] else side
+
+        self.stem = nn.Conv2d(self.in_channels, self.base, 3, padding=1)
+        self.down = nn.ModuleList(_Block(a, b) for a, b in zip(before, widths, strict=True))
+        self.shrink = nn.ModuleList(
+            nn.Conv2d(w, w, 3, stride=2, padding=1) if half else nn.Identity()
+            for w, half in zip(widths, self.halved, strict=True)
+        )
+        self.middle = nn.ModuleList(_Block(widths[-1], widths[-1]) for _ in range(2))
+        self.up = nn.ModuleList(_Block(2 * b, a) for a, b in zip(before[::-1], widths[::-1], strict=True))
+        self.film = _FiLM([*widths, widths[-1], widths[-1], *before[::-1]], embedding_dim, horizon)
+        self.last_norm = _group_norm(self.base)
+        self.last = _zeroed(nn.Conv2d(self.base, self.channels, 3, padding=1))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, JSON-able."""
+        return {
+            "channels": self.channels,
+            "size": list(self.size),
+            "base": self.base,
+            "multipliers": list(self.multipliers),
+            "in_channels": self.in_channels,
+            "horizon": self.film.embedding.horizon,
+            "embedding_dim": self.film.embedding_dim,
+        }
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        _check_inputs(x, t, self.last.weight)
+        image = (self.in_channels, *self.size)
+        if tuple(x.shape[1:]) not in (image, (math.prod(image),)):
+            listed = ", ".join(map(str, image))
+            raise ValueError(f"x: expected [B, {listed}] or [B, {math.prod(image)}], found {tuple(x.shape)}")
+        film = iter(self.film(t))
+        h = self.stem(x.reshape(-1, *image))
+        skips: list[Tensor] = []
+        for block, shrink in zip(self.down, self.shrink, strict=True):
+            h = block(h, *next(film))
+            skips.append(h)
+            h = shrink(h)
+        for block in self.middle:
+            h = block(h, *next(film))
+        for block in self.up:
+            skip = skips.pop()
+            if h.shape[-2:] != skip.shape[-2:]:
+                h = F.interpolate(h, size=skip.shape[-2:], mode="nearest")
+            h = block(torch.cat([h, skip], dim=1), *next(film))
+        out: Tensor = self.last(F.silu(self.last_norm(h))).to(x.dtype)
+        return out.flatten(1) if x.ndim == 2 else out
+
+
+_ARCHITECTURES: dict[str, type[MLP | UNet]] = {cls.architecture: cls for cls in (MLP, UNet)}
+
+
+def build(name: str, **config: Any) -> MLP | UNet:
+    """The network of that architecture ("mlp" or "unet") with these constructor arguments.
+
+    Raises ValueError for a name that is not one of them, TypeError for an argument its constructor does not
+    have.
+    """
+    if name not in _ARCHITECTURES:
+        raise ValueError(f"name: expected one of {sorted(_ARCHITECTURES)}, found {name!r}")
+    return _ARCHITECTURES[name](**config)
+
+
+class _FiLM(nn.Module):
+    """t [B] -> a scale and a shift [B, width] for each width, all from one product of the embedded time."""
+
+    def __init__(self, widths: Sequence[int], embedding_dim: int, horizon: float) -> None:
+        super().__init__()
+        self.embedding_dim = embedding_dim
+        self.embedding = TimeEmbedding(embedding_dim, horizon)
+        self.hidden = nn.Linear(embedding_dim, embedding_dim)
+        self.out = nn.Linear(embedding_dim, 2 * sum(widths))
+        self.widths = list(widths)
+        with torch.no_grad():  # scales start around one, shifts around zero
+            self.out.bias.zero_()
+            self.out.bias[: sum(widths)] = 1.0
+
+    def forward(self, t: Tensor) -> list[tuple[Tensor, Tensor]]:
+        embedded = self.embedding(t).to(self.hidden.weight.dtype)
+        parts = self.out(F.silu(self.hidden(embedded))).split(self.widths * 2, dim=1)
+        n = len(self.widths)
+        return list(zip(parts[:n], parts[n:], strict=True))
+
+
+class _Block(nn.Module):
+    """shortcut(x) + conv(SiLU(scale * norm(conv(SiLU(norm(x)))) + shift))."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = _group_norm(a), nn.Conv2d(a, b, 3, padding=1)
+        self.norm2, self.conv2 = _group_norm(b), nn.Conv2d(b, b, 3, padding=1)
+        self.shortcut = nn.Identity() if a == b else nn.Conv2d(a, b, 1)
+
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        h = torch.addcmul(shift[:, :, None, None], h, scale[:, :, None, None])
+        out: Tensor = self.shortcut(x) + self.conv2(F.silu(h))
+        return out
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(channels, 8), channels)
+
+
+def _zeroed(layer: Any) -> Any:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _geometric(low: float, high: float, n: int) -> Tensor:
+    return torch.logspace(math.log10(low), math.log10(high), n, dtype=torch.float64).float()
+
+
+def _positive_int(name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: expected a positive int, found {value!r}")
+    return value
+
+
+def _positive_ints(name: str, values: Iterable[Any]) -> tuple[int, ...]:
+    if not isinstance(values, Iterable) or not (listed := tuple(values)):
+        raise ValueError(f"{name}: expected one or more positive ints, found {values!r}")
+    return tuple(_positive_int(name, v) for v in listed)
+
+
+def _check_inputs(x: Tensor, t: Tensor, weight: Tensor) -> None:
+    for name, value in (("x", x), ("t", t)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a Tensor, found {type(value).__name__}")
+        if not value.is_floating_point():
+            raise TypeError(f"{name}: expected a floating-point Tensor, found {value.dtype}")
+        if value.device != weight.device:
+            raise ValueError(f"{name}: expected the network's device, {weight.device}, found {value.device}")
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"x: expected {weight.dtype}, the network's dtype, found {x.dtype}")
+    if x.ndim < 2 or x.shape[0] == 0:
+        raise ValueError(f"x: expected [B, *event] with B >= 1, found {tuple(x.shape)}")
+    if t.shape != x.shape[:1]:
+        raise ValueError(f"t: expected [B] = [{x.shape[0]}] as x has, found {tuple(t.shape)}")

@@ -1,0 +1,192 @@
+"""The report of a run: metrics beside those of the reference's own draws and of held-out data, and pictures.
+
+FOLDER/report.json  report.md  samples.png  curve.png
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from . import metrics
+from ._pictures import PicturesMissingError, draw_curve, draw_samples
+from ._storage import write_text
+from ._training import Row
+from .data import Dataset
+from .doctor import machine, versions
+
+__all__ = ["Evaluation", "PicturesMissingError", "Report", "draw_samples", "evaluate_samples", "write_report"]
+
+ROWS = {"samples": "samples", "reference": "draws from the reference", "held_out": "held-out data"}
+_PLANAR = 3  # up to this many values a sample no classifier is needed
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics and label weights by row ("samples", "reference", "held_out"; weights have "data" besides)."""
+
+    counts: dict[str, int]
+    metrics: dict[str, dict[str, float]]
+    weights: dict[str, list[float]]
+
+    def table(self) -> str:
+        """The metrics as a Markdown table, one metric a line."""
+        names = list(self.metrics["samples"])
+        head = ["", *(f"{ROWS[row]} (n = {self.counts[row]:,})" for row in self.metrics)]
+        body = [[name, *(_figure(self.metrics[row].get(name)) for row in self.metrics)] for name in names]
+        return _markdown([head, *body])
+
+    def weights_table(self) -> str:
+        """The label weights as a Markdown table, one label a line; empty without labels."""
+        if not self.weights:
+            return ""
+        titles = {"data": "training data", **ROWS}
+        columns = list(self.weights.values())
+        body = [[str(i), *(f"{column[i]:.3f}" for column in columns)] for i in range(len(columns[0]))]
+        return _markdown([["label", *(titles[row] for row in self.weights)], *body])
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where a report lies and what it says."""
+
+    folder: Path
+    evaluation: Evaluation
+    pictures: dict[str, str]  # file name, or why there is none
+
+
+def evaluate_samples(
+    samples: Tensor, dataset: Dataset, reference: Tensor | None = None, *, seed: int = 0
+) -> Evaluation:
+    """`metrics.evaluate` of samples [n, *event], of draws from the reference (if given), of held-out data.
+
+    One classifier, fitted on the training data with `seed`, judges all rows.
+    """
+    classifier = None
+    if dataset.labels is not None and dataset.n_classes > 1 and dataset.centers is None and dataset.dim > _PLANAR:
+        classifier = metrics.FeatureClassifier.fit(dataset.train, dataset.labels, seed=seed)
+    rows = {"samples": samples}
+    if reference is not None:
+        rows["reference"] = reference
+    rows["held_out"] = dataset.test
+    found = {name: metrics.evaluate(values, dataset, classifier=classifier, seed=seed) for name, values in rows.items()}
+    weights: dict[str, list[float]] = {}
+    if dataset.class_weights is not None and dataset.n_classes > 1:
+        weights["data"] = dataset.class_weights.tolist()
+        for name, values in rows.items():
+            counted = metrics.label_weights(values, dataset, classifier=classifier)
+            assert counted is not None
+            weights[name] = counted.tolist()
+    return Evaluation({name: len(values) for name, values in rows.items()}, found, weights)
+
+
+def write_report(
+    folder: str | Path,
+    samples: Tensor,
+    dataset: Dataset,
+    *,
+    reference: Tensor | None = None,
+    history: Sequence[Row] = (),
+    config: Mapping[str, Any] | None = None,
+    seconds: Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> Report:
+    """Evaluate samples [n, *event] and write the report folder; without matplotlib all but the pictures.
+
+    Args:
+        reference: draws from the reference mixture, like samples.
+        history: of the Trainer.
+        config: JSON-able, of the run.
+        seconds: what took how long.
+        seed: of the metrics.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    evaluation = evaluate_samples(samples, dataset, reference, seed=seed)
+    pictures = _draw(folder, samples, dataset, reference, history)
+    document = {
+        "data": {
+            "name": dataset.name,
+            "description": dataset.description,
+            "training_samples": len(dataset.train),
+        },
+        "counts": evaluation.counts,
+        "metrics": evaluation.metrics,
+        "label_weights": evaluation.weights,
+        "config": dict(config or {}),
+        "seconds": dict(seconds or {}),
+        "history": [row._asdict() for row in history],
+        "pictures": pictures,
+        "versions": versions(),
+        "machine": machine(),
+    }
+    write_text(folder / "report.json", json.dumps(_finite(document), indent=1, allow_nan=False) + "\n")
+    write_text(folder / "report.md", _prose(dataset, evaluation, pictures, document))
+    return Report(folder, evaluation, pictures)
+
+
+def _draw(
+    folder: Path, samples: Tensor, dataset: Dataset, reference: Tensor | None, history: Sequence[Row]
+) -> dict[str, str]:
+    panels = {"training data": dataset.train, "samples": samples}
+    if reference is not None:
+        panels["draws from the reference"] = reference
+    pictures: dict[str, str] = {}
+    try:
+        draw_samples(folder / "samples.png", panels)
+        pictures["samples"] = "samples.png"
+        if history:
+            draw_curve(folder / "curve.png", history)
+            pictures["curve"] = "curve.png"
+    except PicturesMissingError as error:
+        pictures["missing"] = str(error)
+    return pictures
+
+
+def _prose(dataset: Dataset, evaluation: Evaluation, pictures: Mapping[str, str], document: Mapping[str, Any]) -> str:
+    parts = [f"# {dataset.name}", f"{dataset.description}. {len(dataset.train):,} training samples."]
+    parts += ["## Metrics", evaluation.table()]
+    parts.append("Held-out data are compared with the training data. Compare figures of equal n.")
+    if evaluation.weights:
+        parts += ["## Label weights", evaluation.weights_table()]
+    if document["seconds"]:
+        parts += [
+            "## Seconds",
+            _markdown([["", "s"], *([k, f"{v:.1f}"] for k, v in document["seconds"].items())]),
+        ]
+    if "missing" in pictures:
+        parts.append(f"No pictures: {pictures['missing']}")
+    parts += [f"![{name}]({file})" for name, file in pictures.items() if name != "missing"]
+    if document["config"]:
+        settings = [[key, str(value)] for key, value in document["config"].items() if value is not None]
+        parts += ["## Settings", _markdown([["", "value"], *settings])]
+    known = {key: value for key, value in document["versions"].items() if value is not None}
+    parts.append(", ".join(f"{key} {value}" for key, value in known.items()))
+    parts.append(f"{document['machine']['processor']}, {document['machine']['threads']} threads")
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(lines)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _finite(node: Any) -> Any:
+    """JSON has no NaN: it becomes null."""
+    if isinstance(node, Mapping):
+        return {key: _finite(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_finite(value) for value in node]
+    return None if isinstance(node, float) and not math.isfinite(node) else node

@@ -1,0 +1,367 @@
+"""Bad input: an error that names the argument, what was expected and what was found, before anything is computed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import on_one_backend  # noqa: F401
+from torch import Tensor
+
+from fastndsm import (
+    DriftProcess,
+    DSMLoss,
+    GaussianMixture,
+    LangevinProcess,
+    NDSMLoss,
+    OUProcess,
+    ResidualScore,
+    functional,
+    log_likelihood,
+    sample,
+)
+
+NAN, INF = float("nan"), float("inf")
+
+
+def never(*_: Any) -> Tensor:
+    raise AssertionError("called in spite of bad input")
+
+
+def ou(**options: Any) -> OUProcess:
+    return OUProcess(2, **{"T": 1.0, "n_steps": 10, **options})
+
+
+def mixture(**changes: Any) -> GaussianMixture:
+    arguments = {
+        "weights": [0.25, 0.75],
+        "means": [[0.0, 0.0], [1.0, 1.0]],
+        "covariances": [1.0, 2.0],
+        "covariance_type": "spherical",
+    }
+    return GaussianMixture(**{**arguments, **changes})
+
+
+def fit(X: Any = None, n_components: Any = 2, **options: Any) -> GaussianMixture:
+    return GaussianMixture.fit(np.zeros((5, 2)) if X is None else X, n_components, **options)
+
+
+def with_value(value: float, *shape: int) -> Tensor:
+    x = torch.zeros(*shape)
+    x.view(-1)[-1] = value
+    return x
+
+
+def meta(*shape: int) -> Tensor:
+    return torch.zeros(*shape, device="meta")
+
+
+class Case:
+    def __init__(self, id: str, call: Callable[[], Any], error: type[Exception], message: str) -> None:
+        self.call, self.error, self.message = call, error, message
+        self.id = id
+
+
+V, T = ValueError, TypeError
+full = {"covariance_type": "full"}
+eye = [[1.0, 0.0], [0.0, 1.0]]
+x2 = torch.zeros(3, 2)
+loss_arguments = {"scores": torch.zeros(3, 2), "noise": torch.zeros(3, 2), "std": torch.ones(3), "estimator": "plain"}
+
+
+def ndsm(**changes: Any) -> Tensor:
+    return functional.ndsm_loss(**{**loss_arguments, **changes})
+
+
+def drift_process(drift: Any = None, **options: Any) -> DriftProcess:
+    prior = GaussianMixture.standard_normal(2)
+    return DriftProcess(drift or (lambda x, t: -x), prior, **{"T": 1.0, "n_steps": 4, **options})
+
+
+CASES = [
+    # the mixture's parameters
+    Case("weights sum", lambda: mixture(weights=[0.5, 0.4]), V,
+         "weights: expected non-negative values that sum to 1, found sum 0.9"),
+    Case("weights negative", lambda: mixture(weights=[-0.5, 1.5]), V,
+         "weights: expected non-negative values that sum to 1, found -0.5 among them"),
+    Case("weights shape", lambda: mixture(weights=[1.0]), V, "weights: expected shape (2,), found (1,)"),
+    Case("weights NaN", lambda: mixture(weights=[NAN, 1.0]), V,
+         "weights: expected finite values, found 1 NaN or infinite, first at (0,)"),
+    Case("means shape", lambda: mixture(means=[0.0, 1.0]), V, "means: expected shape [K, d], found (2,)"),
+    Case("means empty", lambda: mixture(means=np.zeros((0, 2))), V, "means: expected shape [K, d], found (0, 2)"),
+    Case("means infinite", lambda: mixture(means=[[0.0, INF], [0.0, 0.0]]), V,
+         "means: expected finite values, found 1 NaN or infinite, first at (0, 1)"),
+    Case("means complex", lambda: mixture(means=torch.zeros(2, 2, dtype=torch.complex64)), T,
+         "means: expected a floating point dtype, found torch.complex64"),
+    Case("covariances shape", lambda: mixture(covariances=[1.0]), V,
+         "covariances: expected shape (2,) for 'spherical', found (1,)"),
+    Case("covariances shape full", lambda: mixture(covariances=[1.0, 1.0], **full), V,
+         "covariances: expected shape (2, 2, 2) for 'full', found (2,)"),
+    Case("covariances zero", lambda: mixture(covariances=[1.0, 0.0]), V,
+         "covariances: expected positive variances, found 0.0 in component 1"),
+    Case("covariances negative diag",
+         lambda: mixture(covariances=[[1.0, 1.0], [1.0, -2.0]], covariance_type="diag"), V,
+         "covariances: expected positive variances"),
+    Case("covariances not positive definite",
+         lambda: mixture(covariances=[eye, [[1.0, 2.0], [2.0, 1.0]]], **full), V,
+         "covariances: expected positive definite matrices, found component 1 is not; fit with a larger reg_covar"),
+    Case("covariances not positive definite tied",
+         lambda: mixture(covariances=[[1.0, 2.0], [2.0, 1.0]], covariance_type="tied"), V,
+         "covariances: expected positive definite matrices"),
+    Case("covariances not symmetric", lambda: mixture(covariances=[eye, [[1.0, 0.5], [0.0, 1.0]]], **full), V,
+         "covariances: expected symmetric matrices, found asymmetry 0.5"),
+    Case("covariance_type", lambda: mixture(covariance_type="round"), V,
+         "covariance_type: expected one of 'spherical', 'diag', 'tied', 'full', found 'round'"),
+    Case("event_shape", lambda: mixture(event_shape=(3, 1)), V, "event_shape: expected 2 values, found (3, 1)"),
+    # fitting
+    Case("fit n_components above samples", lambda: fit(n_components=6), V,
+         "n_components: expected at most the number of samples, 5, found 6"),
+    Case("fit n_components zero", lambda: fit(n_components=0), V,
+         "n_components: expected an integer of at least 1, found 0"),
+    Case("fit n_components float", lambda: fit(n_components=2.0), T, "n_components: expected an integer, found 2.0"),
+    Case("fit NaN", lambda: fit(with_value(NAN, 5, 2)), V,
+         "X: expected finite values, found 1 NaN or infinite, first at (4, 1)"),
+    Case("fit infinite", lambda: fit(with_value(-INF, 5, 2).numpy()), V, "X: expected finite values, found 1 NaN"),
+    Case("fit empty", lambda: fit(np.zeros((0, 2))), V, "X: expected shape [n, ...] with n >= 1, found (0, 2)"),
+    Case("fit flat", lambda: fit(np.zeros(5)), V, "X: expected shape [n, ...] with n >= 1, found (5,)"),
+    Case("fit text", lambda: fit(np.array([["a", "b"]])), T, "X: expected numbers, found dtype <U1"),
+    Case("fit covariance_type", lambda: fit(covariance_type="round"), V, "covariance_type: expected one of"),
+    Case("fit reg_covar", lambda: fit(reg_covar=-1.0), V, "reg_covar: expected a non-negative number, found -1.0"),
+    Case("fit reg_covar NaN", lambda: fit(reg_covar=NAN), V, "reg_covar: expected a non-negative number, found nan"),
+    Case("from_points bandwidth", lambda: GaussianMixture.from_points(np.zeros((3, 2)), 0.0), V,
+         "bandwidth: expected a finite positive number, found 0.0"),
+    Case("from_points NaN", lambda: GaussianMixture.from_points(with_value(NAN, 3, 2), 1.0), V,
+         "X: expected finite values"),
+    Case("standard_normal", lambda: GaussianMixture.standard_normal(0), V,
+         "d: expected an integer of at least 1, found 0"),
+    # symmetrized
+    Case("maps rotation of diag",
+         lambda: mixture(covariances=[[1.0, 2.0], [1.0, 1.0]], covariance_type="diag").symmetrized(
+             [torch.tensor([[0.6, -0.8], [0.8, 0.6]])]), V,
+         "maps[0]: expected an invertible map that keeps 'diag' covariances; use 'full'"),
+    Case("maps shear of spherical",
+         lambda: mixture().symmetrized([torch.eye(2), torch.tensor([[1.0, 1.0], [0.0, 1.0]])]), V,
+         "maps[1]: expected an invertible map that keeps 'spherical' covariances; use 'full'"),
+    Case("maps small shear of spherical",
+         lambda: mixture().symmetrized([1e-4 * torch.tensor([[1.0, 1.0], [0.0, 1.0]])]), V,
+         "maps[0]: expected an invertible map that keeps 'spherical' covariances"),
+    Case("maps changing tied",
+         lambda: mixture(covariances=[[2.0, 0.0], [0.0, 1.0]], covariance_type="tied").symmetrized(
+             [torch.tensor([[0.0, 1.0], [1.0, 0.0]])]), V,
+         "maps: expected maps that keep the tied covariance, found one that changes it; use 'full'"),
+    Case("maps singular", lambda: mixture(covariances=[eye, eye], **full).symmetrized([torch.zeros(2, 2)]), V,
+         "maps[0]: expected an invertible map"),
+    Case("maps shape", lambda: mixture().symmetrized([torch.eye(3)]), V,
+         "maps[0]: expected shape (2, 2), found (3, 3)"),
+    Case("maps not affine", lambda: mixture(means=[[0.5, 2.0], [1.0, 3.0]]).symmetrized([lambda x: x**2]), V,
+         "maps[0]: expected an affine map, found one that is not"),
+    Case("maps type", lambda: mixture().symmetrized(["flip"]), T,
+         "maps[0]: expected a matrix or a callable on points, found str"),
+    Case("maps result", lambda: mixture().symmetrized([lambda x: x[:, :1]]), V,
+         "maps[0](points): expected the shape of points, (5, 2), found (5, 1)"),
+    # points given to a mixture
+    Case("x shape", lambda: mixture().score(torch.zeros(3, 5)), V,
+         "x: expected shape [B, ...] with 2 values a sample, found (3, 5)"),
+    Case("x flat", lambda: mixture().log_prob(torch.zeros(2)), V,
+         "x: expected shape [B, ...] with 2 values a sample, found (2,)"),
+    Case("x empty", lambda: mixture().score(torch.zeros(0, 2)), V,
+         "x: expected at least one sample, found an empty batch of shape (0, 2)"),
+    Case("x integer", lambda: mixture().score(torch.zeros(3, 2, dtype=torch.int64)), T,
+         "x: expected a floating point dtype, found torch.int64"),
+    Case("x array", lambda: mixture().score(np.zeros((3, 2))), T, "x: expected a torch.Tensor, found ndarray"),
+    Case("x device", lambda: mixture().score(meta(3, 2)), V,
+         "x: expected the device of mixture, cpu, found meta; move one with .to()"),
+    Case("v shape", lambda: mixture().hvp(x2, torch.zeros(2, 2)), V,
+         "v: expected the shape of x, (3, 2), found (2, 2)"),
+    Case("v device", lambda: mixture().hvp(x2, meta(3, 2)), V, "v: expected the device of x, cpu, found meta"),
+    Case("responsibilities device", lambda: mixture().responsibilities(meta(3, 2)), V,
+         "x: expected the device of mixture, cpu, found meta"),
+    Case("sample n", lambda: mixture().sample(0), V, "n: expected an integer of at least 1, found 0"),
+    # noise
+    Case("seed float", lambda: mixture().sample(2, seed=1.5), T,
+         "seed: expected an integer, a tensor or None, found 1.5"),
+    Case("seed tensor", lambda: mixture().sample(2, seed=torch.zeros(2)), T,
+         "seed: expected one integer, found torch.float32 of shape (2,)"),
+    Case("seed too large", lambda: mixture().sample(2, seed=2**64), V,
+         "seed: expected an integer of at most 64 bits, found 18446744073709551616"),
+    Case("first_path negative", lambda: mixture().sample(2, first_path=-1), V,
+         "first_path: expected an integer of at least 0, found -1"),
+    Case("first_path large", lambda: ou().simulate(x2, first_path=2**56), V,
+         "first_path: expected an integer below 2^56, found 72057594037927936"),
+    Case("first_path of drawn steps", lambda: ou().draw_steps(2, first_path="0"), T,
+         "first_path: expected an integer, found '0'"),
+    Case("stream", lambda: functional.philox_normal(1, 1, seed=0, stream=256), V,
+         "stream: expected an integer in 0..255, found 256"),
+    Case("philox step", lambda: functional.philox_normal(1, 1, seed=0, step=2**32), V,
+         "step: expected a value in 0..4294967295, found 4294967296"),
+    Case("philox step negative", lambda: functional.philox_normal(2, 1, seed=0, step=torch.tensor([0, -1])), V,
+         "step: expected values in 0..4294967295, found -1..0"),
+    Case("philox dtype", lambda: functional.philox_normal(1, 1, seed=0, dtype=torch.int64), T,
+         "dtype: expected a floating point dtype, found torch.int64"),
+    Case("philox dim", lambda: functional.philox_normal(1, 0, seed=0), V,
+         "dim: expected an integer of at least 1, found 0"),
+    # building a process
+    Case("reference type", lambda: LangevinProcess(np.zeros(3)), T,
+         "reference: expected a GaussianMixture, found ndarray"),
+    Case("T", lambda: ou(T=0.0), V, "T: expected a finite positive number, found 0.0"),
+    Case("T NaN", lambda: ou(T=NAN), V, "T: expected a finite positive number, found nan"),
+    Case("n_steps", lambda: ou(n_steps=0), V, "n_steps: expected an integer of at least 1, found 0"),
+    Case("n_steps float", lambda: ou(n_steps=10.0), T, "n_steps: expected an integer, found 10.0"),
+    Case("sigma", lambda: ou(sigma=-1.0), V, "sigma: expected a finite positive number, found -1.0"),
+    Case("sigma of time", lambda: ou(sigma=lambda t: 0.5 - t), V,
+         "sigma(0.5): expected a finite positive number, found 0.0"),
+    Case("grid name", lambda: ou(grid="cubic"), V, "grid: expected one of 'uniform', 'quadratic', found 'cubic'"),
+    Case("grid order", lambda: ou(T=None, grid=[0.0, 0.2, 0.1]), V,
+         "grid: expected times that increase from 0, found [0.0, 0.2, 0.1]"),
+    Case("grid start", lambda: ou(T=None, grid=[0.1, 0.2]), V, "grid: expected times that increase from 0"),
+    Case("grid repeated", lambda: ou(T=None, grid=[0.0, 0.1, 0.1]), V, "grid: expected times that increase from 0"),
+    Case("grid NaN", lambda: ou(T=None, grid=[0.0, NAN]), V, "grid: expected finite values"),
+    Case("grid short", lambda: ou(T=None, grid=[0.0]), V, "grid: expected N+1 times with N >= 1, found shape (1,)"),
+    Case("grid empty", lambda: ou(T=None, grid=[]), V, "grid: expected N+1 times with N >= 1, found shape (0,)"),
+    Case("grid type", lambda: ou(T=None, grid=None), T,
+         "grid: expected 'uniform', 'quadratic' or N+1 times, found None"),
+    Case("grid against T", lambda: ou(T=2.0, grid=[0.0, 0.1]), V, "T: expected the last time of grid, 0.1, found 2.0"),
+    Case("OU dim", lambda: OUProcess(0), V, "dim: expected an integer of at least 1, found 0"),
+    Case("OU event_shape", lambda: ou(event_shape=(3,)), V, "event_shape: expected 2 values, found (3,)"),
+    Case("drift type", lambda: drift_process(3.0), T, "drift: expected a callable (x, t) -> like x, found float"),
+    Case("drift prior", lambda: DriftProcess(never, 3.0, T=1.0), T,
+         "prior: expected a GaussianMixture or the like, found float"),
+    Case("drift horizon", lambda: drift_process(T=None), V, "T: expected a horizon, found None"),
+    Case("drift rate", lambda: drift_process(rate=4.0), V, "rate: expected rate * dt below 1, found 4.0 * 0.25"),
+    Case("drift output", lambda: drift_process(lambda x, t: x[:, :1]).simulate(x2), V,
+         "drift: expected output of the shape of x, (3, 2), found (3, 1)"),
+    # noising
+    Case("x0 NaN", lambda: ou().noised(with_value(NAN, 3, 2)), V,
+         "x0: expected finite values, found 1 NaN or infinite, first at (2, 1)"),
+    Case("x0 infinite", lambda: ou().transition(with_value(INF, 3, 2)), V, "x0: expected finite values"),
+    Case("x0 NaN simulate", lambda: ou().simulate(with_value(NAN, 3, 2)), V, "x0: expected finite values"),
+    Case("x0 NaN exact", lambda: ou().exact_noised(with_value(NAN, 3, 2)), V, "x0: expected finite values"),
+    Case("x0 shape", lambda: ou().noised(torch.zeros(3, 1, 3)), V,
+         "x0: expected shape [B, ...] with 2 values a sample, found (3, 1, 3)"),
+    Case("x0 empty", lambda: ou().noised(torch.zeros(0, 2)), V,
+         "x0: expected at least one sample, found an empty batch of shape (0, 2)"),
+    Case("x0 dtype", lambda: ou().noised(torch.zeros(3, 2, dtype=torch.int32)), T,
+         "x0: expected a floating point dtype, found torch.int32"),
+    Case("x0 device", lambda: ou().simulate(meta(3, 2)), V,
+         "x0: expected the device of process, cpu, found meta; move one with .to()"),
+    Case("step range", lambda: ou().noised(x2, 10), V, "step: expected a value in 0..9, found 10"),
+    Case("step negative", lambda: ou().transition(x2, -1), V, "step: expected a value in 0..9, found -1"),
+    Case("step tensor range", lambda: ou().transition(x2, torch.tensor([0, 3, 12])), V,
+         "step: expected values in 0..9, found 0..12"),
+    Case("step shape", lambda: ou().noised(x2, torch.zeros(4, dtype=torch.int64)), V,
+         "step: expected an integer or shape [3], found shape (4,)"),
+    Case("step dtype", lambda: ou().noised(x2, torch.zeros(3)), T, "step: expected integers, found torch.float32"),
+    Case("step type", lambda: ou().noised(x2, 1.5), T,
+         "step: expected an integer or an integer tensor, found 1.5"),
+    Case("steps range", lambda: ou().simulate(x2, 11), V, "steps: expected a value in 0..10, found 11"),
+    Case("steps minimum", lambda: functional.simulate_transition(x2, ou(), 0, seed=0), V,
+         "steps: expected at least 1, found 0"),
+    # the losses
+    Case("process type", lambda: NDSMLoss(mixture()), T, "process: expected a noising process, found GaussianMixture"),
+    Case("estimator", lambda: NDSMLoss(ou(), "best"), V,
+         "estimator: expected one of 'path', 'control_variate', 'plain', found 'best'"),
+    Case("antithetic", lambda: NDSMLoss(ou(), "control_variate", antithetic=True), V,
+         "antithetic: expected False with estimator 'control_variate', found True"),
+    Case("control_variate", lambda: NDSMLoss(ou(), "path", control_variate=never), V,
+         "control_variate: expected None with estimator 'path', found a network"),
+    Case("control_variate type", lambda: NDSMLoss(ou(), "control_variate", control_variate=3), T,
+         "control_variate: expected a callable (x, t) -> like x, found int"),
+    Case("weighting", lambda: NDSMLoss(ou(), weighting="snr"), V,
+         "weighting: expected 'variance', None or a callable(t) -> [B], found 'snr'"),
+    Case("weighting result", lambda: NDSMLoss(ou(), weighting=lambda t: t[:1])(lambda x, t: x, x2), V,
+         "weighting: expected it to return shape (3,), found (1,)"),
+    Case("reduction", lambda: NDSMLoss(ou(), reduction="max"), V,
+         "reduction: expected one of 'mean', 'sum', 'none', found 'max'"),
+    Case("DSM process", lambda: DSMLoss(drift_process()), T, "process: expected an OUProcess, found DriftProcess"),
+    Case("score_net type", lambda: NDSMLoss(ou())(3, x2), T,
+         "score_net: expected a callable (x, t) -> like x, found int"),
+    *(
+        Case(f"score_net shape, {name}", lambda loss=loss: loss()(lambda x, t: x[:, :1], x2), V,
+             f"score_net: expected output of the shape of x, ({rows}, 2), found ({rows}, 1)")
+        for name, loss, rows in (
+            ("path", lambda: NDSMLoss(ou()), 3),
+            ("plain", lambda: NDSMLoss(ou(), "plain"), 3),
+            ("control variate", lambda: NDSMLoss(ou(), "control_variate"), 6),
+            ("dsm", lambda: DSMLoss(ou()), 3),
+        )
+    ),
+    Case("score_net transposed", lambda: NDSMLoss(ou())(lambda x, t: x.T, x2), V,
+         "score_net: expected output of the shape of x, (3, 2), found (2, 3)"),
+    Case("score_net tuple", lambda: NDSMLoss(ou())(lambda x, t: (x, x), x2), T,
+         "score_net: expected it to return a tensor like x, found tuple"),
+    Case("score_net integers", lambda: NDSMLoss(ou())(lambda x, t: x.long(), x2), T,
+         "score_net: expected floating point output, found torch.int64"),
+    Case("score_net not called on NaN", lambda: NDSMLoss(ou())(never, with_value(NAN, 3, 2)), V,
+         "x0: expected finite values"),
+    Case("score_net not called on an empty batch", lambda: DSMLoss(ou())(never, torch.zeros(0, 2)), V,
+         "x0: expected at least one sample"),
+    Case("residual process", lambda: ResidualScore(torch.nn.Identity(), drift_process()), T,
+         "process: expected a LangevinProcess, found DriftProcess"),
+    Case("residual net", lambda: ResidualScore(3, ou()), T, "net: expected a module (x, t) -> like x, found int"),
+    # the ops
+    Case("scores shape", lambda: ndsm(scores=torch.zeros(3, 3)), V,
+         "scores: expected shape (3, 2) for 'plain', found (3, 3)"),
+    Case("scores rows", lambda: ndsm(estimator="control_variate"), V,
+         "scores: expected shape (6, 2) for 'control_variate', found (3, 2)"),
+    Case("scores device", lambda: ndsm(scores=meta(3, 2)), V, "noise: expected the device of scores, meta, found cpu"),
+    Case("scores dtype", lambda: ndsm(scores=torch.zeros(3, 2, dtype=torch.int64)), T,
+         "scores: expected a floating point dtype, found torch.int64"),
+    Case("noise empty", lambda: ndsm(scores=torch.zeros(0, 2), noise=torch.zeros(0, 2), std=torch.zeros(0)), V,
+         "noise: expected shape [B, ...] with B >= 1, found (0, 2)"),
+    Case("noise with gradient", lambda: ndsm(noise=torch.zeros(3, 2, requires_grad=True)), V,
+         "noise: expected a tensor that needs no gradient; detach it"),
+    Case("std shape", lambda: ndsm(std=torch.ones(4)), V, "std: expected shape (3,), found (4,)"),
+    Case("weight shape", lambda: ndsm(weight=torch.ones(3, 1)), V, "weight: expected shape (3,), found (3, 1)"),
+    Case("op estimator", lambda: ndsm(estimator="path"), V,
+         "estimator: expected one of 'plain', 'control_variate', found 'path'"),
+    Case("op reduction", lambda: ndsm(reduction="max"), V, "reduction: expected one of"),
+    Case("dsm target", lambda: functional.dsm_loss(x2, torch.zeros(3, 3)), V,
+         "target: expected the shape of score, (3, 2), found (3, 3)"),
+    Case("dsm empty", lambda: functional.dsm_loss(torch.zeros(0, 2), torch.zeros(0, 2)), V,
+         "score: expected shape [B, ...] with B >= 1, found (0, 2)"),
+    Case("reverse step score", lambda: functional.reverse_step(x2, torch.zeros(3, 3), ou(), 0, seed=0), V,
+         "score: expected the shape of y, (3, 2), found (3, 3)"),
+    Case("reverse step y", lambda: functional.reverse_step(meta(3, 2), meta(3, 2), ou(), 0, seed=0), V,
+         "y: expected the device of process, cpu, found meta"),
+    Case("reverse step step", lambda: functional.reverse_step(x2, x2, ou(), 10, seed=0), V,
+         "step: expected a value in 0..9, found 10"),
+    Case("reverse step steps", lambda: functional.reverse_step(x2, x2, ou(), torch.zeros(3).long(), seed=0), V,
+         "step: expected one integer, found shape (3,)"),
+    Case("reverse step method", lambda: functional.reverse_step(x2, x2, ou(), 0, seed=0, method="heun"), V,
+         "method: expected one of 'sde', 'ode', found 'heun'"),
+    # the sampler
+    Case("sampler n", lambda: sample(never, ou(), 0), V, "n: expected an integer of at least 1, found 0"),
+    Case("sampler method", lambda: sample(never, ou(), 2, method="heun"), V,
+         "method: expected one of 'sde', 'ode', found 'heun'"),
+    Case("sampler batch_size", lambda: sample(never, ou(), 2, batch_size=0), V,
+         "batch_size: expected an integer of at least 1, found 0"),
+    Case("sampler process", lambda: sample(never, mixture(), 2), T,
+         "process: expected a noising process, found GaussianMixture"),
+    Case("sampler score_net", lambda: sample(None, ou(), 2), T,
+         "score_net: expected a callable (x, t) -> like x, found NoneType"),
+    Case("sampler output", lambda: sample(lambda x, t: x[:, :1], ou(), 2), V,
+         "score_net: expected output of the shape of x, (2, 2), found (2, 1)"),
+    Case("sampler first_path", lambda: sample(never, ou(), 2, first_path=-1), V,
+         "first_path: expected an integer of at least 0, found -1"),
+    Case("likelihood x", lambda: log_likelihood(never, ou(), with_value(NAN, 3, 2)), V, "x: expected finite values"),
+    Case("likelihood shape", lambda: log_likelihood(never, ou(), torch.zeros(3, 3)), V,
+         "x: expected shape [B, ...] with 2 values a sample, found (3, 3)"),
+    Case("likelihood probes", lambda: log_likelihood(never, ou(), x2, n_probes=0), V,
+         "n_probes: expected an integer of at least 1, found 0"),
+    Case("likelihood output", lambda: log_likelihood(lambda x, t: x[:, 0], ou(), x2), V,
+         "score_net: expected output of the shape of x, (3, 2), found (3,)"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_message(case: Case) -> None:
+    with pytest.raises(case.error, match="^" + re.escape(case.message)):
+        case.call()
+
+
+def test_ids_are_unique() -> None:
+    assert len({case.id for case in CASES}) == len(CASES)

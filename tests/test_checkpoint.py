@@ -1,0 +1,326 @@
+"""Folders on the disk: whole or not at all, verified, and never unpickled."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastndsm
+from fastndsm import _storage, checkpoint
+from fastndsm.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint, save_model
+from fastndsm.networks import MLP, UNet
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def save(directory: Path, step: int = 3, **options: Any) -> Path:
+    weights = {
+        "w": torch.arange(6.0).reshape(2, 3),
+        "flag": torch.tensor(True),
+        "half": torch.ones(3).bfloat16(),
+    }
+    optimizer = {
+        "state": {0: {"step": torch.tensor(3.0), "history": [torch.zeros(2), None], "size": (4, 0.5)}, 7: {}},
+        "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.999), "params": [0, 7], "fused": None, "name": "a"}],
+    }
+    return save_checkpoint(directory, step, weights, {"w": torch.ones(2)}, optimizer, {"note": "x"}, **options)
+
+
+class TestTrainingState:
+    def test_everything_comes_back(self, tmp_path: Path) -> None:
+        loaded = load_checkpoint(save(tmp_path))
+        assert (loaded.step, loaded.state["note"]) == (3, "x")
+        assert torch.equal(loaded.model["w"], torch.arange(6.0).reshape(2, 3))
+        assert loaded.model["half"].dtype == torch.bfloat16
+        assert loaded.model["flag"].dtype == torch.bool
+        assert torch.equal(loaded.ema["w"], torch.ones(2))
+        state = loaded.optimizer["state"]
+        assert set(state) == {0, 7}  # integers, not JSON's strings
+        assert torch.equal(state[0]["step"], torch.tensor(3.0))
+        assert torch.equal(state[0]["history"][0], torch.zeros(2))
+        assert state[0]["history"][1] is None
+        assert state[0]["size"] == (4, 0.5)
+        group = loaded.optimizer["param_groups"][0]
+        assert group == {"lr": 1e-3, "betas": (0.9, 0.999), "params": [0, 7], "fused": None, "name": "a"}
+
+    def test_views_and_transposes_are_stored_as_they_read(self, tmp_path: Path) -> None:
+        base = torch.arange(12.0).reshape(3, 4)
+        path = save_checkpoint(tmp_path, 1, {"t": base.T, "row": base[1]}, {}, {}, {})
+        loaded = load_checkpoint(path)
+        assert torch.equal(loaded.model["t"], base.T)
+        assert torch.equal(loaded.model["row"], base[1])
+
+    def test_the_last_two_are_kept_and_the_newest_found_by_its_number(self, tmp_path: Path) -> None:
+        for step in (999_999, 5, 1_000_000):
+            save(tmp_path, step)
+        assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step-999999", "step-1000000"]
+        newest = checkpoint.latest(tmp_path)
+        assert newest is not None and newest.name == "step-1000000"
+        assert checkpoint.latest(tmp_path / "nowhere") is None
+
+    def test_an_object_in_the_optimizers_state_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(TypeError, match=r"optimizer: expected tensors, .*, found object at state\.a\.0"):
+            save_checkpoint(tmp_path, 1, {}, {}, {"a": [object()]}, {})
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_failed_write_leaves_the_old_one_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        old = save(tmp_path, 1)
+        calls = []
+
+        def full(path: Path) -> None:
+            calls.append(path)
+            if len(calls) == 3:
+                raise OSError("No space left on device")
+
+        monkeypatch.setattr(_storage, "_synchronise", full)
+        with pytest.raises(OSError, match="No space left"):
+            save(tmp_path, 2)
+        assert list(tmp_path.iterdir()) == [old]
+        assert load_checkpoint(old).step == 1
+
+    def test_what_killed_processes_left_is_removed_and_what_running_ones_write_is_not(self, tmp_path: Path) -> None:
+        for name in (
+            "step-000002.tmp-4194305",
+            "step-000001.tmp-old-4194305",
+            f"step-000004.tmp-{os.getppid()}",
+        ):
+            (tmp_path / name).mkdir()  # no process has the number 4194305
+        save(tmp_path, 2)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "step-000002",
+            f"step-000004.tmp-{os.getppid()}",
+        ]
+        assert checkpoint.checkpoints(tmp_path) == [tmp_path / "step-000002"]
+
+    def test_a_checkpoint_of_the_same_step_is_replaced(self, tmp_path: Path) -> None:
+        save(tmp_path)
+        path = save_checkpoint(tmp_path, 3, {"w": torch.zeros(1)}, {}, {}, {})
+        assert torch.equal(load_checkpoint(path).model["w"], torch.zeros(1))
+        assert [p.name for p in tmp_path.iterdir()] == ["step-000003"]
+
+
+def rewritten(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """A change of the JSON document."""
+
+    def damage(path: Path) -> None:
+        document = json.loads(path.read_text())
+        change(document)
+        path.write_text(json.dumps(document))
+
+    return damage
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def pickled(path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (pytest.fail, ("unpickled",))
+
+    path.write_bytes(pickle.dumps(Trap()))
+
+
+def foreign_tensors(path: Path) -> None:
+    """A foreign file of the right name, with the document made to fit: only the format is left to tell."""
+    pickled(path)
+    state = path.parent / "state.json"
+    document = json.loads(state.read_text())
+    document["files"][path.name] = {
+        "bytes": path.stat().st_size,
+        "sha256": _storage._file_digest(path),
+    }
+    state.write_text(json.dumps(document))
+
+
+class TestDamage:
+    @pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "optimizer.safetensors"])
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [
+            (truncate, r"expected \d+ bytes, found \d+: truncated or altered"),
+            (flip, r"expected SHA-256 .*, found another: altered"),
+            (Path.unlink, r"expected a file of \d+ bytes, found none"),
+            (pickled, r"expected \d+ bytes, found \d+: truncated or altered"),
+            (foreign_tensors, "expected a safetensors file, found"),
+        ],
+    )
+    def test_tensors(self, tmp_path: Path, name: str, damage: Callable[[Path], None], message: str) -> None:
+        path = save(tmp_path)
+        damage(path / name)
+        with pytest.raises(CheckpointError, match=rf"{name}: {message}"):
+            load_checkpoint(path)
+
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [
+            (truncate, "expected a JSON document, found it truncated or foreign"),
+            (pickled, "expected a JSON document, found it truncated or foreign"),
+            (Path.unlink, "expected a fastndsm checkpoint, found no such file"),
+            (
+                rewritten(lambda d: d.update(format="other")),
+                "expected format 'fastndsm checkpoint', found 'other'",
+            ),
+            (rewritten(lambda d: d.update(version=2)), "expected version 1, found 2"),
+            (rewritten(lambda d: d["files"].pop("ema.safetensors")), "expected it to list model.safetensors"),
+            (rewritten(lambda d: d.pop("optimizer")), "expected a training state, found none"),
+            (lambda path: path.write_text("[]"), "expected format 'fastndsm checkpoint', found 'list'"),
+        ],
+    )
+    def test_document(self, tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
+        path = save(tmp_path)
+        damage(path / "state.json")
+        with pytest.raises(CheckpointError, match=rf"state.json: {message}"):
+            load_checkpoint(path)
+
+    def test_names_in_the_document_lead_nowhere_else(self, tmp_path: Path) -> None:
+        path = save(tmp_path)
+        rewritten(lambda d: d["files"].update({"../../secret": d["files"].pop("ema.safetensors")}))(path / "state.json")
+        with pytest.raises(CheckpointError, match="expected it to list"):
+            load_checkpoint(path)
+
+
+def processes() -> dict[str, fastndsm.LangevinProcess]:
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(3, 2, generator=generator, dtype=torch.float64)
+    matrix = torch.tensor([[1.0, 0.3], [0.3, 0.8]], dtype=torch.float64)
+    covariances = {
+        "spherical": torch.tensor([0.5, 0.7, 1.0]),
+        "diag": 0.5 + torch.rand(3, 2, generator=generator),
+        "tied": matrix,
+        "full": matrix * torch.tensor([0.7, 1.0, 1.3])[:, None, None],
+    }
+    made = {
+        name: fastndsm.LangevinProcess(fastndsm.GaussianMixture([0.2, 0.3, 0.5], means, value, name), n_steps=30)
+        for name, value in covariances.items()
+    }
+    made["ou"] = fastndsm.OUProcess(2, T=4.0, n_steps=60, sigma=0.8, grid="quadratic")
+    return made
+
+
+def network(in_dim: int = 2, horizon: float = 1.0) -> MLP:
+    torch.manual_seed(0)
+    net = MLP(2, (8, 8), in_dim=in_dim, horizon=horizon, embedding_dim=8)
+    nn.init.normal_(net.last.weight)
+    return net
+
+
+class TestModel:
+    @pytest.mark.parametrize("name", ["spherical", "diag", "tied", "full", "ou"])
+    @pytest.mark.parametrize("kind", ["residual", "features", "bare"])
+    def test_a_loaded_model_draws_the_same_samples(self, tmp_path: Path, name: str, kind: str) -> None:
+        process = processes()[name]
+        net = network(4 if kind == "features" else 2, process.T)
+        score_net = net if kind == "bare" else fastndsm.ResidualScore(net, process, kind == "features")
+        save_model(tmp_path / "m", score_net, process, meta={"data": "ring"})
+        loaded, loaded_process, meta = load_model(tmp_path / "m")
+        assert meta == {"data": "ring"}
+        assert type(loaded_process) is type(process)
+        assert not loaded.training
+        expected = fastndsm.sample(score_net, process, 9, seed=4)
+        assert torch.equal(fastndsm.sample(loaded, loaded_process, 9, seed=4), expected)
+
+    def test_images_and_other_dtypes(self, tmp_path: Path) -> None:
+        mixture = fastndsm.GaussianMixture([1.0], torch.zeros(1, 32), [1.0], "spherical", event_shape=(2, 4, 4))
+        process = fastndsm.LangevinProcess(mixture, n_steps=20)
+        net = UNet(2, 4, 8, (1,), horizon=process.T).double()
+        nn.init.normal_(net.last.weight)
+        save_model(tmp_path / "m", net, process)
+        loaded, loaded_process, _ = load_model(tmp_path / "m")
+        assert loaded_process.event_shape == (2, 4, 4)
+        x, t = torch.randn(3, 2, 4, 4, dtype=torch.float64), torch.rand(3, dtype=torch.float64)
+        assert torch.equal(loaded(x, t), net(x, t))
+
+    def test_a_model_is_replaced_and_anything_else_left_alone(self, tmp_path: Path) -> None:
+        process = processes()["ou"]
+        for note in (1, 2):
+            save_model(tmp_path / "m", network(), process, meta={"note": note})
+        assert load_model(tmp_path / "m")[2] == {"note": 2}
+        assert [path.name for path in tmp_path.iterdir()] == ["m"]
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "thesis.txt").write_text("x")
+        with pytest.raises(
+            CheckpointError, match="expected no file or a model folder to replace, found something else"
+        ):
+            save_model(tmp_path / "mine", network(), process)
+        assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "reference.safetensors", "model.json"])
+    @pytest.mark.parametrize("damage", [truncate, Path.unlink, pickled])
+    def test_damage(self, tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+        save_model(tmp_path / "m", network(), processes()["diag"])
+        damage(tmp_path / "m" / name)
+        with pytest.raises(CheckpointError, match=rf"{name}: expected"):
+            load_model(tmp_path / "m")
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda d: d["network"].update(name="transformer"),
+            lambda d: d["network"]["config"].update(hidden=[9, 9]),
+            lambda d: d["network"]["config"].update(width=1),
+            lambda d: d.pop("process"),
+        ],
+    )
+    def test_a_document_of_another_version(self, tmp_path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+        save_model(tmp_path / "m", network(), processes()["diag"])
+        rewritten(change)(tmp_path / "m" / "model.json")
+        with pytest.raises(CheckpointError, match="expected a model folder of this version, found"):
+            load_model(tmp_path / "m")
+
+    def test_a_checkpoint_is_no_model(self, tmp_path: Path) -> None:
+        path = save(tmp_path)
+        shutil.copy(path / "state.json", path / "model.json")
+        with pytest.raises(CheckpointError, match="expected format 'fastndsm model', found 'fastndsm checkpoint'"):
+            load_model(path)
+
+    def test_what_cannot_be_rebuilt_is_refused(self, tmp_path: Path) -> None:
+        class Own(nn.Module):
+            def forward(self, x: Tensor, t: Tensor) -> Tensor:
+                return -x
+
+        mixture = fastndsm.GaussianMixture.standard_normal(2)
+        varying = fastndsm.LangevinProcess(mixture, T=1.0, sigma=lambda t: 1.0 + t)
+        drifting = fastndsm.DriftProcess(lambda x, t: -x, mixture, T=1.0)
+        for score_net, process, message in (
+            (
+                Own(),
+                processes()["ou"],
+                "score_net: expected fastndsm's MLP or UNet, or its ResidualScore, found Own",
+            ),
+            (network(), varying, "process: expected a constant sigma, found a callable"),
+            (network(), drifting, "process: expected a LangevinProcess or OUProcess, found DriftProcess"),
+        ):
+            with pytest.raises(TypeError, match=message):
+                save_model(tmp_path / "m", score_net, process)
+        assert not (tmp_path / "m").exists()
+
+
+def test_digest_tells_values_shapes_and_dtypes_apart() -> None:
+    x = torch.arange(6.0)
+    digests = {
+        _storage.tensor_digest(t)
+        for t in (x, x.reshape(2, 3), x.double(), x.view(torch.int32), x + 1, torch.full((6,), math.nan))
+    }
+    assert len(digests) == 6
+    assert _storage.tensor_digest(x.reshape(2, 3).T.T) == _storage.tensor_digest(x.reshape(2, 3))

@@ -1,0 +1,430 @@
+"""The command line, from data to report, and what it says to bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fastndsm
+from fastndsm import _backend, checkpoint, compare, reference, report
+from fastndsm._compare_cases import CASES
+from fastndsm.checkpoint import load_model
+from fastndsm.cli import COMMANDS, main, parser
+from fastndsm.data import load
+from fastndsm.networks import UNet
+
+TINY = [
+    "--steps",
+    "12",
+    "--batch-size",
+    "16",
+    "--n-steps",
+    "40",
+    "--samples",
+    "80",
+    "--hidden",
+    "16,16",
+    "--no-progress",
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # the networks are tiny
+
+
+class Result(SimpleNamespace):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Any:
+    def call(*arguments: object) -> Result:
+        status = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Result(status=status, out=captured.out, err=captured.err)
+
+    return call
+
+
+def refused(result: Result, message: str) -> None:
+    """Status 2 and one line."""
+    assert result.status == 2
+    lines = [line for line in result.err.splitlines() if not line.startswith("warning:")]
+    assert len(lines) == 1, result.err
+    assert lines[0].startswith("fastndsm ") and "error: " in lines[0]
+    assert message in lines[0]
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("runs") / "digits"
+    assert main(["train", "--out", str(out), *TINY]) == 0
+    return out
+
+
+class TestTrain:
+    def test_digits_by_default(self, digits_run: Path) -> None:
+        assert sorted(path.name for path in digits_run.iterdir()) == [
+            "checkpoints",
+            "model",
+            "report",
+            "setup",
+        ]
+        files = {path.name for path in (digits_run / "report").iterdir()}
+        assert files == {"report.json", "report.md", "samples.png", "curve.png"}
+        for name in ("samples.png", "curve.png"):
+            assert (digits_run / "report" / name).read_bytes().startswith(b"\x89PNG")
+        found = json.loads((digits_run / "report" / "report.json").read_text())
+        assert set(found["metrics"]) == {"samples", "reference", "held_out"}
+        for row in found["metrics"].values():
+            assert {
+                "energy_distance",
+                "nearest_distance",
+                "frechet_distance",
+                "class_tv",
+                "confidence",
+            } <= set(row)
+        assert found["counts"] == {"samples": 80, "reference": 80, "held_out": 360}
+        for weights in found["label_weights"].values():
+            assert len(weights) == 10 and sum(weights) == pytest.approx(1.0)
+        assert found["config"]["components"] == 10
+        assert found["config"]["grid"] == "uniform"
+        assert found["config"]["features"] is False
+        assert found["history"][-1]["step"] == 12
+        assert found["versions"]["torch"] == torch.__version__
+        assert set(found["seconds"]) == {"fit the mixture", "train", "sample"}
+        # the held-out row is that of the metrics themselves, and needs no samples
+        dataset = load("digits")
+        held_out = report.evaluate_samples(dataset.test, dataset).metrics["held_out"]
+        assert found["metrics"]["held_out"] == pytest.approx(held_out, rel=1e-3)
+
+    def test_2d_ends_with_headline_numbers_and_the_reports_path(self, tmp_path: Path, run: Any) -> None:
+        result = run("train", "--data", "four_modes", "--n-train", 300, "--out", tmp_path / "r", *TINY)
+        assert result.status == 0, result.err
+        lines = result.out.splitlines()
+        assert lines[-1] == f"report: {tmp_path / 'r' / 'report' / 'report.md'}"
+        assert any(line.startswith("| energy_distance") for line in lines)
+        assert any(line.startswith("| mode_tv") for line in lines)
+        text = (tmp_path / "r" / "report" / "report.md").read_text()
+        assert "| energy_distance" in text and "samples.png" in text
+        net, process, meta = load_model(tmp_path / "r" / "model")
+        assert isinstance(net, fastndsm.ResidualScore) and net.features
+        assert process.reference.n_components == 4
+        torch.testing.assert_close(process.times, process.T * (torch.arange(41).double() / 40) ** 2)
+        assert (meta["data"], meta["n_train"]) == ("four_modes", 300)
+
+    def test_linear_baseline_on_the_users_file(self, tmp_path: Path, run: Any) -> None:
+        np.save(tmp_path / "mine.npy", np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32))
+        result = run(
+            "train",
+            "--data",
+            tmp_path / "mine.npy",
+            "--process",
+            "ou",
+            "--out",
+            tmp_path / "r",
+            "--no-residual",
+            *TINY,
+        )
+        assert result.status == 0, result.err
+        net, process, _ = load_model(tmp_path / "r" / "model")
+        assert isinstance(process, fastndsm.OUProcess) and process.T == pytest.approx(10.0)
+        assert not isinstance(net, fastndsm.ResidualScore)
+        assert "label weights" not in result.out.lower()
+
+    def test_images_get_a_unet(self, tmp_path: Path, run: Any) -> None:
+        np.save(tmp_path / "mine.npy", np.random.default_rng(0).normal(size=(40, 1, 16, 16)))
+        options = ["--data", tmp_path / "mine.npy", "--components", 1, "--base", 8, "--features", "--no-progress"]
+        sizes = ["--steps", 2, "--batch-size", 4, "--samples", 4, "--n-steps", 20]
+        result = run("train", "--out", tmp_path / "r", *options, *sizes)
+        assert result.status == 0, result.err
+        net, process, _ = load_model(tmp_path / "r" / "model")
+        assert isinstance(net, fastndsm.ResidualScore) and isinstance(net.net, UNet)
+        assert net.net.in_channels == 2
+        assert process.event_shape == (1, 16, 16)
+        refused(
+            run("train", "--out", tmp_path / "s", *options, "--hidden", "8"),
+            "--hidden: expected with --network mlp, found unet",
+        )
+
+    def test_resume_takes_up_the_run_and_ends_like_it(self, tmp_path: Path, run: Any) -> None:
+        options = ["--data", "ring", "--n-train", 100, "--estimator", "plain", "--antithetic", *TINY]
+        assert run("train", "--out", tmp_path / "a", *options, "--checkpoint-every", 5).status == 0
+        assert run("train", "--out", tmp_path / "b", *options, "--checkpoint-every", 5).status == 0
+        for folder in ("model", "report", "checkpoints/step-000012"):  # as if killed between steps 10 and 12
+            for path in (tmp_path / "b" / folder).iterdir():
+                path.unlink()
+            (tmp_path / "b" / folder).rmdir()
+        result = run("train", "--out", tmp_path / "b", "--resume", "--no-progress")
+        assert result.status == 0, result.err
+        assert "resumed at step 10 of 12" in result.out
+        weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in "ab"]
+        assert weights[0] == weights[1]
+        refused(
+            run("train", "--out", tmp_path / "b", "--resume", "--lr", 0.1, "--data", "moons"),
+            "expected the settings of the run, found --data moons (run: ring), --lr 0.1 (run: 0.002)",
+        )
+
+    def test_an_old_run_is_kept_unless_told_otherwise(self, tmp_path: Path, run: Any) -> None:
+        first = ["train", "--data", "ring", "--n-train", 100, "--out", tmp_path / "r", *TINY]
+        assert run(*first).status == 0
+        before = (tmp_path / "r" / "model" / "model.safetensors").read_bytes()
+        refused(run(*first), "expected a new folder, found a run in")
+        assert (tmp_path / "r" / "model" / "model.safetensors").read_bytes() == before
+        assert run(*first, "--seed", 5, "--overwrite").status == 0
+        assert (tmp_path / "r" / "model" / "model.safetensors").read_bytes() != before
+        refused(run(*first, "--overwrite", "--resume"), "expected one of them, found both")
+
+    def test_a_run_that_failed_before_its_first_step_does_not_block_the_folder(self, tmp_path: Path, run: Any) -> None:
+        options = ["--data", "ring", "--n-train", 100, "--out", tmp_path / "r", *TINY]
+        refused(run("train", *options, "--backend", "cuda"), "backend 'cuda' cannot serve")
+        assert run("train", *options).status == 0
+
+    def test_other_files_are_left_alone(self, tmp_path: Path, run: Any) -> None:
+        (tmp_path / "thesis.txt").write_text("x")
+        for extra in ([], ["--overwrite"], ["--resume"]):
+            refused(run("train", "--out", tmp_path, *TINY, *extra), "expected a run or a new folder")
+        assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+    def test_a_loss_that_goes_non_finite_ends_with_one_line(self, tmp_path: Path, run: Any) -> None:
+        options = [
+            "--data",
+            "ring",
+            "--n-train",
+            100,
+            *TINY,
+            "--steps",
+            60,
+            "--checkpoint-every",
+            1,
+            "--lr",
+            "1e30",
+        ]
+        result = run("train", "--out", tmp_path / "r", *options)
+        assert result.status == 1
+        assert "last good checkpoint" in result.err and "Traceback" not in result.err
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--data", "nothing"], "expected one of four_modes, ring"),
+            (["--data", "missing.npy"], "path: expected a file, found none"),
+            (["--n-train", "5"], "--n-train: expected with four_modes"),
+            (["--steps", "0"], "steps: expected an integer of at least 1, found 0"),
+            (
+                ["--components", "5000"],
+                "n_components: expected at most the number of samples, 1437, found 5000",
+            ),
+            (["--paths", "100"], "paths: expected 'fresh' or a pool of at least max(n, 1000) = 1437"),
+            (["--sigma", "-1"], "sigma: expected a finite positive number, found -1.0"),
+            (["--T", "300"], "q = a_n lambda_max(P_k)"),
+            (["--network", "unet", "--data", "ring"], "--network: expected mlp"),
+            (["--features"], "--features: expected --network unet"),
+            (["--no-residual", "--features", "--data", "ring"], "--features: expected with --residual"),
+            (
+                ["--process", "ou", "--antithetic"],
+                "--estimator, --antithetic: expected with --process langevin",
+            ),
+            (["--estimator", "control_variate", "--antithetic"], "antithetic: expected False"),
+            (["--samples", "1"], "--samples: expected at least 2, found 1"),
+            (["--threads", "0"], "--threads: expected a positive number, found 0"),
+            (["--device", "abacus"], "--device: expected a device that torch can use, found 'abacus'"),
+        ],
+    )
+    def test_bad_input(self, tmp_path: Path, run: Any, options: Sequence[str], message: str) -> None:
+        refused(run("train", "--out", tmp_path / "r", "--no-progress", *options), message)
+
+    @pytest.mark.parametrize("option", ["--hidden=a", "--paths=many", "--process=linear", "--lr=fast", "--nonsense"])
+    def test_options_the_parser_refuses(self, tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as caught:
+            main(["train", "--out", str(tmp_path / "r"), option])
+        assert caught.value.code == 2
+        assert "error:" in capsys.readouterr().err
+
+
+class TestSampleAndEvaluate:
+    def test_samples_do_not_depend_on_the_batch(self, digits_run: Path, tmp_path: Path, run: Any) -> None:
+        arguments = ["sample", digits_run, "--n", 7, "--no-progress"]
+        png = tmp_path / "s.png"
+        assert run(*arguments, "--out", tmp_path / "a.npy", "--png", png).status == 0
+        assert run(*arguments, "--out", tmp_path / "b.npy", "--batch-size", 3).status == 0
+        assert run(*arguments, "--out", tmp_path / "c.npy", "--seed", 1).status == 0
+        assert run(*arguments, "--out", tmp_path / "d.npy", "--method", "ode").status == 0
+        a, b, c, d = (np.load(tmp_path / f"{name}.npy") for name in "abcd")
+        assert a.shape == (7, 1, 8, 8) and a.dtype == np.float32
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+        assert not np.allclose(a, c) and not np.allclose(a, d)
+        assert png.read_bytes().startswith(b"\x89PNG")
+
+    def test_evaluate_prints_a_table_and_json(self, digits_run: Path, run: Any) -> None:
+        result = run("evaluate", digits_run / "model", "--n", 80, "--seed", 0, "--no-progress")
+        assert result.status == 0, result.err
+        lines = result.out.splitlines()
+        assert lines[0].startswith("|") and "samples (n = 80)" in lines[0]
+        found = json.loads(lines[-1])["metrics"]
+        # the same seed, model and data as the run's own report
+        stored = json.loads((digits_run / "report" / "report.json").read_text())["metrics"]
+        assert found["samples"] == pytest.approx(stored["samples"], rel=1e-3, abs=1e-4)
+
+    def test_bad_input(self, digits_run: Path, tmp_path: Path, run: Any) -> None:
+        refused(run("sample", tmp_path), "expected a fastndsm model, found no such file")
+        refused(run("sample", digits_run, "--n", 0), "n: expected an integer of at least 1, found 0")
+        refused(run("sample", digits_run, "--out", "a.txt"), "--out: expected a name ending in .npy")
+        refused(
+            run("sample", digits_run, "--out", tmp_path / "no" / "a.npy"),
+            "--out: expected an existing folder",
+        )
+        refused(run("evaluate", digits_run, "--data", "ring"), "--data: expected 64 values a sample")
+
+
+class TestReport:
+    def test_without_matplotlib_everything_but_the_pictures_is_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+        dataset = load("ring", n=50, n_test=50)
+        made = report.write_report(tmp_path / "r", dataset.train[:40], dataset)
+        assert "pip install 'fastndsm[images]'" in made.pictures["missing"]
+        assert {path.name for path in (tmp_path / "r").iterdir()} == {"report.json", "report.md"}
+        assert "fastndsm[images]" in (tmp_path / "r" / "report.md").read_text()
+
+    @pytest.mark.parametrize("event", [(1,), (2,), (7,), (1, 5, 6), (3, 4, 4), (2, 3)])
+    def test_pictures_of_every_kind_of_event(self, tmp_path: Path, event: tuple[int, ...]) -> None:
+        report.draw_samples(tmp_path / "s.png", {"a": torch.randn(70, *event), "b": torch.randn(3, *event)})
+        assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+
+
+def other_backend(monkeypatch: pytest.MonkeyPatch, **changed: Any) -> None:
+    """Stands a copy of the reference, with some functions changed, in the place of cpp."""
+    module = SimpleNamespace(**{name: getattr(reference, name) for name in reference.__all__}, **{})
+    for name, value in changed.items():
+        setattr(module, name, value)
+
+    class Standing(_backend.Backend):
+        def load(self) -> Any:
+            return module
+
+        def unavailable(self) -> str | None:
+            return None
+
+    monkeypatch.setitem(_backend.BACKENDS, "cpp", Standing("cpp", "nowhere", ("cpu",)))
+
+
+class TestCompare:
+    def test_every_op_is_compared(self) -> None:
+        assert {case.op for case in CASES} == set(fastndsm.functional.__all__)
+
+    def test_a_backend_that_agrees_and_one_that_does_not(self, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(compare, "BUDGET", 0.0)
+        arguments = ["compare", "--ops", "reverse_step", "simulate", "--json"]
+        other_backend(monkeypatch)
+        result = run(*arguments)
+        rows = json.loads(result.out)["rows"]
+        assert result.status == 0
+        assert {row["backend"] for row in rows} == {"reference", "cpp"}
+        for row in rows:
+            assert row["agrees"] and row["speed_up"] > 0
+            assert row["deviation"] == row["reference_deviation"] < 1e-4
+
+        def biased(*arguments: Any) -> torch.Tensor:
+            return reference.simulate(*arguments) * 1.001
+
+        other_backend(monkeypatch, simulate=biased)
+        result = run(*arguments)
+        assert result.status == 1
+        for row in json.loads(result.out)["rows"]:
+            wrong = row["op"] == "simulate" and row["backend"] == "cpp"
+            assert row["agrees"] is not wrong
+            assert (row["speed_up"] is None) is wrong
+        table = run("compare", "--ops", "simulate").out
+        assert "does not agree" in table
+
+    def test_nan_agrees_with_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def undefined(*arguments: Any) -> torch.Tensor:
+            out = reference.reverse_step(*arguments)
+            out[-1, -1] = torch.nan
+            return out
+
+        monkeypatch.setattr(compare, "BUDGET", 0.0)
+        other_backend(monkeypatch, reverse_step=undefined)
+        rows = compare.compare(ops=["reverse_step"], backends=["cpp"])
+        assert [row.agrees for row in rows if row.backend == "cpp"] == [False, False]
+
+    def test_a_backend_that_cannot_run_is_refused(self, run: Any) -> None:
+        if torch.cuda.is_available():
+            pytest.skip("there is a CUDA device")
+        refused(run("compare", "--backends", "cuda", "--ops", "dsm_loss"), "backend 'cuda' cannot be compared")
+
+
+class TestDoctorAndBuild:
+    def test_doctor(self, run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("FASTNDSM_CACHE_DIR", str(tmp_path / "cache"))
+        text = run("doctor")
+        assert text.status == 0
+        for name in ("cuda", "triton", "cpp", "reference"):
+            assert f"  {name} " in text.out
+        assert torch.__version__ in text.out
+        found = json.loads(run("doctor", "--json").out)
+        assert found["backends"]["reference"]["available"] is True
+        for name in ("triton", "cuda"):
+            assert "not yet run on a GPU" in found["backends"][name]["note"]
+        assert found["jit"]["cache_dir"] == str(tmp_path / "cache")
+        assert not list(tmp_path.glob("cache/*/*.so"))  # it builds nothing
+
+    def test_doctor_tells_why_compiled_code_is_off(self, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FASTNDSM_DISABLE_JIT", "1")
+        found = json.loads(run("doctor", "--json").out)
+        assert found["backends"]["cpp"] == {
+            "available": False,
+            "note": "compiled code is turned off by FASTNDSM_DISABLE_JIT",
+        }
+
+    def test_build_tells_why_it_cannot(self, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FASTNDSM_DISABLE_JIT", "1")
+        refused(run("build"), "compiled code is turned off by FASTNDSM_DISABLE_JIT")
+
+    def test_build_prints_the_librarys_path(self, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("fastndsm._jit.build", lambda verbose: Path("/cache/lib.so") if verbose else None)
+        result = run("build", "--verbose")
+        assert (result.status, result.out) == (0, "/cache/lib.so\n")
+
+
+class TestHelp:
+    @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.NAME)
+    def test_every_command_has_a_purpose_and_an_example(self, command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as caught:
+            main([command.NAME, "--help"])
+        assert caught.value.code == 0
+        text = capsys.readouterr().out
+        assert command.PURPOSE in " ".join(text.split())
+        assert f"example:\n  fastndsm {command.NAME}" in text
+        parser().parse_args(command.EXAMPLE.split()[1:])  # the example is valid
+
+    def test_as_a_program(self) -> None:
+        root = Path(fastndsm.__file__).parent.parent
+        found = subprocess.run(
+            [sys.executable, "-m", "fastndsm.cli", "--help"],
+            capture_output=True,
+            text=True,
+            cwd=root,
+            check=True,
+        )
+        for command in COMMANDS:
+            assert command.NAME in found.stdout
+
+    def test_traceback_on_request(self, tmp_path: Path) -> None:
+        with pytest.raises(checkpoint.CheckpointError):
+            main(["--traceback", "sample", str(tmp_path)])

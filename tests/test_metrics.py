@@ -1,0 +1,415 @@
+"""Metrics: each against a closed form or an enumeration, and the classifier and `evaluate` on real data."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from fastndsm import data
+from fastndsm.data import Dataset
+from fastndsm.metrics import (
+    FeatureClassifier,
+    _distances,
+    class_balance,
+    confidence,
+    energy_distance,
+    evaluate,
+    frechet_distance,
+    label_weights,
+    mode_weights,
+    nearest_distance,
+    sliced_wasserstein,
+    total_variation,
+)
+
+NAN = float("nan")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from threads, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# energy distance
+
+
+def test_energy_distance_is_the_u_statistic_enumerated() -> None:
+    x, y = normal(5, 2, 3), normal(7, 2, 3, seed=1) + 0.3
+    a, b = x.flatten(1).numpy(), y.flatten(1).numpy()
+    cross = np.mean([np.linalg.norm(u - v) for u in a for v in b])
+    within = [
+        np.mean([np.linalg.norm(z[i] - z[j]) for i in range(len(z)) for j in range(len(z)) if i != j])
+        for z in (a, b)
+    ]
+    assert energy_distance(x, y) == pytest.approx(2 * cross - sum(within), rel=1e-12)
+    assert energy_distance(y, x) == pytest.approx(energy_distance(x, y), rel=1e-12)
+
+
+def test_energy_distance_of_shifted_normals_in_one_dimension() -> None:
+    shift, n = 1.0, 6000
+    # X - Y is N(shift, 2); |N(m, s^2)| has mean s (2 / pi)^(1/2) exp(-m^2 / 2 s^2) + m erf(m / s 2^(1/2))
+    s = math.sqrt(2)
+    cross = s * math.sqrt(2 / math.pi) * math.exp(-(shift**2) / (2 * s**2)) + shift * math.erf(
+        shift / (s * math.sqrt(2))
+    )
+    exact = 2 * cross - 2 * s * math.sqrt(2 / math.pi)
+    x, y = normal(n, 1), normal(n, 1, seed=1) + shift
+    # the statistic's deviation by its Hajek projection, h(x) = 2 E|x - Y| - 2 E|x - X'| and likewise for y
+    h = [
+        2 * torch.cdist(z[:500], b).mean(1) - 2 * torch.cdist(z[:500], z).mean(1) for z, b in ((x, y), (y, x))
+    ]
+    deviation = math.sqrt(sum(float(v.var()) for v in h) / n)
+    assert deviation < 0.05 * exact
+    assert abs(energy_distance(x, y) - exact) < 4 * deviation
+
+
+def test_energy_distance_of_equal_laws_is_zero_on_average() -> None:
+    found = torch.tensor(
+        [energy_distance(normal(6, 2, seed=2 * i), normal(9, 2, seed=2 * i + 1)) for i in range(2000)]
+    )
+    error = found.std() / math.sqrt(len(found))
+    assert abs(found.mean()) < 4 * error
+    # the V-statistic, whose means include each sample's distance to itself, is caught
+    biased = found + 2 * math.gamma(1.5) * (1 / 6 + 1 / 9)
+    assert biased.mean() > 10 * error
+
+
+def test_blocks_change_nothing(monkeypatch: Any) -> None:
+    x, y = normal(53, 3), normal(41, 3, seed=1)
+    whole = energy_distance(x, y), sliced_wasserstein(x, y), nearest_distance(x, y)
+    monkeypatch.setattr(_distances, "_BLOCK", 100)
+    parts = energy_distance(x, y), sliced_wasserstein(x, y), nearest_distance(x, y)
+    assert parts[:2] == pytest.approx(whole[:2], rel=1e-12)
+    torch.testing.assert_close(parts[2], whole[2], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("metric", [energy_distance, sliced_wasserstein], ids=["energy", "sliced"])
+def test_distances_do_not_see_where_the_data_are(metric: Any) -> None:
+    x, y = normal(60, 2), normal(60, 2, seed=1)
+    assert metric(x + 1e6, y + 1e6) == pytest.approx(metric(x, y), rel=1e-6)
+
+
+# sliced Wasserstein distance
+
+
+def test_sliced_wasserstein_in_one_dimension_is_exact() -> None:
+    x, y = normal(6, 1), normal(4, 1, seed=1) + 0.5
+    # with every point repeated to 12 points on both sides the optimal plan pairs the sorted points
+    a, b = (np.sort(np.repeat(z.numpy()[:, 0], 12 // len(z))) for z in (x, y))
+    assert sliced_wasserstein(x, y, 3) == pytest.approx(math.sqrt(np.mean((a - b) ** 2)), rel=1e-12)
+    assert sliced_wasserstein(x, x.repeat(3, 1)) == 0.0
+
+
+def test_sliced_wasserstein_of_a_shift_in_the_plane() -> None:
+    x, shift = normal(50, 2), torch.tensor([3.0, 4.0], dtype=torch.float64)
+    # a projection shifts by 5 cos(angle): the mean of 25 cos^2 is 12.5, with deviation 25 / 8^(1/2) each
+    n = 4000
+    squared = sliced_wasserstein(x, x[torch.randperm(50)] + shift, n) ** 2
+    assert abs(squared - 12.5) < 4 * 25 / math.sqrt(8 * n)
+    assert sliced_wasserstein(x, x + shift, 8, seed=1) == sliced_wasserstein(x, x + shift, 8, seed=1)
+    assert sliced_wasserstein(x, x + shift, 8, seed=1) != sliced_wasserstein(x, x + shift, 8, seed=2)
+
+
+# Frechet distance
+
+
+def with_moments(mean: Tensor, covariance: Tensor, n: int, seed: int) -> Tensor:
+    """n samples with exactly this mean and (unbiased) covariance."""
+    z = normal(n, len(mean), seed=seed)
+    z = z - z.mean(0)
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(torch.cov(z.T)), z.T, upper=False)
+    return mean + (torch.linalg.cholesky(covariance) @ white).T
+
+
+def test_frechet_distance_of_known_moments() -> None:
+    mean_x, mean_y = normal(4, seed=1), normal(4, seed=2)
+    a, b = normal(4, 4, seed=3), normal(4, 4, seed=4)
+    sx, sy = a @ a.T + 0.1 * torch.eye(4), b @ b.T + 0.1 * torch.eye(4)
+    fx, fy = with_moments(mean_x, sx, 50, 5), with_moments(mean_y, sy, 80, 6)
+    root = np.real(scipy.linalg.sqrtm((sx @ sy).numpy()))
+    exact = float((mean_x - mean_y).square().sum() + sx.trace() + sy.trace()) - 2 * np.trace(root)
+    assert frechet_distance(fx, fy) == pytest.approx(exact, rel=1e-9)
+    assert frechet_distance(fy, fx) == pytest.approx(exact, rel=1e-9)
+    assert frechet_distance(fx, fx + 3.0) == pytest.approx(4 * 9.0, rel=1e-9)
+
+
+def test_frechet_distance_of_commuting_covariances() -> None:
+    sx, sy = torch.diag(normal(3).square() + 0.1), torch.diag(normal(3, seed=1).square() + 0.1)
+    zero = torch.zeros(3, dtype=torch.float64)
+    exact = float((sx.diagonal().sqrt() - sy.diagonal().sqrt()).square().sum())
+    found = frechet_distance(with_moments(zero, sx, 20, 2), with_moments(zero, sy, 30, 3))
+    assert found == pytest.approx(exact, rel=1e-9)
+
+
+def test_frechet_distance_with_a_dead_feature() -> None:
+    fx = normal(20, 3)
+    fx[:, 1] = 0.0
+    assert frechet_distance(fx, fx) == pytest.approx(0.0, abs=1e-6)
+    assert frechet_distance(normal(20, 1), normal(30, 1) * 0 + 2.0) > 1
+
+
+# weights and probabilities
+
+
+def test_mode_weights_count_the_nearest_center() -> None:
+    centers = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    samples = torch.tensor([[1.0, 1.0], [4.9, 0.0], [5.1, 0.0], [9.0, 9.1]])
+    assert mode_weights(samples, centers).tolist() == [0.5, 0.25, 0.25]
+
+
+def test_total_variation_of_known_vectors() -> None:
+    p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.3, 0.5])
+    assert total_variation(p, q) == pytest.approx(0.3)
+    assert total_variation(p, p) == 0.0
+    assert total_variation(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])) == 1.0
+
+
+def test_class_balance_and_confidence_of_known_probabilities() -> None:
+    probs = torch.tensor([[0.6, 0.4, 0.0], [0.1, 0.9, 0.0], [0.3, 0.7, 0.0], [0.2, 0.8, 0.0]])
+    assert class_balance(probs).tolist() == [0.25, 0.75, 0.0]
+    assert confidence(probs) == pytest.approx(0.75)
+
+
+# nearest distance
+
+
+@pytest.mark.parametrize("event", [(1,), (2, 3), (1, 8, 8)], ids=str)
+def test_nearest_distance_finds_copies_and_neighbours(event: tuple[int, ...]) -> None:
+    train = normal(200, *event)
+    samples = torch.cat([train[:5], train[:5] + 1e-3, normal(20, *event, seed=1)])
+    found = nearest_distance(samples, train)
+    brute = (samples.flatten(1)[:, None] - train.flatten(1)[None]).norm(dim=2).amin(1)
+    torch.testing.assert_close(found, brute, rtol=1e-6, atol=1e-6)
+    assert found[:5].max() < 1e-6
+    assert found[5:10].numpy() == pytest.approx(1e-3 * math.sqrt(math.prod(event)), rel=1e-4)
+
+
+# the classifier
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return data.digits()
+
+
+@pytest.fixture(scope="module")
+def classifier(digits: Dataset) -> FeatureClassifier:
+    assert digits.labels is not None
+    return FeatureClassifier.fit(digits.train, digits.labels, steps=500)
+
+
+def test_classifier_tells_held_out_digits(digits: Dataset, classifier: FeatureClassifier) -> None:
+    assert digits.test_labels is not None
+    assert classifier.accuracy(digits.test, digits.test_labels) > 0.95
+    shuffled = digits.test_labels[torch.randperm(360, generator=torch.Generator().manual_seed(0))]
+    assert classifier.accuracy(digits.test, shuffled) < 0.2
+    features, probs = classifier.features(digits.test), classifier.probabilities(digits.test)
+    assert features.shape == (360, 64) and probs.shape == (360, 10)
+    torch.testing.assert_close(classifier.head(features).softmax(1), probs)
+    torch.testing.assert_close(classifier.features(digits.test.flatten(1)), features)
+    assert not features.requires_grad
+
+
+def test_classifier_is_set_by_its_seed_and_leaves_the_generator_alone(digits: Dataset) -> None:
+    assert digits.labels is not None
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    nets = [
+        FeatureClassifier.fit(digits.train[:200], digits.labels[:200], seed=s, steps=5) for s in (0, 0, 1)
+    ]
+    assert torch.equal(torch.rand(3), expected)
+    a, b, c = (net.features(digits.test) for net in nets)
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_convolutional_classifier_for_larger_images() -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(200) % 3
+    x = 0.5 * torch.randn(200, 1, 17, 18)  # noise, and a bright bar at a place that tells the class
+    for i, label in enumerate(labels.tolist()):
+        x[i, 0, :, 6 * label : 6 * label + 3] += 1.0
+    net = FeatureClassifier.fit(x[:150], labels[:150], steps=60, feature_dim=16, n_classes=5)
+    assert isinstance(net.body[0], torch.nn.Conv2d)
+    assert net.probabilities(x).shape == (200, 5) and net.features(x).shape == (200, 16)
+    assert net.accuracy(x[150:], labels[150:]) > 0.95
+
+
+# evaluate
+
+
+def test_evaluate_ranks_real_points_before_a_gaussian_at_each_mode() -> None:
+    d = data.four_modes(1500, n_test=1200)
+    assert d.labels is not None and d.centers is not None
+    pick = d.labels[torch.randperm(1500, generator=torch.Generator().manual_seed(0))]
+    blurred = d.centers[pick] + 0.5 * normal(1500, 2).float()
+    rows = {"blurred": evaluate(blurred, d), "fresh": evaluate(data.four_modes(1500, seed=9).train, d)}
+    rows["held out"] = evaluate(d.test, d)
+    for name, row in rows.items():
+        assert set(row) == {"energy_distance", "sliced_wasserstein", "nearest_distance", "mode_tv"}, name
+        assert all(math.isfinite(v) for v in row.values())
+    for name in ("fresh", "held out"):
+        assert abs(rows[name]["energy_distance"]) < 0.2 * rows["blurred"]["energy_distance"]
+        assert rows[name]["nearest_distance"] < 0.5 * rows["blurred"]["nearest_distance"]
+        assert rows[name]["mode_tv"] < 0.05
+    swapped = evaluate(d.centers.flip(0)[pick] + 0.01 * normal(1500, 2).float(), d)
+    assert swapped["mode_tv"] == pytest.approx(abs(0.6 - 0.05) + abs(0.25 - 0.1), abs=0.05)
+
+
+def test_evaluate_compares_held_out_data_with_the_training_data() -> None:
+    d = data.ring(300, n_test=200)
+    row = evaluate(d.test.clone(), d)
+    assert set(row) == {"energy_distance", "sliced_wasserstein", "nearest_distance"}
+    assert row["energy_distance"] == pytest.approx(energy_distance(d.test, d.train))
+    copies = evaluate(d.train, d)
+    assert copies["nearest_distance"] < 1e-6  # memorised
+    assert copies["energy_distance"] == pytest.approx(energy_distance(d.train, d.test))
+
+
+def test_evaluate_subsets_by_its_seed() -> None:
+    d, samples = data.ring(300, n_test=200), data.ring(400, seed=1).train
+    rows = [evaluate(samples, d, seed=s, max_points=100) for s in (0, 0, 1)]
+    assert rows[0] == rows[1]
+    assert rows[0]["energy_distance"] != rows[2]["energy_distance"]
+
+
+def test_evaluate_labels_moons_by_their_neighbours() -> None:
+    d = data.moons(2000)
+    upper = data.moons(800, seed=4, noise=0.02)
+    assert upper.labels is not None
+    weights = label_weights(upper.train[upper.labels == 0], d)
+    assert weights is not None and weights.tolist() == [1.0, 0.0]
+    assert evaluate(upper.train[upper.labels == 0], d)["mode_tv"] == pytest.approx(0.5, abs=0.05)
+    assert label_weights(data.ring(10).train, data.ring(10)) is None
+
+
+def test_evaluate_of_digits_by_the_classifier(digits: Dataset, classifier: FeatureClassifier) -> None:
+    held_out = evaluate(digits.test, digits, classifier=classifier)
+    expected = {
+        "energy_distance",
+        "sliced_wasserstein",
+        "nearest_distance",
+        "class_tv",
+        "confidence",
+        "frechet_distance",
+    }
+    assert set(held_out) == expected
+    assert evaluate(digits.test.flatten(1), digits, classifier=classifier) == held_out
+    noise = 0.5 * normal(360, 64).float()
+    noisy = evaluate(digits.test.flatten(1) + noise, digits, classifier=classifier)
+    assert held_out["frechet_distance"] < 0.5 * noisy["frechet_distance"]
+    assert held_out["nearest_distance"] < noisy["nearest_distance"]
+    assert held_out["confidence"] > noisy["confidence"]
+    assert held_out["class_tv"] < 0.05
+    assert digits.labels is not None
+    threes = evaluate(digits.train[digits.labels == 3], digits, classifier=classifier)
+    assert threes["class_tv"] > 0.85
+    features = classifier.features(digits.test), classifier.features(digits.train)
+    assert held_out["frechet_distance"] == pytest.approx(frechet_distance(*features))
+
+
+def test_evaluate_leaves_out_what_too_few_samples_cannot_tell(
+    digits: Dataset, classifier: FeatureClassifier
+) -> None:
+    with pytest.warns(UserWarning, match="frechet_distance left out: it takes 65 or more, found 64 samples"):
+        assert "frechet_distance" not in evaluate(digits.test[:64], digits, classifier=classifier)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "frechet_distance" in evaluate(digits.test[:65], digits, classifier=classifier)
+
+
+X = torch.zeros(5, 2)
+P = torch.tensor([0.5, 0.5])
+RING = data.ring(10, n_test=10)
+BAD = {
+    "nan": (
+        lambda: energy_distance(X, torch.full((3, 2), NAN)),
+        ValueError,
+        "y: expected finite values, found 6",
+    ),
+    "ints": (
+        lambda: energy_distance(X.long(), X),
+        TypeError,
+        "x: expected a floating-point .* found torch.int64",
+    ),
+    "array": (lambda: sliced_wasserstein(X.numpy(), X), TypeError, "x: .* found ndarray"),
+    "dims": (lambda: sliced_wasserstein(X, torch.zeros(5, 3)), ValueError, "y: expected 2 values .* found 3"),
+    "one": (lambda: energy_distance(X[:1], X), ValueError, r"x: .* n >= 2, found shape \(1, 2\)"),
+    "empty": (lambda: nearest_distance(X, X[:0]), ValueError, r"train: .* found shape \(0, 2\)"),
+    "device": (lambda: nearest_distance(X, X.to("meta")), ValueError, "train: expected .* cpu .* found meta"),
+    "projections": (lambda: sliced_wasserstein(X, X, 0), ValueError, "n_projections: .* found 0"),
+    "frechet": (
+        lambda: frechet_distance(normal(3, 3), normal(9, 3)),
+        ValueError,
+        "fx: .* 3 features, found 3",
+    ),
+    "sum": (lambda: total_variation(P, torch.tensor([0.5, 0.6])), ValueError, "q: .* sum to one, found"),
+    "negative": (
+        lambda: total_variation(torch.tensor([1.5, -0.5]), P),
+        ValueError,
+        "p: .* least value of -0.5",
+    ),
+    "lengths": (
+        lambda: total_variation(P, torch.ones(1)),
+        ValueError,
+        r"q: expected \(2,\) as p has, found \(1,\)",
+    ),
+    "probs": (lambda: class_balance(P), ValueError, r"probs: expected \[n, C\], found shape \(2,\)"),
+    "probs-nan": (lambda: confidence(torch.tensor([[NAN, 1.0]])), ValueError, "probs: expected values >= 0"),
+    "labels": (
+        lambda: FeatureClassifier.fit(X, torch.zeros(4).long()),
+        ValueError,
+        r"labels: expected \[5\], .* found \(4,\)",
+    ),
+    "labels-dtype": (
+        lambda: FeatureClassifier.fit(X, torch.zeros(5)),
+        TypeError,
+        "labels: .* found torch.float32",
+    ),
+    "one-class": (
+        lambda: FeatureClassifier.fit(X, torch.zeros(5).long()),
+        ValueError,
+        "n_classes: .* >= 2, found 1",
+    ),
+    "classes": (
+        lambda: FeatureClassifier.fit(X, torch.arange(5), n_classes=3),
+        ValueError,
+        "n_classes: expected 5 or more for labels to 4, found 3",
+    ),
+    "steps": (lambda: FeatureClassifier.fit(X, torch.arange(5), steps=0), ValueError, "steps: .* found 0"),
+    "event": (
+        lambda: FeatureClassifier((1, 8, 8), 10).features(torch.zeros(2, 63)),
+        ValueError,
+        r"x: expected events of shape \(1, 8, 8\), found \(2, 63\)",
+    ),
+    "samples": (lambda: evaluate(torch.zeros(5, 3), RING), ValueError, r"samples: .*\(2,\), found \(5, 3\)"),
+    "samples-nan": (lambda: evaluate(X * NAN, RING), ValueError, "samples: expected finite values, found 10"),
+    "points": (lambda: evaluate(X, RING, max_points=1), ValueError, "max_points: .* found 1"),
+    "classifier": (
+        lambda: evaluate(torch.zeros(5, 64), data.digits(), classifier=FeatureClassifier((64,), 10)),
+        ValueError,
+        r"classifier: expected one of 10 classes of events \(1, 8, 8\), found 10 classes of \(64,\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_named(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
