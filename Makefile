@@ -39,7 +39,7 @@ test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
 demo: $(INSTALLED)
-	$(BIN)/fastndsm train --data digits --out runs/demo
+	$(BIN)/fastndsm train --data digits --out runs/demo --overwrite
 
 bench: $(VENV)/.installed-benchmarks
 	$(BIN)/python -m pytest benchmarks

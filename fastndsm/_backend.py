@@ -85,7 +85,7 @@ def _unavailable(backend: Backend) -> str | None:
 REFERENCE = Backend("reference", "fastndsm.reference", devices=())
 BACKENDS: dict[str, Backend] = {
     "cuda": Backend("cuda", "fastndsm._cuda", devices=("cuda",)),
-    "triton": Backend("triton", "fastndsm.kernels.ops", devices=("cuda",)),
+    "triton": Backend("triton", "fastndsm.kernels.ops", devices=("cuda",), dtypes=(torch.float32,)),
     "cpp": Backend("cpp", "fastndsm._cpp", devices=("cpu",)),
     "reference": REFERENCE,
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import normals, on_one_backend, random_mixture  # noqa: F401
+from helpers import BACKEND, normals, on_one_backend, random_mixture  # noqa: F401
 from torch import Tensor, nn
 
 from fastndsm import DSMLoss, LangevinProcess, NDSMLoss, OUProcess, ResidualScore, functional
@@ -205,7 +205,7 @@ dist.destroy_process_group()
 
 def test_data_parallel_ranks_draw_noise_of_their_own_and_agree_on_gradients(start_python: Any, tmp_path: Any) -> None:
     """Both ranks hold the same data and the same seed; one process with both ranks' paths gets the same gradient."""
-    ranks = [start_python(RANK, rank, tmp_path / "store") for rank in range(2)]
+    ranks = [start_python(RANK, rank, tmp_path / "store", FASTNDSM_BACKEND=BACKEND) for rank in range(2)]
     outputs = []
     for rank in ranks:
         out, err = rank.communicate(timeout=120)

@@ -8,6 +8,8 @@
 
 namespace fastndsm {
 
+constexpr int64_t kSmall = 4;  // dimensions known at compile time
+
 template <typename S>
 struct Batch {
   int64_t n_rows, n_steps, first_path;
@@ -27,6 +29,7 @@ class Schedule {
  public:
   Schedule(const int64_t* steps, int64_t n_rows, int64_t n_steps, int lanes);
   int64_t n_tiles() const { return n_tiles_; }
+  int lanes() const { return lanes_; }
   // The rows of tile i; lanes beyond the last row repeat it and are not written back.
   int rows(int64_t i, const int64_t*& row) const;
 
@@ -35,6 +38,13 @@ class Schedule {
   int lanes_;
   std::vector<int64_t> order_;
 };
+
+// Rows that share a tile: two vectors of them in the small dimensions, where one would leave the machine waiting.
+template <typename S>
+int tile_rows(const ProcessView<S>& process, const Batch<S>& batch) {
+  const bool small = process.mixture.dim <= kSmall && process.mixture.n_components <= kResident;
+  return kLanes<S> * (small && !batch.mirrored ? 2 : 1);
+}
 
 // Tiles begin..end of the schedule.
 template <typename S>
@@ -49,40 +59,37 @@ struct TileRunner {
                   int64_t end) {
     const int64_t d = process.mixture.dim, k = process.mixture.n_components;
     const int64_t rates = kind == Covariance::spherical ? 1 : d;
-    const int64_t own = target ? 2 * d + 2 * rates : 3 * d;
-    const int n_states = batch.mirrored ? 2 : 1;
-    std::vector<V> memory(MixtureScratch<V>::vectors(k, d) + d + n_states * own);
-    V* base = memory.data();
-    const MixtureScratch<V> scratch(base, k, d);
-    base += MixtureScratch<V>::vectors(k, d);
-
+    const int64_t state = d + (target ? d + 2 * rates : batch.mean ? 2 * d : 0);
+    const int64_t own = MixtureScratch<V>::vectors(k, d) + d + state;
+    const int most = batch.mirrored || schedule.lanes() > W ? 2 : 1;
+    std::vector<V> memory(most * own);
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t* row;
       const int count = schedule.rows(tile, row);
-      const Lanes<V> lanes = tile_lanes(process, batch, row, count);
-      if constexpr (D > 0) {
-        V z[D], state[target ? 2 : 1][4][D];
-        TileState<V> t[2];
-        for (int i = 0; i < n_states; ++i) {
-          if constexpr (target) {
-            t[i] = {state[i][0], nullptr, nullptr, state[i][1], state[i][2], state[i][3]};
-          } else {
-            const bool keeps = batch.mean != nullptr;
-            t[i] = {state[i][0], keeps ? state[i][1] : nullptr, state[i][2], nullptr, nullptr, nullptr};
-          }
-        }
-        one(process, batch, scratch, z, t, n_states, lanes, row, count);
-      } else {
-        TileState<V> t[2];
-        V* next = base + d;
-        for (int i = 0; i < n_states; ++i, next += own) {
-          if constexpr (target) {
-            t[i] = {next, nullptr, nullptr, next + d, next + 2 * d, next + 2 * d + rates};
-          } else {
-            t[i] = {next, batch.mean ? next + d : nullptr, next + 2 * d, nullptr, nullptr, nullptr};
-          }
-        }
-        one(process, batch, scratch, base, t, n_states, lanes, row, count);
+      const int members = batch.mirrored || count > W ? 2 : 1;
+      Member<V> member[2];
+      for (int i = 0; i < members; ++i) {
+        V* base = memory.data() + i * own;
+        V* z = base + MixtureScratch<V>::vectors(k, d);
+        V* x = z + d;
+        const bool mirror = batch.mirrored && i == 1;
+        const int64_t* rows = batch.mirrored ? row : row + i * W;
+        const int n = batch.mirrored ? count : std::min(W, count - i * W);
+        member[i] = {tile_lanes(process, batch, rows, n),
+                     target       ? TileState<V>{x, nullptr, nullptr, x + d, x + 2 * d, x + 2 * d + rates}
+                     : batch.mean ? TileState<V>{x, x + d, x + 2 * d, nullptr, nullptr, nullptr}
+                                  : TileState<V>{x, nullptr, nullptr, nullptr, nullptr, nullptr},
+                     MixtureScratch<V>(base, k, d),
+                     mirror ? member[0].z : z,
+                     mirror ? S(-1) : S(1),
+                     !mirror};
+        load_state(batch, member[i].state, rows, n, d, rates);
+      }
+      Trajectory<V, kind, D, target ? Output::target : Output::state>{process}.run(member, members);
+      for (int i = 0; i < members; ++i) {
+        const int64_t* rows = batch.mirrored ? row : row + i * W;
+        const int n = batch.mirrored ? count : std::min(W, count - i * W);
+        store_state(batch, member[i].state, rows, n, batch.mirrored ? i * batch.n_rows : 0, d, rates);
       }
     }
   }
@@ -103,34 +110,29 @@ struct TileRunner {
     return lanes;
   }
 
-  static FASTNDSM_HD void one(const ProcessView<S>& process, const Batch<S>& batch, const MixtureScratch<V>& scratch, V* z,
-                              TileState<V>* t, int n_states, const Lanes<V>& lanes, const int64_t* row, int count) {
-    const int64_t d = D > 0 ? D : process.mixture.dim, rates = kind == Covariance::spherical ? 1 : d;
-    for (int i = 0; i < n_states; ++i) {
-      gather(batch.x0, row, count, d, t[i].x);
-      if constexpr (target) {
-        for (int64_t j = 0; j < d; ++j) t[i].h[j] = V{};
-        for (int64_t j = 0; j < rates; ++j) t[i].v[j] = V{};
-      } else if (t[i].mean) {
-        for (int64_t j = 0; j < d; ++j) t[i].mean[j] = t[i].x[j], t[i].noise[j] = V{};
-      }
+  static void load_state(const Batch<S>& batch, TileState<V>& t, const int64_t* row, int count, int64_t d, int64_t rates) {
+    gather(batch.x0, row, count, d, t.x);
+    if constexpr (target) {
+      for (int64_t j = 0; j < d; ++j) t.h[j] = V{};
+      for (int64_t j = 0; j < rates; ++j) t.v[j] = V{};
+    } else if (t.mean) {
+      for (int64_t j = 0; j < d; ++j) t.mean[j] = t.x[j], t.noise[j] = V{};
     }
-    Trajectory<V, kind, D, target ? Output::target : Output::state> trajectory{process, scratch, z};
-    trajectory.run(lanes, t, n_states);
-    for (int i = 0; i < n_states; ++i) {
-      const int64_t shift = i * batch.n_rows;
-      scatter(t[i].x, row, count, shift, d, batch.x);
-      if constexpr (target) {
-        for (int64_t j = 0; j < d; ++j) {
-          const V v = t[i].v[kind == Covariance::spherical ? 0 : j];
-          t[i].h[j] = select(v > S(0), V(-t[i].h[j] / v), V{});  // no step taken: nothing to regress on
-        }
-        scatter(t[i].h, row, count, shift, d, batch.target);
-        scatter(t[i].v, row, count, shift, rates, batch.variance);
-      } else if (t[i].mean) {
-        scatter(t[i].mean, row, count, shift, d, batch.mean);
-        scatter(t[i].noise, row, count, shift, d, batch.noise);
+  }
+
+  static void store_state(const Batch<S>& batch, TileState<V>& t, const int64_t* row, int count, int64_t shift, int64_t d,
+                          int64_t rates) {
+    scatter(t.x, row, count, shift, d, batch.x);
+    if constexpr (target) {
+      for (int64_t j = 0; j < d; ++j) {
+        const V v = t.v[kind == Covariance::spherical ? 0 : j];
+        t.h[j] = select(v > S(0), V(-t.h[j] / v), V{});  // no step taken: nothing to regress on
       }
+      scatter(t.h, row, count, shift, d, batch.target);
+      scatter(t.v, row, count, shift, rates, batch.variance);
+    } else if (t.mean) {
+      scatter(t.mean, row, count, shift, d, batch.mean);
+      scatter(t.noise, row, count, shift, d, batch.noise);
     }
   }
 

@@ -43,13 +43,14 @@ struct MixtureView {
   const S* pulls;       // diag, tied: P m [K, d]
 };
 
-// 2^x for x <= 0, and 0 where it is far below the rounding of 1, so that no product of weights is a slow denormal number.
+// 2^x for x <= 0. Far below the rounding of 1 it stays at 2^-64 (2^-160 in double), so that no product of weights is a slow
+// denormal number; what that adds to a sum is far below its rounding too.
 template <typename V>
 FASTNDSM_HD V exp2_nonpositive(V x) {
   constexpr auto low = scalar_of<V>(detail::kSingle<V> ? -64 : -160);
-  const V clamped = fastndsm::max(x, splat<V>(low));
-  const V n = detail::round_to_integer(clamped);
-  return select(x < low, V{}, scale_by_power_of_two(detail::exp2_reduced(V(clamped - n)), n));
+  x = fastndsm::max(x, splat<V>(low));
+  const V n = detail::round_to_integer(x);
+  return scale_by_power_of_two(detail::exp2_reduced(V(x - n)), n);
 }
 
 template <typename V>
@@ -76,6 +77,7 @@ struct MixtureScratch {
   static int64_t vectors(int64_t n_components, int64_t dim) {
     return 2 * std::min<int64_t>(n_components, kResident) + 6 * dim;
   }
+  MixtureScratch() = default;
   MixtureScratch(V* base, int64_t n_components, int64_t dim) {
     const int64_t k = std::min<int64_t>(n_components, kResident);
     weights = base, products = base + k, a = base + 2 * k;
@@ -96,13 +98,24 @@ class MixtureTile {
 
   // First pass. x [d], z [d] (only with_product). After it `moments` may be called for any chunk of dimensions.
   FASTNDSM_HD void prepare(const V* x, const V* z) {
+    prepare_logits(x, z);
+    prepare_weights();
+  }
+
+  // Its two halves, so that a caller may take several tiles through each in turn: the halves are chains of dependent
+  // instructions, and those of another tile fill the gaps.
+  FASTNDSM_HD void prepare_logits(const V* x, const V* z) {
     begin();
     transform(x, z);
     if (resident()) {
-      weigh(x, z, 0, m_.n_components);
+      all_logits(x, z, 0, m_.n_components);
     } else {
       for (int64_t k = 0; k < m_.n_components; k += block_size()) absorb(x, z, k);
     }
+  }
+
+  FASTNDSM_HD void prepare_weights() {
+    if (resident()) weigh(0, m_.n_components);
     finish();
   }
 
@@ -124,7 +137,8 @@ class MixtureTile {
 
   FASTNDSM_HD void absorb(const V* x, const V* z, int64_t k0) {
     const int64_t k1 = std::min<int64_t>(k0 + block_size(), m_.n_components);
-    weigh(x, z, k0, k1);
+    all_logits(x, z, k0, k1);
+    weigh(k0, k1);
     accumulate(k0, k1, 0, dim(), t_.a, t_.r, t_.b, t_.s, false);
   }
 
@@ -193,9 +207,8 @@ class MixtureTile {
     }
   }
 
-  // Logits of k0..k1, their exponentials relative to the running maximum, and the sums over components.
-  FASTNDSM_HD void weigh(const V* x, const V* z, int64_t k0, int64_t k1) {
-    V peak = maximum_;
+  // Logits of k0..k1 and g_k . z, into the weights and products.
+  FASTNDSM_HD void all_logits(const V* x, const V* z, int64_t k0, int64_t k1) {
     if constexpr (kind == Covariance::full) {
       full_logit(x, z, k0);
     } else if constexpr (D > 0) {
@@ -205,6 +218,11 @@ class MixtureTile {
     } else {
       general_logits(x, z, k0, k1);
     }
+  }
+
+  // Their exponentials relative to the running maximum, and the sums over components.
+  FASTNDSM_HD void weigh(int64_t k0, int64_t k1) {
+    V peak = maximum_;
     // Two partial results each: the chains of dependent additions are what a small mixture waits for.
     const int64_t count = k1 - k0;
     V other = peak;
@@ -263,34 +281,31 @@ class MixtureTile {
     }
   }
 
-  // l_k (in units of log 2) and g_k . z of KB components.
+  // l_k (in units of log 2) and g_k . z of KB components. The sums over dimensions are made of short ones, so that their
+  // rounding grows with the square root of the number of parts.
   template <int KB>
   FASTNDSM_HD void logits(const V* x, const V* z, int64_t k0, int64_t slot) {
     const int64_t d = dim();
     V q[KB], along[KB];
 #pragma GCC unroll 8
     for (int k = 0; k < KB; ++k) q[k] = V{}, along[k] = V{};
-    const S* mean = m_.means + k0 * d;
+    constexpr int64_t part = D > 0 ? D : 64;
+#pragma GCC unroll 1
+    for (int64_t j0 = 0; j0 < d; j0 += part) {
+      V part_q[KB], part_along[KB];
+#pragma GCC unroll 8
+      for (int k = 0; k < KB; ++k) part_q[k] = V{}, part_along[k] = V{};
+      const int64_t count = D > 0 ? D : std::min<int64_t>(part, d - j0);
 #pragma GCC unroll 4
-    for (int64_t j = 0; j < d; ++j) {
-      const V xj = x[j];
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t j = j0 + i;
+#pragma GCC unroll 8
+        for (int k = 0; k < KB; ++k) logit_term(x, z, (k0 + k) * d + j, j, part_q[k], part_along[k]);
+      }
 #pragma GCC unroll 8
       for (int k = 0; k < KB; ++k) {
-        const int64_t at = k * d + j;
-        if constexpr (kind == Covariance::spherical) {
-          const V t = xj - mean[at];
-          q[k] = fma(t, t, q[k]);
-          if constexpr (with_product) along[k] = fma(V(-t), z[j], along[k]);
-        } else if constexpr (kind == Covariance::diag) {
-          const S root = m_.roots[k0 * d + at];
-          const V t = xj * root - m_.scaled[k0 * d + at];
-          q[k] = fma(t, t, q[k]);
-          if constexpr (with_product) along[k] = fma(V(-t), V(z[j] * root), along[k]);
-        } else {
-          const V g = m_.pulls[k0 * d + at] - t_.u[j];
-          q[k] = fma(V(mean[at] - xj), g, q[k]);
-          if constexpr (with_product) along[k] = fma(g, z[j], along[k]);
-        }
+        q[k] += part_q[k];
+        if constexpr (with_product) along[k] += part_along[k];
       }
     }
 #pragma GCC unroll 8
@@ -299,6 +314,25 @@ class MixtureTile {
       if constexpr (kind == Covariance::spherical) p = m_.precisions[k0 + k], half = half * p;
       t_.weights[slot + k] = m_.log_scale[k0 + k] - half * q[k];
       if constexpr (with_product) t_.products[slot + k] = kind == Covariance::spherical ? V(p * along[k]) : along[k];
+    }
+  }
+
+  // Adds what element `at` of the parameters and dimension j give to (x - m)^T P (x - m) and to g . z (up to P_k, if
+  // spherical).
+  FASTNDSM_HD void logit_term(const V* x, const V* z, int64_t at, int64_t j, V& q, V& along) const {
+    if constexpr (kind == Covariance::spherical) {
+      const V t = x[j] - m_.means[at];
+      q = fma(t, t, q);
+      if constexpr (with_product) along = fma(V(-t), z[j], along);
+    } else if constexpr (kind == Covariance::diag) {
+      const S root = m_.roots[at];
+      const V t = x[j] * root - m_.scaled[at];
+      q = fma(t, t, q);
+      if constexpr (with_product) along = fma(V(-t), V(z[j] * root), along);
+    } else {
+      const V g = m_.pulls[at] - t_.u[j];
+      q = fma(V(m_.means[at] - x[j]), g, q);
+      if constexpr (with_product) along = fma(g, z[j], along);
     }
   }
 

@@ -44,18 +44,27 @@ struct TileState {
   V* rate;   // target: p(x_0)
 };
 
+// What travels together: the second member of a mirrored pair takes the first one's noise with the sign turned.
+template <typename V>
+struct Member {
+  Lanes<V> lanes;
+  TileState<V> state;
+  MixtureScratch<V> scratch;
+  V* z;  // [d] noise of this step
+  scalar_of<V> sign;
+  bool draws;
+};
+
 template <typename V, Covariance kind, int D, Output output>
 struct Trajectory {
   using S = scalar_of<V>;
   static constexpr bool kTarget = output == Output::target;
   using Mixture = MixtureTile<V, kind, D, kTarget>;
+  static constexpr int kMembers = 2;
 
   const ProcessView<S>& p;
-  MixtureScratch<V> scratch;
-  V* z;  // [d] noise of this step
 
   FASTNDSM_HD int64_t dim() const { return D > 0 ? D : p.mixture.dim; }
-  FASTNDSM_HD int64_t rates() const { return kind == Covariance::spherical ? 1 : dim(); }
 
   // Four normals of block j / 4 from dimension j on, as many as there are dimensions.
   FASTNDSM_HD void normals(const Lanes<V>& lanes, int64_t n, int64_t j, V (&out)[4]) const {
@@ -70,62 +79,85 @@ struct Trajectory {
     }
   }
 
-  // One state, or two that are driven by z and by -z.
-  FASTNDSM_HD void run(const Lanes<V>& lanes, TileState<V>* state, int n_states) {
+  FASTNDSM_HD void draw(const Member<V>& member, int64_t n) const {
     const int64_t d = dim();
-    for (int64_t n = 0; n < lanes.last; ++n) {
-      if constexpr (kTarget) {
 #pragma GCC unroll 4
-        for (int64_t j = 0; j < d; j += 4) {
-          V four[4];
-          normals(lanes, n, j, four);
+    for (int64_t j = 0; j < d; j += 4) {
+      V four[4];
+      normals(member.lanes, n, j, four);
 #pragma GCC unroll 4
-          for (int64_t i = 0; i < 4; ++i) {
-            if (j + i < d) z[j + i] = four[i];
-          }
-        }
-      }
-      for (int i = 0; i < n_states; ++i) {
-        const S sign = i == 0 ? S(1) : S(-1);
-        if (D > 0 && n < lanes.first) {
-          step<D == 0>(lanes, n, state[i], sign);
-        } else {
-          step<true>(lanes, n, state[i], sign);
-        }
+      for (int64_t i = 0; i < 4; ++i) {
+        if (j + i < d) member.z[j + i] = four[i];
       }
     }
   }
 
-  // One step; if masked, only of the lanes that have not taken their last.
-  template <bool masked>
-  FASTNDSM_HD void step(const Lanes<V>& lanes, int64_t n, TileState<V>& t, S sign) {
+  // One tile alone, two tiles side by side, or one and its mirror image.
+  FASTNDSM_HD void run(Member<V>* member, int n_members) const {
+    if (n_members == 1 || D == 0) {  // in general dimensions a tile has work enough to fill the gaps itself
+      int64_t last = 0;
+      for (int i = 0; i < n_members; ++i) last = std::max(last, member[i].lanes.last);
+      for (int64_t n = 0; n < last; ++n) {
+        for (int i = 0; i < n_members; ++i) {
+          if (n < member[i].lanes.last) step(n, member[i]);
+        }
+      }
+      return;
+    }
+    const int64_t both = std::min(member[0].lanes.last, member[1].lanes.last);
+    for (int64_t n = 0; n < both; ++n) step(n, member[0], member[1]);
+    for (int i = 0; i < 2; ++i) {
+      for (int64_t n = both; n < member[i].lanes.last; ++n) step(n, member[i]);
+    }
+  }
+
+  FASTNDSM_HD void step(int64_t n, Member<V>& one) const {
+    if (kTarget && one.draws) draw(one, n);
+    Mixture mixture(p.mixture, one.scratch);
+    mixture.prepare(one.state.x, one.z);
+    advance(n, one, mixture);
+  }
+
+  FASTNDSM_HD void step(int64_t n, Member<V>& one, Member<V>& two) const {
+    if (kTarget) draw(one, n);
+    if (kTarget && two.draws) draw(two, n);
+    Mixture first(p.mixture, one.scratch), second(p.mixture, two.scratch);
+    first.prepare_logits(one.state.x, one.z);
+    second.prepare_logits(two.state.x, two.z);
+    first.prepare_weights();
+    second.prepare_weights();
+    advance(n, one, first);
+    advance(n, two, second);
+  }
+
+  // x, and what goes with it, from step n to n + 1; only in lanes that have not taken their last step.
+  FASTNDSM_HD void advance(int64_t n, Member<V>& member, Mixture& mixture) const {
+    const Lanes<V>& lanes = member.lanes;
+    TileState<V>& t = member.state;
     const int64_t d = dim();
-    const S a = p.drift_scale[n], s = p.noise_std[n];
+    const S a = p.drift_scale[n], s = p.noise_std[n], sign = member.sign;
     const auto active = lanes.steps > S(n);
     const bool keeps = t.mean != nullptr && n + 1 >= lanes.first;
-
-    Mixture mixture(p.mixture, scratch);
-    mixture.prepare(t.x, z);  // H (-z) = -(H z): the sign enters below
     constexpr int chunk = D > 0 ? D : Mixture::kChunk;
     V score[chunk], product[chunk], rate[chunk];
 #pragma GCC unroll 1
     for (int64_t j0 = 0; j0 < d; j0 += chunk) {
-      const int64_t j1 = std::min<int64_t>(j0 + chunk, d);
+      const int64_t j1 = D > 0 ? D : std::min<int64_t>(j0 + chunk, d);
       const bool first = kTarget && n == 0;
-      mixture.moments(t.x, z, j0, j1, score, product, first ? rate : nullptr);
+      // H (-z) = -(H z): the sign enters below.
+      mixture.moments(t.x, member.z, j0, j1, score, product, first ? rate : nullptr);
       if (first) keep_rate(t, rate, j0, j1);
 #pragma GCC unroll 4
-      for (int64_t j = j0; j < (D > 0 ? D : j1); j += 4) {
+      for (int64_t j = j0; j < j1; j += 4) {
         V four[4];
         if constexpr (!kTarget) normals(lanes, n, j, four);
 #pragma GCC unroll 4
         for (int64_t i = 0; i < 4; ++i) {
-          if (j + i >= (D > 0 ? D : j1)) break;
-          const V noise = kTarget ? V(z[j + i] * sign) : four[i];
+          if (j + i >= j1) break;
+          const V noise = kTarget ? V(member.z[j + i] * sign) : four[i];
           const V x = t.x[j + i];
           const V mean = fma(splat<V>(a), score[j - j0 + i], x);
-          const V next = fma(splat<V>(s), noise, mean);
-          t.x[j + i] = masked ? select(active, next, x) : next;
+          t.x[j + i] = select(active, fma(splat<V>(s), noise, mean), x);
           if (keeps) {
             const auto last = lanes.steps == S(n + 1);
             t.mean[j + i] = select(last, mean, t.mean[j + i]);
@@ -136,21 +168,16 @@ struct Trajectory {
             const V v = t.v[r], c = S(1) - a * t.rate[r];
             const V own = s - c * (S(1) - c) * v * (S(1) / s);
             const V h = c * t.h[j + i] + own * noise - c * v * (a / s * sign) * product[j - j0 + i];
-            t.h[j + i] = masked ? select(active, h, t.h[j + i]) : h;
-            if (kind != Covariance::spherical) advance<masked>(active, t.v[r], c, s);
+            t.h[j + i] = select(active, h, t.h[j + i]);
+            if (kind != Covariance::spherical) t.v[r] = select(active, V(c * c * v + s * s), v);
           }
         }
       }
     }
     if constexpr (kTarget && kind == Covariance::spherical) {
-      advance<masked>(active, t.v[0], V(S(1) - a * t.rate[0]), s);
+      const V c = S(1) - a * t.rate[0];
+      t.v[0] = select(active, V(c * c * t.v[0] + s * s), t.v[0]);
     }
-  }
-
-  template <bool masked, typename M>
-  FASTNDSM_HD void advance(M active, V& v, V c, S s) const {
-    const V next = c * c * v + s * s;
-    v = masked ? select(active, next, v) : next;
   }
 
   FASTNDSM_HD void keep_rate(TileState<V>& t, const V* rate, int64_t j0, int64_t j1) const {

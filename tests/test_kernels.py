@@ -1,0 +1,401 @@
+"""The Triton kernels: interpreted, against `reference`; compiled ahead of time for the GPUs they are meant for.
+
+Triton decides when it is imported whether it interprets. So this file also runs as a program, in a process of its own
+for either purpose, which calls the kernels and writes down what they gave; the tests judge that.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastndsm import _backend, reference
+from fastndsm.reference.philox import philox4x32_10
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+
+# --- what is computed --------------------------------------------------------------------------------------------
+
+KNOWN_ANSWERS = {  # Random123's kat_vectors: counter, key, output
+    "zeros": ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    "ones": ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    "pi": ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+}
+SHAPES = [(n, dim) for n in (1, 31, 33) for dim in (1, 2, 3, 4, 5, 67)] + [(300, 2), (300, 3), (140, 8), (150, 16)]
+SPLIT = (1, 16, 0, 15, 1)  # pieces of 33 paths
+SEED = -0x123456789ABCDEF
+
+Arguments = tuple[int, int, Tensor, Tensor, int, int]  # n_paths, dim, seed, step, stream, first_path
+
+
+def parsed(text: str) -> list[int]:
+    return [int(word, 16) for word in text.split()]
+
+
+def random_words(*shape: int) -> Tensor:
+    return torch.randint(0, 2**32, shape, generator=torch.Generator().manual_seed(1))
+
+
+def counters() -> tuple[Tensor, Tensor]:
+    """Counters [n, 4] and keys [n, 2] as int64: the known answers' and random ones."""
+    known = [[parsed(text) for text in answer[:2]] for answer in KNOWN_ANSWERS.values()]
+    drawn = random_words(1000, 6)
+    return (
+        torch.cat([torch.tensor([counter for counter, _ in known]), drawn[:, :4]]),
+        torch.cat([torch.tensor([key for _, key in known]), drawn[:, 4:]]),
+    )
+
+
+def edge_words() -> tuple[Tensor, Tensor]:
+    """Every radius word near a seam of the logarithm, beside every angle word near a seam of the quadrants."""
+    near = torch.arange(-3, 4)
+    seams = [0, 1 << 23, 1 << 24, 1 << 31, round(2**32 / 3), round(2**33 / 3), (1 << 32) - (1 << 8), 1 << 32]
+    radius = (torch.tensor(seams)[:, None] + near).flatten()
+    angle = (torch.arange(9)[:, None] * (1 << 29) + near).flatten()
+    radius, angle = (words[(words >= 0) & (words < 1 << 32)] for words in (radius, angle))
+    return radius.repeat_interleave(len(angle)), angle.repeat(len(radius))
+
+
+def draws() -> Iterator[tuple[str, Arguments]]:
+    """Calls of philox_normal by name; most cross from 32-bit path numbers to longer ones."""
+    seed = torch.tensor(SEED)
+    for n, dim in SHAPES:
+        yield f"{n}x{dim}", (n, dim, seed, torch.tensor(2**32 - 2), 255, 2**32 - 7)
+        yield f"{n}x{dim} a step each", (n, dim, seed, random_words(2 * n)[::2], 3, 2**56 - n)
+    steps = random_words(sum(SPLIT))
+    yield "whole", (33, 6, seed, steps, 1, 2**32 - 12)
+    start = 0
+    for i, n in enumerate(SPLIT):
+        yield f"piece {i}", (n, 6, seed, steps[start : start + n], 1, 2**32 - 12 + start)
+        start += n
+
+
+# --- in the interpreter ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return torch.load(in_own_process("interpret", tmp_path_factory.mktemp("interpret"), TRITON_INTERPRET="1"))
+
+
+def in_own_process(purpose: str, place: Path, **environment: str) -> Path:
+    """Run this file for that purpose; returns the file it wrote."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
+    done = subprocess.run(
+        [sys.executable, __file__, purpose, place / "result"],
+        env=inherited | {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(place / "cache")} | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return place / "result"
+
+
+def assert_few_ulp(actual: Tensor, exact: Tensor) -> None:
+    """Within 4 x 2^-23, relatively; the absolute term is the rounding of float64's pi where a cosine is 0."""
+    assert actual.dtype == torch.float32 and exact.dtype == torch.float64
+    torch.testing.assert_close(actual.double(), exact, rtol=4 * torch.finfo(torch.float32).eps, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", KNOWN_ANSWERS)
+def test_words_of_the_known_answers(name: str, interpreted: dict[str, Any]) -> None:
+    row = list(KNOWN_ANSWERS).index(name)
+    assert interpreted["words"][row].tolist() == parsed(KNOWN_ANSWERS[name][2])
+
+
+def test_words_of_random_counters(interpreted: dict[str, Any]) -> None:
+    counter, key = counters()
+    expected = torch.stack(philox4x32_10(counter.unbind(1), key.unbind(1)), dim=1)  # type: ignore[arg-type]
+    assert torch.equal(interpreted["words"], expected)
+
+
+def test_normals_at_the_seams_of_their_functions(interpreted: dict[str, Any]) -> None:
+    radius_word, angle_word = edge_words()
+    radius = ((radius_word.double() + 0.5) * 2.0**-32).log().mul(-2.0).sqrt()
+    # near 1 the logarithm is that of the exact complement
+    complement = -((2**32 - radius_word).double() - 0.5) * 2.0**-32
+    radius = torch.where(radius_word < 2**31, radius, complement.log1p().mul(-2.0).sqrt())
+    angle = angle_word.to(torch.int32).double() * (2.0 * math.pi * 2.0**-32)
+    assert_few_ulp(interpreted["edges"], torch.stack((radius * angle.cos(), radius * angle.sin()), dim=1))
+
+
+@pytest.mark.parametrize("name", [name for name, _ in draws()])
+def test_normals_agree_with_the_reference(name: str, interpreted: dict[str, Any]) -> None:
+    """Every output was NaN before, as was the memory around them, which stays so."""
+    arguments = dict(draws())[name]
+    made, around = interpreted["normals"][name]
+    assert_few_ulp(made, reference.philox_normal(*arguments, torch.float64, CPU))
+    assert bool(around.isnan().all())
+
+
+def test_a_batch_may_be_split(interpreted: dict[str, Any]) -> None:
+    pieces = [interpreted["normals"][f"piece {i}"][0] for i in range(len(SPLIT))]
+    assert torch.equal(torch.cat(pieces), interpreted["normals"]["whole"][0])
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 5])
+def test_more_dimensions_leave_the_first_ones_as_they_were(dim: int, interpreted: dict[str, Any]) -> None:
+    """Whatever the tiles, which depend on dim."""
+    widest = interpreted["normals"]["33x67"][0]
+    assert torch.equal(interpreted["normals"][f"33x{dim}"][0], widest[:, :dim])
+
+
+def test_normals_do_not_depend_on_the_grid(interpreted: dict[str, Any]) -> None:
+    """Two programs take three tiles of rows."""
+    made, around = interpreted["short grid"]
+    assert torch.equal(made, interpreted["normals"]["150x16"][0])
+    assert bool(around.isnan().all())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dtype", "dtype: expected torch.float32, found torch.float64"),
+        ("seed dtype", "seed: expected torch.int64, found torch.int32"),
+        ("seed shape", "seed: expected a 0-d tensor, found shape (1,)"),
+        ("step dtype", "step: expected torch.int64, found torch.float32"),
+        ("step shape", "step: expected a 0-d tensor or shape (3,), found (2,)"),
+    ],
+    ids=["dtype", "seed dtype", "seed shape", "step dtype", "step shape"],
+)
+def test_bad_arguments_are_refused(name: str, message: str, interpreted: dict[str, Any]) -> None:
+    assert interpreted["refused"][name] == message
+
+
+def interpret(result: Path) -> None:
+    """What the interpreter gives, to be judged by the tests above."""
+    global philox, tl, triton  # a kernel sees globals alone
+    import triton
+    import triton.language as tl
+    from fastndsm.kernels import ops, philox
+
+    @triton.jit
+    def words_kernel(out, counter, key, n, SIZE: tl.constexpr):
+        i = tl.arange(0, SIZE)
+        inside = i < n
+        c0, c1 = tl.load(counter + 4 * i, mask=inside), tl.load(counter + 4 * i + 1, mask=inside)
+        c2, c3 = tl.load(counter + 4 * i + 2, mask=inside), tl.load(counter + 4 * i + 3, mask=inside)
+        k0, k1 = tl.load(key + 2 * i, mask=inside), tl.load(key + 2 * i + 1, mask=inside)
+        path = c0 | ((c1 & 0xFFFFFF) << 32)
+        w0, w1, w2, w3 = philox.philox_words(k0.to(tl.uint32), k1.to(tl.uint32), path, c2, c3, c1 >> 24)
+        tl.store(out + 4 * i, w0.to(tl.int64), mask=inside)
+        tl.store(out + 4 * i + 1, w1.to(tl.int64), mask=inside)
+        tl.store(out + 4 * i + 2, w2.to(tl.int64), mask=inside)
+        tl.store(out + 4 * i + 3, w3.to(tl.int64), mask=inside)
+
+    @triton.jit
+    def normals_kernel(out, radius_word, angle_word, n, SIZE: tl.constexpr):
+        i = tl.arange(0, SIZE)
+        inside = i < n
+        w0, w1 = tl.load(radius_word + i, mask=inside), tl.load(angle_word + i, mask=inside)
+        n0, n1 = philox.normals(w0.to(tl.uint32), w1.to(tl.uint32))
+        tl.store(out + 2 * i, n0, mask=inside)
+        tl.store(out + 2 * i + 1, n1, mask=inside)
+
+    counter, key = (t.contiguous() for t in counters())
+    words = torch.full_like(counter, -1)
+    words_kernel[(1,)](words, counter, key, len(words), triton.next_power_of_2(len(words)))
+
+    edges = edge_words()
+    pairs = torch.full((len(edges[0]), 2), math.nan)
+    normals_kernel[(1,)](pairs, *edges, len(pairs), triton.next_power_of_2(len(pairs)))
+
+    ops.prepare()
+    calls = dict(draws())
+    normals = {name: poisoned(ops.philox_normal, arguments) for name, arguments in calls.items()}
+    with mock.patch.object(philox, "MAX_GRID_Y", 2):
+        short_grid = poisoned(ops.philox_normal, calls["150x16"])
+
+    def refusal(**changed: Any) -> str:
+        good = {"seed": torch.tensor(1), "step": torch.tensor(0), "dtype": torch.float32}
+        try:
+            ops.philox_normal(3, 2, stream=0, first_path=0, device=CPU, **good | changed)
+        except (TypeError, ValueError) as error:
+            return str(error)
+        return "accepted"
+
+    refused = {
+        "dtype": refusal(dtype=torch.float64),
+        "seed dtype": refusal(seed=torch.tensor(1, dtype=torch.int32)),
+        "seed shape": refusal(seed=torch.tensor([1])),
+        "step dtype": refusal(step=torch.tensor(1.0)),
+        "step shape": refusal(step=torch.tensor([1, 2])),
+    }
+    torch.save(
+        {"words": words, "edges": pairs, "normals": normals, "short grid": short_grid, "refused": refused}, result
+    )
+
+
+def poisoned(op: Callable[..., Tensor], arguments: Arguments) -> tuple[Tensor, Tensor]:
+    """What op makes in memory that was NaN, and 64 values of that memory before its output and after it."""
+    buffers = []
+
+    def empty(shape: tuple[int, ...], **options: Any) -> Tensor:
+        buffers.append(torch.full((math.prod(shape) + 128,), math.nan, **options))
+        return buffers[-1][64:-64].view(shape)
+
+    with mock.patch.object(torch, "empty", empty):
+        out = op(*arguments, torch.float32, CPU)
+    (buffer,) = buffers
+    return out.clone(), torch.cat((buffer[:64], buffer[-64:]))
+
+
+# --- compiled ahead of time --------------------------------------------------------------------------------------
+
+TARGETS = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+SHARED_MEMORY = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}  # bytes a block
+REGISTERS = 64  # a thread: 1,024 threads fit a multiprocessor's 65,536
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return json.loads(in_own_process("compile", tmp_path_factory.mktemp("compile")).read_text())
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_kernels_compile_for(target: str, compiled: list[dict[str, Any]]) -> None:
+    """Every configuration of the table, its lightest and its heaviest variant: no spills, few registers."""
+    rows = [row for row in compiled if row["target"] == target]
+    assert {row["aligned"] for row in rows} == {True, False}
+    for row in rows:
+        assert "error" not in row, f"{row['kernel']} cannot be compiled for {target} on this machine: {row['error']}"
+        assert row["spilled"] == 0, row
+        assert 0 < row["registers"] <= REGISTERS, row
+        assert row["shared"] <= min(SHARED_MEMORY[target], 8 << 10), row
+        assert not row["aligned"] or row["vector_stores"], row
+
+
+def compile_all(result: Path) -> None:
+    """Resources of every kernel on every target, as JSON."""
+    import triton
+    from fastndsm.kernels import philox
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature = {
+        "out_ptr": "*fp32",
+        "seed_ptr": "*i64",
+        "step_ptr": "*i64",
+        "n_paths": "i64",
+        "dim": "i64",
+        "stream": "i32",
+        "first_path": "i64",
+    }
+    tensors_aligned = {(i,): [["tt.divisibility", 16]] for i in range(3)}
+    rows = []
+    for target, machine in TARGETS.items():
+        for largest, tile in philox.TILES:
+            for aligned in (True, False):
+                constants = {
+                    "STEP_PER_PATH": not aligned,
+                    "ALIGNED": aligned,
+                    "ROWS": tile.rows,
+                    "BLOCKS": tile.blocks,
+                    "PAIRS": tile.pairs,
+                }
+                types = signature | dict.fromkeys(constants, "constexpr")
+                row = {"target": target, "kernel": f"philox_normal, dim up to {largest}", "aligned": aligned}
+                rows.append(row)
+                try:
+                    kernel = triton.compile(
+                        ASTSource(philox.philox_normal_kernel, types, constants, tensors_aligned),
+                        target=GPUTarget(*machine),
+                        options={"num_warps": tile.num_warps, "enable_fp_fusion": False},
+                    )
+                    row |= {"shared": kernel.metadata.shared} | resources(kernel, machine[0])
+                except Exception as error:
+                    row["error"] = repr(error)
+    result.write_text(json.dumps(rows))
+
+
+def resources(kernel: Any, backend: str) -> dict[str, Any]:
+    """Registers a thread, what was spilled, and whether whole vectors are stored."""
+    if backend == "hip":
+        assembly = kernel.asm["amdgcn"]
+
+        def field(name: str) -> int:
+            return int(re.search(rf"\.{name}:\s*(\d+)", assembly)[1])  # type: ignore[index]
+
+        spilled = ("vgpr_spill_count", "sgpr_spill_count", "private_segment_fixed_size")
+        return {
+            "registers": field("vgpr_count"),
+            "spilled": sum(map(field, spilled)),
+            "vector_stores": "global_store_dwordx" in assembly,
+        }
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        arguments = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        usage = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
+    registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))  # type: ignore[index]
+    return {
+        "registers": registers,
+        "spilled": stack + local,
+        "vector_stores": re.search(r"st\.global\.v[24]\.", kernel.asm["ptx"]) is not None,
+    }
+
+
+# --- as a backend ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "reason"),
+    [
+        ("cuda", torch.float64, "it computes in torch.float32, found torch.float64"),
+        ("cpu", torch.float32, "it serves cuda tensors, found cpu"),
+    ],
+)
+def test_the_backend_takes_float32_on_a_gpu(device: str, dtype: torch.dtype, reason: str) -> None:
+    assert _backend.BACKENDS["triton"].refuses("philox_normal", torch.device(device), dtype) == reason
+
+
+WHY_NOT = """
+import sys
+import fastndsm
+from fastndsm import _backend
+fastndsm.functional.philox_normal(2, 2, seed=0)
+assert "triton" not in sys.modules
+if sys.argv[1] == "absent":
+    sys.modules["triton"] = None
+print(_backend.BACKENDS["triton"].unavailable())
+"""
+
+
+@pytest.mark.parametrize(
+    ("case", "environment", "reason"),
+    [
+        ("absent", {}, "Triton cannot be imported: "),
+        ("no GPU", {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": None}, "it needs a GPU, and PyTorch finds none\n"),
+        ("interpreter", {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}, "None\n"),
+    ],
+    ids=["absent", "no GPU", "interpreter"],
+)
+def test_why_it_cannot_run(case: str, environment: dict[str, Any], reason: str, run_python: Callable[..., str]) -> None:
+    """Also: neither the package nor its other backends import Triton."""
+    assert run_python(WHY_NOT, case, FASTNDSM_DISABLE_JIT="1", **environment).startswith(reason)
+
+
+if __name__ == "__main__":
+    {"interpret": interpret, "compile": compile_all}[sys.argv[1]](Path(sys.argv[2]))
