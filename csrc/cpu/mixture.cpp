@@ -3,6 +3,8 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
+#include <functional>
+
 #include "arguments.h"
 
 namespace fastndsm {
@@ -15,11 +17,14 @@ int64_t tiles_per_group(const MixtureView<scalar_of<V>>& m) {
   return std::clamp<int64_t>((int64_t(1) << 20) / int64_t(2 * m.dim * sizeof(V)), 1, 16);
 }
 
-// Calls use(tile, x, z, rows) after the first pass of each tile over rows begin..end; rows = (first, count).
-template <typename V, Covariance kind, bool with_product, typename Use>
+// What is done with a tile after its first pass: (tile, x, z, first row, rows).
+template <typename Tile, typename V>
+using Use = std::function<void(Tile&, V*, V*, int64_t, int64_t)>;
+
+// Tiles over rows begin..end. One copy for each kind of mixture, whatever is done with it.
+template <typename V, Covariance kind, bool with_product, typename Tile = MixtureTile<V, kind, 0, with_product>>
 void evaluate_rows(const MixtureView<scalar_of<V>>& m, const scalar_of<V>* x, const scalar_of<V>* z, int64_t begin, int64_t end,
-                   const Use& use) {
-  using Tile = MixtureTile<V, kind, 0, with_product>;
+                   const std::type_identity_t<Use<Tile, V>>& use) {
   constexpr int W = lanes_of<V>;
   const int64_t d = m.dim, group = tiles_per_group<V>(m);
   const int64_t own = MixtureScratch<V>::vectors(m.n_components, d) + (with_product ? 2 : 1) * d;
@@ -88,7 +93,7 @@ at::Tensor mixture_log_prob(const at::Tensor& x, const at::Tensor& means, const 
     by_kind(mixture.view().kind, [&](auto kind) {
       parallel_rows<lanes_of<V>>(x.size(0), [&](int64_t begin, int64_t end) {
         evaluate_rows<V, kind, false>(mixture.view(), in, nullptr, begin, end,
-                                      [&](auto& tile, const V*, const V*, int64_t first, int64_t count) {
+                                      [&](auto& tile, V*, V*, int64_t first, int64_t count) {
                                         const V value = tile.log_prob();
                                         scatter_rows(&value, first, count, 1, to);
                                       });

@@ -8,7 +8,7 @@
 
 namespace fastndsm {
 
-constexpr int64_t kSmall = 4;  // dimensions known at compile time
+constexpr bool known_dimension(int64_t d) { return d == 2 || d == 3; }  // at compile time
 
 template <typename S>
 struct Batch {
@@ -42,7 +42,7 @@ class Schedule {
 // Rows that share a tile: two vectors of them in the small dimensions, where one would leave the machine waiting.
 template <typename S>
 int tile_rows(const ProcessView<S>& process, const Batch<S>& batch) {
-  const bool small = process.mixture.dim <= kSmall && process.mixture.n_components <= kResident;
+  const bool small = known_dimension(process.mixture.dim) && process.mixture.n_components <= kResident;
   return kLanes<S> * (small && !batch.mirrored ? 2 : 1);
 }
 
@@ -164,10 +164,8 @@ void dispatch_tiles(const ProcessView<S>& process, const Batch<S>& batch, const 
     if constexpr (sizeof(S) == 4) {
       if (process.mixture.n_components <= kResident) {
         switch (process.mixture.dim) {
-          case 1: return go(kind, std::integral_constant<int, 1>{});
           case 2: return go(kind, std::integral_constant<int, 2>{});
           case 3: return go(kind, std::integral_constant<int, 3>{});
-          case 4: return go(kind, std::integral_constant<int, 4>{});
           default: break;
         }
       }

@@ -94,20 +94,21 @@ struct Trajectory {
 
   // One tile alone, two tiles side by side, or one and its mirror image.
   FASTNDSM_HD void run(Member<V>* member, int n_members) const {
-    if (n_members == 1 || D == 0) {  // in general dimensions a tile has work enough to fill the gaps itself
-      int64_t last = 0;
-      for (int i = 0; i < n_members; ++i) last = std::max(last, member[i].lanes.last);
-      for (int64_t n = 0; n < last; ++n) {
-        for (int i = 0; i < n_members; ++i) {
-          if (n < member[i].lanes.last) step(n, member[i]);
-        }
-      }
-      return;
+    int64_t n = 0;
+    if constexpr (D > 0) {  // in general dimensions a tile has work enough to fill the gaps itself
+      const int64_t both = n_members == 2 ? std::min(member[0].lanes.last, member[1].lanes.last) : 0;
+      for (; n < both; ++n) step(n, member[0], member[1]);
     }
-    const int64_t both = std::min(member[0].lanes.last, member[1].lanes.last);
-    for (int64_t n = 0; n < both; ++n) step(n, member[0], member[1]);
-    for (int i = 0; i < 2; ++i) {
-      for (int64_t n = both; n < member[i].lanes.last; ++n) step(n, member[i]);
+    alone(n, member, n_members);
+  }
+
+  // Each member by itself, from step n on; a mirror image after the member whose noise it takes.
+  FASTNDSM_OUTLINE void alone(int64_t n, Member<V>* member, int n_members) const {
+    for (bool active = true; active; ++n) {
+      active = false;
+      for (int i = 0; i < n_members; ++i) {
+        if (n < member[i].lanes.last) step(n, member[i]), active = true;
+      }
     }
   }
 
