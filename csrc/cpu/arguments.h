@@ -25,13 +25,35 @@ inline int64_t seed_value(const at::Tensor& seed) {
   return *seed.const_data_ptr<int64_t>();
 }
 
+inline void check_shape(const char* name, const at::Tensor& t, at::IntArrayRef expected) {
+  TORCH_CHECK_VALUE(t.sizes() == expected, name, ": expected shape ", expected, ", found ", t.sizes());
+}
+
+inline void check_factors(const char* name, const at::Tensor& t, Covariance kind, int64_t n_components, int64_t dim) {
+  switch (kind) {
+    case Covariance::spherical: return check_shape(name, t, {n_components});
+    case Covariance::diag: return check_shape(name, t, {n_components, dim});
+    case Covariance::tied: return check_shape(name, t, {dim, dim});
+    case Covariance::full: return check_shape(name, t, {n_components, dim, dim});
+  }
+}
+
+// means, if the other tensors of the mixture have the shapes that go with it.
+inline const at::Tensor& checked_means(const at::Tensor& means, const at::Tensor& precisions, const at::Tensor& log_scale,
+                                       Covariance kind) {
+  TORCH_CHECK_VALUE(means.dim() == 2 && means.numel() > 0, "means: expected shape [K, d], found ", means.sizes());
+  check_factors("precisions", precisions, kind, means.size(0), means.size(1));
+  check_shape("log_scale", log_scale, {means.size(0)});
+  return means;
+}
+
 // The tensors of a mixture, contiguous and in the dtype of the data, and what is packed of them.
 template <typename S>
 class MixtureArgument {
  public:
   MixtureArgument(const at::Tensor& means, const at::Tensor& precisions, const at::Tensor& log_scale,
                   const std::string& covariance_type)
-      : means_(means.contiguous()),
+      : means_(checked_means(means, precisions, log_scale, covariance_kind(covariance_type)).contiguous()),
         precisions_(precisions.contiguous()),
         log_scale_(log_scale.contiguous()),
         packed_(covariance_kind(covariance_type), means_.size(0), means_.size(1), means_.const_data_ptr<S>(),

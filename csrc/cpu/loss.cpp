@@ -36,6 +36,15 @@ void check_rows(const at::Tensor& scores, const at::Tensor& noise, const at::Ten
                     std.sizes());
 }
 
+void check_grad(const at::Tensor& grad, int64_t n_rows) {
+  TORCH_CHECK_VALUE(grad.dim() == 1 && grad.size(0) == n_rows, "grad: expected shape [", n_rows, "], found ", grad.sizes());
+}
+
+void check_pair(const at::Tensor& score, const at::Tensor& target) {
+  TORCH_CHECK_VALUE(score.dim() == 2 && score.sizes() == target.sizes(), "target: expected the shape of score, ",
+                    score.sizes(), ", found ", target.sizes());
+}
+
 at::Tensor ndsm_loss(const at::Tensor& scores, const at::Tensor& noise, const at::Tensor& std, std::string name,
                      bool antithetic) {
   const Estimator estimator = estimator_of(name, antithetic);
@@ -58,6 +67,7 @@ at::Tensor ndsm_loss_backward(const at::Tensor& grad, const at::Tensor& scores, 
                               std::string name, bool antithetic) {
   const Estimator estimator = estimator_of(name, antithetic);
   check_rows(scores, noise, std, estimator);
+  check_grad(grad, noise.size(0));
   const int64_t n = noise.size(0), d = noise.size(1);
   at::Tensor out = at::empty(scores.sizes(), scores.options());
   AT_DISPATCH_FLOATING_TYPES(noise.scalar_type(), "fastndsm::ndsm_loss_backward", [&] {
@@ -74,8 +84,7 @@ at::Tensor ndsm_loss_backward(const at::Tensor& grad, const at::Tensor& scores, 
 }
 
 at::Tensor dsm_loss(const at::Tensor& score, const at::Tensor& target) {
-  TORCH_CHECK_VALUE(score.dim() == 2 && score.sizes() == target.sizes(), "target: expected the shape of score, ",
-                    score.sizes(), ", found ", target.sizes());
+  check_pair(score, target);
   const int64_t n = score.size(0), d = score.size(1);
   at::Tensor out = at::empty({n}, score.options());
   AT_DISPATCH_FLOATING_TYPES(score.scalar_type(), "fastndsm::dsm_loss", [&] {
@@ -88,6 +97,8 @@ at::Tensor dsm_loss(const at::Tensor& score, const at::Tensor& target) {
 }
 
 at::Tensor dsm_loss_backward(const at::Tensor& grad, const at::Tensor& score, const at::Tensor& target) {
+  check_pair(score, target);
+  check_grad(grad, score.size(0));
   const int64_t n = score.size(0), d = score.size(1);
   at::Tensor out = at::empty(score.sizes(), score.options());
   AT_DISPATCH_FLOATING_TYPES(score.scalar_type(), "fastndsm::dsm_loss_backward", [&] {

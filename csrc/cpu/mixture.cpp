@@ -76,6 +76,7 @@ void parallel_rows(int64_t n_rows, const Body& body) {
 }
 
 void check_points(const char* name, const at::Tensor& x, const at::Tensor& means) {
+  TORCH_CHECK_VALUE(means.dim() == 2, "means: expected shape [K, d], found ", means.sizes());
   TORCH_CHECK_VALUE(x.dim() == 2 && x.size(1) == means.size(1), name, ": expected shape [B, ", means.size(1), "], found ",
                     x.sizes());
 }
@@ -153,10 +154,11 @@ at::Tensor reverse_step(const at::Tensor& y, const at::Tensor& score, const at::
                         int64_t first_path, const std::string& method) {
   constexpr uint32_t kReverseStream = 2;
   check_points("y", y, means);
-  check_points("score", score, means);
+  check_shape("score", score, y.sizes());
+  check_shape("noise_std", noise_std, drift_scale.sizes());
   TORCH_CHECK_VALUE(method == "sde" || method == "ode", "method: expected sde or ode, found ", method);
   const int64_t n = step.item<int64_t>(), d = y.size(1);
-  TORCH_CHECK_VALUE(n >= 0 && n < drift_scale.size(0), "step: expected 0..", drift_scale.size(0) - 1, ", found ", n);
+  TORCH_CHECK_VALUE(drift_scale.dim() == 1 && n >= 0 && n < drift_scale.size(0), "step: expected 0..", drift_scale.size(0) - 1, ", found ", n);
   at::Tensor out = at::empty(y.sizes(), y.options());
   AT_DISPATCH_FLOATING_TYPES(y.scalar_type(), "fastndsm::reverse_step", [&] {
     using V = vec<scalar_t, kLanes<scalar_t>>;

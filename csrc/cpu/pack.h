@@ -17,10 +17,10 @@ class PackedMixture {
     for (int64_t k = 0; k < n_components; ++k) log_scale_[k] = S(log_scale[k] * 1.44269504088896340736);
     const int64_t n = n_components * dim;
     if (kind == Covariance::diag) {
-      roots_.resize(n), scaled_.resize(n), pulls_.resize(n);
+      roots_.resize(n), shifts_.resize(n), pulls_.resize(n);
       for (int64_t i = 0; i < n; ++i) {
         roots_[i] = std::sqrt(precisions[i]);
-        scaled_[i] = roots_[i] * means[i];
+        shifts_[i] = -roots_[i] * means[i];
         pulls_[i] = precisions[i] * means[i];
       }
     } else if (kind == Covariance::tied) {
@@ -34,14 +34,14 @@ class PackedMixture {
       }
     }
     view_ = {kind,           n_components,  dim,            means,        precisions, log_scale_.data(),
-             roots_.data(), scaled_.data(), pulls_.data()};
+             roots_.data(), shifts_.data(), pulls_.data()};
   }
   PackedMixture(const PackedMixture&) = delete;
 
   const MixtureView<S>& view() const { return view_; }
 
  private:
-  std::vector<S> log_scale_, roots_, scaled_, pulls_;
+  std::vector<S> log_scale_, roots_, shifts_, pulls_;
   MixtureView<S> view_;
 };
 

@@ -77,6 +77,9 @@ at::Tensor mixture_sample(int64_t n, const at::Tensor& cumulative_weights, const
                     cumulative_weights.size(0), ", d], found ", means.sizes());
   TORCH_CHECK_VALUE(cumulative_weights.scalar_type() == at::kDouble, "cumulative_weights: expected float64, found ",
                     cumulative_weights.scalar_type());
+  TORCH_CHECK_VALUE(n >= 0, "n: expected at least 0, found ", n);
+  check_shape("cumulative_weights", cumulative_weights, {means.size(0)});
+  check_factors("factors", factors, covariance_kind(covariance_type), means.size(0), means.size(1));
   at::Tensor out = at::empty({n, means.size(1)}, means.options());
   const at::Tensor cumulative = cumulative_weights.contiguous(), m = means.contiguous(), f = factors.contiguous();
   const NoiseStream noise(seed_value(seed), kPriorStream);

@@ -7,21 +7,6 @@
 #include "trajectory.h"
 
 namespace fastndsm {
-
-Schedule::Schedule(const int64_t* steps, int64_t n_rows, int64_t n_steps, int lanes)
-    : n_rows_(n_rows), n_tiles_((n_rows + lanes - 1) / lanes), lanes_(lanes), order_(n_rows) {
-  std::vector<int64_t> start(n_steps + 2, 0);  // counting sort, descending and stable
-  for (int64_t i = 0; i < n_rows; ++i) ++start[n_steps - steps[i] + 1];
-  for (int64_t n = 0; n <= n_steps; ++n) start[n + 1] += start[n];
-  for (int64_t i = 0; i < n_rows; ++i) order_[start[n_steps - steps[i]]++] = i;
-}
-
-int Schedule::rows(int64_t i, const int64_t*& row) const {
-  const int64_t tile = i % 2 == 0 ? i / 2 : n_tiles_ - 1 - i / 2;
-  row = order_.data() + tile * lanes_;
-  return static_cast<int>(std::min<int64_t>(lanes_, n_rows_ - tile * lanes_));
-}
-
 namespace {
 
 struct Outputs {
@@ -61,10 +46,13 @@ void simulate_into(const at::Tensor& x0, const at::Tensor& steps, const at::Tens
                    const at::Tensor& means, const at::Tensor& precisions, const at::Tensor& log_scale,
                    const std::string& covariance_type, const at::Tensor& seed, int64_t first_path, bool mirrored,
                    Outputs& out) {
+  TORCH_CHECK_VALUE(means.dim() == 2, "means: expected shape [K, d], found ", means.sizes());
   TORCH_CHECK_VALUE(x0.dim() == 2 && x0.size(1) == means.size(1), "x0: expected shape [B, ", means.size(1), "], found ",
                     x0.sizes());
   TORCH_CHECK_VALUE(steps.scalar_type() == at::kLong && steps.dim() == 1 && steps.size(0) == x0.size(0),
                     "steps: expected int64 [", x0.size(0), "], found ", steps.scalar_type(), " of shape ", steps.sizes());
+  TORCH_CHECK_VALUE(drift_scale.dim() == 1, "drift_scale: expected shape [N], found ", drift_scale.sizes());
+  check_shape("noise_std", noise_std, drift_scale.sizes());
   if (x0.size(0) == 0) return;
   AT_DISPATCH_FLOATING_TYPES(x0.scalar_type(), "fastndsm::simulate", [&] {
     const MixtureArgument<scalar_t> mixture(means, precisions, log_scale, covariance_type);

@@ -1,6 +1,7 @@
 // Runs tiles of trajectories: which rows share a tile, where their state lies, and which kernel serves the dimension.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -38,6 +39,20 @@ class Schedule {
   int lanes_;
   std::vector<int64_t> order_;
 };
+
+inline Schedule::Schedule(const int64_t* steps, int64_t n_rows, int64_t n_steps, int lanes)
+    : n_rows_(n_rows), n_tiles_((n_rows + lanes - 1) / lanes), lanes_(lanes), order_(n_rows) {
+  std::vector<int64_t> start(n_steps + 2, 0);  // counting sort, descending and stable
+  for (int64_t i = 0; i < n_rows; ++i) ++start[n_steps - steps[i] + 1];
+  for (int64_t n = 0; n <= n_steps; ++n) start[n + 1] += start[n];
+  for (int64_t i = 0; i < n_rows; ++i) order_[start[n_steps - steps[i]]++] = i;
+}
+
+inline int Schedule::rows(int64_t i, const int64_t*& row) const {
+  const int64_t tile = i % 2 == 0 ? i / 2 : n_tiles_ - 1 - i / 2;
+  row = order_.data() + tile * lanes_;
+  return static_cast<int>(std::min<int64_t>(lanes_, n_rows_ - tile * lanes_));
+}
 
 // Rows that share a tile: two vectors of them in the small dimensions, where one would leave the machine waiting.
 template <typename S>

@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "vecmath.h"
 
@@ -39,16 +40,16 @@ struct MixtureView {
   const S* precisions;  // [K], [K, d], [d, d] or [K, d, d]
   const S* log_scale;   // [K], in units of log 2
   const S* roots;       // diag: sqrt(P) [K, d]
-  const S* scaled;      // diag: sqrt(P) m [K, d];      tied: unused
+  const S* shifts;      // diag: -sqrt(P) m [K, d]
   const S* pulls;       // diag, tied: P m [K, d]
 };
 
-// 2^x for x <= 0. Far below the rounding of 1 it stays at 2^-64 (2^-160 in double), so that no product of weights is a slow
-// denormal number; what that adds to a sum is far below its rounding too.
+// 2^x for x <= 0, at least 2^-100 (2^-160 in double), so that no product of weights is a slow denormal number. What that adds
+// to a sum is below its rounding even where a far, narrow component multiplies it by the square of a huge g. NaN stays NaN.
 template <typename V>
 FASTNDSM_HD V exp2_nonpositive(V x) {
-  constexpr auto low = scalar_of<V>(detail::kSingle<V> ? -64 : -160);
-  x = fastndsm::max(x, splat<V>(low));
+  constexpr auto low = scalar_of<V>(detail::kSingle<V> ? -100 : -160);
+  x = fastndsm::max(splat<V>(low), x);
   const V n = detail::round_to_integer(x);
   return scale_by_power_of_two(detail::exp2_reduced(V(x - n)), n);
 }
@@ -90,6 +91,7 @@ class MixtureTile {
   using S = scalar_of<V>;
   static constexpr S kHalfLog2e = S(0.72134752044448170368);
   static constexpr S kLn2 = S(0.69314718055994530942);
+  static constexpr S kLowest = S(detail::kSingle<V> ? -3.0e38 : -1.0e308);
 
  public:
   FASTNDSM_HD MixtureTile(const MixtureView<S>& mixture, MixtureScratch<V> scratch) : m_(mixture), t_(scratch) {}
@@ -121,7 +123,7 @@ class MixtureTile {
 
   // The three parts of a blockwise first pass, for callers that take the blocks of components in their own order.
   FASTNDSM_HD void begin() {
-    maximum_ = splat<V>(S(detail::kSingle<V> ? -3.0e38 : -1.0e308));
+    maximum_ = splat<V>(kLowest);
     total_ = V{}, rate_ = V{}, along_ = V{}, slope_ = V{};
   }
 
@@ -163,28 +165,33 @@ class MixtureTile {
       const int64_t j = j0 + i;
       if constexpr (kind == Covariance::spherical || kind == Covariance::diag) {
         const V p = kind == Covariance::diag ? V(r[i] * inverse_) : rate_;
-        const V g = a[i] * inverse_ - x[j] * p;
+        const V g = fused(V(-x[j]), p, V(a[i] * inverse_));
         score[i] = g;
         if constexpr (with_product) {
           const V q = kind == Covariance::diag ? V(s[i] * inverse_) : slope_;
-          hvp[i] = b[i] * inverse_ - x[j] * q - p * z[j] - g * along_;
+          hvp[i] = fused(V(-g), along_, fused(V(-p), z[j], fused(V(-x[j]), q, V(b[i] * inverse_))));
         }
         if (rate) rate[i] = p;
       } else if constexpr (kind == Covariance::tied) {
-        const V g = a[i] * inverse_ - t_.u[j];
+        const V g = fused(a[i], inverse_, V(-t_.u[j]));
         score[i] = g;
-        if constexpr (with_product) hvp[i] = b[i] * inverse_ - along_ * t_.u[j] - t_.w[j] - g * along_;
+        if constexpr (with_product) hvp[i] = fused(b[i], inverse_, V(-t_.w[j])) - along_ * (t_.u[j] + g);
         if (rate) rate[i] = splat<V>(m_.precisions[j * m_.dim + j]);
       } else {
         const V g = a[i] * inverse_;
         score[i] = g;
-        if constexpr (with_product) hvp[i] = b[i] * inverse_ - g * along_;
+        if constexpr (with_product) hvp[i] = fused(V(-g), along_, V(b[i] * inverse_));
         if (rate) rate[i] = r[i] * inverse_;
       }
     }
   }
 
-  FASTNDSM_HD V log_prob() const { return (maximum_ + log(total_) * S(1.44269504088896340736)) * kLn2; }
+  // -infinity where every component's overflows.
+  FASTNDSM_HD V log_prob() const {
+    const V value = (maximum_ + log(total_) * S(1.44269504088896340736)) * kLn2;
+    const V finite = select(maximum_ > kLowest, value, splat<V>(-std::numeric_limits<S>::infinity()));
+    return select(total_ == total_, finite, total_);  // log takes no NaN
+  }
 
   static constexpr int kChunk = 64;  // dimensions of one call of `moments`, at most, where D is 0
 
@@ -312,7 +319,7 @@ class MixtureTile {
     for (int k = 0; k < KB; ++k) {
       S half = kHalfLog2e, p = S(1);
       if constexpr (kind == Covariance::spherical) p = m_.precisions[k0 + k], half = half * p;
-      t_.weights[slot + k] = m_.log_scale[k0 + k] - half * q[k];
+      t_.weights[slot + k] = fma(q[k], splat<V>(-half), splat<V>(m_.log_scale[k0 + k]));
       if constexpr (with_product) t_.products[slot + k] = kind == Covariance::spherical ? V(p * along[k]) : along[k];
     }
   }
@@ -326,7 +333,7 @@ class MixtureTile {
       if constexpr (with_product) along = fma(V(-t), z[j], along);
     } else if constexpr (kind == Covariance::diag) {
       const S root = m_.roots[at];
-      const V t = x[j] * root - m_.scaled[at];
+      const V t = fma(x[j], splat<V>(root), splat<V>(m_.shifts[at]));
       q = fma(t, t, q);
       if constexpr (with_product) along = fma(V(-t), V(z[j] * root), along);
     } else {
@@ -374,7 +381,7 @@ class MixtureTile {
         }
       }
     }
-    t_.weights[0] = m_.log_scale[k] - kHalfLog2e * q;
+    t_.weights[0] = fma(q, splat<V>(-kHalfLog2e), splat<V>(m_.log_scale[k]));
     if constexpr (with_product) t_.products[0] = along;
   }
 
@@ -417,7 +424,7 @@ class MixtureTile {
       for (int64_t i = 0; i < count; ++i) {
         a[i] = fma(e, t_.u[j0 + i], a[i]);
         r[i] = fma(e, splat<V>(precision[(j0 + i) * (m_.dim + 1)]), r[i]);
-        if constexpr (with_product) b[i] = b[i] + t_.products[0] * t_.u[j0 + i] - e * t_.w[j0 + i];
+        if constexpr (with_product) b[i] = fma(t_.products[0], t_.u[j0 + i], fma(V(-e), t_.w[j0 + i], b[i]));
       }
     } else if constexpr (D > 0) {
       int64_t k = k0;

@@ -157,8 +157,8 @@ struct Trajectory {
           if (j + i >= j1) break;
           const V noise = kTarget ? V(member.z[j + i] * sign) : four[i];
           const V x = t.x[j + i];
-          const V mean = fma(splat<V>(a), score[j - j0 + i], x);
-          t.x[j + i] = select(active, fma(splat<V>(s), noise, mean), x);
+          const V mean = fused(splat<V>(a), score[j - j0 + i], x);
+          t.x[j + i] = select(active, fused(splat<V>(s), noise, mean), x);
           if (keeps) {
             const auto last = lanes.steps == S(n + 1);
             t.mean[j + i] = select(last, mean, t.mean[j + i]);
@@ -168,16 +168,17 @@ struct Trajectory {
             const int64_t r = kind == Covariance::spherical ? 0 : j + i;
             const V v = t.v[r], c = S(1) - a * t.rate[r];
             const V own = s - c * (S(1) - c) * v * (S(1) / s);
-            const V h = c * t.h[j + i] + own * noise - c * v * (a / s * sign) * product[j - j0 + i];
+            const V push = c * v * (-a / s * sign);
+            const V h = fused(c, t.h[j + i], fused(own, noise, V(push * product[j - j0 + i])));
             t.h[j + i] = select(active, h, t.h[j + i]);
-            if (kind != Covariance::spherical) t.v[r] = select(active, V(c * c * v + s * s), v);
+            if (kind != Covariance::spherical) t.v[r] = select(active, fused(V(c * c), v, splat<V>(s * s)), v);
           }
         }
       }
     }
     if constexpr (kTarget && kind == Covariance::spherical) {
       const V c = S(1) - a * t.rate[0];
-      t.v[0] = select(active, V(c * c * t.v[0] + s * s), t.v[0]);
+      t.v[0] = select(active, fused(V(c * c), t.v[0], splat<V>(s * s)), t.v[0]);
     }
   }
 

@@ -2,12 +2,14 @@
 //
 //   vec<T, W>         W lanes of T (float, double, [u]int32_t, [u]int64_t); vec<T, 1> is T itself, so that code
 //                     written for vectors is at the same time the scalar code, on the host and on the device.
-//   kLanes<T>         lanes of T that fill one register of the machine this is compiled for (1 under nvcc).
+//   kLanes<T>         lanes of T that fill one register of the machine this is compiled for (1 under nvcc, and with
+//                     FASTNDSM_SCALAR defined).
 //   kVectorISA        the name of that instruction set.
 //
 // Arithmetic, shifts and comparisons are the operators of the language (GCC and clang vector extensions). A comparison
 // gives a mask: an integer vector of 0 and -1 of the same lane width, or a bool for one lane; `select` takes either.
-// a * b + c is contracted to one fused multiply-add by the compiler flag -ffp-contract=fast.
+// a * b + c becomes one fused multiply-add under -ffp-contract=fast, where the compiler sees fit; `fused` is one always,
+// so that what it ends in has the same bits wherever it is inlined.
 // Only what the operators cannot say is a function here, and only those functions know an instruction set.
 #pragma once
 
@@ -38,7 +40,7 @@
 
 namespace fastndsm {
 
-#if defined(__CUDACC__)
+#if defined(__CUDACC__) || defined(FASTNDSM_SCALAR)
 constexpr int kVectorBytes = 0;
 constexpr const char* kVectorISA = "scalar";
 #elif defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512VL__) && defined(__AVX512BW__)
@@ -168,6 +170,31 @@ FASTNDSM_HD V select(M mask, V a, V b) {
 template <typename V>
 FASTNDSM_HD V fma(V a, V b, V c) {
   return a * b + c;
+}
+
+template <typename V>
+FASTNDSM_HD V fused(V a, V b, V c) {
+#if defined(FASTNDSM_AVX512)
+  if constexpr (std::is_same<V, vec<float, 16>>::value) return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  if constexpr (std::is_same<V, vec<double, 8>>::value) return (V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#endif
+#if defined(__FMA__) && !defined(__CUDACC__)
+  if constexpr (std::is_same<V, vec<float, 8>>::value) return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  if constexpr (std::is_same<V, vec<double, 4>>::value) return (V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#endif
+#if defined(__ARM_NEON) && defined(__aarch64__) && !defined(__CUDACC__)
+  if constexpr (std::is_same<V, vec<float, 4>>::value) {
+    return (V)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+  }
+  if constexpr (std::is_same<V, vec<double, 2>>::value) {
+    return (V)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+  }
+#endif
+#if defined(__FMA__) || defined(__ARM_NEON) || defined(__CUDACC__)
+  if constexpr (std::is_same<V, float>::value) return ::fmaf(a, b, c);
+  if constexpr (std::is_same<V, double>::value) return ::fma(a, b, c);
+#endif
+  return a * b + c;  // a machine without the instruction fuses nothing anywhere
 }
 
 // a > b ? a : b, that is b where either is NaN.

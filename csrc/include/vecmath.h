@@ -63,7 +63,7 @@ FASTNDSM_HD V log1p_reduced(V f, double k) {
     const V p = polynomial(z, 0.33333333333333298641, 0.20000000000027990708, 0.14285714277998904283,
                            0.11111112138624597302, 0.090908335132284785804, 0.076955372184271785861,
                            0.065871141709711959939, 0.069193961377141842157);
-    return (2.0 * k) * fma(s * z, p, s);
+    return (2.0 * k) * fma(V(s * z), p, s);
   }
 }
 
@@ -111,7 +111,7 @@ FASTNDSM_HD V log(V x) {
   bits_of<V> e;
   detail::split_exponent(x, m, e);
   constexpr S ln2 = S(0.693147180559945309417 / detail::kOneInExponentField<V>);
-  return fma(convert<V>(e), splat<V>(ln2), detail::log1p_reduced(V(m - S(1)), 1.0));
+  return fused(convert<V>(e), splat<V>(ln2), detail::log1p_reduced(V(m - S(1)), 1.0));
 }
 
 // V is float or double in any number of lanes; w has as many.
@@ -126,7 +126,7 @@ FASTNDSM_HD V minus_two_log_uniform(words_of<V> w) {
   detail::split_exponent(u, m, e);
   const V f = select(e < 0, V(m - S(1)), h);  // e is 0 from u = 2/3 on
   constexpr S minus_two_ln2 = S(-1.38629436111989061883 / detail::kOneInExponentField<V>);
-  return fma(convert<V>(e), splat<V>(minus_two_ln2), detail::log1p_reduced(f, -2.0));
+  return fused(convert<V>(e), splat<V>(minus_two_ln2), detail::log1p_reduced(f, -2.0));
 }
 
 template <typename V>
