@@ -1,11 +1,11 @@
 """How good are the samples? The method's quality, estimator by estimator, against draws from the reference itself.
 
-    python benchmarks/quality.py planar [--seeds 3] [--jobs 2]     four modes, ring, moons: energy distance, mode weights
+    python benchmarks/quality.py planar [--seeds 3] [--jobs 2]    four modes, ring, moons: energy distance, mode weights
     python benchmarks/quality.py digits                            8x8 digits: Frechet and nearest-training distance
     python benchmarks/quality.py known                             Gaussian data, whose score is known
     python benchmarks/quality.py variance                          gradient trace of each estimator on trained networks
 
-Each writes its rows to benchmarks/results/quality-NAME.json and prints them as a table. tests/test_quality.py asserts on them.
+Each writes its rows to benchmarks/results/quality-NAME.json and prints them; tests/test_quality.py asserts on them.
 """
 
 from __future__ import annotations
@@ -69,28 +69,19 @@ def planar(name: str, estimator: str, seed: int, steps: int = 4000) -> list[Row]
     return rows
 
 
-def digits_model(seed: int = 0) -> tuple[Any, LangevinProcess, ResidualScore]:
-    """The digits, a spherical reference of ten components and an untrained residual MLP 3x256."""
-    torch.manual_seed(seed)
-    dataset = data.load("digits")
-    reference = GaussianMixture.fit(dataset.train, 10, "spherical", 1e-2, random_state=seed)
-    process = LangevinProcess(reference, n_steps=100)
-    net = networks.MLP(64, (256, 256, 256), horizon=process.T)
-    return dataset, process, ResidualScore(net, process)
-
-
 def digits(estimators: list[str], seed: int = 0, steps: int = 4000, pictures: Path | None = None) -> list[Row]:
-    """Frechet distance, class weights, confidence and distance to the nearest training image, with pi and held-out data."""
-    dataset, process, _ = digits_model(seed)
+    """Frechet distance, class weights, confidence, distance to the nearest training image, of pi and real data too."""
+    dataset = data.load("digits")
     x = dataset.train.flatten(1)
+    reference = digits_model(seed).process.reference
     classifier = metrics.FeatureClassifier.fit(dataset.train, dataset.labels, seed=0, n_classes=10)
     samples = {
         "held-out data": dataset.test,
-        "pi": process.reference.sample(2000, seed).float().reshape(-1, *dataset.event_shape),
+        "pi": reference.sample(2000, seed).float().reshape(-1, *dataset.event_shape),
     }
     seconds = {}
     for estimator in estimators:
-        model = _flat_digits(seed)
+        model = digits_model(seed)
         started = time.perf_counter()
         model = train(model, model.process, estimator, x, TrainConfig(steps=steps, batch_size=256, seed=seed))
         seconds[estimator] = time.perf_counter() - started
@@ -105,7 +96,8 @@ def digits(estimators: list[str], seed: int = 0, steps: int = 4000, pictures: Pa
     ]
 
 
-def _flat_digits(seed: int) -> ResidualScore:
+def digits_model(seed: int) -> ResidualScore:
+    """An untrained residual MLP 3x256 on the flat digits, with a spherical reference of ten components."""
     torch.manual_seed(seed)
     dataset = data.load("digits")
     reference = GaussianMixture.fit(dataset.train.flatten(1), 10, "spherical", 1e-2, random_state=seed)
@@ -157,7 +149,6 @@ def gradient_trace(
 
         return loss.evaluate(net, sample)
 
-    total = torch.zeros(())
     squares = torch.zeros(())
     mean = [torch.zeros_like(p) for p in parameters.values()]
     for i in range(n):  # one by one: the ops are opaque to vmap
@@ -167,8 +158,8 @@ def gradient_trace(
             if g is not None:
                 m += g / n
                 squares += g.square().sum() / n
-    total = squares - sum(m.square().sum() for m in mean)
-    return float(total) * n / (n - 1)
+    trace = squares - sum(m.square().sum() for m in mean)
+    return float(trace) * n / (n - 1)
 
 
 def variance(seed: int = 0, steps: int = 4000, n: int = 1000) -> list[Row]:
@@ -188,7 +179,7 @@ def variance(seed: int = 0, steps: int = 4000, n: int = 1000) -> list[Row]:
         for estimator in ESTIMATORS:
             trace = gradient_trace(model, probe, dataset.train, estimator, 99, n, seed)
             rows.append({"data": "ring", "row": estimator, "dt": dt, "trace": trace})
-    digits_net = _flat_digits(seed)
+    digits_net = digits_model(seed)
     x = data.load("digits").train.flatten(1)
     config = TrainConfig(steps=steps, batch_size=256, seed=seed)
     digits_net = train(digits_net, digits_net.process, "path", x, config)
@@ -198,11 +189,6 @@ def variance(seed: int = 0, steps: int = 4000, n: int = 1000) -> list[Row]:
             trace = gradient_trace(digits_net, digits_net.process, x, estimator, step, n, seed)
             rows.append({"data": "digits", "row": estimator, "t/T": fraction, "trace": trace})
     return rows
-
-
-def evaluations(estimator: str) -> int:
-    """Network evaluations of one draw of the estimator."""
-    return 1 if estimator in ("path", "plain") else 2
 
 
 def table(rows: list[Row]) -> str:

@@ -148,7 +148,8 @@ def select(op: str, backend: str, device: torch.device, dtypes: Sequence[torch.d
             return getattr(candidate.load(), op)
         # A user wants to hear of compiled code that should serve here and cannot.
         expected = candidate.unavailable() not in (None, ABSENT)
-        _log_once(logging.WARNING if expected else logging.INFO, f"backend auto: {candidate.name} passed over: {reason}")
+        level = logging.WARNING if expected else logging.INFO
+        _log_once(level, f"backend auto: {candidate.name} passed over: {reason}")
     raise AssertionError("the reference serves everything")
 
 

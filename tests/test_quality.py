@@ -1,4 +1,4 @@
-"""The method's quality on trained networks, with the bounds it is held to. Slow: `make test-slow`, some ten minutes on two cores.
+"""The method's quality on trained networks, with the bounds it is held to. Slow: `make test-slow`.
 
 The figures are those of benchmarks/quality.py, which prints them too.
 """
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-import quality  # noqa: E402
+import quality
 
 pytestmark = pytest.mark.slow
 TWO_SIDED = ["path", "plain antithetic", "control_variate"]
