@@ -247,7 +247,6 @@ class LangevinProcess(NoisingProcess):
             T = 3.0 * slowest / _checks.positive("sigma", at_zero) ** 2
         super().__init__(T, n_steps, sigma, grid)
         self.reference = reference
-        self.prior = reference
         self.scalar_variance = reference.covariance_type == "spherical"
         contraction = 1.0 - self.drift_scale / slowest
         self.register_buffer("noise_variance", variance_recursion(self.noise_std, contraction))
@@ -280,6 +279,11 @@ class LangevinProcess(NoisingProcess):
             f"{message} (q above {STABLE}: the stationary variance is {wide:.0f}% too wide)",
             stacklevel=3 if type(self) is LangevinProcess else 4,
         )
+
+    @property
+    def prior(self) -> GaussianMixture:  # type: ignore[override]
+        """Where sampling starts: pi itself."""
+        return self.reference
 
     @property
     def dim(self) -> int:

@@ -1,0 +1,1 @@
+"""Speed and memory against other libraries (`pytest benchmarks`), and quality (`python benchmarks/quality.py`)."""

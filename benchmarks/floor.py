@@ -1,0 +1,147 @@
+"""How fast an op could be on this machine: its arithmetic at rates that are measured in the same run.
+
+    floor = multiply-adds / FMA rate + normals / Philox rate        simulate, simulate_target, mixture_score
+    floor = bytes read and written / memory bandwidth               the losses
+
+FMA rate       independent chains of multiply-adds in registers (fma.c), on every thread; without a compiler, sgemm's
+Philox rate    fastndsm's own philox_normal, at the size where it is fastest
+bandwidth      torch.add of arrays as large as the losses' inputs
+
+Counted are the multiply-adds of the cheapest form of each formula; a lone addition or product is one too, for it takes
+the same slot. An exponential is seven: a polynomial of degree 6 and its reduced argument. Divisions, roots, maxima,
+loads and stores are not counted.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastndsm._jit import COMPILE_FLAGS
+from fastndsm._jit_cache import BuildError
+from fastndsm._jit_toolchain import find_compiler
+from fastndsm.functional import philox_normal
+
+from .problems import TINY
+
+EXPONENTIAL = 7
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Per second, on the threads that torch uses."""
+
+    fma: float
+    fma_source: str
+    sgemm: float  # multiply-adds of a large matrix product, as a check on fma
+    normals: float
+    bandwidth: float  # bytes
+
+    def floor(self, multiply_adds: float, normals: float = 0.0) -> float:
+        """Seconds."""
+        return multiply_adds / self.fma + normals / self.normals
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def simulate_multiply_adds(dim: int, components: int) -> int:
+    """One sample-step of simulate, diag covariances.
+
+    logits         2 K d + K      x^2 P, x b; the offset
+    softmax        K (7 + 2)      subtract the maximum, exponential, sum
+    moments        2 K d          r b, r P
+    score, update  2 d + 2 d      (r b) / total - x (r P) / total;  x + a score + s z
+    """
+    return 4 * components * dim + components * (1 + EXPONENTIAL + 2) + 4 * dim
+
+
+def simulate_target_multiply_adds(dim: int, components: int) -> int:
+    """One sample-step of simulate_target, diag covariances: that of simulate, and
+
+    g_k . z        2 K d
+    weights        2 K            c_k = r_k (g_k . z) and their sum
+    moments        2 K d          c b, c P
+    Hess z         4 d            c b - x (c P) - z (r P) - g (g . z)
+    target         6 d            1 - a p;  v s^2 + c^2 v;  c h, the terms in z and in Hess z
+    """
+    return simulate_multiply_adds(dim, components) + 4 * components * dim + 2 * components + 10 * dim
+
+
+def spherical_score_multiply_adds(dim: int, components: int) -> int:
+    """One sample of mixture_score, spherical covariances: x m and r m, K d each, 12 a component besides, 2 d.
+
+    12: P |x|^2 and the offset to the logit (2), softmax (9), r P (1).
+    """
+    return 2 * components * dim + 12 * components + 2 * dim
+
+
+def measure(array_bytes: int) -> Rates:
+    """All of it; array_bytes is the size of the arrays that the bandwidth is measured on."""
+    sgemm = _sgemm_rate()
+    chains = _chain_rate()
+    fma, source = (sgemm, "sgemm") if chains is None or sgemm > chains else (chains, "fma.c")
+    return Rates(fma, source, sgemm, _normal_rate(), _bandwidth(array_bytes))
+
+
+def best_seconds(run: Callable[[], Any], least: float = 0.0 if TINY else 0.2) -> float:
+    """The fastest of at least three runs, and of `least` seconds of them."""
+    run()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < least:
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _chain_rate() -> float | None:
+    try:
+        compiler = find_compiler(COMPILE_FLAGS)
+    except BuildError:
+        return None
+    flags = [flag for flag in COMPILE_FLAGS if not flag.startswith(("-std", "-fvisibility"))]
+    with tempfile.TemporaryDirectory() as directory:
+        library = Path(directory, "fma.so")
+        source = Path(__file__).with_name("fma.c")
+        command = [*compiler.command, *flags, "-shared", "-x", "c", str(source), "-o", str(library)]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        chains = ctypes.CDLL(str(library))
+    chains.run_chains.argtypes = (ctypes.c_long, ctypes.c_float, ctypes.c_float)
+    iterations, threads = 1_000 if TINY else 20_000_000, torch.get_num_threads()
+
+    def run() -> None:  # ctypes lets go of the interpreter's lock
+        workers = [threading.Thread(target=chains.run_chains, args=(iterations, 0.5, 1.0)) for _ in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+
+    per_iteration = int(chains.multiply_adds_per_iteration())
+    return threads * iterations * per_iteration / best_seconds(run)
+
+
+def _sgemm_rate() -> float:
+    n = 64 if TINY else 2048
+    a, b, out = torch.ones(n, n), torch.ones(n, n), torch.empty(n, n)
+    return n**3 / best_seconds(lambda: torch.mm(a, b, out=out))
+
+
+def _normal_rate() -> float:
+    rows = (64,) if TINY else (2**14, 2**16, 2**18)
+    return max(n * 16 / best_seconds(partial(philox_normal, n, 16, seed=1, backend="cpp")) for n in rows)
+
+
+def _bandwidth(array_bytes: int) -> float:
+    a, b, out = (torch.ones(array_bytes // 4) for _ in range(3))
+    return 3 * array_bytes / best_seconds(lambda: torch.add(a, b, out=out))

@@ -1,0 +1,114 @@
+"""What is simulated: the three sizes, their mixtures and processes, and their parameters in matmul form.
+
+FASTNDSM_BENCH_SIZE=tiny shrinks every size, so that the suite's code runs in seconds; its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastndsm import GaussianMixture, LangevinProcess
+from fastndsm.functional import philox_normal
+
+TINY = os.environ.get("FASTNDSM_BENCH_SIZE", "full") == "tiny"
+CHECKED_ROWS = 8 if TINY else 32  # paths compared one by one
+
+
+class MatmulForm(NamedTuple):
+    """A diag mixture as matrix products want it; b_k = P_k m_k.
+
+    log w_k N(x; m_k, P_k^-1) = offset_k + b_k . x - 1/2 P_k . x^2 (+ a constant),  score = r b - x (r P),  r = softmax
+
+    pulls b [K, d]; precisions P [K, d]; offsets [K].
+    """
+
+    pulls: Tensor
+    precisions: Tensor
+    offsets: Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """K diag components in d dimensions, B paths, N steps, float32."""
+
+    dim: int
+    components: int
+    rows: int
+    steps: int
+
+    @property
+    def label(self) -> str:
+        return f"d={self.dim} K={self.components} B={self.rows:,} N={self.steps}"
+
+    @property
+    def sample_steps(self) -> int:
+        return self.rows * self.steps
+
+    @cached_property
+    def mixture(self) -> GaussianMixture:
+        generator = torch.Generator().manual_seed(self.dim)
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+        weights, means = 0.2 + uniform(self.components), 4.0 * uniform(self.components, self.dim) - 2.0
+        variances = 0.3 + uniform(self.components, self.dim)
+        return GaussianMixture(weights / weights.sum(), means, variances, "diag")
+
+    @cached_property
+    def process(self) -> LangevinProcess:
+        return LangevinProcess(self.mixture, T=0.02 * self.steps, n_steps=self.steps)
+
+    @cached_property
+    def x0(self) -> Tensor:
+        return self.mixture.sample(self.rows, seed=1).float()
+
+    @cached_property
+    def drift_scale(self) -> list[float]:
+        return self.process.drift_scale.tolist()
+
+    @cached_property
+    def noise_std(self) -> list[float]:
+        return self.process.noise_std.tolist()
+
+    @cached_property
+    def matmul_form(self) -> MatmulForm:
+        precisions, means = 1.0 / self.mixture.covariances, self.mixture.means
+        offsets = self.mixture.weights.log() + 0.5 * precisions.log().sum(1) - 0.5 * (precisions * means**2).sum(1)
+        return MatmulForm((precisions * means).float(), precisions.float(), offsets.float())
+
+    def noise(self, rows: int, seed: int) -> Tensor:
+        """The normals [N, rows, d] that the first paths see, by the reference."""
+        return torch.stack(
+            [philox_normal(rows, self.dim, seed=seed, step=n, backend="reference") for n in range(self.steps)]
+        )
+
+
+PLANAR = Problem(2, 8, *(128, 3) if TINY else (65_536, 100))
+VECTORS = Problem(16, 10, *(128, 3) if TINY else (8_192, 100))
+IMAGES = Problem(784, 10, *(128, 3) if TINY else (1_024, 50))
+
+
+def deviation(found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> float:
+    """Largest absolute error over the largest absolute value; a NaN anywhere makes it NaN, which is below no bound."""
+    errors = [
+        (f.double() - e.double()).abs().max() / e.double().abs().max().clamp_min(1e-300)
+        for f, e in zip(found, exact, strict=True)
+    ]
+    return float(torch.stack(errors).max())
+
+
+def law_deviation(found: Tensor, other: Tensor) -> float:
+    """Largest |z| over the means of each coordinate and of its square, of two independent samples [B, d]."""
+    worst = []
+    for a, b in ((found, other), (found.square(), other.square())):
+        a, b = a.double(), b.double()
+        error = ((a.var(0) + b.var(0)) / len(a)).sqrt()
+        worst.append(((a.mean(0) - b.mean(0)) / error).abs().max())
+    return float(torch.stack(worst).max())

@@ -1,0 +1,117 @@
+"""simulate and simulate_target against PyTorch, torch.compile, JAX and torchsde, at three sizes.
+
+Ours and the peers agree with the reference on the same noise, path by path; and a peer's own draws with ours in law.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from fastndsm import functional
+
+from . import floor, peers, peers_jax
+from .problems import CHECKED_ROWS, IMAGES, PLANAR, VECTORS, Problem, deviation, law_deviation
+from .record import Row
+
+SIMULATE = {
+    PLANAR: {"jax": 8.0, "eager": 25.0, "torchsde": 60.0},
+    VECTORS: {"jax": 6.0, "eager": 10.0, "torchsde": 60.0},
+    IMAGES: {"jax": 4.0, "eager": 7.0, "torchsde": 20.0},
+}
+SIMULATE_TARGET = {problem: {"jax": 4.0, "eager": 10.0} for problem in SIMULATE}
+PEERS: dict[str, Callable[[Problem, bool], dict[str, peers.Peer]]] = {
+    "eager": peers.eager,
+    "compiled": peers.compiled,
+    **{name: partial(peers_jax.simulate, generator) for name, generator in peers_jax.GENERATORS.items()},
+    "torchsde": peers.torchsde,
+}
+FLOAT32 = 1e-5  # plus ten times the reference's own error in float32
+MATMUL_FORM = 5e-5  # x P x - 2 x b cancels
+LARGEST_Z = 6.0
+
+
+def label(problem: Problem) -> str:
+    return f"d{problem.dim}"
+
+
+def skip_missing(contender: str) -> None:
+    if contender.startswith("jax") and not peers_jax.available():
+        pytest.skip("jax is not installed")
+    if contender == "torchsde" and not peers.torchsde_available():
+        pytest.skip("torchsde is not installed")
+
+
+def simulate(problem: Problem, target: bool, x0: Tensor, backend: str) -> tuple[Tensor, ...]:
+    """x, or x and target, of the first paths."""
+    if target:
+        return functional.simulate_target(x0, problem.process, seed=1, backend=backend)[:2]
+    return (functional.simulate(x0, problem.process, seed=1, backend=backend),)
+
+
+@lru_cache(maxsize=1)
+def checked(problem: Problem, target: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], float, float]:
+    """Ours on all paths; the float64 reference on the first ones, ours' deviation from it, and the bound on that."""
+    few = problem.x0[:CHECKED_ROWS]
+    exact = simulate(problem, target, few.double(), "reference")
+    own = deviation(simulate(problem, target, few, "reference"), exact)
+    ours = simulate(problem, target, problem.x0, "cpp")
+    return ours, exact, deviation(tuple(t[: len(few)] for t in ours), exact), FLOAT32 + 10.0 * own
+
+
+def row(problem: Problem, target: bool, contender: str, error: float, check: str) -> Row:
+    op = "simulate_target" if target else "simulate"
+    return Row(op, problem.label, contender, "a sample-step", problem.sample_steps, error, check)
+
+
+def run_ours(problem: Problem, target: bool, targets: dict[str, float], rates: floor.Rates, race: Any) -> None:
+    _, _, error, bound = checked(problem, target)
+    assert error <= bound
+    ours = row(problem, target, "ours", error, "float64 reference, same noise")
+    count = floor.simulate_target_multiply_adds if target else floor.simulate_multiply_adds
+    arithmetic = rates.floor(count(problem.dim, problem.components))
+    normals = rates.floor(0, problem.dim)
+    ours.floor_seconds = problem.sample_steps * (arithmetic + normals)
+    ours.floor = f"arithmetic {1e9 * arithmetic:.3g} + normals {1e9 * normals:.3g}"
+    ours.targets = targets
+    race(ours, partial(simulate, problem, target, problem.x0, "cpp"))
+
+
+def run_peer(problem: Problem, target: bool, contender: str, race: Any) -> None:
+    ours, exact, error, bound = checked(problem, target)
+    assert error <= bound
+    configurations = PEERS[contender](problem, target)
+    noise = problem.noise(CHECKED_ROWS, seed=1)
+    few, worst, furthest = problem.x0[:CHECKED_ROWS], 0.0, 0.0
+    for peer in configurations.values():
+        worst = max(worst, deviation(peer(problem, few, noise), exact))
+        assert worst <= MATMUL_FORM
+        furthest = max(furthest, *map(law_deviation, peer(problem, problem.x0, None), ours))
+        assert furthest <= LARGEST_Z
+    check = f"float64 reference, same noise; law, largest z {furthest:.2g}"
+    timed = {name: partial(peer, problem, problem.x0, None) for name, peer in configurations.items()}
+    race(row(problem, target, contender, worst, check), timed)
+
+
+@pytest.mark.parametrize("contender", ["ours", *PEERS])
+@pytest.mark.parametrize("problem", SIMULATE, ids=label)
+def test_simulate(problem: Problem, contender: str, rates: floor.Rates, race: Any) -> None:
+    skip_missing(contender)
+    if contender == "ours":
+        run_ours(problem, False, SIMULATE[problem], rates, race)
+    else:
+        run_peer(problem, False, contender, race)
+
+
+@pytest.mark.parametrize("contender", ["ours", *(name for name in PEERS if name != "torchsde")])
+@pytest.mark.parametrize("problem", SIMULATE_TARGET, ids=label)
+def test_simulate_target(problem: Problem, contender: str, rates: floor.Rates, race: Any) -> None:
+    skip_missing(contender)
+    if contender == "ours":
+        run_ours(problem, True, SIMULATE_TARGET[problem], rates, race)
+    else:
+        run_peer(problem, True, contender, race)

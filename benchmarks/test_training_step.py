@@ -1,0 +1,120 @@
+"""NDSM at the price of DSM: a step of the path estimator against one of classical denoising score matching.
+
+A step draws noised samples, evaluates the loss of the network, goes backward and updates by Adam. Both networks are the
+same, both scores residual (grad log pi(x) + net(x, t) / sqrt(v)); the second baseline leaves even that out. The
+contenders take turns, so that a machine that slows down slows them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastndsm
+from fastndsm import DSMLoss, GaussianMixture, LangevinProcess, NDSMLoss, OUProcess, ResidualScore, data, networks
+
+from .problems import TINY, deviation
+from .record import Row
+
+TURNS = 2 if TINY else 4
+BOUND = 1.15
+NOISING_STEPS = 100
+AGREEMENT = 1e-4  # of loss and gradients in float32, from the reference's on the same noise
+
+
+class Set(NamedTuple):
+    """Data, a reference for it, and an untrained network."""
+
+    label: str
+    data: Tensor
+    reference: GaussianMixture
+    network: Callable[[float], nn.Module]
+    batch: int
+
+
+@lru_cache
+def planar() -> Set:
+    dataset = data.load("four_modes", n=5000, seed=0)
+    reference = GaussianMixture.fit(dataset.train, 4 if TINY else 8, random_state=0)
+    width, batch = (16, 32) if TINY else (128, 512)
+    label = f"2-D, MLP 3x{width}, B={batch}, N={NOISING_STEPS}"
+    return Set(label, dataset.train, reference, lambda T: networks.MLP(2, (width,) * 3, horizon=T), batch)
+
+
+@lru_cache
+def images() -> Set:
+    generator = torch.Generator().manual_seed(0)
+    side, base, batch = (8, 4, 4) if TINY else (28, 16, 128)
+    means = torch.rand(10, side * side, generator=generator, dtype=torch.float64)
+    variances = 0.05 + 0.05 * torch.rand(10, generator=generator, dtype=torch.float64)
+    weights = torch.full((10,), 0.1, dtype=torch.float64)
+    reference = GaussianMixture(weights, means, variances, "spherical", event_shape=(1, side, side))
+    label = f"{side}x{side}, U-Net base {base}, B={batch}, N={NOISING_STEPS}"
+    points = reference.sample(8 * batch, seed=0).float()
+    return Set(label, points, reference, lambda T: networks.UNet(1, side, base, horizon=T), batch)
+
+
+SETS = {"planar": planar, "images": images}
+CONTENDERS = ("ours", "dsm", "dsm without residual")
+
+
+class Training:
+    """One contender's network, loss and optimizer."""
+
+    def __init__(self, chosen: Set, contender: str) -> None:
+        torch.manual_seed(0)
+        if contender == "ours":
+            self.process: LangevinProcess = LangevinProcess(chosen.reference, n_steps=NOISING_STEPS)
+            self.loss: Any = NDSMLoss(self.process)
+        else:
+            shape = chosen.reference.event_shape
+            linear = OUProcess(chosen.reference.dim, T=10.0, n_steps=NOISING_STEPS, event_shape=shape)
+            self.process, self.loss = linear, DSMLoss(linear)
+        net = chosen.network(self.process.T)
+        self.net = net if contender.endswith("without residual") else ResidualScore(net, self.process)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-3, fused=True)
+        self.data, self.batch, self.step = chosen.data, chosen.batch, 0
+
+    def __call__(self) -> None:
+        x0 = self.data[torch.arange(self.step, self.step + self.batch) % len(self.data)]
+        drawn = self.loss.draw(x0, seed=self.step)
+        loss = self.loss.evaluate(self.net, drawn)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+
+    def outcome(self, backend: str) -> tuple[Tensor, ...]:
+        """The loss of a few samples and its gradients."""
+        with fastndsm.use_backend(backend):
+            loss = self.loss(self.net, self.data[:16], seed=1)
+        gradients = torch.autograd.grad(loss, list(self.net.parameters()), allow_unused=True)
+        flat = torch.cat([g.flatten() for g in gradients if g is not None])
+        return loss.detach(), flat
+
+
+@lru_cache
+def training(name: str, contender: str) -> tuple[Training, float]:
+    """The contender, and how far its loss and gradients are from the reference's."""
+    made = Training(SETS[name](), contender)
+    for _ in range(2):  # the last layer starts at zero, and with it most gradients
+        made()
+    return made, deviation(made.outcome("cpp"), made.outcome("reference"))
+
+
+@pytest.mark.parametrize("contender", CONTENDERS)
+@pytest.mark.parametrize("turn", range(TURNS))
+@pytest.mark.parametrize("name", SETS)
+def test_training_step(name: str, turn: int, contender: str, race: Any) -> None:
+    step, error = training(name, contender)
+    assert error <= AGREEMENT
+    label = SETS[name]().label
+    row = Row("training step", label, contender, "a step", 1, error, "reference, same noise: loss and gradients")
+    if contender == "ours":
+        row.targets = {"dsm": 1.0 / BOUND}
+    race(row, step)

@@ -1,0 +1,56 @@
+"""The benchmark suite at its tiny size: every comparison behind a figure is made, and the results are written.
+
+The figures themselves mean nothing at this size. Peers that are not installed are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CASES = {
+    "philox_normal": 1,
+    "ndsm_loss": 1,
+    "dsm_loss": 1,
+    "mixture_score": 1,
+    "simulate": 3,
+    "simulate_target": 3,
+    "training step": 2,
+}
+LEFT_OUT = "d16 and jax or rbg or compiled and target"  # minutes of compilation, and nothing that the others have not
+
+
+def test_tiny_run_agrees_and_is_written_down(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    environment = os.environ | {
+        "FASTNDSM_BENCH_SIZE": "tiny",
+        "FASTNDSM_BENCH_RESULTS": str(results),
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-m", "pytest", "benchmarks", "-q", "-p", "no:cacheprovider", "--benchmark-quiet"]
+    done = subprocess.run(
+        [*command, "-k", f"not ({LEFT_OUT})"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2_000:]
+
+    stored = json.loads((results / "cpu.json").read_text())
+    assert stored["failed"] == []
+    ours = [row for row in stored["rows"] if row["contender"] == "ours"]
+    assert {op: sum(row["op"] == op for row in ours) for op in CASES} == CASES
+    assert all(row["median_ns_per_unit"] > 0 and row["rounds"] >= 2 for row in stored["rows"])
+    assert all(row["floor_seconds"] > 0 for row in ours if row["op"] not in ("philox_normal", "training step"))
+    assert all(stored["rates"][name] > 0 for name in ("fma", "sgemm", "normals", "bandwidth"))
+
+    peers = {row["contender"] for row in stored["rows"]}
+    assert {"eager", "compiled", "dsm"} <= peers
+    assert ("jax threefry" in peers) == (find_spec("jax") is not None)
+    assert ("torchsde" in peers) == (find_spec("torchsde") is not None)
+
+    table = (results / "cpu.md").read_text()
+    assert all(f"| {row['op']} | {row['case']} | " in table for row in ours if row["op"] != "training step")
+    assert stored["machine"]["cpu"] in table
