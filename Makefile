@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# Threads that wait by spinning bring each other to a halt on a machine that is busy with other things.
+export OMP_WAIT_POLICY ?= passive
+
 .PHONY: help test test-slow lint demo bench clean
 
 help:
@@ -38,8 +41,9 @@ test: lint
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
+# One thread: the network is so small that two spend their time waiting for each other.
 demo: $(INSTALLED)
-	$(BIN)/fastndsm train --data digits --out runs/demo --overwrite
+	$(BIN)/fastndsm train --data digits --out runs/demo --overwrite --threads 1
 
 bench: $(VENV)/.installed-benchmarks
 	$(BIN)/python -m pytest benchmarks
