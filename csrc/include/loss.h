@@ -44,20 +44,21 @@ FASTNDSM_HD S ndsm_row(Estimator estimator, const S* first, const S* second, con
     return sum_row<S>(d, [=](int64_t j, auto lane) {
       using V = decltype(lane);
       const V s = load<V>(first + j);
-      return V(s * (S(0.5) * s + inverse_std * load<V>(z + j)));
+      return V(s * fused(splat<V>(S(0.5)), s, V(inverse_std * load<V>(z + j))));
     });
   }
   if (estimator == Estimator::control_variate) {
     return sum_row<S>(d, [=](int64_t j, auto lane) {
       using V = decltype(lane);
       const V s = load<V>(first + j);
-      return V(S(0.5) * s * s + inverse_std * load<V>(z + j) * (s - load<V>(second + j)));
+      return fused(V(S(0.5) * s), s, V(inverse_std * load<V>(z + j) * (s - load<V>(second + j))));
     });
   }
   return sum_row<S>(d, [=](int64_t j, auto lane) {
     using V = decltype(lane);
     const V plus = load<V>(first + j), minus = load<V>(second + j);
-    return V(S(0.25) * (plus * plus + minus * minus) + S(0.5) * inverse_std * load<V>(z + j) * (plus - minus));
+    const V along = S(0.5) * inverse_std * load<V>(z + j) * (plus - minus);
+    return fused(splat<V>(S(0.25)), fused(plus, plus, V(minus * minus)), along);
   });
 }
 
@@ -67,12 +68,12 @@ FASTNDSM_HD void ndsm_row_backward(Estimator estimator, S grad, const S* first, 
   map_row<S>(d, [=](int64_t j, auto lane) {
     using V = decltype(lane);
     const V noise = grad * inverse_std * load<V>(z + j);
-    const V s = grad * load<V>(first + j);
+    const V to = fused(splat<V>(grad), load<V>(first + j), noise);
     if (estimator == Estimator::antithetic) {
-      store(to_first + j, V(S(0.5) * (s + noise)));
-      store(to_second + j, V(S(0.5) * (grad * load<V>(second + j) - noise)));
+      store(to_first + j, V(S(0.5) * to));
+      store(to_second + j, V(S(0.5) * fused(splat<V>(grad), load<V>(second + j), V(-noise))));
     } else {
-      store(to_first + j, V(s + noise));
+      store(to_first + j, to);
       if (estimator == Estimator::control_variate) store(to_second + j, V(-noise));
     }
   });

@@ -112,7 +112,7 @@ FASTNDSM_HD V splat(scalar_of<V> x) {
   if constexpr (lanes_of<V> == 1) {
     return x;
   } else {
-    return V{} + x;
+    return x - V{};  // a plain broadcast: x + 0 would have to turn -0 into 0, by an addition
   }
 }
 

@@ -1,0 +1,257 @@
+"""The stand-alone driver of the kernels, csrc/driver.cpp: its builds, what it is asked, and how it answers."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import itertools
+import math
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import COVARIANCE_TYPES, normals, random_mixture
+from torch import Tensor
+
+from fastndsm import GaussianMixture
+from fastndsm._jit import COMPILE_FLAGS
+
+HERE = Path(__file__).resolve().parent
+COMPILER = shutil.which("g++")
+X86 = platform.machine() == "x86_64"
+DTYPES = {"float32": np.float32, "float64": np.float64}
+Shape = tuple[int, int, int, int]  # rows, dimension, components, steps
+
+# --- builds ------------------------------------------------------------------------------------------------------
+
+# Without forced inlining the unoptimised kernels compile in seconds.
+QUICK = ("-O0", "-Dalways_inline=unused")
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")
+BUILDS = {
+    "sanitized": (*QUICK, *SANITIZERS, "-march=native"),
+    "scalar": (*QUICK, "-march=native", "-DFASTNDSM_SCALAR"),
+    "sse2": (*QUICK, "-march=x86-64"),
+    "avx2": (*QUICK, "-march=x86-64-v3"),
+}
+SHIPPED = {f"{isa} as shipped": f"-march={level}" for isa, level in (("sse2", "x86-64"), ("avx2", "x86-64-v3"))}
+
+
+def flags(build: str) -> tuple[str, ...]:
+    if build in BUILDS:
+        return BUILDS[build]
+    return tuple(SHIPPED[build] if flag == "-march=native" else flag for flag in COMPILE_FLAGS)
+
+
+def runs_here(build: str) -> bool:
+    """Whether this machine has the build's instruction set."""
+    if "avx2" in build:
+        return X86 and {"avx2", "fma", "bmi2"} <= set(Path("/proc/cpuinfo").read_text().split())
+    return X86 or "sse2" not in build
+
+
+@pytest.fixture(scope="module", name="drivers")
+def built_drivers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+    """Path of a build of the driver; those of BUILDS are begun at once, as many as there are cores."""
+    place = tmp_path_factory.mktemp("drivers")
+
+    @functools.cache
+    def build(name: str) -> Path:
+        path = place / name.replace(" ", "_")
+        command = [str(COMPILER), "-std=c++20", *flags(name), str(HERE / "csrc" / "driver.cpp"), "-o", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return path
+
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        begun = {name: pool.submit(build, name) for name in BUILDS if runs_here(name)}
+        yield lambda name: begun[name].result() if name in begun else build(name)
+        for future in begun.values():
+            future.cancel()
+
+
+# --- requests ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the driver is asked, and the shapes of what it answers."""
+
+    payload: bytes
+    shapes: tuple[tuple[int, ...], ...]
+    integers: bool = False
+
+
+def packed(*parts: int | Tensor | np.ndarray) -> bytes:
+    return b"".join(
+        np.int64(part).tobytes()
+        if isinstance(part, int)
+        else np.ascontiguousarray(part, dtype=np.int64 if np.asarray(part).dtype.kind in "iu" else np.float64).tobytes()
+        for part in parts
+    )
+
+
+def size_of(dtype: str) -> int:
+    return np.dtype(DTYPES[dtype]).itemsize
+
+
+def mixture_parts(m: GaussianMixture) -> tuple[int | Tensor, ...]:
+    means, precisions, log_scale, kind = m.operands(torch.float64)
+    return COVARIANCE_TYPES.index(kind), *means.shape, means, precisions, log_scale
+
+
+def run(
+    driver: Path, requests: list[Request], place: Path
+) -> tuple[subprocess.CompletedProcess[str], list[list[Tensor]]]:
+    """The driver's process and its answers; as many as it wrote, if it was stopped."""
+    (place / "requests").write_bytes(b"".join(request.payload for request in requests))
+    done = subprocess.run(
+        [driver, place / "requests", place / "answers"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"},
+    )
+    data = (place / "answers").read_bytes()
+    answers: list[list[Tensor]] = []
+    for request in requests:
+        answers.append([])
+        for shape in request.shapes:
+            count = math.prod(shape)
+            values = np.frombuffer(data[: 8 * count], dtype=np.int64 if request.integers else np.float64)
+            data = data[8 * count :]
+            if values.size == count:  # a driver that was stopped has written less
+                answers[-1].append(torch.from_numpy(values.copy()).reshape(shape))
+    assert not data
+    return done, answers
+
+
+# --- what is asked -----------------------------------------------------------------------------------------------
+
+KNOWN_ANSWERS = {  # Random123's kat_vectors: counter, key, output
+    "zeros": ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    "ones": ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    "pi": ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+}
+SHAPES = [(1, 1, 1, 3), (33, 1, 3, 2), (31, 2, 3, 7), (33, 3, 10, 5), (33, 4, 1, 4), (31, 5, 300, 3), (17, 2, 300, 2)]
+SHAPES += [(33, 16, 10, 3), (3, 67, 3, 3), (2, 130, 9, 1), (1, 4, 10, 1)]  # rows, dimension, components, steps
+SPLIT_SHAPES, SPLIT_ROWS = (SHAPES[2], SHAPES[5]), (0, 7, 16, 30)
+WHATS = ("state", "transition", "target", "mirrored target")
+SEED, FIRST_PATH = -0x123456789ABCDEF, 2**32 - 9
+LOSS_SHAPES = [(1, 1), (2, 7), (3, 64), (2, 133)]
+
+
+def words_of(text: str) -> list[int]:
+    return [int(word, 16) for word in text.split()]
+
+
+def random_counters() -> Tensor:
+    return torch.randint(0, 2**32, (70, 4), generator=torch.Generator().manual_seed(1))
+
+
+def edge_words() -> tuple[Tensor, Tensor]:
+    """Every radius word near a seam of the logarithm, beside every angle word near a seam of the quadrants."""
+    near = torch.arange(-3, 4)
+    seams = [0, 1 << 23, 1 << 24, 1 << 31, round(2**32 / 3), round(2**33 / 3), (1 << 32) - (1 << 8), 1 << 32]
+    radius = (torch.tensor(seams)[:, None] + near).flatten()
+    angle = (torch.arange(9)[:, None] * (1 << 29) + near).flatten()
+    radius, angle = (words[(words >= 0) & (words < 1 << 32)] for words in (radius, angle))
+    return radius.repeat_interleave(len(angle)), angle.repeat(len(radius))
+
+
+def function_points(dtype: str) -> Tensor:
+    """Reaching well beyond overflow and underflow of exp2 and exp, dense near 0 and 1, never 0."""
+    reach = 200.0 if dtype == "float32" else 1300.0
+    spread = torch.linspace(-reach, reach, 4000, dtype=torch.float64)
+    small = 2.0 ** torch.linspace(-20, 4, 500, dtype=torch.float64)
+    seams = torch.tensor([0.5, 2 / 3, 4 / 3, 1.0, 2.0], dtype=torch.float64)[:, None] + torch.arange(-3, 4) * 2.0**-23
+    points = torch.cat([spread, small, -small, seams.flatten()])
+    return points.to(torch.float32).double() if dtype == "float32" else points
+
+
+@functools.cache
+def case(kind: str, shape: Shape) -> tuple[GaussianMixture, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Mixture, x, z, steps, drift_scale and noise_std, exact in float32."""
+    rows, dim, components, n_steps = shape
+    m = random_mixture(kind, components, dim, ratio=8.0)
+    x, z = (2.0 * normals(rows, dim, seed=i, dtype=torch.float32).double() for i in range(2))
+    steps = torch.randint(0, n_steps + 1, (rows,), generator=torch.Generator().manual_seed(rows))
+    steps[-1] = n_steps
+    noise_std = (0.1 + 0.1 * torch.rand(n_steps, generator=torch.Generator().manual_seed(dim))).double()
+    return m, x, z, steps, (0.5 * noise_std.square()).float().double(), noise_std
+
+
+def trajectory(
+    kind: str, shape: Shape, what: str, dtype: str, *, rows: slice | None = None, tiles: int = 1 << 30
+) -> Request:
+    m, x, _, steps, drift_scale, noise_std = case(kind, shape)
+    first, last, _ = (rows or slice(None)).indices(len(x))
+    n, dim = last - first, x.shape[1]
+    tables = steps[first:last], drift_scale, noise_std, x[first:last]
+    parts = n, len(noise_std), SEED, FIRST_PATH + first, tiles, 0, *tables
+    total = n * (2 if what == "mirrored target" else 1)
+    shapes: tuple[tuple[int, ...], ...] = ((total, dim),)
+    if what == "transition":
+        shapes = shapes * 3
+    elif what != "state":
+        shapes = (*shapes, (total, dim), (total, 1 if kind == "spherical" else dim))
+    return Request(packed(4, size_of(dtype), *mixture_parts(m), WHATS.index(what), *parts), shapes)
+
+
+def loss_inputs(rows: int, dim: int) -> tuple[Tensor, ...]:
+    first, second, z = (normals(rows, dim, seed=i, dtype=torch.float32).double() for i in range(3))
+    return first, second, z, 0.5 + normals(rows, seed=3, dtype=torch.float32).abs().double(), normals(rows, seed=4)
+
+
+def all_requests() -> Iterator[tuple[str, Request]]:
+    """By name; those of a case carry its parameters in the name."""
+    for name, (counter, key, _) in KNOWN_ANSWERS.items():
+        yield f"words {name}", Request(packed(0, 8, 1, *words_of(key), *words_of(counter)), ((1, 4),) * 2, True)
+    yield "words random", Request(packed(0, 8, 70, 5, 6, random_counters()), ((70, 4),) * 2, True)
+    for dtype in DTYPES:
+        size = size_of(dtype)
+        radius, angle = edge_words()
+        yield f"normals {dtype}", Request(packed(1, size, len(radius), radius, angle), ((len(radius),),) * 2)
+        x = function_points(dtype)
+        yield f"functions {dtype}", Request(packed(2, size, len(x), x), ((len(x),),) * 3)
+        for rows, dim in LOSS_SHAPES:
+            matrix, vector = (rows, dim), (rows,)
+            shapes = (vector, matrix, *(vector, matrix, matrix) * 2, vector, matrix)
+            yield f"losses {rows}x{dim} {dtype}", Request(packed(5, size, rows, dim, *loss_inputs(rows, dim)), shapes)
+        for kind, shape in itertools.product(COVARIANCE_TYPES, SHAPES):
+            m, x, z, *_ = case(kind, shape)
+            payload = packed(3, size, *mixture_parts(m), len(x), x, z)
+            yield f"mixture {kind} {shape} {dtype}", Request(payload, ((len(x),), *(tuple(x.shape),) * 3))
+            for what in WHATS:
+                yield f"{what} {kind} {shape} {dtype}", trajectory(kind, shape, what, dtype)
+        for kind, shape, what in itertools.product(COVARIANCE_TYPES, SPLIT_SHAPES, WHATS):
+            name = f"{what} {kind} {shape} {dtype}"
+            yield f"tile by tile {name}", trajectory(kind, shape, what, dtype, tiles=1)
+            for row in SPLIT_ROWS:
+                yield f"row {row} {name}", trajectory(kind, shape, what, dtype, rows=slice(row, row + 1))
+
+
+@pytest.fixture(scope="module", name="answers")
+def all_answers(
+    drivers: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], dict[str, list[Tensor]]]:
+    """All answers of a build, by the name of the request; nothing may have been reported."""
+
+    @functools.cache
+    def ask(build: str) -> dict[str, list[Tensor]]:
+        if not runs_here(build):
+            pytest.skip(f"this machine cannot run {build}")
+        named = dict(all_requests())
+        done, found = run(drivers(build), list(named.values()), tmp_path_factory.mktemp("answers"))
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        if build != "sanitized":
+            assert done.stdout.strip() == build.split()[0]  # the instruction set that was compiled in
+        return dict(zip(named, found, strict=True))
+
+    return ask

@@ -1,0 +1,165 @@
+"""The C++ backend gives the same bits however it is run: threads, splits, neighbours, what memory held before."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cpp_cases import (  # noqa: F401
+    BITWISE,
+    FIRST_PATH,
+    LOSSES,
+    OPS,
+    POOL,
+    SEED,
+    Case,
+    assert_same,
+    case,
+    dtypes,
+    kernels,
+    kinds,
+    loss_inputs,
+    one_thread,
+    run,
+    sizes,
+)
+from helpers import normals
+from torch import Tensor
+
+from fastndsm import functional
+from fastndsm._ops import ops
+
+PIECES = (1, 15, 16, 17, 2, 13)  # of POOL rows; tiles hold 4 to 32
+
+
+def joined(pieces: list[tuple[Tensor, ...]], rows: list[int]) -> tuple[Tensor, ...]:
+    """Outputs of the whole from those of its pieces; mirrored ones go after all others."""
+    out = []
+    for parts in zip(*pieces, strict=True):
+        halves = zip(*(part.split(n) for part, n in zip(parts, rows, strict=True)), strict=True)
+        out.append(torch.cat([part for half in halves for part in half]))
+    return tuple(out)
+
+
+@dtypes
+@kinds
+@sizes
+def test_results_do_not_depend_on_threads_or_on_how_a_batch_is_split(
+    size: tuple[int, int], kind: str, dtype: torch.dtype
+) -> None:
+    assert sum(PIECES) == POOL
+    c = case(kind, *size)
+    starts = list(itertools.accumulate((0, *PIECES)))
+    for op in OPS:
+        torch.set_num_threads(1)
+        whole = run(op, c, "cpp", dtype)
+        pieces = [run(op, c, "cpp", dtype, slice(i, i + n)) for i, n in zip(starts, PIECES, strict=False)]
+        assert_same(joined(pieces, list(PIECES)), whole)
+        alone = [run(op, c, "cpp", dtype, slice(i, i + 1)) for i in range(20)]
+        for i, single in enumerate(alone):
+            assert_same(single, tuple(t[i::POOL] for t in whole))
+        for threads in (2, 3):
+            torch.set_num_threads(threads)
+            assert_same(run(op, c, "cpp", dtype), whole)
+
+
+@dtypes
+@kinds
+def test_mixture_ops_do_not_depend_on_the_order_of_rows(kind: str, dtype: torch.dtype) -> None:
+    order = torch.randperm(POOL, generator=torch.Generator().manual_seed(0))
+    for size in BITWISE:
+        c, moved = case(kind, *size), Case(kind, *size)
+        moved.x, moved.v = c.x[order], c.v[order]
+        for op in ("log_prob", "score", "hvp", "reverse ode", "last reverse sde"):
+            assert_same(run(op, moved, "cpp", dtype), tuple(t[order] for t in run(op, c, "cpp", dtype)))
+
+
+@dtypes
+@kinds
+def test_a_trajectory_does_not_depend_on_the_steps_of_others(kind: str, dtype: torch.dtype) -> None:
+    for size in BITWISE:
+        c, other = case(kind, *size), Case(kind, *size)
+        kept = torch.arange(POOL) % 3 == 0
+        other.steps = torch.where(kept, c.steps, 12 - c.steps)
+        for op in ("simulate", "transition", "target", "mirrored target"):
+            before, after = run(op, c, "cpp", dtype), run(op, other, "cpp", dtype)
+            for one, two in zip(before, after, strict=True):
+                rows = kept.repeat(len(one) // POOL)
+                assert torch.equal(one[rows], two[rows]) and not torch.equal(one, two)
+
+
+def loss_and_gradient(inputs: tuple[Tensor, ...], options: tuple[Any, ...], i: int, j: int) -> tuple[Tensor, ...]:
+    """Of the rows i..j."""
+    grad, scores, noise, std = inputs
+    part = torch.cat([half[i:j] for half in scores.split(len(noise))]), noise[i:j], std[i:j]
+    return ops.ndsm_loss(*part, *options), ops.ndsm_loss_backward(grad[i:j], *part, *options)
+
+
+@dtypes
+def test_losses_and_normals_do_not_depend_on_threads_or_splits(dtype: torch.dtype) -> None:
+    """Large enough that several threads have work."""
+    rows, dim = 300, 784
+    for estimator, antithetic in LOSSES:
+        pairs = antithetic or estimator != "plain"
+        inputs = normals(rows, seed=3).to(dtype), *loss_inputs(rows, dim, pairs, dtype)
+        both = functools.partial(loss_and_gradient, inputs, (estimator, antithetic, "cpp"))
+
+        torch.set_num_threads(1)
+        whole = both(0, rows)
+        assert_same(joined([both(0, 1), both(1, 133), both(133, rows)], [1, 132, 167]), whole)
+        torch.set_num_threads(3)
+        assert_same(both(0, rows), whole)
+    for dim in (1, 2, 3, 7, 64):
+        torch.set_num_threads(1)
+        draw = functools.partial(functional.philox_normal, dim=dim, seed=SEED, dtype=dtype, backend="cpp")
+        whole = draw(20000, first_path=FIRST_PATH)
+        assert torch.equal(torch.cat([draw(7, first_path=FIRST_PATH), draw(19993, first_path=FIRST_PATH + 7)]), whole)
+        torch.set_num_threads(3)
+        assert torch.equal(draw(20000, first_path=FIRST_PATH), whole)
+
+
+PERTURBED = """
+import hashlib, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from test_cpp_bitwise import BITWISE, LOSSES, OPS, case, functional, loss_inputs, ops, run
+from helpers import COVARIANCE_TYPES
+torch.set_num_threads(1)
+digest = hashlib.sha256()
+for dtype in (torch.float32, torch.float64):
+    outputs = [
+        run(op, case(kind, *size), "cpp", dtype, slice(33))
+        for op in OPS
+        for kind in COVARIANCE_TYPES
+        for size in BITWISE
+    ]
+    outputs += [(functional.philox_normal(33, d, seed=1, dtype=dtype, backend="cpp"),) for d in (1, 2, 3, 5, 67)]
+    for estimator, antithetic in LOSSES:
+        inputs = loss_inputs(33, 67, antithetic or estimator != "plain", dtype)
+        rest = (*inputs, estimator, antithetic, "cpp")
+        outputs.append((ops.ndsm_loss(*rest), ops.ndsm_loss_backward(inputs[2], *rest)))
+    for out in outputs:
+        for t in out:
+            digest.update(t.numpy().tobytes())
+fresh = set(torch.empty(5000, dtype=torch.uint8)[64:].tolist())
+print(digest.hexdigest(), *fresh if len(fresh) == 1 else ["mixed"])
+"""
+
+
+def test_nothing_is_read_before_it_is_written(start_python: Callable[..., Any]) -> None:
+    """New memory filled by glibc with one byte or another makes no difference; all outputs are in the digest."""
+    processes = [start_python(PERTURBED, Path(__file__).parent, MALLOC_PERTURB_=p) for p in ("128", "1")]
+    answers = []
+    for process in processes:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        answers.append(out.split())
+    (first, *one), (second, *other) = answers
+    if one != ["127"] or other != ["254"]:
+        pytest.skip("the allocator does not fill new memory")
+    assert first == second

@@ -1,0 +1,136 @@
+"""The C++ ops themselves, without the checks above them: what would read beyond an array is refused there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from cpp_cases import kernels  # noqa: F401
+
+X, SEED = torch.zeros(4, 2), torch.tensor(1)
+MEANS, PRECISIONS, LOG_SCALE = torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(3)
+MIXTURE = (MEANS, PRECISIONS, LOG_SCALE, "diag")
+A, S = torch.full((5,), 0.01), torch.ones(5)  # drift_scale, noise_std
+STEPS, ROWS = torch.ones(4, dtype=torch.int64), torch.ones(4)
+PATHS = (*MIXTURE, SEED, 0)
+WEIGHTS = torch.tensor([0.2, 0.5, 1.0], dtype=torch.float64)  # cumulative
+DRAW = (SEED, 0)
+NOISE = (SEED, SEED, 0, 0, torch.float32)
+
+
+def raw(name: str, *arguments: Any) -> Any:
+    return getattr(torch.ops.fastndsm_cpp, name)(*arguments)
+
+
+def mixtures() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
+    score = "mixture_score"
+    yield score, r"x: expected shape \[B, 2\], found \[4, 3\]", (torch.zeros(4, 3), *MIXTURE)
+    yield "mixture_log_prob", r"x: expected shape \[B, 2\], found \[4\]", (torch.zeros(4), *MIXTURE)
+    yield "mixture_hvp", r"v: expected the shape of x, \[4, 2\], found \[3, 2\]", (X, X[:3], *MIXTURE)
+    for kind, shape in (("spherical", "3"), ("diag", "3, 2"), ("tied", "2, 2"), ("full", "3, 2, 2")):
+        message = rf"precisions: expected shape \[{shape}\], found \[3, 3\]"
+        yield score, message, (X, MEANS, torch.ones(3, 3), LOG_SCALE, kind)
+    yield score, r"log_scale: expected shape \[3\], found \[2\]", (X, MEANS, PRECISIONS, LOG_SCALE[:2], "diag")
+    yield score, r"means: expected shape \[K, d\], found \[2\]", (X, MEANS[0], *MIXTURE[1:])
+    empty = (MEANS[:0], PRECISIONS[:0], LOG_SCALE[:0], "diag")
+    yield score, r"means: expected shape \[K, d\], found \[0, 2\]", (X, *empty)
+    expected = "covariance_type: expected spherical, diag, tied or full, found round"
+    yield score, expected, (X, *MIXTURE[:3], "round")
+    yield (
+        "mixture_sample",
+        r"factors: expected shape \[3, 2\], found \[3\]",
+        (4, WEIGHTS, MEANS, ROWS[:3], "diag", *DRAW),
+    )
+    expected = "cumulative_weights: expected float64, found Float"
+    yield "mixture_sample", expected, (4, WEIGHTS.float(), *MIXTURE[:2], "diag", *DRAW)
+    yield "mixture_sample", "n: expected at least 0, found -1", (-1, WEIGHTS, *MIXTURE[:2], "diag", *DRAW)
+
+
+def processes() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
+    yield "simulate", r"x0: expected shape \[B, 2\], found \[4, 1\]", (X[:, :1], STEPS, A, S, *PATHS)
+    yield "simulate", "steps: expected values in 0..5, found 6", (X, 6 * STEPS, A, S, *PATHS)
+    yield "simulate_target", "steps: expected values in 0..5, found -1", (X, -STEPS, A, S, *PATHS, True)
+    yield "simulate", r"steps: expected int64 \[4\], found Int of shape \[4\]", (X, STEPS.int(), A, S, *PATHS)
+    expected = r"steps: expected int64 \[4\], found Long of shape \[3\]"
+    yield "simulate_transition", expected, (X, STEPS[:3], A, S, *PATHS)
+    yield "simulate", r"noise_std: expected shape \[5\], found \[4\]", (X, STEPS, A, S[:4], *PATHS)
+    expected = r"seed: expected a 0-d int64 tensor, found Long of shape \[1\]"
+    yield "simulate", expected, (X, STEPS, A, S, *MIXTURE, SEED[None], 0)
+    for step in (-1, 5):
+        expected = f"step: expected 0..4, found {step}"
+        yield "reverse_step", expected, (X, X, torch.tensor(step), A, S, *PATHS, "sde")
+    yield "reverse_step", "method: expected sde or ode, found heun", (X, X, SEED, A, S, *PATHS, "heun")
+    yield "reverse_step", r"score: expected shape \[4, 2\], found \[3, 2\]", (X, X[:3], SEED, A, S, *PATHS, "sde")
+    yield "reverse_step", r"noise_std: expected shape \[5\], found \[1\]", (X, X, SEED, A, S[:1], *PATHS, "sde")
+
+
+def losses_and_noise() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
+    expected = "estimator: expected plain or control_variate, found fancy"
+    yield "ndsm_loss", expected, (X, X, ROWS, "fancy", False)
+    expected = r"scores: expected shape \[8, 2\], found \[4, 2\]"
+    yield "ndsm_loss", expected, (X, X, ROWS, "control_variate", False)
+    yield "ndsm_loss", expected, (X, X, ROWS, "plain", True)
+    yield "ndsm_loss", r"std: expected shape \[4\], found \[3\]", (X, X, ROWS[:3], "plain", False)
+    expected = r"grad: expected shape \[4\], found \[3\]"
+    yield "ndsm_loss_backward", expected, (ROWS[:3], X, X, ROWS, "plain", False)
+    yield "dsm_loss_backward", expected, (ROWS[:3], X, X)
+    expected = r"target: expected the shape of score, \[4, 2\], found \[4, 1\]"
+    yield "dsm_loss", expected, (X, X[:, :1])
+    yield "dsm_loss_backward", expected, (ROWS, X, X[:, :1])
+    yield "philox_normal", r"dim: expected 1 to 2\^33, found 0", (3, 0, *NOISE)
+    yield "philox_normal", "n_paths: expected at least 0, found -1", (-1, 2, *NOISE)
+    expected = r"step: expected an int64 tensor, 0-d or \[3\], found Long of shape \[2\]"
+    yield "philox_normal", expected, (3, 2, SEED, STEPS[:2], *NOISE[2:])
+    yield "philox_normal", "stream: expected 0 to 255, found 256", (3, 2, SEED, SEED, 256, *NOISE[3:])
+    yield "philox_normal", "first_path: expected at least 0, found -1", (3, 2, SEED, SEED, 0, -1, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "arguments"),
+    [
+        pytest.param(*bad, id=f"{bad[0]}: {bad[1]}".replace("\\", ""))
+        for bad in (*mixtures(), *processes(), *losses_and_noise())
+    ],
+)
+def test_values_and_shapes_are_refused(name: str, message: str, arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        raw(name, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "name", "arguments"),
+    [
+        (RuntimeError, "expected scalar type Double but found Float", "mixture_score", (X.double(), *MIXTURE)),
+        (RuntimeError, "expected scalar type Float but found Double", "dsm_loss", (X, X.double())),
+        (RuntimeError, "not implemented for 'Long'", "mixture_score", (X.long(), *MIXTURE)),
+        (TypeError, "dtype: expected float32, float64, float16 or bfloat16, found Long", "philox_normal",
+         (3, 2, *NOISE[:4], torch.int64)),
+    ],
+    ids=["parameters", "target", "integers", "noise"],
+)  # fmt: skip
+def test_dtypes_are_refused(error: type[Exception], message: str, name: str, arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(error, match=message):
+        raw(name, *arguments)
+
+
+def test_no_rows_are_served() -> None:
+    """A batch of no rows cannot come through the public functions; the ops give back as many."""
+    x, steps, std = X[:0], STEPS[:0], ROWS[:0]
+    found = [
+        raw("mixture_score", x, *MIXTURE),
+        raw("mixture_log_prob", x, *MIXTURE),
+        raw("mixture_hvp", x, x, *MIXTURE),
+        raw("mixture_sample", 0, WEIGHTS, MEANS, PRECISIONS, "diag", *DRAW),
+        raw("simulate", x, steps, A, S, *PATHS),
+        *raw("simulate_transition", x, steps, A, S, *PATHS),
+        *raw("simulate_target", x, steps, A, S, *PATHS, True),
+        raw("reverse_step", x, x, SEED, A, S, *PATHS, "sde"),
+        raw("philox_normal", 0, 2, *NOISE),
+        raw("ndsm_loss", x, x, std, "plain", True),
+        raw("ndsm_loss_backward", std, x, x, std, "plain", False),
+        raw("dsm_loss", x, x),
+        raw("dsm_loss_backward", std, x, x),
+    ]
+    assert [len(t) for t in found] == [0] * len(found)
