@@ -51,8 +51,8 @@ def test_gradient_traces_on_trained_networks() -> None:
         (row,) = [r for r in rows if (r["data"], r["row"], r.get(key)) == (data, who, value)]
         return float(row["trace"])
 
-    assert trace("ring", "plain", "dt", 1e-3) >= 25 * trace("ring", "control_variate", "dt", 1e-3)
-    assert trace("ring", "control_variate", "dt", 0.1) >= 1.5 * trace("ring", "plain antithetic", "dt", 0.1)
+    assert trace("four_modes", "plain", "dt", 1e-3) >= 25 * trace("four_modes", "control_variate", "dt", 1e-3)
+    assert trace("four_modes", "control_variate", "dt", 0.1) >= 1.5 * trace("four_modes", "plain antithetic", "dt", 0.1)
     # two draws of path for the two evaluations of a mirrored pair
     assert trace("digits", "plain antithetic", "t/T", 1.0) >= 8 * trace("digits", "path", "t/T", 1.0) / 2
 
