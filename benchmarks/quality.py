@@ -163,7 +163,7 @@ def gradient_trace(
 
 
 def variance(seed: int = 0, steps: int = 4000, n: int = 1000) -> list[Row]:
-    """Gradient traces on a trained four-modes network at last steps of 1e-3 and 0.1, and on a trained digits network."""
+    """Gradient traces on trained networks: four modes at last steps of 1e-3 and 0.1, the digits at three times."""
     rows = []
     torch.manual_seed(seed)
     dataset = data.load("four_modes", n=5000, seed=seed)  # wide enough for a step of 0.1 to be stable
