@@ -124,9 +124,7 @@ at::Tensor moment(const at::Tensor& x, const at::Tensor& z, const at::Tensor& me
         evaluate_rows<V, kind, with_product>(
             mixture.view(), in, along, begin, end,
             [&](auto& tile, const V* tx, const V* tz, int64_t first, int64_t count) {
-              for (int64_t j = 0; j < d; j += tile.kChunk) {
-                tile.moments(tx, tz, j, std::min<int64_t>(j + tile.kChunk, d), score + j, product + j, nullptr);
-              }
+              tile.all_moments(tx, tz, score, product, nullptr);
               scatter_rows(with_product ? product : score, first, count, d, to);
             });
       });
@@ -173,25 +171,20 @@ at::Tensor reverse_step(const at::Tensor& y, const at::Tensor& score, const at::
     const NoiseStream noise(seed_value(seed), kReverseStream);
     by_kind(mixture.view().kind, [&](auto kind) {
       parallel_rows<lanes_of<V>>(y.size(0), [&](int64_t begin, int64_t end) {
-        std::vector<V> memory(2 * d + 4);
-        V *reference = memory.data(), *learnt = reference + d;
+        std::vector<V> memory(3 * d);
+        V *reference = memory.data(), *learnt = reference + d, *xi = learnt + d;
         evaluate_rows<V, kind, false>(
             mixture.view(), in, nullptr, begin, end, [&](auto& tile, V* ty, const V*, int64_t first, int64_t count) {
               uint32_t low[lanes_of<V>], high[lanes_of<V>];
               for (int l = 0; l < lanes_of<V>; ++l) path_words(first_path + first + l, kReverseStream, low[l], high[l]);
-              const U c0 = load<U>(low), c1 = load<U>(high);
-              for (int64_t j = 0; j < d; j += tile.kChunk) {
-                tile.moments(ty, nullptr, j, std::min<int64_t>(j + tile.kChunk, d), reference + j, nullptr, nullptr);
-              }
+              tile.all_moments(ty, nullptr, reference, nullptr, nullptr);
               gather_rows(slope, first, count, d, learnt);
-              for (int64_t j = 0; j < d; j += 4) {
-                V xi[4] = {V{}, V{}, V{}, V{}};
-                if (noisy) {
-                  noise.normals(c0, c1, splat<U>(static_cast<uint32_t>(n)), splat<U>(static_cast<uint32_t>(j / 4)), xi);
-                }
-                for (int64_t i = 0; i < std::min<int64_t>(4, d - j); ++i) {
-                  ty[j + i] = ty[j + i] - a * reference[j + i] + weight * learnt[j + i] + s * xi[i];
-                }
+              if (noisy) {
+                const PathCounters<U> paths(load<U>(low), load<U>(high));
+                normals(paths.at(static_cast<uint32_t>(n), noise.key), 0, d, xi);
+              }
+              for (int64_t j = 0; j < d; ++j) {
+                ty[j] = ty[j] - a * reference[j] + weight * learnt[j] + s * xi[j];
               }
               scatter_rows(ty, first, count, d, to);
             });

@@ -58,24 +58,29 @@ void fill_blocks(scalar_of<V>* out, const Rows& rows, const NoiseStream& noise, 
   const U rows_ahead = splat<U>(static_cast<uint32_t>(W / per_row));
   const U blocks_ahead = splat<U>(static_cast<uint32_t>(W % per_row));
   const U row_length = splat<U>(static_cast<uint32_t>(per_row));
-  const U common_step = splat<U>(static_cast<uint32_t>(rows.step[0]));
 
+  const CommonWords common(c1, static_cast<uint32_t>(rows.step[0]), noise.key);
   U words[kTile][2][4];
   while (begin < end) {
     for (int t = 0; t < kTile && begin + 2 * t * W < end; ++t) {
-      U(&c)[2][4] = words[t];
+      U paths[2], blocks[2];
       for (int i = 0; i < 2; ++i) {
-        c[i][0] = path;
-        c[i][1] = splat<U>(c1);
-        c[i][2] = step_per_path ? lane_steps<V, P>(rows, begin + (2 * t + i) * W, per_row) : common_step;
-        c[i][3] = block;
+        paths[i] = path, blocks[i] = block;
         block += blocks_ahead;
         path += rows_ahead;
         const auto wrapped = block >= row_length;
         path = select(wrapped, U(path + 1u), path);
         block = select(wrapped, U(block - row_length), block);
       }
-      philox4x32_10(c, noise.k0, noise.k1);
+      if constexpr (step_per_path) {
+        for (int i = 0; i < 2; ++i) {
+          words[t][i][0] = paths[i], words[t][i][1] = splat<U>(c1);
+          words[t][i][2] = lane_steps<V, P>(rows, begin + (2 * t + i) * W, per_row), words[t][i][3] = blocks[i];
+        }
+        philox4x32_10(words[t], noise.key);
+      } else {
+        common.words(paths, blocks, words[t]);
+      }
     }
     for (int t = 0; t < 2 * kTile && begin < end; ++t, begin += W) {
       const U(&w)[4] = words[t / 2][t % 2];

@@ -48,19 +48,15 @@ void sample_into(const Source<S>& source, const NoiseStream& noise, int64_t n, i
   constexpr int W = kLanes<S>;
   const int64_t d = source.dim;
   at::parallel_for(0, (n + W - 1) / W, 16, [&](int64_t begin, int64_t end) {
-    std::vector<V> z((d + 3) / 4 * 4);
+    std::vector<V> z(d);
     for (int64_t tile = begin; tile < end; ++tile) {
       uint32_t low[W], high[W], word[W];
       for (int l = 0; l < W; ++l) path_words(first_path + tile * W + l, kPriorStream, low[l], high[l]);
-      const U c0 = load<U>(low), c1 = load<U>(high);
-      U c[4] = {c0, c1, splat<U>(1u), U{}};
-      philox4x32_10(c, noise.k0, noise.k1);
-      store(word, c[0]);
-      for (int64_t j = 0; j < d; j += 4) {
-        V four[4];
-        noise.normals(c0, c1, U{}, splat<U>(static_cast<uint32_t>(j / 4)), four);
-        std::copy_n(four, 4, z.data() + j);
-      }
+      const PathCounters<U> paths(load<U>(low), load<U>(high));
+      U choice[1][4];
+      paths.at(1, noise.key).words(0, choice);
+      store(word, choice[0][0]);
+      normals(paths.at(0, noise.key), 0, d, z.data());
       for (int l = 0; l < std::min<int64_t>(W, n - tile * W); ++l) {
         const double u = (word[l] + 0.5) * 0x1p-32;
         const int64_t k = std::upper_bound(source.cumulative, source.cumulative + source.n_components, u) - source.cumulative;

@@ -9,8 +9,6 @@
 
 namespace fastndsm {
 
-constexpr bool known_dimension(int64_t d) { return d == 2 || d == 3; }  // at compile time
-
 template <typename S>
 struct Batch {
   int64_t n_rows, n_steps, first_path;
@@ -54,21 +52,23 @@ inline int Schedule::rows(int64_t i, const int64_t*& row) const {
   return static_cast<int>(std::min<int64_t>(lanes_, n_rows_ - tile * lanes_));
 }
 
-// Rows that share a tile: two vectors of them in the small dimensions, where one would leave the machine waiting.
+// Lanes of a tile: two vectors of rows in the small dimensions, where one would leave the machine waiting.
 template <typename S>
-int tile_rows(const ProcessView<S>& process, const Batch<S>& batch) {
-  const bool small = known_dimension(process.mixture.dim) && process.mixture.n_components <= kResident;
-  return kLanes<S> * (small && !batch.mirrored ? 2 : 1);
+constexpr int tile_lanes(int D) {
+  return kLanes<S> * (D > 0 && kLanes<S> > 1 ? 2 : 1);
 }
 
-// Tiles begin..end of the schedule.
 template <typename S>
-void run_tiles(const ProcessView<S>& process, const Batch<S>& batch, const Schedule& schedule, int64_t begin, int64_t end);
+int known_dimension(const ProcessView<S>& process) {  // 0 if the kernels know it at run time only
+  const auto kind = process.mixture.kind;
+  const bool small = sizeof(S) == 4 && process.mixture.dim >= 2 && process.mixture.dim <= 3 && process.mixture.n_components <= kResident;
+  return small && (kind == Covariance::spherical || kind == Covariance::diag) ? static_cast<int>(process.mixture.dim) : 0;
+}
 
 template <typename S, Covariance kind, int D, bool target>
 struct TileRunner {
-  using V = vec<S, kLanes<S>>;
-  static constexpr int W = kLanes<S>;
+  static constexpr int W = tile_lanes<S>(D);
+  using V = vec<S, W>;
 
   static void run(const ProcessView<S>& process, const Batch<S>& batch, const Schedule& schedule, int64_t begin,
                   int64_t end) {
@@ -76,21 +76,18 @@ struct TileRunner {
     const int64_t rates = kind == Covariance::spherical ? 1 : d;
     const int64_t state = d + (target ? d + 2 * rates : batch.mean ? 2 * d : 0);
     const int64_t own = MixtureScratch<V>::vectors(k, d) + d + state;
-    const int most = batch.mirrored || schedule.lanes() > W ? 2 : 1;
-    std::vector<V> memory(most * own);
+    const int members = batch.mirrored ? 2 : 1;
+    std::vector<V> memory(members * own);
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t* row;
       const int count = schedule.rows(tile, row);
-      const int members = batch.mirrored || count > W ? 2 : 1;
       Member<V> member[2];
       for (int i = 0; i < members; ++i) {
         V* base = memory.data() + i * own;
         V* z = base + MixtureScratch<V>::vectors(k, d);
         V* x = z + d;
         const bool mirror = batch.mirrored && i == 1;
-        const int64_t* rows = batch.mirrored ? row : row + i * W;
-        const int n = batch.mirrored ? count : std::min(W, count - i * W);
-        member[i] = {tile_lanes(process, batch, rows, n),
+        member[i] = {lanes_of_rows(process, batch, row, count),
                      target       ? TileState<V>{x, nullptr, nullptr, x + d, x + 2 * d, x + 2 * d + rates}
                      : batch.mean ? TileState<V>{x, x + d, x + 2 * d, nullptr, nullptr, nullptr}
                                   : TileState<V>{x, nullptr, nullptr, nullptr, nullptr, nullptr},
@@ -98,19 +95,17 @@ struct TileRunner {
                      mirror ? member[0].z : z,
                      mirror ? S(-1) : S(1),
                      !mirror};
-        load_state(batch, member[i].state, rows, n, d, rates);
+        load_state(batch, member[i].state, row, count, d, rates);
       }
       Trajectory<V, kind, D, target ? Output::target : Output::state>{process}.run(member, members);
       for (int i = 0; i < members; ++i) {
-        const int64_t* rows = batch.mirrored ? row : row + i * W;
-        const int n = batch.mirrored ? count : std::min(W, count - i * W);
-        store_state(batch, member[i].state, rows, n, batch.mirrored ? i * batch.n_rows : 0, d, rates);
+        store_state(batch, member[i].state, row, count, batch.mirrored ? i * batch.n_rows : 0, d, rates);
       }
     }
   }
 
  private:
-  static Lanes<V> tile_lanes(const ProcessView<S>& process, const Batch<S>& batch, const int64_t* row, int count) {
+  static Lanes<V> lanes_of_rows(const ProcessView<S>& process, const Batch<S>& batch, const int64_t* row, int count) {
     Lanes<V> lanes;
     uint32_t c0[W], c1[W];
     S steps[W];
@@ -121,7 +116,7 @@ struct TileRunner {
       steps[l] = S(n);
       lanes.first = std::min(lanes.first, n), lanes.last = std::max(lanes.last, n);
     }
-    lanes.c0 = load<words_of<V>>(c0), lanes.c1 = load<words_of<V>>(c1), lanes.steps = load<V>(steps);
+    lanes.paths = {load<words_of<V>>(c0), load<words_of<V>>(c1)}, lanes.steps = load<V>(steps);
     return lanes;
   }
 
@@ -168,21 +163,18 @@ struct TileRunner {
   }
 };
 
-// The kernel of this covariance type and dimension; small dimensions are known at compile time where it pays.
+// Tiles begin..end of the schedule, by the kernel of this covariance type and dimension.
 template <typename S, bool target>
-void dispatch_tiles(const ProcessView<S>& process, const Batch<S>& batch, const Schedule& schedule, int64_t begin,
-                    int64_t end) {
+void run_tiles(const ProcessView<S>& process, const Batch<S>& batch, const Schedule& schedule, int64_t begin, int64_t end) {
   const auto go = [&](auto kind, auto dim) {
     TileRunner<S, decltype(kind)::value, decltype(dim)::value, target>::run(process, batch, schedule, begin, end);
   };
   const auto by_dim = [&](auto kind) {
     if constexpr (sizeof(S) == 4) {
-      if (process.mixture.n_components <= kResident) {
-        switch (process.mixture.dim) {
-          case 2: return go(kind, std::integral_constant<int, 2>{});
-          case 3: return go(kind, std::integral_constant<int, 3>{});
-          default: break;
-        }
+      switch (known_dimension(process)) {
+        case 2: return go(kind, std::integral_constant<int, 2>{});
+        case 3: return go(kind, std::integral_constant<int, 3>{});
+        default: break;
       }
     }
     go(kind, std::integral_constant<int, 0>{});
@@ -195,5 +187,13 @@ void dispatch_tiles(const ProcessView<S>& process, const Batch<S>& batch, const 
     case Covariance::full: return go(std::integral_constant<Covariance, Covariance::full>{}, general);
   }
 }
+
+// Long to compile: each in a file of its own.
+#define FASTNDSM_RUN_TILES(S, target) \
+  template void run_tiles<S, target>(const ProcessView<S>&, const Batch<S>&, const Schedule&, int64_t, int64_t)
+extern FASTNDSM_RUN_TILES(float, false);
+extern FASTNDSM_RUN_TILES(float, true);
+extern FASTNDSM_RUN_TILES(double, false);
+extern FASTNDSM_RUN_TILES(double, true);
 
 }  // namespace fastndsm

@@ -20,13 +20,6 @@
 
 namespace fastndsm {
 
-// Loops that are long in themselves: one copy of each, whoever calls.
-#if defined(__CUDACC__)
-#define FASTNDSM_OUTLINE __host__ __device__
-#else
-#define FASTNDSM_OUTLINE __attribute__((noinline))
-#endif
-
 enum class Covariance { spherical, diag, tied, full };
 
 constexpr int kResident = 256;  // components whose weights a tile keeps
@@ -100,24 +93,14 @@ class MixtureTile {
 
   // First pass. x [d], z [d] (only with_product). After it `moments` may be called for any chunk of dimensions.
   FASTNDSM_HD void prepare(const V* x, const V* z) {
-    prepare_logits(x, z);
-    prepare_weights();
-  }
-
-  // Its two halves, so that a caller may take several tiles through each in turn: the halves are chains of dependent
-  // instructions, and those of another tile fill the gaps.
-  FASTNDSM_HD void prepare_logits(const V* x, const V* z) {
     begin();
     transform(x, z);
     if (resident()) {
       all_logits(x, z, 0, m_.n_components);
+      weigh(0, m_.n_components);
     } else {
       for (int64_t k = 0; k < m_.n_components; k += block_size()) absorb(x, z, k);
     }
-  }
-
-  FASTNDSM_HD void prepare_weights() {
-    if (resident()) weigh(0, m_.n_components);
     finish();
   }
 
@@ -141,7 +124,7 @@ class MixtureTile {
     const int64_t k1 = std::min<int64_t>(k0 + block_size(), m_.n_components);
     all_logits(x, z, k0, k1);
     weigh(k0, k1);
-    accumulate(k0, k1, 0, dim(), t_.a, t_.r, t_.b, t_.s, false);
+    accumulate(k0, k1);
   }
 
   FASTNDSM_HD void finish() {
@@ -149,19 +132,48 @@ class MixtureTile {
     rate_ = rate_ * inverse_, along_ = along_ * inverse_, slope_ = slope_ * inverse_;
   }
 
-  // Second pass over dimensions j0..j1: score, H z and the mean precision diagonal of each, [j1 - j0]; the last two
-  // may be null.
-  FASTNDSM_HD void moments(const V* x, const V* z, int64_t j0, int64_t j1, V* score, V* hvp, V* rate) {
-    constexpr int chunk = D > 0 ? D : kChunk;
-    V local_a[chunk], local_r[chunk], local_b[chunk], local_s[chunk];
-    const V *a = t_.a + j0, *r = t_.r + j0, *b = t_.b + j0, *s = t_.s + j0;
+  // Second pass: score, H z and the mean precision diagonal of the C dimensions from j0 on; the last two may be null.
+  template <int C>
+  FASTNDSM_HD void moments(const V* x, const V* z, int64_t j0, V* score, V* hvp, V* rate) {
+    constexpr int G = C < kGroup ? C : kGroup;
+    static_assert(C % G == 0, "whole groups");
+    FASTNDSM_UNROLL
+    for (int i = 0; i < C; i += G) group<G>(x, z, j0 + i, score + i, with_product ? hvp + i : nullptr, rate ? rate + i : nullptr);
+  }
+
+  // Of all dimensions.
+  FASTNDSM_HD void all_moments(const V* x, const V* z, V* score, V* hvp, V* rate) {
+    const auto at = [](V* p, int64_t j) { return p ? p + j : nullptr; };
+    int64_t j = 0;
+    for (; j + kGroup <= dim(); j += kGroup) moments<kGroup>(x, z, j, score + j, at(hvp, j), at(rate, j));
+    for (; j < dim(); ++j) moments<1>(x, z, j, score + j, at(hvp, j), at(rate, j));
+  }
+
+  // Dimensions that go together: as many independent sums as the multiply-adds' latency needs.
+  static constexpr int kGroup = D > 0 ? D : kind == Covariance::diag || with_product ? 4 : 8;
+
+  // -infinity where every component's overflows.
+  FASTNDSM_HD V log_prob() const {
+    const V value = (maximum_ + log(total_) * S(1.44269504088896340736)) * kLn2;
+    const V finite = select(maximum_ > kLowest, value, splat<V>(-std::numeric_limits<S>::infinity()));
+    return select(total_ == total_, finite, total_);  // log takes no NaN
+  }
+
+ private:
+  FASTNDSM_HD bool resident() const { return kind != Covariance::full && m_.n_components <= kResident; }
+
+  // The moments of G dimensions from j0 on.
+  template <int G>
+  FASTNDSM_HD void group(const V* x, const V* z, int64_t j0, V* score, V* hvp, V* rate) const {
+    V a[G], r[G], b[G], s[G];
     if (resident()) {
-      accumulate(0, m_.n_components, j0, j1, local_a, local_r, local_b, local_s, true);
-      a = local_a, r = local_r, b = local_b, s = local_s;
+      sum_components<G>(j0, a, r, b, s);
+    } else {
+      FASTNDSM_UNROLL
+      for (int i = 0; i < G; ++i) a[i] = t_.a[j0 + i], r[i] = t_.r[j0 + i], b[i] = t_.b[j0 + i], s[i] = t_.s[j0 + i];
     }
-    const int64_t count = D > 0 ? D : j1 - j0;
-#pragma GCC unroll 4
-    for (int64_t i = 0; i < count; ++i) {
+    FASTNDSM_UNROLL
+    for (int i = 0; i < G; ++i) {
       const int64_t j = j0 + i;
       if constexpr (kind == Covariance::spherical || kind == Covariance::diag) {
         const V p = kind == Covariance::diag ? V(r[i] * inverse_) : rate_;
@@ -186,17 +198,48 @@ class MixtureTile {
     }
   }
 
-  // -infinity where every component's overflows.
-  FASTNDSM_HD V log_prob() const {
-    const V value = (maximum_ + log(total_) * S(1.44269504088896340736)) * kLn2;
-    const V finite = select(maximum_ > kLowest, value, splat<V>(-std::numeric_limits<S>::infinity()));
-    return select(total_ == total_, finite, total_);  // log takes no NaN
+  // Sums over all components, whose weights lie in the scratch; in a small dimension even and odd ones apart, again to have
+  // sums enough.
+  template <int G>
+  FASTNDSM_HD void sum_components(int64_t j0, V* a, V* r, V* b, V* s) const {
+    constexpr int parts = G < 4 ? 2 : 1;
+    V sum[parts][4][G];
+    FASTNDSM_UNROLL
+    for (int q = 0; q < parts; ++q) {
+      FASTNDSM_UNROLL
+      for (int i = 0; i < G; ++i) sum[q][0][i] = V{}, sum[q][1][i] = V{}, sum[q][2][i] = V{}, sum[q][3][i] = V{};
+    }
+    const int64_t d = dim(), n = m_.n_components;
+    const S* value = (kind == Covariance::spherical ? m_.means : m_.pulls) + j0;
+    const S* precision = m_.precisions + (kind == Covariance::diag ? j0 : 0);
+    int64_t k = 0;
+    for (; k + parts <= n; k += parts) {
+      FASTNDSM_UNROLL
+      for (int q = 0; q < parts; ++q) add_component<G>(k + q, value + (k + q) * d, precision + (k + q) * d, sum[q]);
+    }
+    if (parts > 1 && k < n) add_component<G>(k, value + k * d, precision + k * d, sum[0]);
+    FASTNDSM_UNROLL
+    for (int i = 0; i < G; ++i) {
+      const auto both = [&](int q) { return parts == 1 ? sum[0][q][i] : V(sum[0][q][i] + sum[parts - 1][q][i]); };
+      a[i] = both(0), r[i] = both(1), b[i] = both(2), s[i] = both(3);
+    }
   }
 
-  static constexpr int kChunk = 64;  // dimensions of one call of `moments`, at most, where D is 0
-
- private:
-  FASTNDSM_HD bool resident() const { return kind != Covariance::full && m_.n_components <= kResident; }
+  template <int G>
+  FASTNDSM_HD void add_component(int64_t k, const S* value, const S* precision, V (&sum)[4][G]) const {
+    const V e = t_.weights[k], c = with_product ? t_.products[k] : V{};
+    FASTNDSM_UNROLL
+    for (int i = 0; i < G; ++i) {
+      const V m = splat<V>(value[i]);
+      sum[0][i] = fma(e, m, sum[0][i]);
+      if constexpr (with_product) sum[2][i] = fma(c, m, sum[2][i]);
+      if constexpr (kind == Covariance::diag) {
+        const V p = splat<V>(precision[i]);
+        sum[1][i] = fma(e, p, sum[1][i]);
+        if constexpr (with_product) sum[3][i] = fma(c, p, sum[3][i]);
+      }
+    }
+  }
 
   FASTNDSM_HD void clear(V* a, V* r, V* b, V* s) const {
     for (int64_t j = 0; j < dim(); ++j) {
@@ -408,46 +451,34 @@ class MixtureTile {
     }
   }
 
-  // Adds components k0..k1, whose weights lie in the scratch, to the sums of dimensions j0..j1 (at index 0 on).
-  FASTNDSM_HD void accumulate(int64_t k0, int64_t k1, int64_t j0, int64_t j1, V* a, V* r, V* b, V* s, bool fresh) {
-    const int64_t count = D > 0 ? D : j1 - j0;
-    if (fresh) {
-#pragma GCC unroll 4
-      for (int64_t i = 0; i < count; ++i) {
-        a[i] = V{}, r[i] = V{};
-        if constexpr (with_product) b[i] = V{}, s[i] = V{};
-      }
-    }
+  // Adds components k0..k1, whose weights lie in the scratch, to its sums.
+  FASTNDSM_HD void accumulate(int64_t k0, int64_t k1) {
     if constexpr (kind == Covariance::full) {
       const V e = t_.weights[0];
       const S* precision = m_.precisions + k0 * m_.dim * m_.dim;
-      for (int64_t i = 0; i < count; ++i) {
-        a[i] = fma(e, t_.u[j0 + i], a[i]);
-        r[i] = fma(e, splat<V>(precision[(j0 + i) * (m_.dim + 1)]), r[i]);
-        if constexpr (with_product) b[i] = fma(t_.products[0], t_.u[j0 + i], fma(V(-e), t_.w[j0 + i], b[i]));
+      for (int64_t j = 0; j < dim(); ++j) {
+        t_.a[j] = fma(e, t_.u[j], t_.a[j]);
+        t_.r[j] = fma(e, splat<V>(precision[j * (m_.dim + 1)]), t_.r[j]);
+        if constexpr (with_product) t_.b[j] = fma(t_.products[0], t_.u[j], fma(V(-e), t_.w[j], t_.b[j]));
       }
-    } else if constexpr (D > 0) {
-      int64_t k = k0;
-      for (; k + 4 <= k1; k += 4) add<4>(k, k - k0, j0, count, a, r, b, s);
-      for (; k < k1; ++k) add<1>(k, k - k0, j0, count, a, r, b, s);
     } else {
-      general_add(k0, k1, j0, count, a, r, b, s);
+      general_add(k0, k1);
     }
   }
 
-  FASTNDSM_OUTLINE void general_add(int64_t k0, int64_t k1, int64_t j0, int64_t count, V* a, V* r, V* b, V* s) const {
+  FASTNDSM_OUTLINE void general_add(int64_t k0, int64_t k1) {
     int64_t k = k0;
-    for (; k + kBlockK <= k1; k += kBlockK) add<kBlockK>(k, k - k0, j0, count, a, r, b, s);
-    if (k + 4 <= k1) add<4>(k, k - k0, j0, count, a, r, b, s), k += 4;
-    if (k + 2 <= k1) add<2>(k, k - k0, j0, count, a, r, b, s), k += 2;
-    if (k < k1) add<1>(k, k - k0, j0, count, a, r, b, s);
+    for (; k + kBlockK <= k1; k += kBlockK) add<kBlockK>(k, k - k0);
+    if (k + 4 <= k1) add<4>(k, k - k0), k += 4;
+    if (k + 2 <= k1) add<2>(k, k - k0), k += 2;
+    if (k < k1) add<1>(k, k - k0);
   }
 
   template <int KB>
-  FASTNDSM_HD void add(int64_t k0, int64_t slot, int64_t j0, int64_t count, V* a, V* r, V* b, V* s) const {
+  FASTNDSM_HD void add(int64_t k0, int64_t slot) {
     const int64_t d = dim();
-    const S* values = (kind == Covariance::spherical ? m_.means : m_.pulls) + k0 * d + j0;
-    const S* precisions = m_.precisions + (kind == Covariance::diag ? k0 * d + j0 : 0);
+    const S* values = (kind == Covariance::spherical ? m_.means : m_.pulls) + k0 * d;
+    const S* precisions = m_.precisions + (kind == Covariance::diag ? k0 * d : 0);
     V e[KB], c[KB];
 #pragma GCC unroll 8
     for (int k = 0; k < KB; ++k) {
@@ -455,7 +486,7 @@ class MixtureTile {
       if constexpr (with_product) c[k] = t_.products[slot + k];
     }
 #pragma GCC unroll 4
-    for (int64_t i = 0; i < count; ++i) {
+    for (int64_t i = 0; i < d; ++i) {
       V sum_a = V{}, sum_r = V{}, sum_b = V{}, sum_s = V{};
 #pragma GCC unroll 8
       for (int k = 0; k < KB; ++k) {
@@ -468,11 +499,11 @@ class MixtureTile {
           if constexpr (with_product) sum_s = fma(c[k], p, sum_s);
         }
       }
-      a[i] += sum_a;
-      if constexpr (with_product) b[i] += sum_b;
+      t_.a[i] += sum_a;
+      if constexpr (with_product) t_.b[i] += sum_b;
       if constexpr (kind == Covariance::diag) {
-        r[i] += sum_r;
-        if constexpr (with_product) s[i] += sum_s;
+        t_.r[i] += sum_r;
+        if constexpr (with_product) t_.s[i] += sum_s;
       }
     }
   }

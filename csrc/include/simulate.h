@@ -28,9 +28,9 @@ struct ProcessView {
 // The W samples of a tile, lane by lane.
 template <typename V>
 struct Lanes {
-  words_of<V> c0, c1;       // counter words of the paths
-  V steps;                  // steps each lane takes
-  int64_t first, last;      // the smallest and the largest of them
+  PathCounters<words_of<V>> paths;
+  V steps;              // steps each lane takes
+  int64_t first, last;  // the smallest and the largest of them
 };
 
 // Arrays of [d] vectors each.
@@ -60,133 +60,96 @@ struct Trajectory {
   using S = scalar_of<V>;
   static constexpr bool kTarget = output == Output::target;
   using Mixture = MixtureTile<V, kind, D, kTarget>;
-  static constexpr int kMembers = 2;
 
   const ProcessView<S>& p;
 
   FASTNDSM_HD int64_t dim() const { return D > 0 ? D : p.mixture.dim; }
 
-  // Four normals of block j / 4 from dimension j on, as many as there are dimensions.
-  FASTNDSM_HD void normals(const Lanes<V>& lanes, int64_t n, int64_t j, V (&out)[4]) const {
-    using U = words_of<V>;
-    const U step = splat<U>(static_cast<uint32_t>(n)), block = splat<U>(static_cast<uint32_t>(j / 4));
-    if (dim() - j <= 2) {
-      V pair[2];
-      p.noise.normals(lanes.c0, lanes.c1, step, block, pair);
-      out[0] = pair[0], out[1] = pair[1];
-    } else {
-      p.noise.normals(lanes.c0, lanes.c1, step, block, out);
-    }
-  }
+  // The noise of a step: all of it at once where the logits need it or it fits into registers, else with the update.
+  static constexpr bool kAhead = kTarget || D > 0;
+  using Counters = typename PathCounters<words_of<V>>::AtStep;
 
-  FASTNDSM_HD void draw(const Member<V>& member, int64_t n) const {
-    const int64_t d = dim();
-#pragma GCC unroll 4
-    for (int64_t j = 0; j < d; j += 4) {
-      V four[4];
-      normals(member.lanes, n, j, four);
-#pragma GCC unroll 4
-      for (int64_t i = 0; i < 4; ++i) {
-        if (j + i < d) member.z[j + i] = four[i];
-      }
-    }
-  }
-
-  // One tile alone, two tiles side by side, or one and its mirror image.
+  // One tile, or one and its mirror image.
   FASTNDSM_HD void run(Member<V>* member, int n_members) const {
-    int64_t n = 0;
-    if constexpr (D > 0) {  // in general dimensions a tile has work enough to fill the gaps itself
-      const int64_t both = n_members == 2 ? std::min(member[0].lanes.last, member[1].lanes.last) : 0;
-      for (; n < both; ++n) step(n, member[0], member[1]);
-    }
-    alone(n, member, n_members);
-  }
-
-  // Each member by itself, from step n on; a mirror image after the member whose noise it takes.
-  FASTNDSM_OUTLINE void alone(int64_t n, Member<V>* member, int n_members) const {
-    for (bool active = true; active; ++n) {
-      active = false;
-      for (int i = 0; i < n_members; ++i) {
-        if (n < member[i].lanes.last) step(n, member[i]), active = true;
-      }
+    for (int64_t n = 0; n < member[0].lanes.last; ++n) {
+      for (int i = 0; i < n_members; ++i) step(n, member[i]);
     }
   }
 
   FASTNDSM_HD void step(int64_t n, Member<V>& one) const {
-    if (kTarget && one.draws) draw(one, n);
+    const Counters counters = one.lanes.paths.at(static_cast<uint32_t>(n), p.noise.key);
+    if (one.draws) {
+      if constexpr (D > 0) {
+        some_normals<D>(counters, 0, one.z);
+      } else if constexpr (kTarget) {
+        normals(counters, 0, dim(), one.z);
+      }
+    }
     Mixture mixture(p.mixture, one.scratch);
     mixture.prepare(one.state.x, one.z);
-    advance(n, one, mixture);
-  }
-
-  FASTNDSM_HD void step(int64_t n, Member<V>& one, Member<V>& two) const {
-    if (kTarget) draw(one, n);
-    if (kTarget && two.draws) draw(two, n);
-    Mixture first(p.mixture, one.scratch), second(p.mixture, two.scratch);
-    first.prepare_logits(one.state.x, one.z);
-    second.prepare_logits(two.state.x, two.z);
-    first.prepare_weights();
-    second.prepare_weights();
-    advance(n, one, first);
-    advance(n, two, second);
+    advance(n, one, mixture, counters);
   }
 
   // x, and what goes with it, from step n to n + 1; only in lanes that have not taken their last step.
-  FASTNDSM_HD void advance(int64_t n, Member<V>& member, Mixture& mixture) const {
-    const Lanes<V>& lanes = member.lanes;
-    TileState<V>& t = member.state;
-    const int64_t d = dim();
-    const S a = p.drift_scale[n], s = p.noise_std[n], sign = member.sign;
-    const auto active = lanes.steps > S(n);
-    const bool keeps = t.mean != nullptr && n + 1 >= lanes.first;
-    constexpr int chunk = D > 0 ? D : Mixture::kChunk;
-    V score[chunk], product[chunk], rate[chunk];
-#pragma GCC unroll 1
-    for (int64_t j0 = 0; j0 < d; j0 += chunk) {
-      const int64_t j1 = D > 0 ? D : std::min<int64_t>(j0 + chunk, d);
-      const bool first = kTarget && n == 0;
-      // H (-z) = -(H z): the sign enters below.
-      mixture.moments(t.x, member.z, j0, j1, score, product, first ? rate : nullptr);
-      if (first) keep_rate(t, rate, j0, j1);
-#pragma GCC unroll 4
-      for (int64_t j = j0; j < j1; j += 4) {
-        V four[4];
-        if constexpr (!kTarget) normals(lanes, n, j, four);
-#pragma GCC unroll 4
-        for (int64_t i = 0; i < 4; ++i) {
-          if (j + i >= j1) break;
-          const V noise = kTarget ? V(member.z[j + i] * sign) : four[i];
-          const V x = t.x[j + i];
-          const V mean = fused(splat<V>(a), score[j - j0 + i], x);
-          t.x[j + i] = select(active, fused(splat<V>(s), noise, mean), x);
-          if (keeps) {
-            const auto last = lanes.steps == S(n + 1);
-            t.mean[j + i] = select(last, mean, t.mean[j + i]);
-            t.noise[j + i] = select(last, noise, t.noise[j + i]);
-          }
-          if constexpr (kTarget) {
-            const int64_t r = kind == Covariance::spherical ? 0 : j + i;
-            const V v = t.v[r], c = S(1) - a * t.rate[r];
-            const V own = s - c * (S(1) - c) * v * (S(1) / s);
-            const V push = c * v * (-a / s * sign);
-            const V h = fused(c, t.h[j + i], fused(own, noise, V(push * product[j - j0 + i])));
-            t.h[j + i] = select(active, h, t.h[j + i]);
-            if (kind != Covariance::spherical) t.v[r] = select(active, fused(V(c * c), v, splat<V>(s * s)), v);
-          }
-        }
+  FASTNDSM_HD void advance(int64_t n, Member<V>& member, Mixture& mixture, const Counters& counters) const {
+    if constexpr (D > 0) {
+      update<D>(n, member, mixture, 0, member.z);
+    } else {
+      constexpr int chunk = 8;  // two counters' dimensions: so few that all of it stays in registers
+      const int64_t d = dim();
+      V drawn[chunk];
+      const auto noise = [&](int64_t j) { return kAhead ? member.z + j : drawn; };
+      int64_t j = 0;
+      for (; j + chunk <= d; j += chunk) {
+        if constexpr (!kAhead) some_normals<chunk>(counters, static_cast<uint32_t>(j / 4), drawn);
+        update<chunk>(n, member, mixture, j, noise(j));
       }
+      if (!kAhead && j < d) normals(counters, j, d, drawn);
+      const V* z = noise(j) - j;
+      for (; j + 4 <= d; j += 4) update<4>(n, member, mixture, j, z + j);
+      for (; j < d; ++j) update<1>(n, member, mixture, j, z + j);
     }
     if constexpr (kTarget && kind == Covariance::spherical) {
+      const S a = p.drift_scale[n], s = p.noise_std[n];
+      TileState<V>& t = member.state;
       const V c = S(1) - a * t.rate[0];
-      t.v[0] = select(active, fused(V(c * c), t.v[0], splat<V>(s * s)), t.v[0]);
+      t.v[0] = select(member.lanes.steps > S(n), fused(V(c * c), t.v[0], splat<V>(s * s)), t.v[0]);
     }
   }
 
-  FASTNDSM_HD void keep_rate(TileState<V>& t, const V* rate, int64_t j0, int64_t j1) const {
-    if constexpr (kind == Covariance::spherical) {
-      t.rate[0] = rate[0];
-    } else {
-      for (int64_t j = j0; j < j1; ++j) t.rate[j] = rate[j - j0];
+  // The C dimensions from j0 on; z their noise.
+  template <int C>
+  FASTNDSM_HD void update(int64_t n, Member<V>& member, Mixture& mixture, int64_t j0, const V* z) const {
+    const Lanes<V>& lanes = member.lanes;
+    TileState<V>& t = member.state;
+    const S a = p.drift_scale[n], s = p.noise_std[n], sign = member.sign;
+    const auto active = lanes.steps > S(n);
+    const bool keeps = t.mean != nullptr && n + 1 >= lanes.first;
+    V score[C], product[C], rate[C];
+    const bool first = kTarget && n == 0;
+    // H (-z) = -(H z): the sign enters below.
+    mixture.template moments<C>(t.x, member.z, j0, score, product, first ? rate : nullptr);
+    FASTNDSM_UNROLL
+    for (int i = 0; i < C; ++i) {
+      const int64_t j = j0 + i, r = kind == Covariance::spherical ? 0 : j;
+      if (first && (r > 0 || i == 0)) t.rate[r] = rate[i];
+      const V noise = kTarget ? V(z[i] * sign) : z[i];
+      const V x = t.x[j];
+      const V mean = fused(splat<V>(a), score[i], x);
+      t.x[j] = select(active, fused(splat<V>(s), noise, mean), x);
+      if (keeps) {
+        const auto last = lanes.steps == S(n + 1);
+        t.mean[j] = select(last, mean, t.mean[j]);
+        t.noise[j] = select(last, noise, t.noise[j]);
+      }
+      if constexpr (kTarget) {
+        const V v = t.v[r], c = S(1) - a * t.rate[r];
+        const V own = s - c * (S(1) - c) * v * (S(1) / s);
+        const V push = c * v * (-a / s * sign);
+        const V h = fused(c, t.h[j], fused(own, noise, V(push * product[i])));
+        t.h[j] = select(active, h, t.h[j]);
+        if (kind != Covariance::spherical) t.v[r] = select(active, fused(V(c * c), v, splat<V>(s * s)), v);
+      }
     }
   }
 };

@@ -38,6 +38,13 @@
 #endif
 #endif
 
+// Loops that are long in themselves: one copy of each, whoever calls.
+#if defined(__CUDACC__)
+#define FASTNDSM_OUTLINE __host__ __device__
+#else
+#define FASTNDSM_OUTLINE __attribute__((noinline))
+#endif
+
 namespace fastndsm {
 
 #if defined(__CUDACC__) || defined(FASTNDSM_SCALAR)
@@ -64,21 +71,51 @@ constexpr const char* kVectorISA = "scalar";
 template <typename T>
 constexpr int kLanes = kVectorBytes == 0 ? 1 : kVectorBytes / static_cast<int>(sizeof(T));
 
+// Vectors wider than a register: N of them, through every operation in lock step. One vector is a chain of dependent
+// instructions; N chains side by side keep the machine busy where one would leave it waiting.
+template <typename V, int N>
+struct Pack {
+  V part[N];
+};
+
 namespace detail {
 
-template <typename T, int W>
+template <typename T, int W, bool wide = (kLanes<T> > 1 && W > kLanes<T>)>
 struct VecType {
   typedef T type __attribute__((vector_size(W * sizeof(T))));
 };
 template <typename T>
-struct VecType<T, 1> {
+struct VecType<T, 1, false> {
   using type = T;
 };
+template <typename T, int W>
+struct VecType<T, W, true> {
+  using type = Pack<typename VecType<T, kLanes<T>>::type, W / kLanes<T>>;
+};
+
+template <typename V>
+constexpr bool kIsPack = false;
+template <typename V, int N>
+constexpr bool kIsPack<Pack<V, N>> = true;
+
+// f of each part.
+template <typename F, typename V, int N, typename... Rest>
+FASTNDSM_HD auto each(F f, Pack<V, N> first, Rest... rest) {
+  Pack<decltype(f(first.part[0], rest.part[0]...)), N> out;
+  FASTNDSM_UNROLL
+  for (int i = 0; i < N; ++i) out.part[i] = f(first.part[i], rest.part[i]...);
+  return out;
+}
 
 template <typename V, bool = std::is_arithmetic<V>::value>
 struct Traits {  // of a vector
   using scalar = std::remove_cv_t<std::remove_reference_t<decltype(std::declval<V&>()[0])>>;
   static constexpr int lanes = sizeof(V) / sizeof(scalar);
+};
+template <typename V, int N>
+struct Traits<Pack<V, N>, false> {
+  using scalar = typename Traits<V>::scalar;
+  static constexpr int lanes = N * Traits<V>::lanes;
 };
 template <typename V>
 struct Traits<V, true> {  // of a single lane
@@ -105,12 +142,57 @@ using bits_of = vec<detail::SignedBits<scalar_of<V>>, lanes_of<V>>;
 template <typename V>
 using words_of = vec<uint32_t, lanes_of<V>>;
 
+#define FASTNDSM_PACK_OPERATOR(op)                                                             \
+  template <typename V, int N>                                                                 \
+  FASTNDSM_HD auto operator op(Pack<V, N> a, Pack<V, N> b) {                                   \
+    return detail::each([](V x, V y) { return x op y; }, a, b);                                \
+  }                                                                                            \
+  template <typename V, int N, typename S, std::enable_if_t<std::is_arithmetic<S>::value, int> = 0> \
+  FASTNDSM_HD auto operator op(Pack<V, N> a, S b) {                                            \
+    return detail::each([b](V x) { return x op b; }, a);                                       \
+  }                                                                                            \
+  template <typename V, int N, typename S, std::enable_if_t<std::is_arithmetic<S>::value, int> = 0> \
+  FASTNDSM_HD auto operator op(S a, Pack<V, N> b) {                                            \
+    return detail::each([a](V y) { return a op y; }, b);                                       \
+  }
+#define FASTNDSM_PACK_ASSIGNMENT(op)                             \
+  template <typename V, int N, typename B>                       \
+  FASTNDSM_HD Pack<V, N>& operator op##=(Pack<V, N>& a, B b) {   \
+    return a = a op b;                                           \
+  }
+FASTNDSM_PACK_OPERATOR(+)
+FASTNDSM_PACK_OPERATOR(-)
+FASTNDSM_PACK_OPERATOR(*)
+FASTNDSM_PACK_OPERATOR(/)
+FASTNDSM_PACK_OPERATOR(&)
+FASTNDSM_PACK_OPERATOR(|)
+FASTNDSM_PACK_OPERATOR(^)
+FASTNDSM_PACK_OPERATOR(<<)
+FASTNDSM_PACK_OPERATOR(>>)
+FASTNDSM_PACK_OPERATOR(<)
+FASTNDSM_PACK_OPERATOR(>)
+FASTNDSM_PACK_OPERATOR(>=)
+FASTNDSM_PACK_OPERATOR(==)
+FASTNDSM_PACK_OPERATOR(!=)
+FASTNDSM_PACK_ASSIGNMENT(+)
+FASTNDSM_PACK_ASSIGNMENT(-)
+FASTNDSM_PACK_ASSIGNMENT(*)
+#undef FASTNDSM_PACK_OPERATOR
+#undef FASTNDSM_PACK_ASSIGNMENT
+
+template <typename V, int N>
+FASTNDSM_HD Pack<V, N> operator-(Pack<V, N> a) {
+  return detail::each([](V x) { return V(-x); }, a);
+}
+
 // ---- moving values ----------------------------------------------------------------------------------------------
 
 template <typename V>
 FASTNDSM_HD V splat(scalar_of<V> x) {
   if constexpr (lanes_of<V> == 1) {
     return x;
+  } else if constexpr (detail::kIsPack<V>) {
+    return detail::each([x](auto part) { return splat<decltype(part)>(x); }, V{});
   } else {
     return x - V{};  // a plain broadcast: x + 0 would have to turn -0 into 0, by an addition
   }
@@ -132,9 +214,14 @@ FASTNDSM_HD void store(scalar_of<V>* p, V v) {  // unaligned
 template <typename To, typename From>
 FASTNDSM_HD To reinterpret(From x) {
   static_assert(sizeof(To) == sizeof(From), "reinterpret keeps the size");
-  To y;
-  std::memcpy(&y, &x, sizeof(To));
-  return y;
+  if constexpr (detail::kIsPack<From>) {
+    using Part = std::remove_reference_t<decltype(To{}.part[0])>;
+    return detail::each([](auto part) { return reinterpret<Part>(part); }, x);
+  } else {
+    To y;
+    std::memcpy(&y, &x, sizeof(To));
+    return y;
+  }
 }
 
 // The same values in another type with the same number of lanes.
@@ -143,6 +230,9 @@ FASTNDSM_HD To convert(From x) {
   static_assert(lanes_of<To> == lanes_of<From>, "convert keeps the lanes");
   if constexpr (lanes_of<To> == 1) {
     return static_cast<To>(x);
+  } else if constexpr (detail::kIsPack<From>) {
+    using Part = std::remove_reference_t<decltype(To{}.part[0])>;
+    return detail::each([](auto part) { return convert<Part>(part); }, x);
   } else {
     return __builtin_convertvector(x, To);
   }
@@ -162,7 +252,11 @@ FASTNDSM_HD V iota() {
 
 template <typename M, typename V>
 FASTNDSM_HD V select(M mask, V a, V b) {
-  return mask ? a : b;
+  if constexpr (detail::kIsPack<V>) {
+    return detail::each([](auto m, auto x, auto y) { return select(m, x, y); }, mask, a, b);
+  } else {
+    return mask ? a : b;
+  }
 }
 
 // ---- arithmetic that has no operator ----------------------------------------------------------------------------
@@ -174,6 +268,7 @@ FASTNDSM_HD V fma(V a, V b, V c) {
 
 template <typename V>
 FASTNDSM_HD V fused(V a, V b, V c) {
+  if constexpr (detail::kIsPack<V>) return detail::each([](auto x, auto y, auto z) { return fused(x, y, z); }, a, b, c);
 #if defined(FASTNDSM_AVX512)
   if constexpr (std::is_same<V, vec<float, 16>>::value) return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
   if constexpr (std::is_same<V, vec<double, 8>>::value) return (V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
@@ -200,6 +295,7 @@ FASTNDSM_HD V fused(V a, V b, V c) {
 // a > b ? a : b, that is b where either is NaN.
 template <typename V>
 FASTNDSM_HD V max(V a, V b) {
+  if constexpr (detail::kIsPack<V>) return detail::each([](auto x, auto y) { return fastndsm::max(x, y); }, a, b);
 #if defined(FASTNDSM_AVX512)
   if constexpr (std::is_same<V, vec<float, 16>>::value) return (V)_mm512_max_ps((__m512)a, (__m512)b);
   if constexpr (std::is_same<V, vec<double, 8>>::value) return (V)_mm512_max_pd((__m512d)a, (__m512d)b);
@@ -213,6 +309,7 @@ FASTNDSM_HD V max(V a, V b) {
 
 template <typename V>
 FASTNDSM_HD V sqrt(V x) {
+  if constexpr (detail::kIsPack<V>) return detail::each([](auto x) { return fastndsm::sqrt(x); }, x);
 #if defined(FASTNDSM_AVX512)
   if constexpr (std::is_same<V, vec<float, 16>>::value) return (V)_mm512_sqrt_ps((__m512)x);
   if constexpr (std::is_same<V, vec<double, 8>>::value) return (V)_mm512_sqrt_pd((__m512d)x);
@@ -235,7 +332,7 @@ FASTNDSM_HD V sqrt(V x) {
     } else {
       return ::sqrt(x);
     }
-  } else {
+  } else if constexpr (!detail::kIsPack<V>) {
     V y;
     for (int i = 0; i < lanes_of<V>; ++i) y[i] = fastndsm::sqrt(static_cast<scalar_of<V>>(x[i]));
     return y;
@@ -246,6 +343,7 @@ FASTNDSM_HD V sqrt(V x) {
 // double and 250 for float.
 template <typename V>
 FASTNDSM_HD V scale_by_power_of_two(V x, V n) {
+  if constexpr (detail::kIsPack<V>) return detail::each([](auto x, auto y) { return scale_by_power_of_two(x, y); }, x, n);
 #if defined(FASTNDSM_AVX512)
   if constexpr (std::is_same<V, vec<float, 16>>::value) return (V)_mm512_scalef_ps((__m512)x, (__m512)n);
   if constexpr (std::is_same<V, vec<double, 8>>::value) return (V)_mm512_scalef_pd((__m512d)x, (__m512d)n);
@@ -262,6 +360,7 @@ FASTNDSM_HD V scale_by_power_of_two(V x, V n) {
 template <typename V>
 FASTNDSM_HD V mul_low32(V a, V b) {
   static_assert(std::is_same<scalar_of<V>, uint64_t>::value, "mul_low32 takes 64-bit lanes");
+  if constexpr (detail::kIsPack<V>) return detail::each([](auto x, auto y) { return mul_low32(x, y); }, a, b);
 #if defined(FASTNDSM_AVX512)
   if constexpr (lanes_of<V> == 8) return (V)_mm512_mul_epu32((__m512i)a, (__m512i)b);
 #endif
@@ -282,6 +381,7 @@ FASTNDSM_HD V mul_low32(V a, V b) {
 template <typename V>
 FASTNDSM_HD V high32(V a) {
   static_assert(std::is_same<scalar_of<V>, uint64_t>::value, "high32 takes 64-bit lanes");
+  if constexpr (detail::kIsPack<V>) return detail::each([](auto x) { return high32(x); }, a);
 #if defined(FASTNDSM_AVX512)
   if constexpr (lanes_of<V> == 8) return (V)_mm512_shuffle_epi32((__m512i)a, (_MM_PERM_ENUM)0xf5);
 #endif
@@ -292,6 +392,33 @@ FASTNDSM_HD V high32(V a) {
   if constexpr (lanes_of<V> == 2) return (V)_mm_shuffle_epi32((__m128i)a, 0xf5);
 #endif
   return a >> 32;
+}
+
+// The 32-bit words of the low, or of the high halves of 64-bit lanes, even (from a) and odd (from b) in turn.
+template <typename V>
+FASTNDSM_HD vec<uint32_t, 2 * lanes_of<V>> merge_low32(V a, V b) {
+  using U = vec<uint32_t, 2 * lanes_of<V>>;
+  if constexpr (detail::kIsPack<V>) return detail::each([](auto x, auto y) { return merge_low32(x, y); }, a, b);
+#if defined(FASTNDSM_AVX512)
+  if constexpr (lanes_of<V> == 8) return (U)_mm512_mask_shuffle_epi32((__m512i)a, 0xaaaa, (__m512i)b, (_MM_PERM_ENUM)0xa0);
+#endif
+#if defined(__AVX2__) && !defined(__CUDACC__)
+  if constexpr (lanes_of<V> == 4) return (U)_mm256_blend_epi32((__m256i)a, _mm256_slli_epi64((__m256i)b, 32), 0xaa);
+#endif
+  return reinterpret<U>((a & uint64_t(0xffffffff)) | (b << 32));
+}
+
+template <typename V>
+FASTNDSM_HD vec<uint32_t, 2 * lanes_of<V>> merge_high32(V a, V b) {
+  using U = vec<uint32_t, 2 * lanes_of<V>>;
+  if constexpr (detail::kIsPack<V>) return detail::each([](auto x, auto y) { return merge_high32(x, y); }, a, b);
+#if defined(FASTNDSM_AVX512)
+  if constexpr (lanes_of<V> == 8) return (U)_mm512_mask_shuffle_epi32((__m512i)b, 0x5555, (__m512i)a, (_MM_PERM_ENUM)0xf5);
+#endif
+#if defined(__AVX2__) && !defined(__CUDACC__)
+  if constexpr (lanes_of<V> == 4) return (U)_mm256_blend_epi32(_mm256_srli_epi64((__m256i)a, 32), (__m256i)b, 0xaa);
+#endif
+  return reinterpret<U>((a >> 32) | (b & ~uint64_t(0xffffffff)));
 }
 
 // ---- interleaved stores -----------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ std::vector<uint32_t> random_words(const std::vector<int64_t>& counters, uint32_
         c[half][i] = load<U>(lanes[half][i]);
       }
     }
-    philox4x32_10(c, k0, k1);
+    philox4x32_10(c, PhiloxKey(k0, k1));
     for (int half = 0; half < 2; ++half) {
       for (int i = 0; i < 4; ++i) store(lanes[half][i], c[half][i]);
     }
@@ -190,10 +190,7 @@ void evaluate(Channel& channel, const MixtureView<S>& mixture) {
     }
     tile.prepare(tile_x.data(), tile_z.data());
     store_some(log_prob, first, count, tile.log_prob());
-    for (int64_t j = 0; j < d; j += Tile::kChunk) {
-      tile.moments(tile_x.data(), tile_z.data(), j, std::min<int64_t>(j + Tile::kChunk, d), moments[0].data() + j,
-                   moments[1].data() + j, moments[2].data() + j);
-    }
+    tile.all_moments(tile_x.data(), tile_z.data(), moments[0].data(), moments[1].data(), moments[2].data());
     for (int m = 0; m < 3; ++m) {
       // spherical: one mean precision for all dimensions
       for (int64_t j = 0; j < d; ++j) {

@@ -1,0 +1,7 @@
+#include "trajectory.h"
+
+namespace fastndsm {
+
+FASTNDSM_RUN_TILES(float, true);
+
+}  // namespace fastndsm
