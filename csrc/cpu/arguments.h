@@ -7,7 +7,7 @@
 #include <string>
 
 #include "../include/simulate.h"
-#include "pack.h"
+#include "packed_mixture.h"
 
 namespace fastndsm {
 

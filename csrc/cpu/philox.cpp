@@ -12,6 +12,7 @@
 #include <cstring>
 #include <string>
 
+#include "../include/interleave.h"
 #include "../include/philox.h"
 
 namespace fastndsm {

@@ -16,68 +16,9 @@
 #include <cstdint>
 #include <limits>
 
-#include "vecmath.h"
+#include "mixture_view.h"
 
 namespace fastndsm {
-
-enum class Covariance { spherical, diag, tied, full };
-
-constexpr int kResident = 256;  // components whose weights a tile keeps
-constexpr int kBlockK = 8;      // components a pass holds in registers
-
-template <typename S>
-struct MixtureView {
-  Covariance kind;
-  int64_t n_components, dim;
-  const S* means;       // [K, d]
-  const S* precisions;  // [K], [K, d], [d, d] or [K, d, d]
-  const S* log_scale;   // [K], in units of log 2
-  const S* roots;       // diag: sqrt(P) [K, d]
-  const S* shifts;      // diag: -sqrt(P) m [K, d]
-  const S* pulls;       // diag, tied: P m [K, d]
-};
-
-// 2^x for x <= 0, at least 2^-100 (2^-160 in double), so that no product of weights is a slow denormal number. What that adds
-// to a sum is below its rounding even where a far, narrow component multiplies it by the square of a huge g. NaN stays NaN.
-template <typename V>
-FASTNDSM_HD V exp2_nonpositive(V x) {
-  constexpr auto low = scalar_of<V>(detail::kSingle<V> ? -100 : -160);
-  x = fastndsm::max(splat<V>(low), x);
-  const V n = detail::round_to_integer(x);
-  return scale_by_power_of_two(detail::exp2_reduced(V(x - n)), n);
-}
-
-template <typename V>
-FASTNDSM_HD bool any_nonzero(V x) {
-  if constexpr (lanes_of<V> == 1) {
-    return x != 0;
-  } else {
-    return max_lanes(V(select(x != scalar_of<V>(0), splat<V>(1), V{}))) != 0;
-  }
-}
-
-// Per-tile scratch, in vectors: `vectors(dim, ...)` of them.
-template <typename V>
-struct MixtureScratch {
-  V* weights;   // [min(K, kResident)]
-  V* products;  // the same
-  V* a;         // [d] each: sums over components of weights and products with pulls and precisions
-  V* r;
-  V* b;
-  V* s;
-  V* u;  // [d] P x, P z (tied), or the current component's (full)
-  V* w;
-
-  static int64_t vectors(int64_t n_components, int64_t dim) {
-    return 2 * std::min<int64_t>(n_components, kResident) + 6 * dim;
-  }
-  MixtureScratch() = default;
-  MixtureScratch(V* base, int64_t n_components, int64_t dim) {
-    const int64_t k = std::min<int64_t>(n_components, kResident);
-    weights = base, products = base + k, a = base + 2 * k;
-    r = a + dim, b = r + dim, s = b + dim, u = s + dim, w = u + dim;
-  }
-};
 
 template <typename V, Covariance kind, int D, bool with_product>
 class MixtureTile {

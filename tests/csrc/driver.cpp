@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "../../csrc/cpu/pack.h"
+#include "../../csrc/cpu/packed_mixture.h"
 #include "../../csrc/cpu/trajectory.h"
 #include "../../csrc/include/loss.h"
 

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <vector>
 
-#include "../include/mixture.h"
+#include "../include/mixture_view.h"
 
 namespace fastndsm {
 
