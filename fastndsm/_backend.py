@@ -149,11 +149,12 @@ def select(op: str, backend: str, device: torch.device, dtypes: Sequence[torch.d
         # A user wants to hear of compiled code that should serve here and cannot.
         expected = candidate.unavailable() not in (None, ABSENT)
         level = logging.WARNING if expected else logging.INFO
-        _log_once(level, f"backend auto: {candidate.name} passed over: {reason}")
+        log_once(level, f"backend auto: {candidate.name} passed over: {reason}")
     raise AssertionError("the reference serves everything")
 
 
-def _log_once(level: int, message: str) -> None:
+def log_once(level: int, message: str) -> None:
+    """Log a message the first time it comes up."""
     if message not in _logged:
         _logged.add(message)
         logger.log(level, message)

@@ -8,16 +8,21 @@ Sources: Anderson 1982; Song et al. 2021; Heun for diffusions: Karras et al. 202
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import _checks, functional
+from . import _backend, _checks, _cuda_graph, functional
 from .objective import ScoreNet
 from .process import NoisingProcess
 from .reference import philox
 
 EXACT_DIVERGENCE_DIM = 16
+FEWEST_STEPS_FOR_A_GRAPH = 10  # by itself: recording takes the time of a few steps
 
 
 @torch.no_grad()
@@ -30,6 +35,7 @@ def sample(
     batch_size: int | None = None,
     first_path: int = 0,
     progress: bool = False,
+    cuda_graph: str | bool = "auto",
 ) -> Tensor:
     """n samples [n, *event_shape]; sample i's noise depends on seed and first_path + i alone, not on batch_size.
 
@@ -39,48 +45,118 @@ def sample(
         method: "sde", or "ode" (probability flow; two evaluations a step).
         batch_size: samples held at once; default all.
         progress: show a bar.
+        cuda_graph: on a CUDA device, record network and step once a batch and launch them from there, with the same
+            result; the network is then called from Python three times and not at every step. "auto": where that is
+            possible, else the plain loop, saying once why. True: raise where it is not. False: the plain loop; for
+            a network that records graphs of its own, such as torch.compile in mode "reduce-overhead".
 
     Raises:
         FloatingPointError: if the samples become non-finite, naming the step.
+        ValueError: if cuda_graph is True and the process is not on a CUDA device.
+        RuntimeError: if cuda_graph is True and the network or the process cannot be recorded, with the reason.
     """
     _checks.network("score_net", score_net)
     _check_process(process)
     _checks.count("n", n)
     _checks.choice("method", method, functional.METHODS)
+    _check_cuda_graph(cuda_graph, process)
     first_path = _checks.first_path(first_path)
     batch_size = n if batch_size is None else _checks.count("batch_size", batch_size)
     key = _checks.seed(seed)
-    times = process.times
     batches = []
     steps = len(range(0, n, batch_size)) * process.n_steps
     with tqdm(total=steps, disable=not progress, desc="sample", unit="step") as bar:
         for start in range(0, n, batch_size):
             rows = min(batch_size, n - start)
-            begin = first_path + start
-            y = _prior_draw(process, rows, key, begin)
-            failed = torch.full((), -1, device=y.device)  # the step that first gave non-finite values, read at the end
-            for step in reversed(range(process.n_steps)):
-                t = times[step + 1].to(y.dtype).expand(rows)
-                score = _checks.score_output(score_net(y, t), y)
-                euler = functional.reverse_step(
-                    y, score, process, step, seed=key, first_path=begin, method=method
-                )
-                if method == "ode" and step > 0:
-                    earlier = times[step].to(y.dtype).expand(rows)
-                    score = _checks.score_output(score_net(euler, earlier), euler)
-                    # y + (k1 + k2) / 2, written with two Euler steps
-                    second = functional.reverse_step(euler, score, process, step, seed=key, method=method)
-                    euler = 0.5 * (y + second)
-                y = euler
-                failed = torch.where((failed < 0) & ~torch.isfinite(y).all(), step, failed)
-                bar.update()
-            if int(failed) >= 0:
-                raise FloatingPointError(
-                    f"score_net: expected finite samples, found NaN or infinite ones at step {int(failed)}, "
-                    f"t = {float(times[int(failed) + 1]):.4g}; check the network's output there and the weights it has"
-                )
-            batches.append(y)
+            reverse = _Reverse(score_net, process, method, key, first_path + start)
+            y = _prior_draw(process, rows, key, reverse.first_path)
+            batches.append(_run(reverse, y, cuda_graph, bar.update))
     return torch.cat(batches)
+
+
+@dataclass(frozen=True)
+class _Reverse:
+    """The reverse process of a batch. A step n is an int, or a 0-d tensor on the device of y."""
+
+    score_net: ScoreNet
+    process: NoisingProcess
+    method: str
+    seed: Tensor
+    first_path: int
+
+    def score(self, y: Tensor, n: int | Tensor) -> Tensor:
+        """The network at t_n."""
+        times = self.process.times
+        t = times.index_select(0, n.reshape(1)) if isinstance(n, Tensor) else times[n]
+        return _checks.score_output(self.score_net(y, t.to(y.dtype).expand(len(y))), y)
+
+    def euler(self, y: Tensor, score: Tensor, n: int | Tensor) -> Tensor:
+        return functional.reverse_step(
+            y, score, self.process, n, seed=self.seed, first_path=self.first_path, method=self.method
+        )
+
+    def step(self, y: Tensor, failed: Tensor, n: int | Tensor, last: bool) -> tuple[Tensor, Tensor]:
+        """y_{n+1} -> y_n; failed [] keeps the step that first gave non-finite values, -1 while none has."""
+        after = self.euler(y, self.score(y, n + 1), n)
+        if self.method == "ode" and not last:
+            # y + (k1 + k2) / 2, written with two Euler steps
+            after = 0.5 * (y + self.euler(after, self.score(after, n), n))
+        return after, torch.where((failed < 0) & ~torch.isfinite(after).all(), n, failed)
+
+    def step_down(self, y: Tensor, failed: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`step` and the number of the next one. For the SDE the last step is like the others."""
+        return *self.step(y, failed, n, last=False), n - 1
+
+
+def _run(reverse: _Reverse, y: Tensor, cuda_graph: str | bool, done: Callable[[], object]) -> Tensor:
+    """y_N -> y_0; done is called after each step."""
+    n_steps, times = reverse.process.n_steps, reverse.process.times
+    failed = torch.full((), -1, device=y.device)
+    replay = None
+    enough = n_steps >= FEWEST_STEPS_FOR_A_GRAPH or cuda_graph is True
+    if cuda_graph and enough and _cuda_graph.supports(y.device):
+        y = y.clone()  # to be written into
+        replay = _recorded(reverse, (y, failed, torch.full_like(failed, n_steps - 1)), cuda_graph)
+    for n in reversed(range(n_steps)):
+        last = n == 0
+        if replay is not None and not (last and reverse.method == "ode"):
+            replay()
+        else:
+            y, failed = reverse.step(y, failed, n, last)
+        done()
+    found = int(failed)
+    if found >= 0:
+        raise FloatingPointError(
+            f"score_net: expected finite samples, found NaN or infinite ones at step {found}, "
+            f"t = {float(times[found + 1]):.4g}; check the network's output there and the weights it has"
+        )
+    return y
+
+
+def _recorded(
+    reverse: _Reverse, state: tuple[Tensor, Tensor, Tensor], cuda_graph: str | bool
+) -> Callable[[], None] | None:
+    """A step of the state, in place; None where the plain loop is to serve."""
+    try:
+        return _cuda_graph.replayed(reverse.step_down, state, _cuda_graph.CUDAGraph(state[0].device))
+    except _cuda_graph.CaptureError as error:
+        if cuda_graph is True:
+            raise RuntimeError(
+                f"cuda_graph: expected a network and a process that can be recorded, found: {error}; "
+                "use 'auto' or False for the plain loop"
+            ) from error
+        _backend.log_once(logging.WARNING, f"sample: the plain loop instead of a CUDA graph: {error}")
+        return None
+
+
+def _check_cuda_graph(cuda_graph: str | bool, process: NoisingProcess) -> None:
+    if not isinstance(cuda_graph, bool) and cuda_graph != "auto":
+        raise ValueError(f"cuda_graph: expected 'auto', True or False, found {cuda_graph!r}")
+    device = process.times.device
+    if cuda_graph is True and not _cuda_graph.supports(device):
+        raise ValueError(
+            f"cuda_graph: expected 'auto' or False for a process on {device}, found True; move it to a GPU with .to()"
+        )
 
 
 def _check_process(process: NoisingProcess) -> None:
