@@ -1,0 +1,69 @@
+"""What the figures were taken on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+import subprocess
+import time
+from typing import Any
+
+import torch
+
+import fastndsm
+
+from ..problems import TINY
+from .device import backend, device
+from .log import Log
+
+PACKAGES = ("torch", "triton", "jax", "jaxlib", "torchsde", "numpy")
+ASKED = "driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit"
+
+
+def describe(log: Log) -> None:
+    """Fails where no device can be had."""
+    log.write("environment", environment())
+
+
+def environment() -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "device": platform.processor() or platform.machine(),
+        "backend": backend(),
+        "tiny": TINY,
+        "system": platform.platform(),
+        "versions": versions(),
+    }
+    if device().type == "cuda":
+        properties = torch.cuda.get_device_properties(device())
+        torch.zeros(1, device=device())  # the context, or the reason why there is none
+        found |= {
+            "device": properties.name,
+            "capability": getattr(properties, "gcnArchName", f"{properties.major}.{properties.minor}"),
+            "multiprocessors": properties.multi_processor_count,
+            "memory": properties.total_memory,
+            "l2": properties.L2_cache_size,
+            "cuda": torch.version.cuda or torch.version.hip,
+            "nvidia-smi": _nvidia_smi(),
+        }
+    return found
+
+
+def versions() -> dict[str, str]:
+    found = {"fastndsm": fastndsm.__version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        if importlib.util.find_spec(name) is not None:
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _nvidia_smi() -> str | None:
+    """Driver, memory, highest clocks and power limit."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return None
+    arguments = [command, f"--query-gpu={ASKED}", "--format=csv,noheader"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=30)
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,104 @@
+"""What a section finds, one line of JSON each as it is found: a section that is killed keeps what it had."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Check:
+    """A comparison, or something else that has to hold."""
+
+    op: str
+    case: str
+    found: str
+    passed: bool
+
+
+@dataclass
+class Row:
+    """One contender on one case. Times are seconds of one call, of every sample; counts are those of one call."""
+
+    op: str
+    case: str
+    contender: str  # ours, or a family of peers
+    unit: str  # what `count` counts
+    count: int
+    check: str  # what holds for its results
+    seconds: list[float] = field(default_factory=list)
+    how: str = ""  # graph, events or wall clock
+    configuration: str = ""
+    # what ours cannot do without
+    multiply_adds: float = 0.0
+    normals: float = 0.0
+    bytes: float = 0.0
+    share: float | None = None  # of the time that these take at the rates of ceilings.py, to reach
+    targets: dict[str, float] = field(default_factory=dict)  # family of peers -> times ahead, to reach
+    rate: float | None = None  # units per second, to reach
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        if len(self.seconds) < 2:
+            return self.median, self.median
+        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return low, high
+
+    def floor(self, rates: dict[str, float]) -> float | None:
+        """Seconds: arithmetic and normals, or the bytes where those take longer. None where nothing was counted."""
+        if not rates or not (self.multiply_adds or self.normals or self.bytes):
+            return None
+        arithmetic = self.multiply_adds / rates["fma"] + self.normals / rates["normals"]
+        return max(arithmetic, self.bytes / rates["bandwidth"])
+
+
+class Log:
+    """The lines of a section."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self.path, self.seconds, self.end = path, seconds, time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds until this section is killed."""
+        return self.end - time.monotonic()
+
+    def write(self, kind: str, value: Any) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"kind": kind, "value": value}) + "\n")
+
+    def check(self, check: Check) -> None:
+        self.write("check", asdict(check))
+
+    def row(self, row: Row) -> None:
+        self.write("row", asdict(row))
+
+    def attempt(self, name: str, run: Callable[[], Any]) -> Any:
+        """run(); what it raises is a failure of this section, and not its end."""
+        try:
+            return run()
+        except Exception as error:
+            self.write("failure", f"{name}: {type(error).__name__}: {error}"[:1000])
+            traceback.print_exc()
+            return None
+
+
+def read(path: Path) -> dict[str, list[Any]]:
+    """The lines of a section by kind."""
+    found: dict[str, list[Any]] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # cut off when the section was killed
+            continue
+        found.setdefault(entry["kind"], []).append(entry["value"])
+    return found

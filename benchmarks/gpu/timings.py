@@ -1,0 +1,258 @@
+"""The ceilings, and every op that is not a simulation: ours beside eager PyTorch and torch.compile."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastndsm import LangevinProcess, functional, networks, sample
+
+from .. import floor, memory, peers
+from ..problems import TINY, deviation
+from . import ceilings
+from .device import Run, backend, device, gpu_sets, normals, refusal, timed, wall_clock
+from .log import Log, Row
+from .simulations import FLOAT32, IMAGES, MATMUL_FORM, PLANAR, OnDevice
+
+LOSS_SHARE = 0.8  # of copy bandwidth, to reach
+LOSS_ROWS, LOSS_DIM = (64, 64) if TINY else (4096, 784)
+COMPONENTS, PIXELS, POINTS = (600, 64, 16) if TINY else (60_000, 784, 1024)
+PATHS = 64 if TINY else 1 << 22
+SAMPLES, WIDTH = (16, 16) if TINY else (4096, 128)
+COMPILE: dict[str, Any] = {"backend": "eager"} if TINY else {}
+
+
+def time_ceilings(log: Log) -> None:
+    log.write("rates", ceilings.measure())
+
+
+def time_ops(log: Log) -> None:
+    log.attempt("philox_normal", partial(time_philox, log))
+    for dtype, mean in ((torch.float32, False), (torch.bfloat16, False), (torch.float32, True)):
+        for op in (NdsmLoss, DsmLoss):
+            log.attempt(f"{op.name} {dtype}", partial(time_loss, op, dtype, mean, log))
+    log.attempt("mixture_score", partial(time_mixture_score, log))
+    for problem in (PLANAR, IMAGES):
+        log.attempt(f"reverse_step {problem.label}", partial(time_reverse_step, problem, log))
+    log.attempt("sample", partial(time_sampler, log))
+
+
+def served(op: str) -> None:
+    reason = refusal(op)
+    if reason is not None:
+        raise NotImplementedError(f"backend {backend()}: {reason}")
+
+
+def agree(found: tuple[Tensor, ...], exact: tuple[Tensor, ...], bound: float) -> str:
+    error = deviation(found, exact)
+    if not error <= bound:
+        raise AssertionError(f"error {error:.2g}, at most {bound:.2g}")
+    return f"float64 reference, error {error:.2g}"
+
+
+def time_philox(log: Log) -> None:
+    served("philox_normal")
+
+    def draw(n: int, dtype: torch.dtype, how: str) -> Tensor:
+        return functional.philox_normal(n, 16, seed=1, dtype=dtype, device=device(), backend=how)
+
+    rows = min(PATHS, 1024)
+    check = agree((draw(rows, torch.float32, backend()),), (draw(rows, torch.float64, "reference"),), FLOAT32)
+    row = Row("philox_normal", f"{PATHS:,}x16", "ours", "a value", PATHS * 16, check)
+    row.normals, row.bytes = PATHS * 16, 4 * PATHS * 16
+    _log(log, row, partial(draw, PATHS, torch.float32, backend()))
+    out = torch.empty(PATHS, 16, device=device())
+    peer = Row("philox_normal", f"{PATHS:,}x16", "eager", "a value", PATHS * 16, "")
+    _log(log, peer, out.normal_)
+
+
+def _log(log: Log, row: Row, runs: Run | list[Run], graph: bool = True) -> None:
+    timing = timed(runs, graph=graph)
+    row.seconds, row.how = timing.seconds, timing.how
+    log.row(row)
+
+
+# --- losses ------------------------------------------------------------------------------------------------------
+
+
+class Loss:
+    """A loss of LOSS_ROWS samples, forward and backward: from a gradient for each, or from their weighted mean."""
+
+    name: str
+    arrays: int  # of LOSS_ROWS x LOSS_DIM that are read and written
+    pairs: int  # scores a sample
+
+    def __init__(self, dtype: torch.dtype, mean: bool, seed: int) -> None:
+        self.mean = mean
+        self.scores = normals(self.pairs * LOSS_ROWS, LOSS_DIM, seed=seed, dtype=dtype).requires_grad_()
+        self.noise = normals(LOSS_ROWS, LOSS_DIM, seed=seed + 1, dtype=dtype)
+        self.std, self.weight = (0.1 + normals(LOSS_ROWS, seed=i).abs() for i in (2, 3))
+        self.grad = normals(LOSS_ROWS, seed=4)
+
+    def double(self) -> Loss:
+        """The same in float64."""
+        other = copy.copy(self)
+        other.scores = self.scores.detach().double().requires_grad_()
+        for name in ("noise", "std", "weight", "grad"):
+            setattr(other, name, getattr(self, name).double())
+        return other
+
+    def losses(self, how: str) -> Tensor:
+        """By the library: [B], or the weighted mean."""
+        raise NotImplementedError
+
+    def formula(self, scores: Tensor, noise: Tensor, std: Tensor, weight: Tensor) -> Tensor:
+        """As one writes it in PyTorch, [B], or the weighted mean."""
+        raise NotImplementedError
+
+    def ours(self, how: str) -> tuple[Tensor, Tensor]:
+        return self._backward(self.losses(how))
+
+    def peer(self, formula: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
+        return self._backward(formula(self.scores, self.noise, self.std, self.weight))
+
+    def _backward(self, losses: Tensor) -> tuple[Tensor, Tensor]:
+        grad = None if self.mean else self.grad
+        return losses.detach(), torch.autograd.grad(losses, self.scores, grad)[0]
+
+
+class NdsmLoss(Loss):
+    """ndsm_loss, control_variate."""
+
+    name, pairs = "ndsm_loss", 2
+    # forward two of scores and the noise; backward the first of scores and the noise, and two written
+    arrays = 3 + 2 + 2
+
+    def losses(self, how: str) -> Tensor:
+        return functional.ndsm_loss(
+            self.scores,
+            self.noise,
+            self.std,
+            estimator="control_variate",
+            weight=self.weight if self.mean else None,
+            reduction="mean" if self.mean else "none",
+            backend=how,
+        )
+
+    def formula(self, scores: Tensor, noise: Tensor, std: Tensor, weight: Tensor) -> Tensor:
+        s, h = scores.float().chunk(2)
+        losses = 0.5 * s.square().sum(1) + (noise.float() * (s - h)).sum(1) / std
+        return (weight * losses).mean() if self.mean else losses
+
+
+class DsmLoss(Loss):
+    """dsm_loss, the path estimator's."""
+
+    name, pairs = "dsm_loss", 1
+    arrays = 2 + 2 + 1
+
+    def losses(self, how: str) -> Tensor:
+        weight, reduction = (self.weight, "mean") if self.mean else (None, "none")
+        return functional.dsm_loss(self.scores, self.noise, weight, reduction, backend=how)
+
+    def formula(self, scores: Tensor, noise: Tensor, std: Tensor, weight: Tensor) -> Tensor:
+        losses = 0.5 * (scores.float() - noise.float()).square().sum(1)
+        return (weight * losses).mean() if self.mean else losses
+
+
+def time_loss(kind: type[Loss], dtype: torch.dtype, mean: bool, log: Log) -> None:
+    served(kind.name)
+    one = kind(dtype, mean, 0)
+    nbytes = one.scores.nbytes + one.noise.nbytes
+    sets = [one, *(kind(dtype, mean, 10 * i) for i in range(1, gpu_sets(nbytes)))]
+    bound = FLOAT32 if dtype == torch.float32 else 2.0 * torch.finfo(dtype).eps
+    of = "weighted mean" if mean else "each sample"
+    case = f"{of}, forward + backward B={LOSS_ROWS:,} d={LOSS_DIM} {str(dtype).removeprefix('torch.')}"
+    exact = one.double().ours("reference")
+
+    def row(contender: str, found: tuple[Tensor, ...], configuration: str = "") -> Row:
+        check = agree(found, exact, bound)
+        made = Row(kind.name, case, contender, "a value", LOSS_ROWS * LOSS_DIM, check, configuration=configuration)
+        made.bytes = kind.arrays * LOSS_ROWS * LOSS_DIM * one.noise.element_size()
+        return made
+
+    ours = row("ours", one.ours(backend()))
+    ours.share, ours.targets = None if mean else LOSS_SHARE, {"eager": 1.0}
+    _log(log, ours, [partial(s.ours, backend()) for s in sets])
+    _log(log, row("eager", one.peer(one.formula)), [partial(s.peer, s.formula) for s in sets])
+    compiled = torch.compile(one.formula, fullgraph=True, dynamic=False, **COMPILE)
+    found = one.peer(compiled)
+    _log(log, row("compiled", found, "in one graph"), [partial(s.peer, compiled) for s in sets])
+
+
+# --- the score and the reverse step ------------------------------------------------------------------------------
+
+
+def time_mixture_score(log: Log) -> None:
+    """A kernel density of so many points: two products with softmax between, at float32's precision."""
+    served("mixture_score")
+    mixture, x = memory.kernel_density(COMPONENTS, PIXELS, POINTS)
+    mixture, x = mixture.to(device()), x.to(device())
+    few = x[:8]
+    exact = functional.mixture_score(few.double(), mixture, backend="reference")
+    own = deviation((functional.mixture_score(few, mixture, backend="reference"),), (exact,))
+    case = f"d={PIXELS} K={COMPONENTS:,} B={POINTS:,} spherical"
+    contenders: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+        "ours": (partial(functional.mixture_score, mixture=mixture, backend=backend()), FLOAT32 + 10.0 * own),
+        "eager": (memory.matmul_score(mixture), 1e-3),
+    }
+    for name, (run, bound) in contenders.items():
+        row = Row("mixture_score", case, name, "a sample", POINTS, agree((run(x)[: len(few)],), (exact,), bound))
+        if name == "ours":
+            row.multiply_adds = POINTS * floor.spherical_score_multiply_adds(PIXELS, COMPONENTS)
+        _log(log, row, partial(run, x))
+
+
+def time_reverse_step(problem: OnDevice, log: Log) -> None:
+    served("reverse_step")
+    process, step = problem.process, torch.full((), 1, device=device())
+    y, score = problem.x0, normals(*problem.x0.shape)
+    form = peers.OneProduct(problem.matmul_form)
+    a, s = problem.drift_scale[1], problem.noise_std[1]
+
+    def ours(y: Tensor, score: Tensor, how: str, method: str = "sde") -> Tensor:
+        return functional.reverse_step(y, score, process, step, seed=1, method=method, backend=how)
+
+    def eager(noise: bool) -> Tensor:
+        after = y - a * peers.score(form, y) + (s * s if noise else 0.5 * s * s) * score
+        return after + s * torch.randn_like(y) if noise else after
+
+    few = min(len(y), 1024)
+    double = y[:few].double(), score[:few].double()
+    own = deviation((ours(y[:few], score[:few], "reference"),), (ours(*double, "reference"),))
+    check = agree((ours(y, score, backend())[:few],), (ours(*double, "reference"),), FLOAT32 + 10.0 * own)
+    case = f"d={problem.dim} K={problem.components} B={problem.rows:,}"
+    row = Row("reverse_step", case, "ours", "a sample", problem.rows, check)
+    # the score's term is one more multiply-add for each value
+    each = floor.simulate_multiply_adds(problem.dim, problem.components) + problem.dim
+    row.multiply_adds, row.normals = problem.rows * each, problem.rows * problem.dim
+    row.bytes = 3 * y.nbytes
+    _log(log, row, partial(ours, y, score, backend()))
+    check = agree((eager(False)[:few],), (ours(*double, "reference", "ode"),), MATMUL_FORM)
+    peer = Row("reverse_step", case, "eager", "a sample", problem.rows, f"without noise: {check}")
+    _log(log, peer, partial(eager, True))
+
+
+def time_sampler(log: Log) -> None:
+    """Whole calls of sample: a CUDA graph beside the plain loop."""
+    served("reverse_step")
+    steps = 12 if TINY else 100
+    process = LangevinProcess(PLANAR.mixture, T=2.0, n_steps=steps)
+    torch.manual_seed(0)
+    network = networks.MLP(2, (WIDTH,) * 3, horizon=process.T).to(device())
+    made = {}
+    for contender, how in (("ours", "auto"), ("plain", False)):
+        run = partial(sample, network, process, SAMPLES, seed=1, cuda_graph=how)
+        made[contender] = run()
+        check = "bit for bit as the plain loop" if len(made) == 1 else ""
+        row = Row("sample", f"MLP 3x{WIDTH} B={SAMPLES:,} N={steps}", contender, "a step", steps, check)
+        timing = wall_clock(run)
+        row.seconds, row.how = timing.seconds, timing.how
+        log.row(row)
+    if not torch.equal(*made.values()):
+        raise AssertionError("a CUDA graph does not give the bits of the plain loop")

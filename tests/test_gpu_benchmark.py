@@ -1,0 +1,227 @@
+"""The GPU benchmark on a CPU at tiny sizes: every section runs, failures are told, and the results are written.
+
+The figures mean nothing there. What runs on a GPU alone, the kernels of the ceilings, is interpreted and compiled ahead
+of time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from _kernels import ROOT, TARGETS, Row, check_resources, compile_ahead, compiled_by, interpreted_by, main
+
+from benchmarks.gpu import device
+from fastndsm import functional
+
+OPS = ["philox_normal", "mixture_score", "mixture_log_prob", "mixture_hvp", "simulate", "simulate_transition"]
+OPS += ["simulate_target", "reverse_step", "ndsm_loss", "dsm_loss", "sample"]
+CASES = {"simulate": 3, "simulate_target": 2, "philox_normal": 1, "ndsm_loss": 3, "dsm_loss": 3, "mixture_score": 1}
+CASES |= {"reverse_step": 2, "sample": 1, "training step": 2}
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    settings = {"FASTNDSM_BENCH_SIZE": "tiny", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    inherited = os.environ | settings | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, cwd=ROOT, env=inherited | environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_tiny_run_agrees_and_is_written_down(tmp_path: Path) -> None:
+    done = run("benchmarks/gpu/run.sh", FASTNDSM_BENCH_RESULTS=str(tmp_path))
+    assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2_000:]
+    (path,) = tmp_path.glob("gpu-*.json")
+    stored = json.loads(path.read_text())
+    assert stored["failures"] == stored["peers_failures"] == []
+    assert {section["status"] for section in stored["sections"]} == {"ok"}
+    assert stored["environment"]["backend"] == "reference" and stored["environment"]["date"]
+
+    assert {check["op"] for check in stored["checks"]} == set(OPS)
+    assert all(check["passed"] for check in stored["checks"])
+    assert any("compute-sanitizer did not run: there is no GPU" in note for note in stored["notes"])
+
+    assert all(stored["rates"][name] > 0 for name in ("bandwidth", "fma", "normals"))
+    ours = [row for row in stored["rows"] if row["contender"] == "ours"]
+    assert {op: sum(row["op"] == op for row in ours) for op in CASES} == CASES
+    assert all(row["median"] > 0 and len(row["seconds"]) >= 2 for row in stored["rows"])
+    assert all(row["floor"] > 0 for row in ours if row["op"] not in ("sample", "training step"))
+    peers = {row["contender"].split()[0] for row in stored["rows"]}
+    assert {"eager", "compiled", "dsm", "plain"} <= peers
+    assert ("jax" in peers) == (find_spec("jax") is not None)
+    assert ("torchsde" in peers) == (find_spec("torchsde") is not None)
+
+    table = path.with_suffix(".md").read_text()
+    assert all(f"| {row['op']} | {row['case']} | " in table for row in ours)
+    assert stored["environment"]["device"] in table and stored["environment"]["date"] in table
+
+
+WRONG = """
+import sys, types
+from fastndsm import _backend, reference
+from benchmarks.gpu.__main__ import main
+
+made_up = types.ModuleType("made_up")
+made_up.__spec__ = types.SimpleNamespace()  # it can be found
+made_up.ndsm_loss = lambda *arguments: 1.001 * reference.ndsm_loss(*arguments)
+made_up.ndsm_loss_backward, made_up.philox_normal = reference.ndsm_loss_backward, reference.philox_normal
+sys.modules["made_up"] = made_up
+_backend.BACKENDS["triton"] = _backend.Backend("triton", "made_up", devices=("cpu",))
+sys.exit(main("check loss", "check philox"))
+"""
+
+
+def test_an_op_that_is_wrong_or_missing_is_told() -> None:
+    done = run(sys.executable, "-c", WRONG, FASTNDSM_BACKEND="triton")
+    assert done.returncode == 1, done.stderr
+    assert "check loss: ndsm_loss plain B=5 d=3: error 0.001, at most 1." in done.stdout
+    assert "| ndsm_loss | 0 of 6 | " in done.stdout
+    assert "| dsm_loss | it has no dsm_loss |" in done.stdout
+    assert "| philox_normal | 5 of 5 |  |" in done.stdout
+
+
+SECTIONS = """
+import os, signal, sys, time, types
+from benchmarks.gpu import suite
+from benchmarks.gpu.log import Check
+from benchmarks.gpu.report import Report
+
+def hangs(log):
+    log.check(Check("op", "before", "held", True))
+    time.sleep(60)
+
+def raises(log):
+    log.attempt("this", lambda: 1 / 0)
+    raise MemoryError("no more")
+
+module = types.ModuleType("benchmarks.gpu.made_up")
+module.passes = lambda log, word: log.write("note", word)
+module.crashes = lambda log: os.kill(os.getpid(), signal.SIGSEGV)
+module.hangs, module.raises = hangs, raises
+sys.modules[module.__name__] = module
+suite.LEAST = 0.5
+made_up = [suite.Section("first", "made_up:passes", 20, ("one",))]
+made_up += [suite.Section(name, f"made_up:{name}", seconds) for name, seconds in
+            (("crashes", 20), ("hangs", 1), ("raises", 20), ("unknown", 20))]
+made_up += [suite.Section("peer", "made_up:raises", 20, ours=False)]
+made_up += [suite.Section("last", "made_up:passes", 20, ("end",))]
+report = Report(suite.run(made_up), 1.0)
+print([o.status for o in report.outcomes], report.notes, len(report.checks), sep="\\n")
+print(*report.failures, *report.peers_failures, sep="\\n")
+"""
+
+
+def test_sections_do_not_touch_each_other() -> None:
+    done = run(sys.executable, "-c", SECTIONS)
+    assert done.returncode == 0, done.stderr
+    statuses = "['ok', 'killed by SIGSEGV', 'killed: still running after 1 s', 'failed', 'failed', 'failed', 'ok']"
+    said = done.stdout[done.stdout.index(statuses) :].splitlines()
+    assert said[1:3] == ["['one', 'end']", "1"]
+    assert said[3:] == [
+        "crashes: killed by SIGSEGV",
+        "hangs: killed: still running after 1 s",
+        "raises: this: ZeroDivisionError: division by zero",
+        "raises: MemoryError: no more",
+        "unknown: AttributeError: module 'benchmarks.gpu.made_up' has no attribute 'unknown'",
+        "peer: this: ZeroDivisionError: division by zero",
+        "peer: MemoryError: no more",
+    ]
+
+
+def test_without_a_gpu_full_sizes_are_refused() -> None:
+    done = run("benchmarks/gpu/run.sh", FASTNDSM_BENCH_SIZE="full")
+    assert done.returncode == 1
+    assert "PyTorch finds no GPU; FASTNDSM_BENCH_SIZE=tiny runs the code path on a CPU" in done.stdout
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_times_of_calls_on_a_gpu(recorded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds of one call of three, by events around as many replays as take 2 ms, on a device made up for it."""
+    called: list[str] = []
+
+    class Graph:
+        def __init__(self, device: torch.device) -> None: ...
+
+        def rehearse(self, run: Callable[..., Any], state: Any) -> None:
+            run(*state)
+            if not recorded:
+                raise RuntimeError("it waits")
+
+        def record(self, run: Callable[..., Any], state: Any) -> None:
+            run(*state)
+
+        def replay(self) -> None:
+            called.append("replay")
+
+    def events(run: Callable[[], Any], inner: int) -> float:
+        run()
+        return 300e-6 * inner
+
+    monkeypatch.setattr(device, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(device, "CUDAGraph", Graph)
+    monkeypatch.setattr(device, "_events", events)
+    timing = device.timed([lambda: called.append("run")] * 3, seconds=0.01)
+    assert timing.how == ("graph" if recorded else "events")
+    assert timing.seconds == pytest.approx([100e-6] * 5)  # 7 replays each
+    assert called == ["run"] * 6 + ["replay"] * 7 if recorded else ["run"] * (3 + 3 * 7)
+
+
+# --- the kernels of the ceilings ---------------------------------------------------------------------------------
+
+
+def test_what_the_ceilings_compute(tmp_path: Path) -> None:
+    """That nothing of it was left out."""
+    found = interpreted_by(__file__, tmp_path)
+    chain = torch.arange(16.0)
+    for _ in range(3 * 2):
+        chain = 0.5 * chain + 0.5
+    torch.testing.assert_close(found["multiply-adds"], chain.sum().expand(2))
+    normals = sum(functional.philox_normal(16, 4, seed=1, step=n, backend="reference") for n in range(3))
+    torch.testing.assert_close(found["normals"], torch.stack([part.sum() for part in normals.split(8)]))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_ceilings_compile_for(target: str, compiled: list[Row]) -> None:
+    rows = [row for row in compiled if row["target"] == target]
+    assert len(rows) == 2
+    for row in rows:
+        check_resources(row, 64)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    return compiled_by(__file__, tmp_path_factory.mktemp("compile"))
+
+
+def interpret() -> dict[str, Any]:
+    from benchmarks.gpu import ceiling_kernels as kernels
+
+    found = {"multiply-adds": torch.empty(2), "normals": torch.empty(2)}
+    kernels.multiply_add_kernel[(2,)](found["multiply-adds"], 0.5, 3, SIZE=16, UNROLLED=2)
+    kernels.normal_kernel[(2,)](found["normals"], torch.tensor(1), 3, SIZE=8)
+    return found
+
+
+def compile_all() -> Iterator[Row]:
+    from benchmarks.gpu import ceiling_kernels as kernels
+
+    fma = {"out_ptr": "*fp32", "factor": "fp32", "iterations": "i32"}
+    normal = {"out_ptr": "*fp32", "seed_ptr": "*i64", "iterations": "i32"}
+    for target in TARGETS:
+        constants = {"SIZE": kernels.SIZE, "UNROLLED": kernels.UNROLLED}
+        yield compile_ahead(kernels.multiply_add_kernel, fma, constants, target, num_warps=kernels.WARPS)
+        constants = {"SIZE": kernels.COUNTERS}
+        options = {"num_warps": kernels.WARPS, "enable_fp_fusion": False}
+        yield compile_ahead(kernels.normal_kernel, normal, constants, target, **options)
+
+
+if __name__ == "__main__":
+    main(interpret, compile_all)
