@@ -41,6 +41,7 @@ class Backend:
     module: str
     devices: tuple[str, ...]  # torch device types; empty: any
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
+    untested: bool = False  # it never ran on the devices it is for: auto never takes it
 
     def load(self) -> ModuleType:
         """Import (and on first use build) the backend; raises ImportError or RuntimeError with the reason."""
@@ -84,7 +85,7 @@ def _unavailable(backend: Backend) -> str | None:
 
 REFERENCE = Backend("reference", "fastndsm.reference", devices=())
 BACKENDS: dict[str, Backend] = {
-    "cuda": Backend("cuda", "fastndsm._cuda", devices=("cuda",)),
+    "cuda": Backend("cuda", "fastndsm._cuda", devices=("cuda",), dtypes=(torch.float32,), untested=True),
     "triton": Backend("triton", "fastndsm.kernels.ops", devices=("cuda",), dtypes=(torch.float32,)),
     "cpp": Backend("cpp", "fastndsm._cpp", devices=("cpu",)),
     "reference": REFERENCE,
@@ -141,7 +142,7 @@ def select(op: str, backend: str, device: torch.device, dtypes: Sequence[torch.d
             raise BackendError(f"backend {name!r} cannot serve {op}: {reason}; these can: {can}")
         return getattr(BACKENDS[name].load(), op)
     for candidate in BACKENDS.values():
-        if candidate.devices and device.type not in candidate.devices:
+        if candidate.untested or (candidate.devices and device.type not in candidate.devices):
             continue
         reason = candidate.refuses(op, device, dtype)
         if reason is None:
@@ -151,6 +152,20 @@ def select(op: str, backend: str, device: torch.device, dtypes: Sequence[torch.d
         level = logging.WARNING if expected else logging.INFO
         log_once(level, f"backend auto: {candidate.name} passed over: {reason}")
     raise AssertionError("the reference serves everything")
+
+
+def find(op: str, device: torch.device, dtype: torch.dtype) -> Callable[..., Any] | str:
+    """The function that serves an op which not every backend has, or why there is none."""
+    name = requested()
+    candidates = [b for b in BACKENDS.values() if not b.untested] if name == "auto" else [BACKENDS[name]]
+    reasons = []
+    for candidate in candidates:
+        reason = candidate.refuses(op, device, dtype)
+        if reason is None:
+            return getattr(candidate.load(), op)
+        if name != "auto" or not candidate.devices or device.type in candidate.devices:
+            reasons.append(f"{candidate.name}: {reason}")
+    return "; ".join(reasons)
 
 
 def log_once(level: int, message: str) -> None:

@@ -111,6 +111,28 @@ def reverse_step(
     return out
 
 
+def sample_mlp(
+    y: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    scales: Tensor,
+    shifts: Tensor,
+    inverse_std: Tensor | None,
+    feature_scale: float,
+    drift_scale: Tensor,
+    noise_std: Tensor,
+    mixture: MixtureOperands,
+    seed: Tensor,
+    first_path: int,
+    method: str,
+) -> tuple[Tensor, Tensor]:
+    """y_N -> y_0 [B, d] with the network of `_mlp_sampler.FusedNetwork`; and the step, 0-d int64, that first gave
+    values that are not finite (-1: none did)."""
+    network = weights, biases, scales, shifts, inverse_std, feature_scale
+    out = _ops.sample_mlp(y, *network, drift_scale, noise_std, *mixture, seed, first_path, method)
+    return out
+
+
 def ndsm_loss(scores: Tensor, noise: Tensor, std: Tensor, estimator: str, antithetic: bool) -> Tensor:
     dtype = accumulation_dtype(scores, noise)
     out = _ops.ndsm_loss(scores.to(dtype), noise.to(dtype), std.to(dtype), estimator, antithetic)

@@ -11,15 +11,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import _backend, _checks, _cuda_graph, functional
+from ._mlp_sampler import FusedNetwork, fused_network
 from .objective import ScoreNet
 from .process import NoisingProcess
-from .reference import philox
+from .reference import MixtureOperands, philox
 
 EXACT_DIVERGENCE_DIM = 16
 FEWEST_STEPS_FOR_A_GRAPH = 10  # by itself: recording takes the time of a few steps
@@ -36,6 +38,7 @@ def sample(
     first_path: int = 0,
     progress: bool = False,
     cuda_graph: str | bool = "auto",
+    fused: str | bool = "auto",
 ) -> Tensor:
     """n samples [n, *event_shape]; sample i's noise depends on seed and first_path + i alone, not on batch_size.
 
@@ -49,17 +52,23 @@ def sample(
             result; the network is then called from Python three times and not at every step. "auto": where that is
             possible, else the plain loop, saying once why. True: raise where it is not. False: the plain loop; for
             a network that records graphs of its own, such as torch.compile in mode "reduce-overhead".
+        fused: let compiled code evaluate the network itself, all steps in one call, with the same noise and the same
+            result to rounding: for `networks.MLP`, alone or in `ResidualScore`, in up to 32 dimensions and in float32.
+            "auto": where that is possible, and cuda_graph is not True. True: raise where it is not. False: call the
+            network.
 
     Raises:
         FloatingPointError: if the samples become non-finite, naming the step.
         ValueError: if cuda_graph is True and the process is not on a CUDA device.
         RuntimeError: if cuda_graph is True and the network or the process cannot be recorded, with the reason.
+        ValueError: if fused is True and the network, the process or the backend is not one for it, with the reason.
     """
     _checks.network("score_net", score_net)
     _check_process(process)
     _checks.count("n", n)
     _checks.choice("method", method, functional.METHODS)
     _check_cuda_graph(cuda_graph, process)
+    network = _fused(score_net, process, fused, cuda_graph)
     first_path = _checks.first_path(first_path)
     batch_size = n if batch_size is None else _checks.count("batch_size", batch_size)
     key = _checks.seed(seed)
@@ -70,7 +79,11 @@ def sample(
             rows = min(batch_size, n - start)
             reverse = _Reverse(score_net, process, method, key, first_path + start)
             y = _prior_draw(process, rows, key, reverse.first_path)
-            batches.append(_run(reverse, y, cuda_graph, bar.update))
+            if network is not None:
+                batches.append(_run_fused(reverse, y, *network))
+                bar.update(process.n_steps)
+            else:
+                batches.append(_run(reverse, y, cuda_graph, bar.update))
     return torch.cat(batches)
 
 
@@ -110,7 +123,7 @@ class _Reverse:
 
 def _run(reverse: _Reverse, y: Tensor, cuda_graph: str | bool, done: Callable[[], object]) -> Tensor:
     """y_N -> y_0; done is called after each step."""
-    n_steps, times = reverse.process.n_steps, reverse.process.times
+    n_steps = reverse.process.n_steps
     failed = torch.full((), -1, device=y.device)
     replay = None
     enough = n_steps >= FEWEST_STEPS_FOR_A_GRAPH or cuda_graph is True
@@ -124,13 +137,54 @@ def _run(reverse: _Reverse, y: Tensor, cuda_graph: str | bool, done: Callable[[]
         else:
             y, failed = reverse.step(y, failed, n, last)
         done()
+    _check_finite(failed, reverse.process)
+    return y
+
+
+def _check_finite(failed: Tensor, process: NoisingProcess) -> None:
     found = int(failed)
     if found >= 0:
         raise FloatingPointError(
             f"score_net: expected finite samples, found NaN or infinite ones at step {found}, "
-            f"t = {float(times[found + 1]):.4g}; check the network's output there and the weights it has"
+            f"t = {float(process.times[found + 1]):.4g}; check the network's output there and the weights it has"
         )
-    return y
+
+
+def _fused(
+    score_net: ScoreNet, process: NoisingProcess, fused: str | bool, cuda_graph: str | bool
+) -> tuple[Callable[..., tuple[Tensor, Tensor]], FusedNetwork] | None:
+    """Who evaluates the network itself, and what of it; None where the network is to be called."""
+    if not isinstance(fused, bool) and fused != "auto":
+        raise ValueError(f"fused: expected 'auto', True or False, found {fused!r}")
+    if fused is False or (fused == "auto" and cuda_graph is True):
+        return None
+    dtype = torch.get_default_dtype()  # that of the prior's draws
+    network = fused_network(score_net, process, dtype)
+    serve = network if isinstance(network, str) else _backend.find("sample_mlp", process.times.device, dtype)
+    if not isinstance(network, str) and not isinstance(serve, str):
+        return serve, network
+    if fused is True:
+        raise ValueError(
+            f"fused: expected a network, a process and a backend for it, found: {serve}; use 'auto' or False"
+        )
+    _backend.log_once(logging.INFO, f"sample: the network is called at every step: {serve}")
+    return None
+
+
+def _run_fused(
+    reverse: _Reverse, y: Tensor, serve: Callable[..., tuple[Tensor, Tensor]], network: FusedNetwork
+) -> Tensor:
+    """y_N -> y_0, by the backend's own evaluation of the network."""
+    process: Any = reverse.process
+    drift_scale, noise_std, *mixture = process._arguments(y)
+    flat, failed = serve(
+        y.flatten(1),
+        *(network.weights, network.biases, network.scales, network.shifts, network.inverse_std, network.feature_scale),
+        *(drift_scale, noise_std, MixtureOperands(*mixture)),
+        *(reverse.seed, reverse.first_path, reverse.method),
+    )
+    _check_finite(failed, process)
+    return flat.reshape(y.shape)
 
 
 def _recorded(

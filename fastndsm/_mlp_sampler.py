@@ -1,0 +1,122 @@
+"""Which score networks a backend's `sample_mlp` evaluates by itself, all steps in one call, and what it takes of them.
+
+That is `networks.MLP`, alone or in `ResidualScore`, as the library builds them. What the time gives every layer is
+computed here, by the network's own modules and for all steps at once; the rest goes to the op as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .mixture import GaussianMixture
+from .networks import MLP, TimeEmbedding, _FiLM
+from .process import LangevinProcess, NoisingProcess
+from .reference import MixtureOperands
+from .score import ResidualScore
+
+LARGEST_DIM = 32
+LARGEST_WIDTH = 512
+MOST_HIDDEN_LAYERS = 8
+
+
+@dataclass(frozen=True)
+class FusedNetwork:
+    """What `sample_mlp` takes of a score network: row n of its tables is for t_{n+1}.
+
+    weights, biases: of the hidden layers, then of the output. scales, shifts [N, sum of hidden widths]. inverse_std:
+    v(t_{n+1})^-1/2 [N] where the score is residual. feature_scale: 0 without features.
+    """
+
+    weights: list[Tensor]
+    biases: list[Tensor]
+    scales: Tensor
+    shifts: Tensor
+    inverse_std: Tensor | None
+    feature_scale: float
+
+
+def fused_network(score_net: Any, process: NoisingProcess, dtype: torch.dtype) -> FusedNetwork | str:
+    """The network's parameters and tables, or why the op does not evaluate it."""
+    residual = score_net if type(score_net) is ResidualScore else None
+    net: Any = score_net if residual is None else residual.net
+    reason = _refuses_network(net, dtype) or _refuses_process(process, residual)
+    if reason is None and residual is not None:
+        reason = _changed(residual)
+    if reason is not None:
+        return reason
+    inputs = process.dim * (2 if residual is not None and residual.features else 1)
+    if (net.in_dim, net.dim) != (inputs, process.dim):
+        return f"the network maps {net.in_dim} values to {net.dim}, the process has {process.dim}"
+    layers = [*net.layers, net.last]
+    device = net.last.weight.device
+    if process.times.device != device:
+        return f"the process is on {process.times.device}, the network on {device}"
+    t = process.times[1:].to(dtype)
+    film = net.film(t)
+    return FusedNetwork(
+        weights=[layer.weight.detach() for layer in layers],
+        biases=[layer.bias.detach() for layer in layers],
+        scales=torch.cat([scale for scale, _ in film], dim=1).detach(),
+        shifts=torch.cat([shift for _, shift in film], dim=1).detach(),
+        inverse_std=None if residual is None else residual.process.variance_at(t).rsqrt(),
+        feature_scale=residual.feature_scale if residual is not None and residual.features else 0.0,
+    )
+
+
+def _refuses_network(net: Any, dtype: torch.dtype) -> str | None:
+    if type(net) is not MLP:
+        return f"the network is no fastndsm.networks.MLP but {type(net).__name__}"
+    expected = [(net.film, _FiLM), (net.film.embedding, TimeEmbedding), (net.film.hidden, nn.Linear)]
+    expected += [(layer, nn.Linear) for layer in (net.film.out, *net.layers, net.last)]
+    for module, kind in expected:
+        if type(module) is not kind:
+            return f"a {kind.__name__} of the network has been replaced by {type(module).__name__}"
+        if any(p.dtype != dtype for p in module.parameters(recurse=False)) or dtype != torch.float32:
+            return "network and samples are not float32"
+        if kind is nn.Linear and module.bias is None:
+            return "a layer of the network has no bias"
+    if net.dim > LARGEST_DIM:
+        return f"it serves up to {LARGEST_DIM} dimensions, found {net.dim}"
+    if max(net.hidden) > LARGEST_WIDTH or len(net.layers) > MOST_HIDDEN_LAYERS:
+        return f"it serves up to {MOST_HIDDEN_LAYERS} hidden layers of {LARGEST_WIDTH} units, found {list(net.hidden)}"
+    if torch.is_autocast_enabled(net.last.weight.device.type):
+        return "autocast is on"
+    return _changed(net)
+
+
+def _changed(module: nn.Module) -> str | None:
+    """Hooks, or a forward of its own, which the op would not call."""
+    everywhere = nn.modules.module
+    hooked = everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks
+    for part in module.modules():
+        if isinstance(part, (NoisingProcess, GaussianMixture)):
+            continue  # not called by the network
+        hooked = hooked or part._forward_hooks or part._forward_pre_hooks
+        if "forward" in vars(part):
+            return f"a {type(part).__name__} of the network has a forward of its own"
+    return "the network has hooks" if hooked else None
+
+
+def _refuses_process(process: NoisingProcess, residual: ResidualScore | None) -> str | None:
+    for own in [process] if residual is None else [process, residual.process]:
+        if not isinstance(own, LangevinProcess) or type(own)._reverse_step is not LangevinProcess._reverse_step:
+            return f"the process is no LangevinProcess but {type(own).__name__}"
+        if type(own.reference) is not GaussianMixture:
+            return f"the reference is no GaussianMixture but {type(own.reference).__name__}"
+    if residual is not None and not _same(process, residual.process):
+        return "the network's reference is not that of the process"
+    return None
+
+
+def _same(process: Any, own: Any) -> bool:
+    """Whether their references are the same mixture."""
+    one: MixtureOperands = process.reference.operands(torch.float32)
+    other: MixtureOperands = own.reference.operands(torch.float32)
+    if one.covariance_type != other.covariance_type:
+        return False
+    pairs = list(zip(one[:3], other[:3], strict=True))
+    return all(a.shape == b.shape and a.device == b.device and torch.equal(a, b) for a, b in pairs)
