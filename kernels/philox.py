@@ -9,12 +9,12 @@ a whole array. The integers are those of `fastndsm.reference.philox` bit for bit
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .configurations import architecture_of, configuration
 
 MULTIPLIER_0 = tl.constexpr(0xD2511F53)
 MULTIPLIER_1 = tl.constexpr(0xCD9E8D57)
@@ -22,32 +22,7 @@ WEYL_0 = tl.constexpr(0x9E3779B9)
 WEYL_1 = tl.constexpr(0xBB67AE85)
 TWO_THIRDS = tl.constexpr(0x3F2AAAAB)  # the bits of 2/3 in float32
 EXPONENT = tl.constexpr(-(1 << 23))  # the sign and exponent bits of a float32
-
-
-class Tile(NamedTuple):
-    """What one program makes: `rows` paths by `blocks` counters, each counter giving 2 `pairs` dimensions."""
-
-    rows: int
-    blocks: int
-    pairs: int
-    num_warps: int
-
-
-# By the largest dim that each entry serves (None: any), the same for every architecture: two counters a thread on
-# NVIDIA, one on AMD, whose waves are twice as wide.
-TILES: tuple[tuple[int | None, Tile], ...] = (
-    (2, Tile(256, 1, 1, 4)),
-    (4, Tile(256, 1, 2, 4)),
-    (8, Tile(128, 2, 2, 4)),
-    (16, Tile(64, 4, 2, 4)),
-    (None, Tile(32, 8, 2, 4)),
-)
 MAX_GRID_Y = 65_535  # of CUDA and HIP
-
-
-def tile(dim: int) -> Tile:
-    """The configuration for rows of `dim` values."""
-    return next(t for largest, t in TILES if largest is None or dim <= largest)
 
 
 # --- device functions --------------------------------------------------------------------------------------------
@@ -149,9 +124,10 @@ def normals(radius_word, angle_word):
 
 @triton.jit
 def seed_words(seed_ptr):
-    """The key of a 0-d int64 seed: its low and high 32 bits."""
-    seed = tl.load(seed_ptr)
-    return seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    """The key of a 0-d int64 seed: its low and high 32 bits; loaded as words, they leave Philox its 32-bit
+    multiplications, where halves of a 64-bit load made the compiler widen the xors too."""
+    words = seed_ptr.to(tl.pointer_type(tl.uint32), bitcast=True)
+    return tl.load(words), tl.load(words + 1)
 
 
 # --- the op ------------------------------------------------------------------------------------------------------
@@ -235,11 +211,11 @@ def philox_normal(
     out = torch.empty((n_paths, dim), dtype=dtype, device=device)
     if out.numel() == 0:
         return out
-    config = tile(dim)
-    width = 2 * config.pairs
+    tile = configuration("philox_normal", dim, architecture=architecture_of(out.device))
+    width = 2 * tile["PAIRS"]
     grid = (
-        triton.cdiv(dim, width * config.blocks),
-        min(triton.cdiv(n_paths, config.rows), MAX_GRID_Y),
+        triton.cdiv(dim, width * tile["BLOCKS"]),
+        min(triton.cdiv(n_paths, tile["ROWS"]), MAX_GRID_Y),
     )
     with torch.cuda.device_of(out):
         philox_normal_kernel[grid](
@@ -252,10 +228,7 @@ def philox_normal(
             first_path,
             STEP_PER_PATH=step.ndim == 1,
             ALIGNED=dim % width == 0,
-            ROWS=config.rows,
-            BLOCKS=config.blocks,
-            PAIRS=config.pairs,
-            num_warps=config.num_warps,
+            **tile.launch,
             enable_fp_fusion=False,  # every fused multiply-add is written out, so that all GPUs round alike
         )
     return out

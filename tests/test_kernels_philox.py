@@ -1,32 +1,19 @@
-"""The Triton kernels: interpreted, against `reference`; compiled ahead of time for the GPUs they are meant for.
-
-Triton decides when it is imported whether it interprets. So this file also runs as a program, in a process of its own
-for either purpose, which calls the kernels and writes down what they gave; the tests judge that.
-"""
+"""Philox and its normals in Triton: interpreted, against `reference`; compiled ahead of time; and the backend."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import re
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
+from _kernels import CPU, TARGETS, Row, check_resources, compile_ahead, compiled_by, interpreted_by, main, poisoned
 from torch import Tensor
 
 from fastndsm import _backend, reference
 from fastndsm.reference.philox import philox4x32_10
-
-ROOT = Path(__file__).resolve().parent.parent
-CPU = torch.device("cpu")
 
 # --- what is computed --------------------------------------------------------------------------------------------
 
@@ -89,21 +76,7 @@ def draws() -> Iterator[tuple[str, Arguments]]:
 
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return torch.load(in_own_process("interpret", tmp_path_factory.mktemp("interpret"), TRITON_INTERPRET="1"))
-
-
-def in_own_process(purpose: str, place: Path, **environment: str) -> Path:
-    """Run this file for that purpose; returns the file it wrote."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
-    done = subprocess.run(
-        [sys.executable, __file__, purpose, place / "result"],
-        env=inherited | {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(place / "cache")} | environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return place / "result"
+    return interpreted_by(__file__, tmp_path_factory.mktemp("interpret"))
 
 
 def assert_few_ulp(actual: Tensor, exact: Tensor) -> None:
@@ -138,9 +111,9 @@ def test_normals_at_the_seams_of_their_functions(interpreted: dict[str, Any]) ->
 def test_normals_agree_with_the_reference(name: str, interpreted: dict[str, Any]) -> None:
     """Every output was NaN before, as was the memory around them, which stays so."""
     arguments = dict(draws())[name]
-    made, around = interpreted["normals"][name]
+    made, untouched = interpreted["normals"][name]
     assert_few_ulp(made, reference.philox_normal(*arguments, torch.float64, CPU))
-    assert bool(around.isnan().all())
+    assert untouched
 
 
 def test_a_batch_may_be_split(interpreted: dict[str, Any]) -> None:
@@ -157,9 +130,9 @@ def test_more_dimensions_leave_the_first_ones_as_they_were(dim: int, interpreted
 
 def test_normals_do_not_depend_on_the_grid(interpreted: dict[str, Any]) -> None:
     """Two programs take three tiles of rows."""
-    made, around = interpreted["short grid"]
+    made, untouched = interpreted["short grid"]
     assert torch.equal(made, interpreted["normals"]["150x16"][0])
-    assert bool(around.isnan().all())
+    assert untouched
 
 
 @pytest.mark.parametrize(
@@ -177,7 +150,7 @@ def test_bad_arguments_are_refused(name: str, message: str, interpreted: dict[st
     assert interpreted["refused"][name] == message
 
 
-def interpret(result: Path) -> None:
+def interpret() -> dict[str, Any]:
     """What the interpreter gives, to be judged by the tests above."""
     global philox, tl, triton  # a kernel sees globals alone
     import triton
@@ -217,9 +190,9 @@ def interpret(result: Path) -> None:
 
     ops.prepare()
     calls = dict(draws())
-    normals = {name: poisoned(ops.philox_normal, arguments) for name, arguments in calls.items()}
+    normals = {name: poisoned(ops.philox_normal, *arguments, torch.float32, CPU) for name, arguments in calls.items()}
     with mock.patch.object(philox, "MAX_GRID_Y", 2):
-        short_grid = poisoned(ops.philox_normal, calls["150x16"])
+        short_grid = poisoned(ops.philox_normal, *calls["150x16"], torch.float32, CPU)
 
     def refusal(**changed: Any) -> str:
         good = {"seed": torch.tensor(1), "step": torch.tensor(0), "dtype": torch.float32}
@@ -236,61 +209,36 @@ def interpret(result: Path) -> None:
         "step dtype": refusal(step=torch.tensor(1.0)),
         "step shape": refusal(step=torch.tensor([1, 2])),
     }
-    torch.save(
-        {"words": words, "edges": pairs, "normals": normals, "short grid": short_grid, "refused": refused}, result
-    )
-
-
-def poisoned(op: Callable[..., Tensor], arguments: Arguments) -> tuple[Tensor, Tensor]:
-    """What op makes in memory that was NaN, and 64 values of that memory before its output and after it."""
-    buffers = []
-
-    def empty(shape: tuple[int, ...], **options: Any) -> Tensor:
-        buffers.append(torch.full((math.prod(shape) + 128,), math.nan, **options))
-        return buffers[-1][64:-64].view(shape)
-
-    with mock.patch.object(torch, "empty", empty):
-        out = op(*arguments, torch.float32, CPU)
-    (buffer,) = buffers
-    return out.clone(), torch.cat((buffer[:64], buffer[-64:]))
+    return {"words": words, "edges": pairs, "normals": normals, "short grid": short_grid, "refused": refused}
 
 
 # --- compiled ahead of time --------------------------------------------------------------------------------------
 
-TARGETS = {
-    "sm_80": ("cuda", 80, 32),
-    "sm_90": ("cuda", 90, 32),
-    "sm_100": ("cuda", 100, 32),
-    "gfx942": ("hip", "gfx942", 64),
-}
-SHARED_MEMORY = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}  # bytes a block
 REGISTERS = 64  # a thread: 1,024 threads fit a multiprocessor's 65,536
 
 
+SHARED = 8 << 10  # bytes
+
+
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return json.loads(in_own_process("compile", tmp_path_factory.mktemp("compile")).read_text())
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    return compiled_by(__file__, tmp_path_factory.mktemp("compile"))
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_kernels_compile_for(target: str, compiled: list[dict[str, Any]]) -> None:
+def test_kernels_compile_for(target: str, compiled: list[Row]) -> None:
     """Every configuration of the table, its lightest and its heaviest variant: no spills, few registers."""
     rows = [row for row in compiled if row["target"] == target]
-    assert {row["aligned"] for row in rows} == {True, False}
+    assert {row["constants"]["ALIGNED"] for row in rows} == {True, False}
     for row in rows:
-        assert "error" not in row, f"{row['kernel']} cannot be compiled for {target} on this machine: {row['error']}"
-        assert row["spilled"] == 0, row
-        assert 0 < row["registers"] <= REGISTERS, row
-        assert row["shared"] <= min(SHARED_MEMORY[target], 8 << 10), row
-        assert not row["aligned"] or row["vector_stores"], row
+        check_resources(row, REGISTERS, SHARED)
+        assert not row["constants"]["ALIGNED"] or row["vector_stores"], row
 
 
-def compile_all(result: Path) -> None:
-    """Resources of every kernel on every target, as JSON."""
-    import triton
+def compile_all() -> Iterator[Row]:
+    """Resources of every kernel on every target."""
     from fastndsm.kernels import philox
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+    from fastndsm.kernels.configurations import configurations
 
     signature = {
         "out_ptr": "*fp32",
@@ -301,60 +249,12 @@ def compile_all(result: Path) -> None:
         "stream": "i32",
         "first_path": "i64",
     }
-    tensors_aligned = {(i,): [["tt.divisibility", 16]] for i in range(3)}
-    rows = []
-    for target, machine in TARGETS.items():
-        for largest, tile in philox.TILES:
+    for target in TARGETS:
+        for tile in configurations("philox_normal", target):
             for aligned in (True, False):
-                constants = {
-                    "STEP_PER_PATH": not aligned,
-                    "ALIGNED": aligned,
-                    "ROWS": tile.rows,
-                    "BLOCKS": tile.blocks,
-                    "PAIRS": tile.pairs,
-                }
-                types = signature | dict.fromkeys(constants, "constexpr")
-                row = {"target": target, "kernel": f"philox_normal, dim up to {largest}", "aligned": aligned}
-                rows.append(row)
-                try:
-                    kernel = triton.compile(
-                        ASTSource(philox.philox_normal_kernel, types, constants, tensors_aligned),
-                        target=GPUTarget(*machine),
-                        options={"num_warps": tile.num_warps, "enable_fp_fusion": False},
-                    )
-                    row |= {"shared": kernel.metadata.shared} | resources(kernel, machine[0])
-                except Exception as error:
-                    row["error"] = repr(error)
-    result.write_text(json.dumps(rows))
-
-
-def resources(kernel: Any, backend: str) -> dict[str, Any]:
-    """Registers a thread, what was spilled, and whether whole vectors are stored."""
-    if backend == "hip":
-        assembly = kernel.asm["amdgcn"]
-
-        def field(name: str) -> int:
-            return int(re.search(rf"\.{name}:\s*(\d+)", assembly)[1])  # type: ignore[index]
-
-        spilled = ("vgpr_spill_count", "sgpr_spill_count", "private_segment_fixed_size")
-        return {
-            "registers": field("vgpr_count"),
-            "spilled": sum(map(field, spilled)),
-            "vector_stores": "global_store_dwordx" in assembly,
-        }
-    from triton import knobs
-
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        arguments = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
-        usage = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
-    registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))  # type: ignore[index]
-    return {
-        "registers": registers,
-        "spilled": stack + local,
-        "vector_stores": re.search(r"st\.global\.v[24]\.", kernel.asm["ptx"]) is not None,
-    }
+                constants = {"STEP_PER_PATH": not aligned, "ALIGNED": aligned} | dict(tile.constants)
+                kernel = philox.philox_normal_kernel
+                yield compile_ahead(kernel, signature, constants, target, **tile.options, enable_fp_fusion=False)
 
 
 # --- as a backend ------------------------------------------------------------------------------------------------
@@ -398,4 +298,4 @@ def test_why_it_cannot_run(case: str, environment: dict[str, Any], reason: str, 
 
 
 if __name__ == "__main__":
-    {"interpret": interpret, "compile": compile_all}[sys.argv[1]](Path(sys.argv[2]))
+    main(interpret, compile_all)

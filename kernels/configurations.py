@@ -1,0 +1,174 @@
+"""The fixed configuration of every kernel: one table, by op, size (d, K) and architecture.
+
+Chosen by shape and never by timing, so that the same call computes the same bits everywhere and always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """How a kernel is compiled for the sizes it serves.
+
+    dim and components are the largest that it serves (None: any), architecture the only one it is for, such as
+    "sm_90" or "gfx942" (None: any). constants are the kernel's constexpr arguments by name.
+    """
+
+    constants: Mapping[str, int]
+    num_warps: int
+    num_stages: int | None  # None: Triton's default
+    dim: int | None
+    components: int | None
+    architecture: str | None
+
+    def __getitem__(self, constant: str) -> int:
+        return self.constants[constant]
+
+    def serves(self, dim: int, components: int, architecture: str | None) -> bool:
+        return (
+            (self.dim is None or dim <= self.dim)
+            and (self.components is None or components <= self.components)
+            and self.architecture in (None, architecture)
+        )
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Options of the compiler."""
+        return {"num_warps": self.num_warps} | ({} if self.num_stages is None else {"num_stages": self.num_stages})
+
+    @property
+    def launch(self) -> dict[str, int]:
+        """Keyword arguments of a launch: the constants and the compiler's options."""
+        return {**self.constants, **self.options}
+
+
+def _for(
+    dim: int | None = None,
+    components: int | None = None,
+    architecture: str | None = None,
+    *,
+    num_warps: int,
+    num_stages: int | None = None,
+    **constants: int,
+) -> Configuration:
+    return Configuration(constants, num_warps, num_stages, dim, components, architecture)
+
+
+# The first configuration of an op that serves (d, K) on an architecture is taken: an entry for one architecture stands
+# before the general one that it replaces, and the last entry of each op serves everything.
+TABLE: dict[str, tuple[Configuration, ...]] = {
+    # ROWS paths by BLOCKS counters, each giving 2 PAIRS dimensions: two counters a thread on NVIDIA, one on AMD, whose
+    # waves are twice as wide.
+    "philox_normal": (
+        _for(dim=2, ROWS=256, BLOCKS=1, PAIRS=1, num_warps=4),
+        _for(dim=4, ROWS=256, BLOCKS=1, PAIRS=2, num_warps=4),
+        _for(dim=8, ROWS=128, BLOCKS=2, PAIRS=2, num_warps=4),
+        _for(dim=16, ROWS=64, BLOCKS=4, PAIRS=2, num_warps=4),
+        _for(ROWS=32, BLOCKS=8, PAIRS=2, num_warps=4),
+    ),
+    # Up to d = 4, ROWS samples in registers. Above, blocks of COMPONENTS: samples whole while d <= DIMS, else in tiles.
+    # Logits are taken from differences, one component at a time (DIRECT), or from matrix products once there are many.
+    "mixture_score": (
+        _for(dim=4, ROWS=256, num_warps=4),
+        _for(dim=16, ROWS=64, COMPONENTS=16, DIMS=16, num_warps=4),
+        _for(dim=64, components=256, ROWS=32, COMPONENTS=16, DIMS=64, num_warps=4),
+        _for(components=16, ROWS=16, COMPONENTS=16, DIMS=64, DIRECT=1, num_warps=4, num_stages=1),
+        _for(ROWS=64, COMPONENTS=32, DIMS=16, DIRECT=0, num_warps=4),
+    ),
+    "mixture_hvp": (
+        _for(dim=4, ROWS=256, num_warps=4),
+        _for(dim=16, ROWS=64, COMPONENTS=16, DIMS=16, num_warps=4),
+        _for(dim=64, components=256, ROWS=16, COMPONENTS=16, DIMS=64, num_warps=4),
+        _for(components=16, ROWS=16, COMPONENTS=16, DIMS=32, DIRECT=1, num_warps=4, num_stages=1),
+        _for(ROWS=32, COMPONENTS=16, DIMS=16, DIRECT=0, num_warps=4),
+    ),
+    "mixture_merge": (
+        _for(dim=4, ROWS=64, DIMS=4, num_warps=4),
+        _for(ROWS=4, DIMS=128, num_warps=4),
+    ),
+    "reverse_step": (
+        _for(dim=4, ROWS=256, num_warps=4),
+        _for(dim=16, ROWS=64, COMPONENTS=16, DIMS=16, num_warps=4),
+        _for(dim=64, components=256, ROWS=32, COMPONENTS=16, DIMS=64, num_warps=4),
+        _for(components=16, ROWS=16, COMPONENTS=16, DIMS=64, DIRECT=1, num_warps=4, num_stages=1),
+        _for(architecture="sm_100", ROWS=64, COMPONENTS=32, DIMS=16, DIRECT=0, num_warps=4, num_stages=2),
+        _for(ROWS=64, COMPONENTS=32, DIMS=16, DIRECT=0, num_warps=4),
+    ),
+    "reverse_step_update": (
+        _for(dim=4, ROWS=128, DIMS=4, num_warps=4),
+        _for(ROWS=8, DIMS=128, num_warps=4),
+    ),
+    "precision_product": (_for(ROWS=32, COLUMNS=64, DEPTH=32, num_warps=4),),
+    # Up to d = 4: ROWS paths, a lane each, and a warp by itself, so that it waits for none. A few components stay in
+    # registers; more are read in blocks of COMPONENTS, for two paths a lane.
+    "simulate_small": (
+        _for(dim=2, components=8, architecture="gfx942", ROWS=64, COMPONENTS=8, num_warps=1),
+        _for(dim=4, components=4, architecture="gfx942", ROWS=64, COMPONENTS=4, num_warps=1),
+        _for(architecture="gfx942", ROWS=64, COMPONENTS=2, num_warps=1),
+        _for(dim=2, components=10, ROWS=32, COMPONENTS=10, num_warps=1),
+        _for(dim=4, components=4, ROWS=32, COMPONENTS=4, num_warps=1),
+        _for(dim=2, ROWS=64, COMPONENTS=4, num_warps=1),
+        _for(ROWS=64, COMPONENTS=2, num_warps=1),
+    ),
+    # Above: ROWS paths by tiles of COLUMNS dimensions, four a lane; a warp has rows to itself. A few components are
+    # weighed at once, more in blocks of COMPONENTS.
+    "simulate_spherical": (
+        _for(components=10, architecture="gfx942", ROWS=4, COLUMNS=64, COMPONENTS=10, num_warps=1, num_stages=1),
+        _for(architecture="gfx942", ROWS=4, COLUMNS=64, COMPONENTS=4, num_warps=1, num_stages=1),
+        _for(dim=16, components=10, ROWS=8, COLUMNS=16, COMPONENTS=10, num_warps=1, num_stages=1),
+        _for(dim=64, components=10, ROWS=4, COLUMNS=64, COMPONENTS=10, num_warps=1, num_stages=1),
+        _for(components=10, ROWS=2, COLUMNS=128, COMPONENTS=10, num_warps=1, num_stages=1),
+        _for(ROWS=4, COLUMNS=64, COMPONENTS=6, num_warps=1, num_stages=1),
+    ),
+    "simulate_diag": (
+        _for(architecture="gfx942", ROWS=4, COLUMNS=64, COMPONENTS=4, num_warps=1, num_stages=1),
+        _for(dim=16, ROWS=8, COLUMNS=16, COMPONENTS=4, num_warps=1, num_stages=1),
+        _for(ROWS=4, COLUMNS=64, COMPONENTS=4, num_warps=1, num_stages=1),
+    ),
+    # The same with matrix products for P x and P z, which want 16 rows and several warps.
+    "simulate_tied": (_for(ROWS=16, COLUMNS=32, COMPONENTS=4, num_warps=2, num_stages=1),),
+    # ROWS samples by COLUMNS values: 8 values a thread of each array, 4 of the shortest rows. From 128 values on a warp
+    # has rows to itself, and beyond 1,024 a program one row, so that a few long ones fill a GPU too.
+    "loss": (
+        _for(dim=2, ROWS=256, COLUMNS=2, num_warps=4),
+        _for(dim=4, ROWS=128, COLUMNS=4, num_warps=4),
+        _for(dim=8, ROWS=128, COLUMNS=8, num_warps=4),
+        _for(dim=16, ROWS=64, COLUMNS=16, num_warps=4),
+        _for(dim=32, ROWS=32, COLUMNS=32, num_warps=4),
+        _for(dim=64, ROWS=16, COLUMNS=64, num_warps=4),
+        _for(dim=128, ROWS=8, COLUMNS=128, num_warps=4),
+        _for(dim=1024, ROWS=4, COLUMNS=256, num_warps=4),
+        _for(ROWS=1, COLUMNS=2048, num_warps=8),
+    ),
+}
+
+
+def configuration(op: str, dim: int, components: int = 1, architecture: str | None = None) -> Configuration:
+    """What serves rows of `dim` values and a mixture of `components`; architecture as `architecture_of` names it."""
+    return next(c for c in TABLE[op] if c.serves(dim, components, architecture))
+
+
+def configurations(op: str, architecture: str) -> Iterator[Configuration]:
+    """All that may be taken on that architecture, to be compiled ahead of time; none that an earlier one replaces."""
+    sizes = set()
+    for c in TABLE[op]:
+        if c.architecture in (None, architecture) and (c.dim, c.components) not in sizes:
+            sizes.add((c.dim, c.components))
+            yield c
+
+
+@cache
+def architecture_of(device: torch.device) -> str | None:
+    """Such as "sm_90" or "gfx942"; None for the CPU, where kernels are interpreted."""
+    if device.type != "cuda":
+        return None
+    if torch.version.hip:
+        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"

@@ -1,0 +1,365 @@
+"""Log-density, score and Hessian-vector product of a Gaussian mixture, for any number of components and dimensions.
+
+    log pi(x)  = log sum_k exp(l_k),    l_k = log_scale_k - 1/2 (x - m_k)^T P_k (x - m_k)
+    score      = sum_k r_k g_k,         g_k = P_k (m_k - x),    r_k = exp(l_k) / sum_i exp(l_i)
+    H v        = sum_k r_k (g_k (g_k . v) - P_k v) - score (score . v)
+
+The sums run online over blocks of components under a running maximum, as in flash attention, so that nothing of size
+B x K is stored. The hessian is symmetric: the backward pass of the score is H v with the incoming gradient as v. Three
+kernels by dimension: samples in registers, samples whole, samples in tiles. Many components for few samples are shared
+out among programs, each of which gives the posterior means of its own, and merged in a second launch.
+
+Source of the running maximum: Milakov, Gimelshein, "Online normalizer calculation for softmax", 2018.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import mixture_full, mixture_small, mixture_tiles
+from .configurations import Configuration, architecture_of, configuration
+from .mixture_small import LOWEST, log_of_sum
+from .mixture_split import merge, shares
+from .precision_product import dot_precision, precision_product
+
+SMALL = 4  # the largest d whose samples are held in registers
+
+
+# --- kernels -----------------------------------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["n_rows", "n_components", "share"])
+def mixture_score_small_kernel(
+    mass_ptr,
+    score_ptr,
+    second_ptr,
+    along_ptr,
+    x_ptr,
+    v_ptr,
+    means_ptr,
+    precisions_ptr,
+    log_scale_ptr,
+    n_rows: tl.int64,
+    n_components: tl.int64,
+    share: tl.int64,
+    DIM: tl.constexpr,
+    KIND: tl.constexpr,
+    MOMENTS: tl.constexpr,
+    PARTIAL: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Rows whole in registers, DIM <= 4. Program (i, s) takes tile i and the components s share <= k < (s + 1) share.
+
+    MOMENTS: 0 for mass, 1 for the score, 2 for the score, if wanted, and H v. mass is log pi(x). If PARTIAL, of these
+    components alone: mass in base 2, the score, second = H v + score (score . v) and along = score . v.
+    """
+    split = tl.program_id(1).to(tl.int64)
+    begin = split * share
+    end = tl.minimum(begin + share, n_components)
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = rows < n_rows
+    x = mixture_small.load_vector(x_ptr, rows, inside, DIM)
+    v = x
+    if MOMENTS == 2:
+        v = mixture_small.load_vector(v_ptr, rows, inside, DIM)
+    maximum, total, score, second = mixture_small.moments(
+        x, v, means_ptr, precisions_ptr, log_scale_ptr, begin, end, KIND, MOMENTS
+    )
+    out = split * n_rows + rows
+    if PARTIAL:
+        tl.store(mass_ptr + out, maximum + tl.log2(total), mask=inside)
+    elif MOMENTS == 0:
+        tl.store(mass_ptr + out, log_of_sum(maximum, total), mask=inside)
+    if MOMENTS >= 1:
+        inverse = 1.0 / total
+        score = mixture_small.scaled(score, inverse)
+        if score_ptr is not None:
+            mixture_small.store_vector(score_ptr, out, score, inside, DIM)
+    if MOMENTS == 2:
+        second = mixture_small.scaled(second, inverse)
+        along = mixture_small.dot(score, v)
+        if PARTIAL:
+            tl.store(along_ptr + out, along, mask=inside)
+        else:
+            second = mixture_small.add_multiple(second, -along, score)
+        mixture_small.store_vector(second_ptr, out, second, inside, DIM)
+
+
+@triton.jit(do_not_specialize=["n_rows", "n_components", "share"])
+def mixture_score_whole_kernel(
+    mass_ptr,
+    score_ptr,
+    second_ptr,
+    along_ptr,
+    x_ptr,
+    u_ptr,
+    v_ptr,
+    w_ptr,
+    means_ptr,
+    keys_ptr,
+    log_scale_ptr,
+    n_rows: tl.int64,
+    n_components: tl.int64,
+    share: tl.int64,
+    dim: tl.int32,
+    KIND: tl.constexpr,
+    MOMENTS: tl.constexpr,
+    PARTIAL: tl.constexpr,
+    ROWS: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    DIMS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Rows whole, dim <= DIMS, and the same programs and outputs as above; u, w, keys as in `Operands`."""
+    HVP: tl.constexpr = MOMENTS == 2
+    split = tl.program_id(1).to(tl.int64)
+    begin = split * share
+    end = tl.minimum(begin + share, n_components)
+    row = tl.program_id(0).to(tl.int64) * ROWS
+    lanes = tl.arange(0, ROWS)
+    columns = tl.arange(0, DIMS)
+    in_rows = lanes < n_rows - row
+    inside = in_rows[:, None] & (columns < dim)[None, :]
+    a, u, v, w = mixture_tiles.sample_tile(
+        x_ptr, u_ptr, v_ptr, w_ptr, means_ptr, keys_ptr, row, lanes, columns, inside, dim, KIND, HVP
+    )
+    maximum, total, rate, along, slope, A, R, B, S = mixture_tiles.sums_of_whole_rows(
+        a, u, v, means_ptr, keys_ptr, log_scale_ptr, columns, begin, end, dim,
+        KIND, MOMENTS, COMPONENTS, PRECISION,
+    )  # fmt: skip
+    out = split * n_rows + row
+    if PARTIAL:
+        tl.store(mass_ptr + out + lanes, maximum + tl.log2(total), mask=in_rows)
+        if HVP:
+            tl.store(along_ptr + out + lanes, along / total, mask=in_rows)
+    elif MOMENTS == 0:
+        tl.store(mass_ptr + out + lanes, log_of_sum(maximum, total), mask=in_rows)
+    if MOMENTS >= 1:
+        score, second = mixture_tiles.posterior_means(a, u, v, w, A, R, B, S, total, rate, along, slope, KIND, HVP)
+        if score_ptr is not None:
+            mixture_tiles.store_tile(score_ptr, out, lanes, columns, inside, dim, score)
+        if HVP:
+            if not PARTIAL:
+                second = tl.fma(-score, (along / total)[:, None], second)
+            mixture_tiles.store_tile(second_ptr, out, lanes, columns, inside, dim, second)
+
+
+@triton.jit(do_not_specialize=["n_rows", "n_components", "share", "size"])
+def mixture_score_tiled_kernel(
+    mass_ptr,
+    score_ptr,
+    second_ptr,
+    along_ptr,
+    scratch_ptr,
+    x_ptr,
+    u_ptr,
+    v_ptr,
+    w_ptr,
+    means_ptr,
+    keys_ptr,
+    log_scale_ptr,
+    n_rows: tl.int64,
+    n_components: tl.int64,
+    share: tl.int64,
+    size: tl.int64,
+    dim: tl.int32,
+    KIND: tl.constexpr,
+    MOMENTS: tl.constexpr,
+    PARTIAL: tl.constexpr,
+    ROWS: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    DIMS: tl.constexpr,
+    DIRECT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Any dim, in tiles of DIMS: first the weights of a block of components, then tile by tile what they weigh.
+
+    The same programs and outputs as above. The sums over blocks before the last wait in the scratch, `size` elements
+    for each of its arrays.
+    """
+    HVP: tl.constexpr = MOMENTS == 2
+    split = tl.program_id(1).to(tl.int64)
+    begin = split * share
+    end = tl.minimum(begin + share, n_components)
+    row = tl.program_id(0).to(tl.int64) * ROWS
+    lanes = tl.arange(0, ROWS)
+    in_rows = lanes < n_rows - row
+    out = split * n_rows + row
+    slots = tl.arange(0, COMPONENTS)
+    maximum = tl.full((ROWS,), LOWEST, tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    rate, along, slope = total, total, total
+    for start in range(begin, end, COMPONENTS):
+        weights, products, shrink, maximum, total, rate, along, slope = mixture_tiles.block_of_tiles(
+            x_ptr, u_ptr, v_ptr, w_ptr, means_ptr, keys_ptr, log_scale_ptr, row, lanes, in_rows, start, end, dim,
+            maximum, total, rate, along, slope, KIND, HVP, COMPONENTS, DIMS, DIRECT, PRECISION,
+        )  # fmt: skip
+        if MOMENTS >= 1:
+            for j in range(0, dim, DIMS):
+                columns = j + tl.arange(0, DIMS)
+                inside = in_rows[:, None] & (columns < dim)[None, :]
+                A, R, B, S = mixture_tiles.tile_of_sums(
+                    scratch_ptr, size, start > begin, weights, products, shrink, means_ptr, keys_ptr, start, slots, end,
+                    out, lanes, columns, inside, dim, KIND, HVP, PRECISION,
+                )  # fmt: skip
+                if start + COMPONENTS < end:
+                    mixture_tiles.store_sums(scratch_ptr, size, out, lanes, columns, inside, dim, A, R, B, S, KIND, HVP)
+                else:
+                    a, u, v, w = mixture_tiles.sample_tile(
+                        x_ptr, u_ptr, v_ptr, w_ptr, means_ptr, keys_ptr, row, lanes, columns, inside, dim, KIND, HVP
+                    )
+                    score, second = mixture_tiles.posterior_means(
+                        a, u, v, w, A, R, B, S, total, rate, along, slope, KIND, HVP
+                    )
+                    if score_ptr is not None:
+                        mixture_tiles.store_tile(score_ptr, out, lanes, columns, inside, dim, score)
+                    if HVP:
+                        if not PARTIAL:
+                            second = tl.fma(-score, (along / total)[:, None], second)
+                        mixture_tiles.store_tile(second_ptr, out, lanes, columns, inside, dim, second)
+            tl.debug_barrier()  # another thread may load what this one stored
+    if PARTIAL:
+        tl.store(mass_ptr + out + lanes, maximum + tl.log2(total), mask=in_rows)
+        if HVP:
+            tl.store(along_ptr + out + lanes, along / total, mask=in_rows)
+    elif MOMENTS == 0:
+        tl.store(mass_ptr + out + lanes, log_of_sum(maximum, total), mask=in_rows)
+
+
+# --- launches ----------------------------------------------------------------------------------------------------
+
+
+class Mixture(Protocol):
+    """means [K, d]; precisions [K], [K, d], [d, d] or [K, d, d]; log_scale [K]; covariance_type."""
+
+    means: Tensor
+    precisions: Tensor
+    log_scale: Tensor
+    covariance_type: str
+
+
+class Operands(NamedTuple):
+    """What the tiles read besides x: u = P x and w = P v if tied, keys = P m if tied and the precisions otherwise."""
+
+    u: Tensor
+    v: Tensor
+    w: Tensor
+    means: Tensor
+    keys: Tensor
+    log_scale: Tensor
+
+
+def mixture_log_prob(x: Tensor, mixture: Mixture) -> Tensor:
+    """log pi(x) for x [B, d] -> [B]."""
+    return posterior_means(x, x, mixture, 0)[0]
+
+
+def mixture_score(x: Tensor, mixture: Mixture) -> Tensor:
+    """grad log pi(x) for x [B, d] -> [B, d]."""
+    return posterior_means(x, x, mixture, 1)[1]
+
+
+def mixture_hvp(x: Tensor, v: Tensor, mixture: Mixture) -> Tensor:
+    """(hessian of log pi)(x) v for x, v [B, d] -> [B, d]: the gradient of v . score, too."""
+    return posterior_means(x, v, mixture, 2, keep_score=False)[2]
+
+
+def score_and_hvp(x: Tensor, v: Tensor, mixture: Mixture) -> tuple[Tensor, Tensor]:
+    """grad log pi(x) and (hessian of log pi)(x) v, sharing the responsibilities."""
+    return posterior_means(x, v, mixture, 2)[1:]
+
+
+def posterior_means(
+    x: Tensor, v: Tensor, mixture: Mixture, moments: int, keep_score: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log pi(x) (moments = 0) or the score and, for moments = 2, H v; empty in place of what is not asked for.
+
+    Raises:
+        TypeError: if x, v or the mixture is not float32.
+        ValueError: if x or v does not fit the mixture.
+    """
+    check(mixture, x=x, v=v)
+    x, v = x.contiguous(), v.contiguous()
+    rows, dim = x.shape
+    n_components = mixture.means.shape[0]
+    kind = mixture.covariance_type
+    nothing = x.new_empty(0)
+    if kind == "full" and dim > SMALL:
+        given = mixture.means, mixture.precisions, mixture.log_scale
+        found = mixture_full.posterior_means(x, v, *given, moments)
+        return tuple(nothing if part is None else part for part in found)  # type: ignore[return-value]
+    architecture = architecture_of(x.device)
+    tile = configuration("mixture_hvp" if moments == 2 else "mixture_score", dim, n_components, architecture)
+    splits, share = shares(rows, n_components, tile)
+
+    def outputs(*leading: int) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """mass, score, second and along, as far as they are written."""
+
+        def new(wanted: bool, *shape: int) -> Tensor | None:
+            return torch.empty((*leading, rows, *shape), dtype=x.dtype, device=x.device) if wanted else None
+
+        partial = bool(leading)
+        score = moments >= 1 and (keep_score or partial)
+        return new(moments == 0 or partial), new(score, dim), new(moments == 2, dim), new(moments == 2 and partial)
+
+    whole = outputs()
+    if rows > 0:
+        parts = outputs(splits) if splits > 1 else whole
+        constants = {"KIND": kind, "MOMENTS": moments, "PARTIAL": splits > 1} | tile.launch
+        grid = (triton.cdiv(rows, tile["ROWS"]), splits)
+        sizes = rows, n_components, share
+        with torch.cuda.device_of(x):
+            if dim <= SMALL:
+                parameters = mixture.means, mixture.precisions, mixture.log_scale
+                given = x, v, *(t.contiguous() for t in parameters)
+                mixture_score_small_kernel[grid](*parts, *given, *sizes, dim, **constants, enable_fp_fusion=False)
+            else:
+                operands = operands_of(x, v, mixture, moments)
+                constants["PRECISION"] = dot_precision(architecture)
+                if "DIRECT" not in tile.constants:
+                    mixture_score_whole_kernel[grid](
+                        *parts, x, *operands, *sizes, dim, **constants, enable_fp_fusion=False
+                    )
+                else:
+                    scratch, size = scratch_of(x, splits, share, moments, tile)
+                    mixture_score_tiled_kernel[grid](
+                        *parts, scratch, x, *operands, *sizes, size, dim, **constants, enable_fp_fusion=False
+                    )
+            if splits > 1:
+                merge(whole, parts, splits, dim, moments, architecture)
+    log_prob, score, hvp, _ = whole
+    return tuple(nothing if part is None else part for part in (log_prob, score, hvp))  # type: ignore[return-value]
+
+
+def check(mixture: Mixture, **samples: Tensor) -> None:
+    """Samples of one shape [B, d] that fits the mixture, and one dtype."""
+    for name, value in (*samples.items(), ("means", mixture.means)):
+        if value.dtype != torch.float32:
+            raise TypeError(f"{name}: expected torch.float32, found {value.dtype}")
+    dim = mixture.means.shape[1]
+    (first, x), *others = samples.items()
+    if x.ndim != 2 or x.shape[1] != dim:
+        raise ValueError(f"{first}: expected shape [B, {dim}], found {tuple(x.shape)}")
+    for name, value in others:
+        if value.shape != x.shape:
+            raise ValueError(f"{name}: expected the shape of {first}, {tuple(x.shape)}, found {tuple(value.shape)}")
+
+
+def operands_of(x: Tensor, v: Tensor, mixture: Mixture, moments: int) -> Operands:
+    """For the kernels of d > SMALL; x in place of what is not read."""
+    means, precisions, log_scale = (t.contiguous() for t in (mixture.means, mixture.precisions, mixture.log_scale))
+    if mixture.covariance_type != "tied":
+        return Operands(x, v, v, means, precisions, log_scale)
+    w = precision_product(v, precisions) if moments == 2 else v
+    return Operands(precision_product(x, precisions), v, w, means, precision_product(means, precisions), log_scale)
+
+
+def scratch_of(x: Tensor, splits: int, share: int, moments: int, tile: Configuration) -> tuple[Tensor, int]:
+    """Memory for the sums of `prepare_tiles`, if there is more than one block of components, and its size per array."""
+    size = splits * x.numel() if share > tile["COMPONENTS"] and moments >= 1 else 0
+    return torch.empty((4 if moments == 2 else 2, size), dtype=x.dtype, device=x.device), size

@@ -1,0 +1,177 @@
+"""Device functions of a Gaussian mixture in at most 4 dimensions, for every kernel that needs one in place.
+
+    log w_k N(x; m_k, Sigma_k) = log_scale_k - 1/2 (x - m_k)^T P_k (x - m_k),    g_k = P_k (m_k - x)
+    score = sum_k r_k g_k,    second = sum_k r_k (g_k (g_k . v) - P_k v),    H v = second - score (score . v)
+
+Each thread has samples of its own: a vector is a tuple of D tensors [ROWS], parameters are scalars that all threads
+share, and nothing is exchanged between threads. Exponents are in base 2. KIND is the covariance type.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.44269504088896340736)
+LN_2 = tl.constexpr(0.69314718055994530942)
+LOWEST = tl.constexpr(-3.0e38)  # a maximum before any component
+UNROLL = tl.constexpr(4)  # components that share one rescaling
+
+
+@triton.jit
+def weight_of(exponent):
+    """2^exponent for exponent <= 0, at least 2^-100, so that no total is 0 and no weight denormal; NaN stays NaN."""
+    return tl.exp2(tl.maximum(exponent, -100.0, propagate_nan=tl.PropagateNan.ALL))
+
+
+@triton.jit
+def log_of_sum(maximum, total):
+    """log(2^maximum total); -infinity where every component's density is 0 in float32; NaN for a total of NaN."""
+    return tl.where((maximum == LOWEST) & (total == total), float("-inf"), (maximum + tl.log2(total)) * LN_2)
+
+
+@triton.jit
+def load_vector(ptr, rows, inside, D: tl.constexpr):
+    """x[rows] of an array [B, D], rows int64."""
+    if D == 2:
+        pair = tl.load(ptr + rows[:, None] * 2 + tl.arange(0, 2)[None, :], mask=inside[:, None], other=0.0)
+        out = tl.split(pair)
+    elif D == 4:
+        four = tl.load(ptr + rows[:, None] * 4 + tl.arange(0, 4)[None, :], mask=inside[:, None], other=0.0)
+        even, odd = tl.split(tl.reshape(four, (four.shape[0], 2, 2)))
+        x0, x2 = tl.split(even)
+        x1, x3 = tl.split(odd)
+        out = (x0, x1, x2, x3)
+    else:
+        out = ()
+        for j in tl.static_range(D):
+            out += (tl.load(ptr + rows * D + j, mask=inside, other=0.0),)
+    return out
+
+
+@triton.jit
+def store_vector(ptr, rows, values, inside, D: tl.constexpr):
+    """x[rows] = values."""
+    if D == 2:
+        pair = tl.join(values[0], values[1])
+        tl.store(ptr + rows[:, None] * 2 + tl.arange(0, 2)[None, :], pair, mask=inside[:, None])
+    elif D == 4:
+        four = tl.join(tl.join(values[0], values[2]), tl.join(values[1], values[3]))
+        four = tl.reshape(four, (rows.shape[0], 4))
+        tl.store(ptr + rows[:, None] * 4 + tl.arange(0, 4)[None, :], four, mask=inside[:, None])
+    else:
+        for j in tl.static_range(D):
+            tl.store(ptr + rows * D + j, values[j], mask=inside)
+
+
+@triton.jit
+def zeros_like_vector(x):
+    out = ()
+    for j in tl.static_range(len(x)):
+        out += (tl.zeros_like(x[j]),)
+    return out
+
+
+@triton.jit
+def dot(x, y):
+    """x . y"""
+    total = x[0] * y[0]
+    for j in tl.static_range(1, len(x)):
+        total = tl.fma(x[j], y[j], total)
+    return total
+
+
+@triton.jit
+def precision_product(precisions, k, v, KIND: tl.constexpr):
+    """P_k v"""
+    D: tl.constexpr = len(v)
+    out = ()
+    if KIND == "spherical":
+        p = tl.load(precisions + k)
+        for j in tl.static_range(D):
+            out += (p * v[j],)
+    elif KIND == "diag":
+        for j in tl.static_range(D):
+            out += (tl.load(precisions + k * D + j) * v[j],)
+    else:
+        matrix = precisions
+        if KIND == "full":
+            matrix = precisions + k * (D * D)
+        for i in tl.static_range(D):
+            product = tl.load(matrix + i * D) * v[0]
+            for j in tl.static_range(1, D):
+                product = tl.fma(v[j], tl.load(matrix + i * D + j), product)
+            out += (product,)
+    return out
+
+
+@triton.jit
+def component(x, means, precisions, log_scale, k, end, KIND: tl.constexpr):
+    """log2 of w_k N(x; m_k, Sigma_k), -infinity from k = end on, and g_k; k is int64."""
+    D: tl.constexpr = len(x)
+    inside = k < end
+    k = tl.minimum(k, end - 1)
+    diff = ()
+    for j in tl.static_range(D):
+        diff += (tl.load(means + k * D + j) - x[j],)
+    g = precision_product(precisions, k, diff, KIND)
+    scale = tl.where(inside, tl.load(log_scale + k) * LOG2_E, float("-inf"))
+    return tl.fma(dot(diff, g), -0.5 * LOG2_E, scale), g
+
+
+@triton.jit
+def moments(x, v, means, precisions, log_scale, begin, end, KIND: tl.constexpr, MOMENTS: tl.constexpr):
+    """Sums over the components begin <= k < end (int64), with weights 2^(l_k - maximum), l_k = log2 of w_k N_k(x).
+
+    Returns maximum and total, the sums of g_k (MOMENTS >= 1) and of g_k (g_k . v) - P_k v (MOMENTS == 2), x else.
+    """
+    D: tl.constexpr = len(x)
+    maximum = tl.full(x[0].shape, LOWEST, tl.float32)
+    total = tl.zeros_like(x[0])
+    first = zeros_like_vector(x)
+    second = zeros_like_vector(x)
+    for start in range(begin, end, UNROLL):
+        logits, scores = (), ()
+        peak = maximum
+        for i in tl.static_range(UNROLL):
+            logit, g = component(x, means, precisions, log_scale, start + i, end, KIND)
+            logits += (logit,)
+            scores += (g,)
+            peak = tl.maximum(peak, logit)
+        shrink = weight_of(maximum - peak)
+        maximum = peak
+        total *= shrink
+        new_first, new_second = (), ()
+        for j in tl.static_range(D):
+            new_first += (first[j] * shrink,)
+            new_second += (second[j] * shrink,)
+        for i in tl.static_range(UNROLL):
+            weight = weight_of(logits[i] - peak)
+            total += weight
+            g = scores[i]
+            if MOMENTS >= 1:
+                new_first = add_multiple(new_first, weight, g)
+            if MOMENTS == 2:
+                new_second = add_multiple(new_second, weight * dot(g, v), g)
+                pv = precision_product(precisions, tl.minimum(start + i, end - 1), v, KIND)
+                new_second = add_multiple(new_second, -weight, pv)
+        first, second = new_first, new_second
+    return maximum, total, first, second
+
+
+@triton.jit
+def add_multiple(x, factor, y):
+    """x + factor y"""
+    out = ()
+    for j in tl.static_range(len(x)):
+        out += (tl.fma(factor, y[j], x[j]),)
+    return out
+
+
+@triton.jit
+def scaled(x, factor):
+    """factor x"""
+    out = ()
+    for j in tl.static_range(len(x)):
+        out += (x[j] * factor,)
+    return out

@@ -1,0 +1,250 @@
+"""Whole trajectories of the Langevin noising process in small dimensions: the state never leaves the registers.
+
+A lane is a path, and every dimension a tensor of lanes of its own: no lane waits for another, and what a path gets
+depends neither on its lane nor on its neighbours. The mixture is that of `simulate_small_mixture`, the recursion of the
+target that of `trajectory`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .philox import normals, philox_words, seed_words
+from .simulate_small_mixture import (
+    curvature,
+    load_components,
+    load_matrix,
+    mixture_sums,
+    rates,
+    reciprocal,
+)
+from .trajectory import TARGET, TIED, TRANSITION, TWO_LN2, target_of, target_step
+
+
+@triton.jit
+def noise(key_low, key_high, path, step, D: tl.constexpr):
+    """The D normals of each path at this step, of the stream of the noising process."""
+    z = ()
+    for block in tl.static_range((D + 3) // 4):
+        w0, w1, w2, w3 = philox_words(key_low, key_high, path, step, block, 0)
+        n0, n1 = normals(w0, w1)
+        n2, n3 = normals(w2, w3)
+        z += (n0, n1, n2, n3)
+    return z
+
+
+@triton.jit
+def kept(active, new, old, D: tl.constexpr):
+    """The D new values where the path is still under way."""
+    values = ()
+    for j in tl.static_range(D):
+        values += (tl.where(active, new[j], old[j]),)
+    return values
+
+
+@triton.jit
+def step(
+    x,
+    second,
+    third,
+    p,
+    z,
+    active,
+    a,
+    s,
+    resident,
+    means_ptr,
+    precisions_ptr,
+    log_scale_ptr,
+    n_components,
+    KIND: tl.constexpr,
+    OUTPUT: tl.constexpr,
+    D: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    RESIDENT: tl.constexpr,
+):
+    """x, second and third (see the kernel; h and v for the target) after the step with the noise z."""
+    sums = mixture_sums(
+        x,
+        z,
+        resident,
+        means_ptr,
+        precisions_ptr,
+        log_scale_ptr,
+        n_components,
+        KIND,
+        D,
+        COMPONENTS,
+        RESIDENT,
+        OUTPUT == TARGET,
+    )
+    u = reciprocal(sums[0]) * TWO_LN2
+    pull = a * u
+    mean, after = (), ()
+    for j in tl.static_range(D):
+        mean += (tl.fma(-pull, sums[1 + j], x[j]),)
+        after += (tl.fma(s, z[j], mean[j]),)
+    if OUTPUT == TRANSITION:
+        second, third = kept(active, mean, second, D), kept(active, z, third, D)
+    elif OUTPUT == TARGET:
+        hessian_z = curvature(sums, u, z, resident, KIND, D, RESIDENT)
+        h, v = target_step(second, third, p, hessian_z, u, z, a, s)
+        second, third = kept(active, h, second, D), kept(active, v, third, len(v))
+    return kept(active, after, x, D), second, third
+
+
+@triton.jit
+def store(ptr, row, inside, values, D: tl.constexpr):
+    """values [D] to row `row` of an array of D columns."""
+    for j in tl.static_range(D):
+        tl.store(ptr + row * D + j, values[j], mask=inside)
+
+
+@triton.jit
+def write(x_ptr, second_ptr, third_ptr, row, inside, x, second, third, OUTPUT: tl.constexpr, D: tl.constexpr):
+    """The outputs of one path each."""
+    store(x_ptr, row, inside, x, D)
+    if OUTPUT == TRANSITION:
+        store(second_ptr, row, inside, second, D)
+        store(third_ptr, row, inside, third, D)
+    elif OUTPUT == TARGET:
+        store(second_ptr, row, inside, target_of(second, third), D)
+        store(third_ptr, row, inside, third, len(third))
+
+
+@triton.jit(do_not_specialize=["n_rows", "n_steps", "n_components", "first_path"])
+def simulate_small_kernel(
+    x_ptr,
+    second_ptr,
+    third_ptr,
+    x0_ptr,
+    steps_ptr,
+    order_ptr,
+    drift_scale_ptr,
+    noise_std_ptr,
+    means_ptr,
+    precisions_ptr,
+    log_scale_ptr,
+    seed_ptr,
+    n_rows: tl.int64,
+    n_steps: tl.int64,
+    n_components: tl.int64,
+    first_path: tl.int64,
+    KIND: tl.constexpr,
+    OUTPUT: tl.constexpr,
+    MIRRORED: tl.constexpr,
+    ORDERED: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    D: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """x [n_rows, D] from x0: x <- x + a_n score(x) + s_n z_n for n < steps[row], z_n normals of path first_path + row.
+
+    OUTPUT = TRANSITION also writes mean and noise of the last step [n_rows, D] as second and third, OUTPUT = TARGET
+    target [n_rows, D] and variance ([n_rows, 1] if spherical, else [n_rows, D]). MIRRORED: all outputs have n_rows more
+    rows, for paths driven by -z_n. ORDERED: a program takes rows order[i], order[i + 1], ... instead of i, i + 1, ...
+    RESIDENT: there are COMPONENTS components, whose parameters stay in registers; else their number is a multiple of
+    that, and they are read in blocks of COMPONENTS under a running minimum of the energies (online softmax).
+    """
+    lanes = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = lanes < n_rows
+    row = lanes
+    if ORDERED:
+        row = tl.load(order_ptr + lanes, mask=inside, other=0)
+    path = first_path + row
+    steps = tl.minimum(tl.load(steps_ptr + row, mask=inside, other=0), n_steps).to(tl.int32)
+    last = tl.max(steps, axis=0)
+    key_low, key_high = seed_words(seed_ptr)
+    if RESIDENT:
+        resident = load_components(means_ptr, precisions_ptr, log_scale_ptr, 0, KIND, D, COMPONENTS)
+        if KIND == TIED:
+            resident = (resident[0], resident[1], load_matrix(precisions_ptr, D))
+    elif KIND == TIED:
+        resident = load_matrix(precisions_ptr, D)
+    else:
+        resident = ()
+
+    x = ()
+    for j in tl.static_range(D):
+        x += (tl.load(x0_ptr + row * D + j, mask=inside, other=0.0),)
+    zeros = ()
+    for j in tl.static_range(D):
+        zeros += (tl.zeros_like(x[j]),)
+    second, third, p = x, zeros, ()
+    if OUTPUT == TARGET:
+        # z plays no part in the rate
+        sums = mixture_sums(
+            x,
+            zeros,
+            resident,
+            means_ptr,
+            precisions_ptr,
+            log_scale_ptr,
+            n_components,
+            KIND,
+            D,
+            COMPONENTS,
+            RESIDENT,
+            True,
+        )
+        p = rates(sums, reciprocal(sums[0]) * TWO_LN2, resident, KIND, D, RESIDENT)
+        second, third = zeros, zeros[: len(p)]
+    if MIRRORED:
+        mirror_x, mirror_second, mirror_third = x, second, third
+
+    for n in range(0, last):
+        active = n < steps
+        a = tl.load(drift_scale_ptr + n)
+        s = tl.load(noise_std_ptr + n)
+        z = noise(key_low, key_high, path, n, D)
+        x, second, third = step(
+            x,
+            second,
+            third,
+            p,
+            z,
+            active,
+            a,
+            s,
+            resident,
+            means_ptr,
+            precisions_ptr,
+            log_scale_ptr,
+            n_components,
+            KIND,
+            OUTPUT,
+            D,
+            COMPONENTS,
+            RESIDENT,
+        )
+        if MIRRORED:
+            opposite = ()
+            for j in tl.static_range(D):
+                opposite += (-z[j],)
+            mirror_x, mirror_second, mirror_third = step(
+                mirror_x,
+                mirror_second,
+                mirror_third,
+                p,
+                opposite,
+                active,
+                a,
+                s,
+                resident,
+                means_ptr,
+                precisions_ptr,
+                log_scale_ptr,
+                n_components,
+                KIND,
+                OUTPUT,
+                D,
+                COMPONENTS,
+                RESIDENT,
+            )
+
+    write(x_ptr, second_ptr, third_ptr, row, inside, x, second, third, OUTPUT, D)
+    if MIRRORED:
+        row += n_rows
+        write(x_ptr, second_ptr, third_ptr, row, inside, mirror_x, mirror_second, mirror_third, OUTPUT, D)

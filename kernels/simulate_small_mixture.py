@@ -1,0 +1,272 @@
+"""The mixture in small dimensions, for `simulate_small`: numbers in registers, and sums over components at each path.
+
+With P'_k = log2(e)/2 P_k, in units of log 2:
+
+    e_k = 2^(E_min - E_k),    E_k = (x - m_k)^T P'_k (x - m_k) - log2(e) log_scale_k,    G_k = P'_k (x - m_k)
+    A = sum e_k G_k,          B = sum e_k (G_k . z) G_k,    S = sum e_k P'_k,            u = 2 ln 2 / sum e_k
+    score = -u A,             Hess z = u (2 ln 2 B - S z - u A (A . z)),                 p = u diag(S)
+
+Where all components are at hand at once, G_k . z counts from its mean (A . z) / sum e_k, and the term in A goes. Then
+nothing cancels where one component outweighs the others.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .trajectory import DIAG, FULL, HIGHEST, LOG2_E, SPHERICAL, TIED, TWO_LN2
+
+# --- components, as tuples of numbers ----------------------------------------------------------------------------
+
+
+@triton.jit
+def load_matrix(matrix_ptr, D: tl.constexpr):
+    """P' of a symmetric [D, D] matrix, row by row."""
+    values = ()
+    for i in tl.static_range(D):
+        for j in tl.static_range(D):
+            if j < i:
+                values += (values[j * D + i],)
+            else:
+                values += (tl.load(matrix_ptr + i * D + j) * (0.5 * LOG2_E),)
+    return values
+
+
+@triton.jit
+def load_components(
+    means_ptr,
+    precisions_ptr,
+    log_scale_ptr,
+    first,
+    KIND: tl.constexpr,
+    D: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+):
+    """-log2(e) log_scale, means and P' of the components from `first` on.
+
+    P' is 1 number a component if spherical, D if diag, D * D if full, and left out if tied.
+    """
+    constants, means, precisions = (), (), ()
+    for i in tl.static_range(COMPONENTS):
+        k = first + i
+        constants += (tl.load(log_scale_ptr + k) * -LOG2_E,)
+        for j in tl.static_range(D):
+            means += (tl.load(means_ptr + k * D + j),)
+        if KIND == SPHERICAL:
+            precisions += (tl.load(precisions_ptr + k) * (0.5 * LOG2_E),)
+        elif KIND == DIAG:
+            for j in tl.static_range(D):
+                precisions += (tl.load(precisions_ptr + k * D + j) * (0.5 * LOG2_E),)
+        elif KIND == FULL:
+            precisions += load_matrix(precisions_ptr + k * (D * D), D)
+    return constants, means, precisions
+
+
+# --- the mixture, as sums over components: sum e_k, A [D] and, with PRODUCT, A . z, B [D], S -------------------------
+
+
+@triton.constexpr_function
+def size_of_s(KIND, D):
+    """S is 1 number if spherical, D if diag, the upper triangle if full; nothing if tied, where it is P' sum e_k."""
+    return {0: 1, 1: D, 2: 0, 3: D * (D + 1) // 2}[KIND]
+
+
+@triton.constexpr_function
+def triangle(i, j, D):
+    """Where element (i, j) of a symmetric matrix stands in its upper triangle."""
+    i, j = min(i, j), max(i, j)
+    return i * D - i * (i - 1) // 2 + j - i
+
+
+@triton.jit
+def dot(a, b, START: tl.constexpr, D: tl.constexpr):
+    """sum_j a[START + j] b[j]"""
+    total = a[START] * b[0]
+    for j in tl.static_range(1, D):
+        total = tl.fma(a[START + j], b[j], total)
+    return total
+
+
+@triton.jit
+def reciprocal(total):
+    """Of a sum of weights, between 1 and K, where this is as good as a division and a third as long."""
+    root = tl.rsqrt(total)
+    return root * root
+
+
+@triton.jit
+def plus(sums, AT: tl.constexpr, weight, value):
+    """sums[AT] + weight value; sums are 0 if empty."""
+    if len(sums) == 0:
+        return weight * value
+    else:
+        return tl.fma(weight, value, sums[AT])
+
+
+@triton.jit
+def absorb(
+    low,
+    sums,
+    x,
+    z,
+    constants,
+    means,
+    precisions,
+    KIND: tl.constexpr,
+    D: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    PRODUCT: tl.constexpr,
+    ALL: tl.constexpr,
+):
+    """The lowest energy and the sums with these added. ALL: there are no others, and G_k . z counts from its mean."""
+    energies, pulls = (), ()  # pulls: G_k; if spherical without the factor P'_k
+    for i in tl.static_range(COMPONENTS):
+        apart = ()
+        for j in tl.static_range(D):
+            apart += (x[j] - means[i * D + j],)
+        if KIND == SPHERICAL:
+            pull = apart
+            energy = tl.fma(dot(apart, apart, 0, D), precisions[i], constants[i])
+        else:
+            pull = ()
+            for j in tl.static_range(D):
+                if KIND == DIAG:
+                    pull += (precisions[i * D + j] * apart[j],)
+                elif KIND == TIED:
+                    pull += (dot(precisions, apart, j * D, D),)
+                else:
+                    pull += (dot(precisions, apart, (i * D + j) * D, D),)
+            energy = constants[i]
+            for j in tl.static_range(D):
+                energy = tl.fma(apart[j], pull[j], energy)
+        energies += (energy,)
+        pulls += pull
+
+    lowest = low
+    for i in tl.static_range(COMPONENTS):
+        lowest = tl.minimum(lowest, energies[i])
+    if not ALL:
+        shrink = tl.exp2(lowest - low)
+        shrunk = ()
+        for i in tl.static_range(len(sums)):
+            shrunk += (sums[i] * shrink,)
+        sums = shrunk
+
+    slopes, weights = (), ()  # G_k . z, and what pulls are weighed with
+    for i in tl.static_range(COMPONENTS):
+        if ALL and COMPONENTS == 1:
+            e = tl.full(x[0].shape, 1.0, tl.float32)
+        else:
+            e = tl.exp2(lowest - energies[i])
+        weight = e * precisions[i] if KIND == SPHERICAL else e
+        added = (e if len(sums) == 0 else sums[0] + e,)
+        for j in tl.static_range(D):
+            added += (plus(sums, 1 + j, weight, pulls[i * D + j]),)
+        if PRODUCT:
+            slope = dot(pulls, z, i * D, D)
+            if KIND == SPHERICAL:
+                slope *= precisions[i]
+            slopes += (slope,)
+            weights += (weight,)
+            added += (plus(sums, 1 + D, e, slope),)
+            for j in tl.static_range(D):
+                if ALL:
+                    added += (tl.zeros_like(e),)
+                else:
+                    added += (tl.fma(weight * slope, pulls[i * D + j], sums[2 + D + j]),)
+            if KIND == SPHERICAL:
+                added += (weight if len(sums) == 0 else sums[2 + 2 * D] + weight,)
+            elif KIND == DIAG:
+                for j in tl.static_range(D):
+                    added += (plus(sums, 2 + 2 * D + j, e, precisions[i * D + j]),)
+            elif KIND == FULL:
+                for j in tl.static_range(D):
+                    for m in tl.static_range(j, D):
+                        precision = precisions[(i * D + j) * D + m]
+                        added += (plus(sums, 2 + 2 * D + triangle(j, m, D), e, precision),)
+        sums = added
+    if PRODUCT and ALL and COMPONENTS > 1:
+        middle = sums[1 + D] * reciprocal(sums[0])
+        moments = ()
+        for i in tl.static_range(COMPONENTS):
+            weight = weights[i] * (slopes[i] - middle)
+            added = ()
+            for j in tl.static_range(D):
+                added += (plus(moments, j, weight, pulls[i * D + j]),)
+            moments = added
+        sums = sums[: 2 + D] + moments + sums[2 + 2 * D :]
+    return lowest, sums
+
+
+@triton.jit
+def mixture_sums(
+    x,
+    z,
+    resident,
+    means_ptr,
+    precisions_ptr,
+    log_scale_ptr,
+    n_components,
+    KIND: tl.constexpr,
+    D: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    PRODUCT: tl.constexpr,
+):
+    """The sums over all components at x. resident: `load_components` of all of them, or P' alone if tied."""
+    low = tl.full(x[0].shape, HIGHEST, tl.float32)
+    if RESIDENT:
+        constants, means, precisions = resident
+        low, sums = absorb(low, (), x, z, constants, means, precisions, KIND, D, COMPONENTS, PRODUCT, True)
+    else:
+        sums = ()
+        for _ in tl.static_range(1 + D + (1 + D + size_of_s(KIND, D) if PRODUCT else 0)):
+            sums += (tl.zeros_like(x[0]),)
+        for first in range(0, n_components, COMPONENTS):
+            constants, means, precisions = load_components(
+                means_ptr, precisions_ptr, log_scale_ptr, first, KIND, D, COMPONENTS
+            )
+            if KIND == TIED:
+                precisions = resident
+            low, sums = absorb(low, sums, x, z, constants, means, precisions, KIND, D, COMPONENTS, PRODUCT, False)
+    return sums
+
+
+@triton.jit
+def rates(sums, u, resident, KIND: tl.constexpr, D: tl.constexpr, RESIDENT: tl.constexpr):
+    """p = u diag(S): 1 number if spherical, else D."""
+    values = ()
+    if KIND == SPHERICAL:
+        values = (u * sums[2 + 2 * D],)
+    elif KIND == TIED:
+        precisions = resident[2] if RESIDENT else resident
+        for j in tl.static_range(D):
+            values += (tl.full(u.shape, 1.0, tl.float32) * (precisions[j * D + j] * TWO_LN2),)
+    else:
+        for j in tl.static_range(D):
+            values += (u * sums[2 + 2 * D + (j if KIND == DIAG else triangle(j, j, D))],)
+    return values
+
+
+@triton.jit
+def curvature(sums, u, z, resident, KIND: tl.constexpr, D: tl.constexpr, RESIDENT: tl.constexpr):
+    """Hess z / u = 2 ln 2 B - S z - u A (A . z), [D], the last of which a central moment B contains."""
+    along = sums[1 + D] * u
+    values = ()
+    for j in tl.static_range(D):
+        value = sums[2 + D + j] * TWO_LN2
+        if KIND == SPHERICAL:
+            value = tl.fma(-sums[2 + 2 * D], z[j], value)
+        elif KIND == DIAG:
+            value = tl.fma(-sums[2 + 2 * D + j], z[j], value)
+        elif KIND == TIED:
+            precisions = resident[2] if RESIDENT else resident
+            value = tl.fma(-sums[0], dot(precisions, z, j * D, D), value)
+        else:
+            for i in tl.static_range(D):
+                value = tl.fma(-sums[2 + 2 * D + triangle(i, j, D)], z[i], value)
+        if not RESIDENT:
+            value = tl.fma(-sums[1 + j], along, value)
+        values += (value,)
+    return values
