@@ -1,0 +1,75 @@
+"""Rows gathered over seeds, and Markdown tables of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from . import EXPERIMENTS
+from .store import Row, Store, key
+
+
+class Spread(NamedTuple):
+    """A figure over the seeds there are."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+    def __str__(self) -> str:
+        if self.seeds == 1:
+            return short(self.mean)
+        return f"{short(self.mean)} ({short(self.low)} to {short(self.high)})"
+
+
+def short(value: float) -> str:
+    """Three figures."""
+    if value != 0 and abs(value) < 1e-3:
+        return f"{value:.1e}".replace("e-0", "e-")
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+class Results:
+    """The rows of one experiment that belong to its present configurations."""
+
+    def __init__(self, name: str, store: Store, seeds: int, quick: bool = False) -> None:
+        self.name, self.store = name, store
+        experiment, found = EXPERIMENTS[name], store.read(name)
+        keys = [key(c, experiment.VERSION) for seed in range(seeds) for c in experiment.configs(seed, quick)]
+        self.planned = len(keys)
+        self.rows: list[Row] = [found[k] for k in keys if k in found]
+
+    def select(self, **wanted: Any) -> list[Row]:
+        """The rows whose configuration has these values."""
+        return [r for r in self.rows if all(r["config"].get(k) == v for k, v in wanted.items())]
+
+    def spread(self, metric: str, **wanted: Any) -> Spread | None:
+        """A figure over seeds, if there is one."""
+        values = [r["result"][metric] for r in self.select(**wanted) if r["result"].get(metric) is not None]
+        return Spread(sum(values) / len(values), min(values), max(values), len(values)) if values else None
+
+    def values(self, field: str, **wanted: Any) -> list[Any]:
+        """The values that a field of the configuration takes, in order."""
+        return list(dict.fromkeys(r["config"].get(field) for r in self.select(**wanted)))
+
+    def samples(self, **wanted: Any) -> Any:
+        """The kept samples of the first row there is, or None."""
+        for row in self.select(**wanted):
+            found = self.store.samples(row["key"])
+            if found is not None:
+                return found
+        return None
+
+
+def table(
+    results: Results, columns: Mapping[str, str], field: str = "row", names: Sequence[Any] | None = None, **wanted: Any
+) -> str:
+    """Markdown: a line for each value of `field`, a column for each metric (by heading), means and ranges of seeds."""
+    lines = [f"| {' | '.join(['', *columns])} | seeds |", f"|{' --- |' * (len(columns) + 2)}"]
+    for value in results.values(field, **wanted) if names is None else names:
+        cells = [results.spread(metric, **{field: value}, **wanted) for metric in columns.values()]
+        if any(cell is not None for cell in cells):
+            seeds = max(cell.seeds for cell in cells if cell is not None)
+            lines.append(f"| {' | '.join([str(value), *('' if c is None else str(c) for c in cells)])} | {seeds} |")
+    return "\n".join(lines) if len(lines) > 2 else "*Not run yet.*"

@@ -1,0 +1,308 @@
+"""Diffusion in a latent space: encode, fit the reference, train, sample, decode.
+
+    encoder = latent.Autoencoder.fit(images, 16)                        # or latent.PCA.fit(images, 32, whiten=False)
+    model = latent.LatentModel.fit(images, encoder, n_components=10)
+    new = model.sample(64)                                              # [64, *event]
+
+A Gaussian mixture says little about pixels and much about a good latent space, and the network is smaller there.
+Every encoder centres its latent vectors and scales them to a variance of one on average, the scale for which the
+library's defaults are made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import _checks
+from .mixture import GaussianMixture
+from .networks import MLP
+from .objective import NDSMLoss
+from .process import LangevinProcess
+from .sampler import sample
+from .score import ResidualScore
+from .trainer import History, TrainConfig, Trainer
+
+__all__ = ["PCA", "Autoencoder", "Encoder", "LatentModel"]
+
+_CHUNK = 4096  # samples encoded or decoded at a time
+
+
+class Encoder(nn.Module):
+    """A map to latent vectors and back; subclasses give `_encode` and `_decode` on flat arrays.
+
+    Attributes:
+        dim: d, values of a latent vector.
+        event_shape: of one sample.
+    """
+
+    def __init__(self, dim: int, event_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.dim, self.event_shape = _checks.count("dim", dim), tuple(event_shape)
+
+    def _encode(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _decode(self, z: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """x [n, *event] -> latent vectors [n, d]."""
+        size = math.prod(self.event_shape)
+        if not isinstance(x, Tensor) or x.ndim < 2 or x[:1].numel() != size * len(x[:1]):
+            raise ValueError(f"x: expected a Tensor [n, {', '.join(map(str, self.event_shape))}], found {_shown(x)}")
+        return _chunked(self._encode, x.reshape(len(x), size))
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """Latent vectors z [n, d] -> samples [n, *event]."""
+        if not isinstance(z, Tensor) or z.ndim != 2 or z.shape[1] != self.dim:
+            raise ValueError(f"z: expected a Tensor [n, {self.dim}], found {_shown(z)}")
+        return _chunked(self._decode, z).reshape(len(z), *self.event_shape)
+
+
+class PCA(Encoder):
+    """Principal components; with `whiten` each is scaled to variance one. `PCA.fit` makes one.
+
+    Args:
+        mean: [D], components: [d, D] orthonormal rows, scale: [d] positive; z = components (x - mean) / scale.
+        explained: share of the data's variance that the components hold.
+    """
+
+    mean: Tensor
+    components: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, mean: Tensor, components: Tensor, scale: Tensor, event_shape: Sequence[int], explained: float
+    ) -> None:
+        super().__init__(len(components), event_shape)
+        self.register_buffer("mean", mean)
+        self.register_buffer("components", components)
+        self.register_buffer("scale", scale)
+        self.explained = float(explained)
+
+    @classmethod
+    def fit(cls, X: Tensor, dim: int | None = None, whiten: bool = False) -> PCA:
+        """The first `dim` (default: all) principal components of X [n, *event], found in float64.
+
+        Raises ValueError if dim exceeds min(n - 1, D), or a whitened component has no variance.
+        """
+        flat = _training(X)
+        n, size = flat.shape
+        most = min(n - 1, size)
+        dim = most if dim is None else _checks.count("dim", dim)
+        if dim > most:
+            raise ValueError(f"dim: expected at most min(n - 1, D) = {most}, found {dim}")
+        mean = flat.double().mean(0)
+        centred = flat.double() - mean
+        if n > size:
+            values, vectors = torch.linalg.eigh(centred.T @ centred / (n - 1))
+            values, rows = values.flip(0).clamp_min(0.0), vectors.T.flip(0)
+        else:
+            _, singular, rows = torch.linalg.svd(centred, full_matrices=False)
+            values = singular.square() / (n - 1)
+        kept = values[:dim]
+        if float(kept[-1 if whiten else 0]) <= 1e-12 * float(values.sum()):
+            found = int((kept > 1e-12 * values.sum()).sum())
+            raise ValueError(f"X: expected variance in {dim} directions, found it in {found}; use a smaller dim")
+        scale = kept.sqrt() if whiten else kept.mean().sqrt().expand(dim).clone()
+        share = float(kept.sum() / values.sum())
+        return cls(mean.to(X), rows[:dim].to(X).contiguous(), scale.to(X), tuple(X.shape[1:]), share)
+
+    def _encode(self, x: Tensor) -> Tensor:
+        return (x - self.mean) @ self.components.T / self.scale
+
+    def _decode(self, z: Tensor) -> Tensor:
+        return z * self.scale @ self.components + self.mean
+
+
+class Autoencoder(Encoder):
+    """A multilayer perceptron to d values and one back, variational if `kl_weight` > 0. `Autoencoder.fit` makes one.
+
+    The output lies between the data's smallest and largest value; the loss is the cross-entropy of values rescaled to
+    [0, 1], a sum over an event, plus kl_weight times the divergence of N(mu(x), sigma(x)^2) from N(0, I). A latent
+    vector is mu(x), centred and scaled.
+
+    Args:
+        dim: d.
+        event_shape: of one sample.
+        hidden: widths of the encoder's hidden layers; the decoder's are these reversed.
+        kl_weight: 0 is a plain autoencoder, 1 the evidence lower bound.
+
+    Source: Kingma and Welling 2014.
+    """
+
+    low: Tensor
+    high: Tensor
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, dim: int, event_shape: Sequence[int], hidden: Sequence[int] = (512, 256), kl_weight: float = 0.0
+    ) -> None:
+        super().__init__(dim, event_shape)
+        if isinstance(kl_weight, bool) or not isinstance(kl_weight, int | float) or not 0 <= kl_weight < math.inf:
+            raise ValueError(f"kl_weight: expected a number >= 0, found {kl_weight!r}")
+        self.kl_weight = float(kl_weight)
+        size = math.prod(self.event_shape)
+        self.encoder = _layers([size, *hidden, 2 * dim if kl_weight else dim])
+        self.decoder = _layers([dim, *reversed(tuple(hidden)), size])
+        for name in ("low", "shift"):
+            self.register_buffer(name, torch.zeros(()))
+        for name in ("high", "scale"):
+            self.register_buffer(name, torch.ones(()))
+
+    @classmethod
+    def fit(
+        cls,
+        X: Tensor,
+        dim: int,
+        *,
+        hidden: Sequence[int] = (512, 256),
+        kl_weight: float = 0.0,
+        steps: int = 4000,
+        batch_size: int = 256,
+        lr: float = 1e-3,
+        seed: int = 0,
+    ) -> Autoencoder:
+        """Trained on X [n, *event] by Adam with a cosine decay, on X's device; default generators stay as they were."""
+        flat = _training(X)
+        if float(flat.min()) == float(flat.max()):
+            raise ValueError(f"X: expected values that differ, found {float(flat.min())} throughout")
+        _checks.count("steps", steps)
+        devices = [X.device] if X.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            model = cls(dim, tuple(X.shape[1:]), hidden, kl_weight).to(X)
+            model.low, model.high = flat.min(), flat.max()
+            model._train(flat, steps, _checks.count("batch_size", batch_size), _checks.positive("lr", lr))
+        model.requires_grad_(False).eval()
+        z = model.encode(X)
+        model.shift, model.scale = z.mean(0), z.var(0).mean().sqrt().clamp_min(1e-12)
+        return model
+
+    def _train(self, flat: Tensor, steps: int, batch_size: int, lr: float) -> None:
+        optimizer = torch.optim.Adam(self.parameters(), lr=lr)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        for _ in range(steps):
+            x = flat[torch.randint(len(flat), (batch_size,)).to(flat.device)]
+            target = (x - self.low) / (self.high - self.low)
+            code = self.encoder(x)
+            divergence = code.new_zeros(())
+            if self.kl_weight:
+                code, log_variance = code.chunk(2, dim=1)
+                divergence = 0.5 * (code.square() + log_variance.exp() - 1.0 - log_variance).sum(1).mean()
+                code = code + (0.5 * log_variance).exp() * torch.randn_like(code)
+            fit = F.binary_cross_entropy_with_logits(self.decoder(code), target, reduction="sum") / len(x)
+            loss = fit + self.kl_weight * divergence
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            if not math.isfinite(float(loss.detach())):
+                raise FloatingPointError(f"autoencoder: expected a finite loss, found {float(loss)}; use a smaller lr")
+
+    def _encode(self, x: Tensor) -> Tensor:
+        return (self.encoder(x)[:, : self.dim] - self.shift) / self.scale
+
+    def _decode(self, z: Tensor) -> Tensor:
+        return self.low + (self.high - self.low) * self.decoder(z * self.scale + self.shift).sigmoid()
+
+
+class LatentModel(nn.Module):
+    """An encoder and a score network on its latent vectors. `LatentModel.fit` makes one.
+
+    Attributes:
+        encoder, process, score_net: the parts; `fastndsm.sample(score_net, process, n)` gives latent vectors.
+        history: the training's.
+    """
+
+    def __init__(self, encoder: Encoder, score_net: nn.Module, process: LangevinProcess) -> None:
+        super().__init__()
+        if encoder.dim != process.dim:
+            raise ValueError(f"process: expected {encoder.dim} dimensions as encoder has, found {process.dim}")
+        self.encoder, self.score_net, self.process = encoder, score_net, process
+        self.history: History = []
+
+    @classmethod
+    def fit(
+        cls,
+        X: Tensor,
+        encoder: Encoder,
+        n_components: int,
+        *,
+        covariance_type: str = "spherical",
+        reg_covar: float = 1e-2,
+        n_init: int = 5,
+        hidden: Sequence[int] = (256, 256, 256),
+        config: TrainConfig | None = None,
+        progress: bool = True,
+        loss_options: dict[str, Any] | None = None,
+        **process_options: Any,
+    ) -> LatentModel:
+        """Encode X [n, *event], fit a mixture, train a residual MLP by the path estimator.
+
+        Args:
+            encoder: fitted, on X's device.
+            n_components, covariance_type, reg_covar: of the mixture; reg_covar in units of the latent vectors.
+            n_init: starts of expectation maximisation; the most likely fit is taken, as one start may merge two modes.
+            hidden: widths of the MLP.
+            config: of the training; its seed is that of the mixture and of the network too.
+            loss_options, process_options: as NDSMLoss and LangevinProcess take them (estimator; n_steps, T, grid).
+        """
+        if not isinstance(encoder, Encoder):
+            raise TypeError(f"encoder: expected an Encoder, found {type(encoder).__name__}")
+        config = TrainConfig() if config is None else config
+        z = encoder.encode(X)
+        reference = GaussianMixture.fit(
+            z, n_components, covariance_type, reg_covar, random_state=config.seed % 2**32, n_init=n_init
+        )
+        process = LangevinProcess(reference.to(z.device), **process_options)
+        with torch.random.fork_rng([z.device] if z.device.type == "cuda" else []):
+            torch.manual_seed(config.seed)
+            net = ResidualScore(MLP(encoder.dim, hidden, horizon=process.T), process).to(z)
+        trainer = Trainer(net, NDSMLoss(process, **(loss_options or {})), z, config)
+        history = trainer.fit(progress=progress)
+        model = cls(encoder, trainer.ema_net, process)
+        model.history = history
+        return model
+
+    def sample(
+        self, n: int, method: str = "sde", seed: int | Tensor | None = None, batch_size: int | None = None
+    ) -> Tensor:
+        """n decoded samples [n, *event]; arguments as for `fastndsm.sample`."""
+        return self.encoder.decode(sample(self.score_net, self.process, n, method, seed, batch_size))
+
+
+def _layers(widths: Sequence[int]) -> nn.Sequential:
+    parts: list[nn.Module] = []
+    for a, b in pairwise(widths):
+        parts += [nn.Linear(a, b), nn.SiLU()]
+    return nn.Sequential(*parts[:-1])
+
+
+def _training(X: Any) -> Tensor:
+    """X [n, *event], two or more finite floating-point samples, as [n, D]."""
+    if not isinstance(X, Tensor) or not X.is_floating_point():
+        raise TypeError(f"X: expected a floating-point Tensor, found {_shown(X)}")
+    if X.ndim < 2 or len(X) < 2 or X.numel() == 0:
+        raise ValueError(f"X: expected [n, *event] with n >= 2, found shape {tuple(X.shape)}")
+    if bad := int((~torch.isfinite(X)).sum()):
+        raise ValueError(f"X: expected finite values, found {bad} that are not")
+    return X.detach().flatten(1)
+
+
+def _chunked(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return torch.cat([function(part) for part in x.split(_CHUNK)])
+
+
+def _shown(value: Any) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
