@@ -127,8 +127,8 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def serving(op: str, device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Names of the backends that can serve, fastest first."""
-    return [b.name for b in BACKENDS.values() if b.refuses(op, device, dtype) is None]
+    """Names of the backends that can serve, fastest first; without those that auto never takes."""
+    return [b.name for b in BACKENDS.values() if not b.untested and b.refuses(op, device, dtype) is None]
 
 
 def select(op: str, backend: str, device: torch.device, dtypes: Sequence[torch.dtype]) -> Callable[..., Any]:

@@ -182,11 +182,17 @@ class Builder:
 
 def csrc_builder() -> Builder:
     """The builder of the library's own kernels."""
+    csrc = csrc_directory()
+    headers = sorted([*csrc.glob("include/*.h"), *csrc.glob("cpu/*.h")])
+    return Builder("fastndsm_cpp", tuple(sorted(csrc.glob("cpu/*.cpp"))), tuple(headers))
+
+
+def csrc_directory() -> Path:
+    """Where the sources are; BuildError if they are nowhere."""
     here = Path(__file__).resolve().parent
     for csrc in (here / "csrc", here.parent / "csrc"):  # installed; in a source checkout
         if (csrc / "cpu").is_dir():
-            headers = sorted([*csrc.glob("include/*.h"), *csrc.glob("cpu/*.h")])
-            return Builder("fastndsm_cpp", tuple(sorted(csrc.glob("cpu/*.cpp"))), tuple(headers))
+            return csrc
     raise BuildError(
         f"the C++ sources are missing: neither {here / 'csrc'} nor {here.parent / 'csrc'} holds them"
     )

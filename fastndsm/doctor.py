@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from . import _backend, _jit
+from . import _backend, _jit, _jit_cuda
 
 __all__ = ["diagnose", "format_diagnosis", "machine", "versions"]
 
@@ -83,6 +83,11 @@ def _backend_state(name: str, jit: dict[str, Any]) -> dict[str, Any]:
         return {"available": reason is None, "note": reason or "built; CPU tensors"}
     if not torch.cuda.is_available():
         return {"available": False, "note": f"it serves cuda tensors, found no such device; {NOT_RUN_ON_GPU}"}
+    if name == "cuda":  # asking whether it is available would build it
+        cuda = _jit_cuda.status()
+        state = "built" if cuda["built"] else "built on first use"
+        note = f"{cuda['reason'] or f'{state}; auto does not take it'}; {NOT_RUN_ON_GPU}"
+        return {"available": cuda["reason"] is None, "note": note}
     reason = backend.unavailable()
     return {"available": reason is None, "note": f"{reason or 'cuda tensors'}; {NOT_RUN_ON_GPU}"}
 

@@ -79,11 +79,10 @@ def sample(
             rows = min(batch_size, n - start)
             reverse = _Reverse(score_net, process, method, key, first_path + start)
             y = _prior_draw(process, rows, key, reverse.first_path)
-            if network is not None:
-                batches.append(_run_fused(reverse, y, *network))
+            done = None if network is None else _run_fused(reverse, y, fused, *network)
+            if done is not None:
                 bar.update(process.n_steps)
-            else:
-                batches.append(_run(reverse, y, cuda_graph, bar.update))
+            batches.append(_run(reverse, y, cuda_graph, bar.update) if done is None else done)
     return torch.cat(batches)
 
 
@@ -163,26 +162,39 @@ def _fused(
     serve = network if isinstance(network, str) else _backend.find("sample_mlp", process.times.device, dtype)
     if not isinstance(network, str) and not isinstance(serve, str):
         return serve, network
-    if fused is True:
-        raise ValueError(
-            f"fused: expected a network, a process and a backend for it, found: {serve}; use 'auto' or False"
-        )
-    _backend.log_once(logging.INFO, f"sample: the network is called at every step: {serve}")
+    _not_fused(fused, str(serve))
     return None
 
 
+def _not_fused(fused: str | bool, reason: str) -> None:
+    if fused is True:
+        raise ValueError(
+            f"fused: expected a network, a process and a backend for it, found: {reason}; use 'auto' or False"
+        )
+    _backend.log_once(logging.INFO, f"sample: the network is called at every step: {reason}")
+
+
 def _run_fused(
-    reverse: _Reverse, y: Tensor, serve: Callable[..., tuple[Tensor, Tensor]], network: FusedNetwork
-) -> Tensor:
-    """y_N -> y_0, by the backend's own evaluation of the network."""
+    reverse: _Reverse,
+    y: Tensor,
+    fused: str | bool,
+    serve: Callable[..., tuple[Tensor, Tensor]],
+    network: FusedNetwork,
+) -> Tensor | None:
+    """y_N -> y_0, by the backend's own evaluation of the network; None where the backend has none for this network."""
     process: Any = reverse.process
     drift_scale, noise_std, *mixture = process._arguments(y)
-    flat, failed = serve(
-        y.flatten(1),
-        *(network.weights, network.biases, network.scales, network.shifts, network.inverse_std, network.feature_scale),
-        *(drift_scale, noise_std, MixtureOperands(*mixture)),
-        *(reverse.seed, reverse.first_path, reverse.method),
-    )
+    try:
+        flat, failed = serve(
+            y.flatten(1),
+            *(network.weights, network.biases, network.scales, network.shifts),
+            *(network.inverse_std, network.feature_scale),
+            *(drift_scale, noise_std, MixtureOperands(*mixture)),
+            *(reverse.seed, reverse.first_path, reverse.method),
+        )
+    except NotImplementedError as error:
+        _not_fused(fused, str(error))
+        return None
     _check_finite(failed, process)
     return flat.reshape(y.shape)
 

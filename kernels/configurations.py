@@ -97,7 +97,7 @@ TABLE: dict[str, tuple[Configuration, ...]] = {
         _for(dim=16, ROWS=64, COMPONENTS=16, DIMS=16, num_warps=4),
         _for(dim=64, components=256, ROWS=32, COMPONENTS=16, DIMS=64, num_warps=4),
         _for(components=16, ROWS=16, COMPONENTS=16, DIMS=64, DIRECT=1, num_warps=4, num_stages=1),
-        _for(architecture="sm_100", ROWS=64, COMPONENTS=32, DIMS=16, DIRECT=0, num_warps=4, num_stages=2),
+        _for(architecture="sm_100", ROWS=64, COMPONENTS=32, DIMS=16, DIRECT=0, num_warps=4, num_stages=1),
         _for(ROWS=64, COMPONENTS=32, DIMS=16, DIRECT=0, num_warps=4),
     ),
     "reverse_step_update": (

@@ -1,0 +1,24 @@
+// The kernels as the ops call them: no PyTorch, and nothing of them in nvcc's way. Each returns what the launch returned.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "arguments.h"
+
+namespace fastndsm::cuda {
+
+// Whether the register kernels serve dimension and kind, and to which dimension they pad; 0 if they do not.
+int register_dimension(Kind kind, int dim);
+
+// Whether the tiled kernels find room for it: d up to 3072, spherical and diagonal covariances.
+bool tiled_fits(Kind kind, int dim, int n_components, bool target);
+
+cudaError_t simulate(const Noising&, cudaStream_t);
+cudaError_t simulate_tiled(const Noising&, cudaStream_t);
+cudaError_t reverse_step(const ReverseStep&, cudaStream_t);
+cudaError_t reverse_step_tiled(const ReverseStep&, cudaStream_t);
+
+bool sample_mlp_fits(const MlpSampling&);
+cudaError_t sample_mlp(const MlpSampling&, cudaStream_t);
+
+}  // namespace fastndsm::cuda

@@ -1,0 +1,185 @@
+// The ops torch.ops.fastndsm_cuda: from tensors to the launches of launch.h. Parameters come packed, see parameters.h.
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "launch.h"
+
+namespace fastndsm::cuda {
+namespace {
+
+Kind kind_of(const std::string& name) {
+  if (name == "spherical") return Kind::spherical;
+  if (name == "diag") return Kind::diag;
+  if (name == "tied") return Kind::tied;
+  TORCH_CHECK_VALUE(name == "full", "covariance_type: expected spherical, diag, tied or full, found ", name);
+  return Kind::full;
+}
+
+void check(const char* name, const at::Tensor& t, at::ScalarType type, at::IntArrayRef shape) {
+  TORCH_CHECK_VALUE(t.is_cuda() && t.is_contiguous() && t.scalar_type() == type && t.sizes() == shape, name,
+                    ": expected a contiguous CUDA tensor of ", type, " and shape ", shape, ", found ", t.scalar_type(), " of shape ",
+                    t.sizes(), " on ", t.device());
+}
+
+void check_launch(const char* op, cudaError_t error) {
+  TORCH_CHECK(error == cudaSuccess, op, ": the kernel could not be launched: ", cudaGetErrorString(error));
+}
+
+MixtureBlock block(const at::Tensor& parameters, const std::string& kind, int64_t n_components, int64_t dim, int64_t padded) {
+  check("parameters", parameters, at::kFloat, {parameters.numel()});
+  return {kind_of(kind), int(n_components), int(dim), int(padded), parameters.const_data_ptr<float>(), int(parameters.numel())};
+}
+
+cudaStream_t stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
+
+// x and, as asked for, mean and noise of the last step ("transition"), or target and variance ("target", "mirrored").
+std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_op(const at::Tensor& x0, const at::Tensor& steps, const at::Tensor& order,
+                                                           const at::Tensor& drift_scale, const at::Tensor& noise_std,
+                                                           const at::Tensor& parameters, const std::string& kind,
+                                                           int64_t n_components, int64_t padded, int64_t seed,
+                                                           int64_t first_path, const std::string& what, bool tiled) {
+  const c10::cuda::CUDAGuard guard(x0.device());
+  const int64_t rows = x0.size(0), d = x0.size(1);
+  check("x0", x0, at::kFloat, {rows, d});
+  check("steps", steps, at::kLong, {rows});
+  check("order", order, at::kLong, {rows});
+  check("drift_scale", drift_scale, at::kFloat, {drift_scale.numel()});
+  check("noise_std", noise_std, at::kFloat, {drift_scale.numel()});
+  const bool transition = what == "transition", mirrored = what == "mirrored", target = mirrored || what == "target";
+  TORCH_CHECK_VALUE(transition || target || what == "state", "what: expected state, transition, target or mirrored, found ", what);
+  const int64_t out_rows = rows * (mirrored ? 2 : 1);
+  const auto like = [&](int64_t width) { return at::empty({out_rows, width}, x0.options()); };
+  at::Tensor x = like(d), second, third;
+  if (transition || target) second = like(d), third = like(transition || kind != "spherical" ? d : 1);
+  const auto pointer = [](const at::Tensor& t, bool wanted) { return wanted ? t.mutable_data_ptr<float>() : nullptr; };
+  const Noising a{block(parameters, kind, n_components, d, padded),
+                  drift_scale.const_data_ptr<float>(),
+                  noise_std.const_data_ptr<float>(),
+                  seed,
+                  first_path,
+                  rows,
+                  x0.const_data_ptr<float>(),
+                  steps.const_data_ptr<int64_t>(),
+                  order.const_data_ptr<int64_t>(),
+                  x.mutable_data_ptr<float>(),
+                  pointer(second, transition),
+                  pointer(third, transition),
+                  pointer(second, target),
+                  pointer(third, target),
+                  mirrored};
+  if (rows > 0) check_launch("simulate", tiled ? simulate_tiled(a, stream()) : simulate(a, stream()));
+  if (!second.defined()) second = at::empty({0}, x0.options()), third = at::empty({0}, x0.options());
+  return {x, second, third};
+}
+
+at::Tensor reverse_op(const at::Tensor& y, const at::Tensor& score, const at::Tensor& step, const at::Tensor& drift_scale,
+                      const at::Tensor& noise_std, const at::Tensor& parameters, const std::string& kind, int64_t n_components,
+                      int64_t padded, int64_t seed, int64_t first_path, const std::string& method, bool tiled) {
+  const c10::cuda::CUDAGuard guard(y.device());
+  check("y", y, at::kFloat, {y.size(0), y.size(1)});
+  check("score", score, at::kFloat, y.sizes());
+  check("step", step, at::kLong, {});
+  check("noise_std", noise_std, at::kFloat, {drift_scale.numel()});
+  TORCH_CHECK_VALUE(method == "sde" || method == "ode", "method: expected sde or ode, found ", method);
+  at::Tensor out = at::empty(y.sizes(), y.options());
+  const ReverseStep a{block(parameters, kind, n_components, y.size(1), padded),
+                      drift_scale.const_data_ptr<float>(),
+                      noise_std.const_data_ptr<float>(),
+                      seed,
+                      first_path,
+                      y.size(0),
+                      step.const_data_ptr<int64_t>(),
+                      y.const_data_ptr<float>(),
+                      score.const_data_ptr<float>(),
+                      out.mutable_data_ptr<float>(),
+                      method == "ode"};
+  if (y.size(0) > 0) check_launch("reverse_step", tiled ? reverse_step_tiled(a, stream()) : reverse_step(a, stream()));
+  return out;
+}
+
+// y_0, and the first step (they go down) that gave a value that is not finite, -1 if none did.
+std::tuple<at::Tensor, at::Tensor> sample_mlp_op(const at::Tensor& y, const at::Tensor& network, int64_t n_hidden, int64_t width,
+                                                 int64_t inputs, const at::Tensor& scales, const at::Tensor& shifts,
+                                                 const std::optional<at::Tensor>& inverse_std, double feature_scale,
+                                                 const at::Tensor& drift_scale, const at::Tensor& noise_std,
+                                                 const at::Tensor& parameters, const std::string& kind, int64_t n_components,
+                                                 int64_t seed, int64_t first_path, const std::string& method) {
+  const c10::cuda::CUDAGuard guard(y.device());
+  const int64_t d = y.size(1), n_steps = drift_scale.numel(), outputs = (d + 7) / 8 * 8;
+  check("y", y, at::kFloat, {y.size(0), d});
+  check("network", network, at::kFloat,
+        {(inputs + 1) * width + (n_hidden - 1) * (width + 1) * width + (width + 1) * outputs});
+  check("scales", scales, at::kFloat, {n_steps, n_hidden * width});
+  check("shifts", shifts, at::kFloat, scales.sizes());
+  check("drift_scale", drift_scale, at::kFloat, {n_steps});
+  check("noise_std", noise_std, at::kFloat, {n_steps});
+  if (inverse_std) check("inverse_std", *inverse_std, at::kFloat, {n_steps});
+  TORCH_CHECK_VALUE(inputs == d || inputs == 2 * d, "inputs: expected ", d, " or ", 2 * d, ", found ", inputs);
+  TORCH_CHECK_VALUE(method == "sde" || method == "ode", "method: expected sde or ode, found ", method);
+  at::Tensor out = at::empty(y.sizes(), y.options()), failed = at::full({}, -1, y.options().dtype(at::kLong));
+  const MlpSampling a{block(parameters, kind, n_components, d, d),
+                      drift_scale.const_data_ptr<float>(),
+                      noise_std.const_data_ptr<float>(),
+                      inverse_std ? inverse_std->const_data_ptr<float>() : nullptr,
+                      float(feature_scale),
+                      int(n_steps),
+                      seed,
+                      first_path,
+                      y.size(0),
+                      network.const_data_ptr<float>(),
+                      int(network.numel()),
+                      int(n_hidden),
+                      int(width),
+                      int(inputs),
+                      scales.const_data_ptr<float>(),
+                      shifts.const_data_ptr<float>(),
+                      y.const_data_ptr<float>(),
+                      out.mutable_data_ptr<float>(),
+                      failed.mutable_data_ptr<int64_t>(),
+                      method == "ode"};
+  TORCH_CHECK_NOT_IMPLEMENTED(sample_mlp_fits(a), "sample_mlp: the network and ", n_components,
+                              " components find no room in shared memory");
+  if (y.size(0) > 0) check_launch("sample_mlp", sample_mlp(a, stream()));
+  return {out, failed};
+}
+
+int64_t register_dimension_op(const std::string& kind, int64_t dim) {
+  return dim > 32 ? 0 : register_dimension(kind_of(kind), int(dim));
+}
+
+bool tiled_fits_op(const std::string& kind, int64_t dim, int64_t n_components, bool target) {
+  return dim <= 3072 && n_components <= 1 << 20 && tiled_fits(kind_of(kind), int(dim), int(n_components), target);
+}
+
+}  // namespace
+
+TORCH_LIBRARY(fastndsm_cuda, m) {
+  m.def(
+      "simulate(Tensor x0, Tensor steps, Tensor order, Tensor drift_scale, Tensor noise_std, Tensor parameters, str kind, "
+      "int n_components, int padded, int seed, int first_path, str what, bool tiled) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "reverse_step(Tensor y, Tensor score, Tensor step, Tensor drift_scale, Tensor noise_std, Tensor parameters, str kind, "
+      "int n_components, int padded, int seed, int first_path, str method, bool tiled) -> Tensor");
+  m.def(
+      "sample_mlp(Tensor y, Tensor network, int n_hidden, int width, int inputs, Tensor scales, Tensor shifts, "
+      "Tensor? inverse_std, float feature_scale, Tensor drift_scale, Tensor noise_std, Tensor parameters, str kind, "
+      "int n_components, int seed, int first_path, str method) -> (Tensor, Tensor)");
+  m.def("register_dimension(str kind, int dim) -> int", register_dimension_op);
+  m.def("tiled_fits(str kind, int dim, int n_components, bool target) -> bool", tiled_fits_op);
+}
+
+TORCH_LIBRARY_IMPL(fastndsm_cuda, CUDA, m) {
+  m.impl("simulate", simulate_op);
+  m.impl("reverse_step", reverse_op);
+  m.impl("sample_mlp", sample_mlp_op);
+}
+
+}  // namespace fastndsm::cuda

@@ -1,0 +1,82 @@
+// simulate, simulate_target and reverse_step in small dimension: one thread a sample, its state in registers for all steps,
+// the mixture in shared memory.
+#pragma once
+
+#include "../include/parameters.h"
+#include "arguments.h"
+
+namespace fastndsm::cuda {
+
+constexpr int kThreads = 128;
+
+// Whether v H of the path estimator lies in shared memory: registers do not hold it besides x, z and the two sums.
+template <int D>
+constexpr bool kInShared = D >= 32;
+
+// The block's parameters copied to shared memory.
+template <Covariance kind, int D>
+__device__ RegisterMixture<float> shared_mixture(const MixtureBlock& m, float* shared) {
+  for (int i = threadIdx.x; i < m.floats; i += blockDim.x) shared[i] = m.parameters[i];
+  __syncthreads();
+  return register_mixture<kind>(shared, m.n_components, D, m.kind == Kind::tied);
+}
+
+template <Covariance kind, int D, bool target>
+__global__ void __launch_bounds__(kThreads, 1) simulate_kernel(const __grid_constant__ Noising a) {
+  extern __shared__ __align__(16) float shared[];
+  const int d = a.mixture.dim;
+  const RegisterProcess<float> process{shared_mixture<kind, D>(a.mixture, shared), d, a.drift_scale, a.noise_std,
+                                       NoiseStream(a.seed, kNoisingStream)};
+  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= a.rows * (a.mirrored ? 2 : 1)) return;
+  const int64_t row = a.order[i % a.rows], out = i < a.rows ? row : row + a.rows;
+  const float sign = i < a.rows ? 1.0f : -1.0f;
+  uint32_t c0, c1;
+  path_words(a.first_path + row, kNoisingStream, c0, c1);
+  const PathCounters<uint32_t> path(c0, c1);
+  const int steps = static_cast<int>(a.steps[row]);
+  float own[target && !kInShared<D> ? D : 1];
+  float* h = kInShared<D> ? shared + a.mixture.floats + threadIdx.x : own;
+  RegisterTrajectory<float, kind, D, target> sample(a.x0 + row * d, d, h, kInShared<D> ? kThreads : 1);
+  if (!target && a.mean && steps == 0) {
+    for (int j = 0; j < d; ++j) a.mean[out * d + j] = a.x0[row * d + j], a.noise[out * d + j] = 0.0f;
+  }
+  for (int n = 0; n < steps; ++n) {
+    const bool last = !target && n + 1 == steps && a.mean;
+    sample.step(process, path, n, sign, last ? a.mean + out * d : nullptr, last ? a.noise + out * d : nullptr);
+  }
+#pragma unroll
+  for (int j = 0; j < D; ++j) {
+    if (j < d) {
+      a.x[out * d + j] = sample.x[j];
+      if constexpr (target) a.target[out * d + j] = sample.target_value(j);
+      if constexpr (target && kind != Covariance::spherical) a.variance[out * d + j] = sample.v[j];
+    }
+  }
+  if constexpr (target && kind == Covariance::spherical) a.variance[out] = sample.v[0];
+}
+
+template <Covariance kind, int D>
+__global__ void __launch_bounds__(kThreads, 1) reverse_kernel(const __grid_constant__ ReverseStep a) {
+  extern __shared__ __align__(16) float shared[];
+  const int d = a.mixture.dim;
+  const RegisterProcess<float> process{shared_mixture<kind, D>(a.mixture, shared), d, a.drift_scale, a.noise_std,
+                                       NoiseStream(a.seed, kReverseStream)};
+  const int64_t row = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (row >= a.rows) return;
+  uint32_t c0, c1;
+  path_words(a.first_path + row, kReverseStream, c0, c1);
+  const int n = static_cast<int>(*a.step);
+  const float s = a.noise_std[n];
+  float y[D];
+#pragma unroll
+  for (int j = 0; j < D; ++j) y[j] = j < d ? a.y[row * d + j] : 0.0f;
+  reverse_step<kind, D>(process, PathCounters<uint32_t>(c0, c1), n, (a.ode ? 0.5f : 1.0f) * s * s, a.ode || n == 0 ? 0.0f : s,
+                        a.score + row * d, y);
+#pragma unroll
+  for (int j = 0; j < D; ++j) {
+    if (j < d) a.out[row * d + j] = y[j];
+  }
+}
+
+}  // namespace fastndsm::cuda

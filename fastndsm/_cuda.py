@@ -1,0 +1,201 @@
+"""The CUDA backend, untested on GPUs: noising and reverse steps whose state stays on the chip, and the fused sampler.
+
+Small dimension: a thread a sample, in registers. Large dimension: a warp a sample or four, in shared memory. The other
+ops are Triton's, or the reference's where Triton has none.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import _jit_cuda, reference
+from .reference import MixtureOperands
+
+_ops = torch.ops.fastndsm_cuda
+LOG2_E = 1.44269504088896340736
+NEVER_CHOSEN = -1.0e38  # log_scale of a component that fills up a group
+GROUP = 4  # components that spherical and diagonal kernels take at once
+MOST_REGISTER_PARAMETERS = 16384  # numbers in shared memory beside threads that hold their state in registers
+WIDTHS = (64, 128)  # of networks
+OTHERS = (
+    "philox_normal",
+    "mixture_score",
+    "mixture_log_prob",
+    "mixture_hvp",
+    "mixture_sample",
+    "ndsm_loss",
+    "ndsm_loss_backward",
+    "dsm_loss",
+    "dsm_loss_backward",
+)
+
+
+def prepare() -> None:
+    """Build and load the ops; raises BuildError with the reason."""
+    _jit_cuda.load()
+
+
+def __getattr__(name: str) -> Callable[..., Any]:
+    if name not in OTHERS:
+        raise AttributeError(name)
+    triton: Any = importlib.import_module("fastndsm.kernels.ops")
+    function: Callable[..., Any] = getattr(triton, name, None) or getattr(reference, name)
+    return function
+
+
+def packed_mixture(mixture: MixtureOperands, padded: int) -> Tensor:
+    """The block of parameters that csrc/include/parameters.h describes, dimensions padded with zeros."""
+    means, precisions, log_scale, kind = mixture
+    n, extra = len(means), padded - means.shape[1]
+    means, log_scale = F.pad(means, (0, extra)), log_scale * LOG2_E
+    if kind in ("tied", "full"):
+        return torch.cat([means.flatten(), F.pad(precisions, (0, extra, 0, extra)).flatten(), log_scale])
+    more = -n % GROUP
+    log_scale = F.pad(log_scale, (0, more), value=NEVER_CHOSEN)
+    if kind == "spherical":
+        return torch.cat([F.pad(means, (0, 0, 0, more)).flatten(), F.pad(precisions, (0, more)), log_scale])
+    precisions = F.pad(precisions, (0, extra))
+    roots = precisions.sqrt()
+    rows = [F.pad(t, (0, 0, 0, more)).flatten() for t in (roots, -roots * means, precisions * means, precisions)]
+    return torch.cat([*rows, log_scale])
+
+
+def packed_network(weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+    """Each layer's weights as [inputs, outputs], then its biases; outputs padded to a multiple of 8."""
+    parts = []
+    for weight, bias in zip(weights, biases, strict=True):
+        more = -len(weight) % 8
+        parts += [F.pad(weight.t(), (0, more)).flatten(), F.pad(bias, (0, more))]
+    return torch.cat(parts)
+
+
+def _served(op: str, mixture: MixtureOperands, target: bool) -> tuple[Tensor, int, bool]:
+    """Packed parameters, the dimension they are padded to, and whether the tiled kernels serve."""
+    (n, dim), kind = mixture.means.shape, mixture.covariance_type
+    padded: int = _ops.register_dimension(kind, dim)
+    if padded:
+        parameters = packed_mixture(mixture, padded)
+        if parameters.numel() <= MOST_REGISTER_PARAMETERS:
+            return parameters, padded, False
+    if not _ops.tiled_fits(kind, dim, n, target):
+        raise NotImplementedError(
+            f"backend 'cuda' cannot serve {op} in {dim} dimensions with {n} {kind} components: expected spherical or "
+            "diag up to 3072, tied or full up to 8, and room for the state on chip; triton and reference can"
+        )
+    padded = dim + -dim % 4
+    return packed_mixture(mixture, padded), padded, True
+
+
+def _simulate(
+    what: str,
+    x0: Tensor,
+    steps: Tensor,
+    drift_scale: Tensor,
+    noise_std: Tensor,
+    mixture: MixtureOperands,
+    seed: Tensor,
+    first_path: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    parameters, padded, tiled = _served("simulate", mixture, what in ("target", "mirrored"))
+    rows = len(x0)
+    if rows < 2 or steps.stride(0) == 0:  # all the same
+        order = torch.arange(rows, device=x0.device)
+    else:
+        order = steps.argsort(descending=True, stable=True)
+    tables = x0.contiguous(), steps.contiguous(), order, drift_scale.contiguous(), noise_std.contiguous()
+    shape = mixture.covariance_type, len(mixture.means), padded
+    x, second, third = _ops.simulate(*tables, parameters, *shape, int(seed), first_path, what, tiled)
+    return x, second, third
+
+
+def simulate(
+    x0: Tensor,
+    steps: Tensor,
+    drift_scale: Tensor,
+    noise_std: Tensor,
+    mixture: MixtureOperands,
+    seed: Tensor,
+    first_path: int,
+) -> Tensor:
+    return _simulate("state", x0, steps, drift_scale, noise_std, mixture, seed, first_path)[0]
+
+
+def simulate_transition(
+    x0: Tensor,
+    steps: Tensor,
+    drift_scale: Tensor,
+    noise_std: Tensor,
+    mixture: MixtureOperands,
+    seed: Tensor,
+    first_path: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _simulate("transition", x0, steps, drift_scale, noise_std, mixture, seed, first_path)
+
+
+def simulate_target(
+    x0: Tensor,
+    steps: Tensor,
+    drift_scale: Tensor,
+    noise_std: Tensor,
+    mixture: MixtureOperands,
+    seed: Tensor,
+    first_path: int,
+    antithetic: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    what = "mirrored" if antithetic else "target"
+    return _simulate(what, x0, steps, drift_scale, noise_std, mixture, seed, first_path)
+
+
+def reverse_step(
+    y: Tensor,
+    score: Tensor,
+    step: Tensor,
+    drift_scale: Tensor,
+    noise_std: Tensor,
+    mixture: MixtureOperands,
+    seed: Tensor,
+    first_path: int,
+    method: str,
+) -> Tensor:
+    parameters, padded, tiled = _served("reverse_step", mixture, False)
+    tensors = y.contiguous(), score.contiguous(), step.to(y.device), drift_scale.contiguous(), noise_std.contiguous()
+    shape = mixture.covariance_type, len(mixture.means), padded
+    out: Tensor = _ops.reverse_step(*tensors, parameters, *shape, int(seed), first_path, method, tiled)
+    return out
+
+
+def sample_mlp(
+    y: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    scales: Tensor,
+    shifts: Tensor,
+    inverse_std: Tensor | None,
+    feature_scale: float,
+    drift_scale: Tensor,
+    noise_std: Tensor,
+    mixture: MixtureOperands,
+    seed: Tensor,
+    first_path: int,
+    method: str,
+) -> tuple[Tensor, Tensor]:
+    """As `_cpp.sample_mlp`, for networks whose hidden layers are all 64 or all 128 wide."""
+    widths = {len(weight) for weight in weights[:-1]}
+    if len(widths) != 1 or not widths <= set(WIDTHS):
+        raise NotImplementedError(f"backend 'cuda' serves hidden layers all of 64 or all of 128 units, found {widths}")
+    (width,) = widths
+    means, precisions, log_scale, kind = mixture
+    if kind == "tied":
+        kind, precisions = "full", precisions.expand(len(means), -1, -1)
+    parameters = packed_mixture(MixtureOperands(means, precisions, log_scale, kind), means.shape[1])
+    network = packed_network(weights, biases), len(weights) - 1, width, weights[0].shape[1]
+    tables = scales.contiguous(), shifts.contiguous(), inverse_std, feature_scale
+    process = drift_scale.contiguous(), noise_std.contiguous(), parameters, kind, len(means)
+    out, failed = _ops.sample_mlp(y.contiguous(), *network, *tables, *process, int(seed), first_path, method)
+    return out, failed

@@ -1,0 +1,303 @@
+// What the threads and warps of a GPU do, here on the host: registers.h one sample at a time, tiled.h on warps whose 32 lanes
+// are one vector, and the kernels themselves, emulated. Called from Python by plain pointers.
+#include "cuda_emulation.h"
+// the above first
+#include "../../csrc/cuda/sample_mlp.cuh"
+#include "../../csrc/cuda/simulate.cuh"
+#include "../../csrc/cuda/simulate_tiled.cuh"
+
+namespace fastndsm {
+namespace {
+
+template <typename S>
+struct HostWarp {
+  using V = vec<S, kWarp>;
+  using U = vec<uint32_t, kWarp>;
+
+  U lane() const { return iota<U>(); }
+  V shuffle_xor(V v, int mask) const {
+    V out;
+    for (int l = 0; l < kWarp; ++l) out[l] = v[l ^ mask];
+    return out;
+  }
+  void sync() const {}
+  void load4(const S* p, int block, int n_blocks, V (&v)[4]) const { load_row(p, block, 4 * n_blocks, v); }
+  void store4(S* p, int block, int n_blocks, const V (&v)[4]) const { store_row(p, block, 4 * n_blocks, v); }
+  void load_row(const S* p, int block, int dim, V (&v)[4]) const {
+    for (int l = 0; l < kWarp; ++l) {
+      for (int c = 0, j = 4 * (block + l); c < 4; ++c) v[c][l] = j + c < dim ? p[j + c] : S(0);
+    }
+  }
+  void store_row(S* p, int block, int dim, const V (&v)[4]) const {
+    for (int l = 0; l < kWarp; ++l) {
+      for (int c = 0, j = 4 * (block + l); c < 4; ++c) {
+        if (j + c < dim) p[j + c] = v[c][l];
+      }
+    }
+  }
+  V load_lanes(const S* p, int i, int n, int repeat, S otherwise) const {
+    V v;
+    for (int l = 0; l < kWarp; ++l) v[l] = i + l < n ? p[(i + l) / repeat] : otherwise;
+    return v;
+  }
+  void store_lanes(S* p, int i, int n, V v) const {
+    for (int l = 0; l < kWarp && i + l < n; ++l) p[i + l] = v[l];
+  }
+  V below(int i, int n) const {
+    V v;
+    for (int l = 0; l < kWarp; ++l) v[l] = i + l < n ? S(1) : S(0);
+    return v;
+  }
+  void put(S* p, V v) const { *p = v[0]; }
+};
+
+template <typename S>
+struct Arguments {
+  const S *parameters, *drift_scale, *noise_std;
+  int64_t n_components, dim, padded, tied, seed, first_path, rows, mirrored;
+  const S* start;
+  const int64_t* steps;
+  const S* score;  // reverse: steps[0] is the step, mirrored the ode
+  S *x, *second, *third;  // mean and noise, or target and variance
+};
+
+// ---- one sample at a time ---------------------------------------------------------------------------------------
+
+template <Covariance kind, int D, Mode mode, typename S>
+void in_registers(const Arguments<S>& a) {
+  const int d = static_cast<int>(a.dim);
+  const RegisterProcess<S> process{register_mixture<kind>(a.parameters, int(a.n_components), D, a.tied != 0), d, a.drift_scale,
+                                   a.noise_std, NoiseStream(a.seed, mode == Mode::reverse ? 2 : 0)};
+  const int64_t mirrored = mode == Mode::target && a.mirrored;
+  for (int64_t i = 0; i < a.rows * (mirrored ? 2 : 1); ++i) {
+    const int64_t row = i % a.rows;
+    uint32_t c0, c1;
+    path_words(a.first_path + row, process.noise.stream, c0, c1);
+    const PathCounters<uint32_t> path(c0, c1);
+    if constexpr (mode == Mode::reverse) {
+      S y[D];
+      const int n = static_cast<int>(a.steps[0]);
+      const S s = a.noise_std[n];
+      for (int j = 0; j < D; ++j) y[j] = j < d ? a.start[row * d + j] : S(0);
+      reverse_step<kind, D>(process, path, n, S(a.mirrored ? 0.5 : 1.0) * s * s, a.mirrored || n == 0 ? S(0) : s,
+                            a.score + row * d, y);
+      for (int j = 0; j < d; ++j) a.x[row * d + j] = y[j];
+    } else {
+      constexpr bool target = mode == Mode::target;
+      S h[D];
+      RegisterTrajectory<S, kind, D, target> sample(a.start + row * d, d, h, 1);
+      for (int n = 0; n < a.steps[row]; ++n) {
+        const bool last = !target && a.second && n + 1 == a.steps[row];
+        sample.step(process, path, n, S(i < a.rows ? 1 : -1), last ? a.second + i * d : nullptr, last ? a.third + i * d : nullptr);
+      }
+      for (int j = 0; j < d; ++j) {
+        a.x[i * d + j] = sample.x[j];
+        if constexpr (target) a.second[i * d + j] = sample.target_value(j);
+        if constexpr (target && kind != Covariance::spherical) a.third[i * d + j] = sample.v[j];
+      }
+      if constexpr (target && kind == Covariance::spherical) a.third[i] = sample.v[0];
+    }
+  }
+}
+
+template <Covariance kind, Mode mode, typename S>
+void in_registers(const Arguments<S>& a) {
+  switch (a.padded) {
+    case 2: return in_registers<kind, 2, mode>(a);
+    case 4: return in_registers<kind, 4, mode>(a);
+    case 8: return in_registers<kind, 8, mode>(a);
+    default: break;
+  }
+  if constexpr (kind != Covariance::full) {
+    if (a.padded == 16) return in_registers<kind, 16, mode>(a);
+  }
+  if constexpr (kind == Covariance::spherical) return in_registers<kind, 32, mode>(a);
+}
+
+// ---- a warp at a time -------------------------------------------------------------------------------------------
+
+template <Covariance kind, Mode mode, int N, typename S>
+void in_warps(const Arguments<S>& a) {
+  using Warp = WarpTrajectory<HostWarp<S>, S, kind, mode, N>;
+  const TiledProcess<S> process{register_mixture<kind>(a.parameters, int(a.n_components), int(a.padded), false),
+                                int(a.dim),
+                                int(a.padded),
+                                a.drift_scale,
+                                a.noise_std,
+                                NoiseStream(a.seed, mode == Mode::reverse ? 2 : 0)};
+  constexpr bool target = mode == Mode::target;
+  const TiledArrays<S> arrays{a.start, a.score, a.x, target ? nullptr : a.second, target ? nullptr : a.third,
+                              target ? a.second : nullptr, target ? a.third : nullptr};
+  const int64_t samples = a.rows * (target && a.mirrored ? 2 : 1);
+  for (int64_t first = 0; first < samples; first += N) {
+    TiledRows<S, N> rows;
+    rows.count = static_cast<int>(std::min<int64_t>(N, samples - first));
+    for (int s = 0; s < N; ++s) {
+      const int64_t i = s < rows.count ? first + s : first, row = i % a.rows;
+      rows.path[s] = a.first_path + row, rows.from[s] = row, rows.to[s] = i;
+      rows.steps[s] = mode == Mode::reverse ? 1 : int(a.steps[row]), rows.sign[s] = S(i < a.rows ? 1 : -1);
+    }
+    // exactly what it should need, for the sanitizer, and not cleared
+    std::vector<S> memory(Warp::floats(process.mixture.n_components, process.padded), std::numeric_limits<S>::quiet_NaN());
+    Warp warp(process, rows, arrays, memory.data(), {});
+    if constexpr (mode == Mode::reverse) {
+      const int n = static_cast<int>(a.steps[0]);
+      const S s = a.noise_std[n];
+      warp.reverse(n, S(a.mirrored ? 0.5 : 1.0) * s * s, a.mirrored || n == 0 ? S(0) : s);
+    } else {
+      warp.simulate();
+    }
+  }
+}
+
+template <Covariance kind, Mode mode, typename S>
+void run(int samples_a_warp, const Arguments<S>& a) {
+  if constexpr (kind != Covariance::full) {
+    if (samples_a_warp == 1) return in_warps<kind, mode, 1>(a);
+    if (samples_a_warp == 4) return in_warps<kind, mode, 4>(a);
+  }
+  in_registers<kind, mode>(a);
+}
+
+template <Covariance kind, typename S>
+void run(Mode mode, int samples_a_warp, const Arguments<S>& a) {
+  switch (mode) {
+    case Mode::state: return run<kind, Mode::state>(samples_a_warp, a);
+    case Mode::target: return run<kind, Mode::target>(samples_a_warp, a);
+    case Mode::reverse: return run<kind, Mode::reverse>(samples_a_warp, a);
+  }
+}
+
+template <typename S>
+void run(int kind, int mode, int samples_a_warp, const Arguments<S>& a) {
+  switch (static_cast<Covariance>(kind)) {
+    case Covariance::spherical: return run<Covariance::spherical>(Mode(mode), samples_a_warp, a);
+    case Covariance::diag: return run<Covariance::diag>(Mode(mode), samples_a_warp, a);
+    default: return run<Covariance::full>(Mode(mode), samples_a_warp, a);
+  }
+}
+
+// ---- the kernels, emulated --------------------------------------------------------------------------------------
+
+constexpr int kEmulatedWarps = 2;  // a block
+
+template <Covariance kind, int D, int N>
+void emulate(Mode mode, const Arguments<float>& a, const int64_t* order, int64_t floats) {
+  const cuda::Kind named = a.tied ? cuda::Kind::tied : static_cast<cuda::Kind>(kind);
+  const cuda::MixtureBlock block{named, int(a.n_components), int(a.dim), int(a.padded), a.parameters, int(floats)};
+  const int64_t samples = a.rows * (mode == Mode::target && a.mirrored ? 2 : 1);
+  const int64_t each = N > 0 ? N * kEmulatedWarps : cuda::kThreads;
+  const unsigned blocks = unsigned((samples + each - 1) / each), threads = N > 0 ? kEmulatedWarps * kWarp : cuda::kThreads;
+  if (mode == Mode::reverse) {
+    const cuda::ReverseStep step{block, a.drift_scale, a.noise_std, a.seed, a.first_path, a.rows,
+                                 a.steps, a.start, a.score, a.x, a.mirrored != 0};
+    if constexpr (N > 0) {
+      emulation::launch(cuda::reverse_tiled_kernel<kind, N>, blocks, threads, step);
+    } else {
+      emulation::launch(cuda::reverse_kernel<kind, D>, blocks, threads, step);
+    }
+    return;
+  }
+  const bool target = mode == Mode::target;
+  const cuda::Noising noising{block,
+                              a.drift_scale,
+                              a.noise_std,
+                              a.seed,
+                              a.first_path,
+                              a.rows,
+                              a.start,
+                              a.steps,
+                              order,
+                              a.x,
+                              target ? nullptr : a.second,
+                              target ? nullptr : a.third,
+                              target ? a.second : nullptr,
+                              target ? a.third : nullptr,
+                              a.mirrored != 0};
+  if constexpr (N > 0) {
+    emulation::launch(target ? cuda::simulate_tiled_kernel<kind, true, N> : cuda::simulate_tiled_kernel<kind, false, N>, blocks,
+                      threads, noising);
+  } else {
+    emulation::launch(target ? cuda::simulate_kernel<kind, D, true> : cuda::simulate_kernel<kind, D, false>, blocks, threads,
+                      noising);
+  }
+}
+
+}  // namespace
+}  // namespace fastndsm
+
+extern "C" {
+
+// As run_float, but by the kernel; of those in registers spherical with 4 and 32, diag with 2 and full with 4 dimensions.
+void run_kernel(int kind, int mode, int samples_a_warp, const fastndsm::Arguments<float>* a, const int64_t* order, int64_t floats) {
+  using namespace fastndsm;
+  const Mode m = static_cast<Mode>(mode);
+  constexpr Covariance spherical = Covariance::spherical, diag = Covariance::diag;
+  switch (100 * kind + 1000 * samples_a_warp + (samples_a_warp > 0 ? 0 : int(a->padded))) {
+    case 4: return emulate<spherical, 4, 0>(m, *a, order, floats);
+    case 32: return emulate<spherical, 32, 0>(m, *a, order, floats);
+    case 102: return emulate<diag, 2, 0>(m, *a, order, floats);
+    case 304: return emulate<Covariance::full, 4, 0>(m, *a, order, floats);
+    case 1000: return emulate<spherical, 0, 1>(m, *a, order, floats);
+    case 1100: return emulate<diag, 0, 1>(m, *a, order, floats);
+    case 4000: return emulate<spherical, 0, 4>(m, *a, order, floats);
+    case 4100: return emulate<diag, 0, 4>(m, *a, order, floats);
+    default: return;  // the outputs keep their NaN
+  }
+}
+
+struct Sampling {
+  const float *parameters, *drift_scale, *noise_std, *inverse_std, *network, *scales, *shifts, *y;
+  float* out;
+  int64_t* failed;
+  int64_t kind, n_components, dim, n_steps, seed, first_path, rows, network_floats, n_hidden, width, inputs, ode, resident, tile;
+  double feature_scale;
+};
+
+void sample_mlp_kernel(const Sampling* a) {
+  using namespace fastndsm::cuda;
+  const int d = int(a->dim);
+  const MlpSampling arguments{{static_cast<Kind>(a->kind), int(a->n_components), d, d, a->parameters, 0},
+                              a->drift_scale,
+                              a->noise_std,
+                              a->inverse_std,
+                              float(a->feature_scale),
+                              int(a->n_steps),
+                              a->seed,
+                              a->first_path,
+                              a->rows,
+                              a->network,
+                              int(a->network_floats),
+                              int(a->n_hidden),
+                              int(a->width),
+                              int(a->inputs),
+                              a->scales,
+                              a->shifts,
+                              a->y,
+                              a->out,
+                              a->failed,
+                              a->ode != 0};
+  const int tile = int(a->tile);
+  const unsigned blocks = unsigned((a->rows + tile - 1) / tile), threads = unsigned(tile / kSamples * (a->width / kOut));
+  auto kernel = a->resident ? sample_kernel<128, true> : sample_kernel<128, false>;
+  if (a->width == 64) kernel = a->resident ? sample_kernel<64, true> : sample_kernel<64, false>;
+  emulation::launch(kernel, blocks, threads, arguments, tile);
+}
+
+// kind: as Covariance; mode: as Mode; samples_a_warp: 0 in registers.
+void run_float(int kind, int mode, int samples_a_warp, const fastndsm::Arguments<float>* a) {
+  fastndsm::run(kind, mode, samples_a_warp, *a);
+}
+void run_double(int kind, int mode, int samples_a_warp, const fastndsm::Arguments<double>* a) {
+  fastndsm::run(kind, mode, samples_a_warp, *a);
+}
+
+// Words of the counters (c0, c1, step, block), as one thread draws them.
+void words(uint32_t c0, uint32_t c1, uint32_t step, uint32_t block, int64_t seed, uint32_t* out) {
+  uint32_t w[1][4], v[1][4], path[1] = {c0}, at[1] = {block};
+  const fastndsm::NoiseStream noise(seed, 0);
+  fastndsm::PathCounters<uint32_t>(c0, c1).at(step, noise.key).words(block, w);
+  fastndsm::CommonWords(c1, step, noise.key).words(path, at, v);
+  for (int i = 0; i < 4; ++i) out[i] = w[0][i], out[4 + i] = v[0][i];
+}
+}

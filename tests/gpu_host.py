@@ -1,0 +1,185 @@
+"""What the GPU's threads and warps do, compiled for the host: csrc/gpu_host.cpp as a library, and the ops on it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastndsm._cuda import packed_mixture, packed_network
+from fastndsm._mlp_sampler import FusedNetwork
+from fastndsm.reference import MixtureOperands
+
+HERE = Path(__file__).resolve().parent
+COMPILER = shutil.which("g++")
+FLAGS = ("-std=c++20", "-O0", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread", "-Wall", "-Werror")
+FLAGS += ("-Wno-attributes", "-Wno-unknown-pragmas", "-Wno-psabi", "-DFASTNDSM_SCALAR", "-Dalways_inline=unused")
+KINDS = ("spherical", "diag", "tied", "full")
+MODES = ("state", "target", "reverse")
+POINTER, INTEGER = ctypes.c_void_p, ctypes.c_int64
+
+
+NUMBERS = ("n_components", "dim", "padded", "tied", "seed", "first_path", "rows", "mirrored")
+
+
+class Arguments(ctypes.Structure):
+    _fields_ = (
+        *((name, POINTER) for name in ("parameters", "drift_scale", "noise_std")),
+        *((name, INTEGER) for name in NUMBERS),
+        *((name, POINTER) for name in ("start", "steps", "score", "x", "second", "third")),
+    )
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "gpu_host.so"
+        command = [str(COMPILER), *FLAGS, str(HERE / "csrc" / "gpu_host.cpp"), "-o", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return ctypes.CDLL(str(path))
+
+
+def words(c0: int, c1: int, step: int, block: int, seed: int) -> tuple[list[int], list[int]]:
+    """The four words of a counter, as the register and as the tiled kernels draw them."""
+    out = (ctypes.c_uint32 * 8)()
+    unsigned = [ctypes.c_uint32(value) for value in (c0, c1, step, block)]
+    library().words(*unsigned, ctypes.c_int64(seed), out)
+    return list(out[:4]), list(out[4:])
+
+
+def padded_dimension(dim: int, samples_a_warp: int) -> int:
+    """What the backend pads to: a power of two in registers, a multiple of four in warps."""
+    return dim + -dim % 4 if samples_a_warp else max(2, 1 << (dim - 1).bit_length())
+
+
+def run(
+    mode: str,
+    samples_a_warp: int,
+    start: Tensor,
+    steps: Tensor,
+    drift_scale: Tensor,
+    noise_std: Tensor,
+    mixture: MixtureOperands,
+    seed: int,
+    first_path: int,
+    *,
+    score: Tensor | None = None,
+    mirrored: bool = False,
+    transition: bool = False,
+    emulated: bool = False,
+) -> tuple[Tensor, ...]:
+    """x, and mean and noise or target and variance; all outputs hold NaN before. samples_a_warp 0: in registers.
+
+    emulated: by the CUDA kernel itself. mode "reverse": steps holds one step, mirrored is the ode.
+    """
+    (rows, dim), kind = start.shape, mixture.covariance_type
+    padded = padded_dimension(dim, samples_a_warp)
+    block = packed_mixture(mixture, padded).contiguous()
+    out_rows = rows * (2 if mirrored and mode == "target" else 1)
+    outputs = [torch.full((out_rows, dim), torch.nan, dtype=start.dtype)]
+    if mode == "target" or transition:
+        width = 1 if mode == "target" and kind == "spherical" else dim
+        outputs += [torch.full_like(outputs[0], torch.nan), torch.full((out_rows, width), torch.nan, dtype=start.dtype)]
+    kept: dict[str, Any] = {
+        "parameters": block,
+        "drift_scale": drift_scale.contiguous(),
+        "noise_std": noise_std.contiguous(),
+        "start": start.contiguous(),
+        "steps": steps.contiguous(),
+        "score": None if score is None else score.contiguous(),
+        **dict(zip(("x", "second", "third"), outputs, strict=False)),
+    }
+    numbers = {
+        "n_components": len(mixture.means),
+        "dim": dim,
+        "padded": padded,
+        "tied": kind == "tied",
+        "seed": seed,
+        "first_path": first_path,
+        "rows": rows,
+        "mirrored": mirrored,
+    }
+    pointers = {name: None if t is None else t.data_ptr() for name, t in kept.items()}
+    arguments = Arguments(**pointers, **{name: int(value) for name, value in numbers.items()})
+    if emulated:
+        order = steps.argsort(descending=True, stable=True) if steps.ndim else torch.arange(rows)
+        common = KINDS.index("full" if kind == "tied" else kind), MODES.index(mode), samples_a_warp
+        sizes = ctypes.c_void_p(order.data_ptr()), ctypes.c_int64(block.numel())
+        library().run_kernel(*common, ctypes.byref(arguments), *sizes)
+        return tuple(outputs)
+    function = library().run_double if start.dtype == torch.float64 else library().run_float
+    kernel = "full" if kind == "tied" else kind
+    function(KINDS.index(kernel), MODES.index(mode), samples_a_warp, ctypes.byref(arguments))
+    return tuple(outputs)
+
+
+SAMPLING_POINTERS = ("parameters", "drift_scale", "noise_std", "inverse_std", "network", "scales", "shifts")
+SAMPLING_POINTERS += ("y", "out", "failed")
+SAMPLING_NUMBERS = ("kind", "n_components", "dim", "n_steps", "seed", "first_path", "rows", "network_floats")
+SAMPLING_NUMBERS += ("n_hidden", "width", "inputs", "ode", "resident", "tile")
+
+
+class Sampling(ctypes.Structure):
+    _fields_ = (
+        *((name, POINTER) for name in SAMPLING_POINTERS),
+        *((name, INTEGER) for name in SAMPLING_NUMBERS),
+        ("feature_scale", ctypes.c_double),
+    )
+
+
+def sample_mlp(
+    y: Tensor,
+    network: FusedNetwork,
+    process: Any,
+    seed: int,
+    first_path: int,
+    method: str,
+    *,
+    resident: bool,
+    tile: int,
+) -> tuple[Tensor, int]:
+    """y_0 and the step that failed, or -1, by the CUDA kernel, emulated."""
+    drift_scale, noise_std, means, precisions, log_scale, kind = process._arguments(y)
+    if kind == "tied":
+        kind, precisions = "full", precisions.expand(len(means), -1, -1)
+    out, failed = torch.full_like(y, torch.nan), torch.full((), -1)
+    tensors = {
+        "parameters": packed_mixture(MixtureOperands(means, precisions, log_scale, kind), y.shape[1]).contiguous(),
+        "drift_scale": drift_scale.contiguous(),
+        "noise_std": noise_std.contiguous(),
+        "inverse_std": network.inverse_std,
+        "network": packed_network(network.weights, network.biases),
+        "scales": network.scales.contiguous(),
+        "shifts": network.shifts.contiguous(),
+        "y": y.contiguous(),
+        "out": out,
+        "failed": failed,
+    }
+    numbers = {
+        "kind": KINDS.index(kind),
+        "n_components": len(means),
+        "dim": y.shape[1],
+        "n_steps": len(drift_scale),
+        "seed": seed,
+        "first_path": first_path,
+        "rows": len(y),
+        "network_floats": tensors["network"].numel(),
+        "n_hidden": len(network.weights) - 1,
+        "width": len(network.weights[0]),
+        "inputs": network.weights[0].shape[1],
+        "ode": method == "ode",
+        "resident": resident,
+        "tile": tile,
+    }
+    pointers = {name: None if t is None else t.data_ptr() for name, t in tensors.items()}
+    values = {name: int(value) for name, value in numbers.items()}
+    library().sample_mlp_kernel(ctypes.byref(Sampling(**pointers, **values, feature_scale=network.feature_scale)))
+    return out, int(failed)

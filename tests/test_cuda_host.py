@@ -1,0 +1,217 @@
+"""The CUDA kernels on the host, one lane or one warp at a time, against the reference. Nothing runs on a GPU."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from gpu_host import COMPILER, run, sample_mlp, words
+from helpers import normals, quietly, random_mixture
+from torch import Tensor
+
+from fastndsm import LangevinProcess, ResidualScore, reference, sample, use_backend
+from fastndsm._cuda import packed_mixture, packed_network
+from fastndsm._mlp_sampler import FusedNetwork, fused_network
+from fastndsm.networks import MLP
+from fastndsm.reference.philox import philox4x32_10
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="g++ is not on PATH")
+
+SEED, FIRST_PATH = -0x123456789ABCDEF, 2**32 - 9
+ROWS = 7  # warps of one and of four samples, a part of one among them
+# kernel (samples a warp, 0: registers), covariance type, dimension, components
+REGISTERS = [(0, "spherical", d, k) for d, k in [(1, 1), (2, 8), (3, 5), (6, 3), (16, 7), (27, 4), (32, 2)]]
+REGISTERS += [(0, "diag", d, k) for d, k in [(1, 3), (2, 8), (4, 5), (7, 1), (13, 6)]]
+REGISTERS += [(0, kind, d, k) for kind in ("tied", "full") for d, k in [(1, 1), (2, 5), (3, 4), (8, 3)]]
+WARPS = [(n, kind, d, k) for n in (1, 4) for kind in ("spherical", "diag") for d, k in [(1, 1), (33, 3), (131, 10)]]
+WARPS += [(1, "spherical", 5, 70), (4, "diag", 5, 70), (4, "spherical", 300, 2)]
+cases = pytest.mark.parametrize("case", REGISTERS + WARPS, ids=lambda c: "-".join(map(str, c)))
+dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+Case = tuple[int, str, int, int]
+
+
+@functools.cache
+def problem(kind: str, dim: int, components: int) -> tuple[LangevinProcess, Tensor, Tensor, Tensor]:
+    """A process, x0, a score and the steps of each row, from 0 to N; exact in float32."""
+    p = quietly(random_mixture(kind, components, dim, ratio=8.0), T=0.3, n_steps=6)
+    p.drift_scale, p.noise_std = p.drift_scale.float().double(), p.noise_std.float().double()
+    x, score = (2.0 * normals(ROWS, dim, seed=i, dtype=torch.float32).double() for i in range(2))
+    return p, x, score, torch.tensor([6, 0, 3, 6, 1, 5, 2])
+
+
+def assert_agree(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    """To 1e-10 of the largest value in float64, in float32 to a few hundred ulp of it; nothing is left unwritten."""
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        share = 1e-10 if one.dtype == torch.float64 else 5e-5
+        torch.testing.assert_close(one.double(), other, rtol=0.0, atol=share * max(1.0, float(other.abs().amax())))
+
+
+def tables(p: LangevinProcess, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return p.drift_scale.to(dtype), p.noise_std.to(dtype)
+
+
+@pytest.mark.parametrize("block", [0, 1, 767])
+@pytest.mark.parametrize("path", [0, 5, 2**32 - 1, 2**40 + 3])
+def test_words_bit_for_bit(path: int, block: int) -> None:
+    """Of both kernels, which share parts of the first two rounds in different ways."""
+    c0, c1, step = path & 0xFFFFFFFF, path >> 32 | 2 << 24, 4321
+    counter = tuple(torch.tensor(value) for value in (c0, c1, step, block))
+    expected = [int(w) for w in philox4x32_10(counter, (SEED & 0xFFFFFFFF, SEED >> 32 & 0xFFFFFFFF))]
+    assert words(c0, c1, step, block, SEED) == (expected, expected)
+
+
+@cases
+@dtypes
+def test_simulate(case: Case, dtype: torch.dtype) -> None:
+    samples, *shape = case
+    p, x, _, steps = problem(*shape)
+    process = (*tables(p, dtype), p.reference.operands(dtype))
+    exact = (*tables(p, torch.float64), p.reference.operands(torch.float64))
+    seed = torch.tensor(SEED)
+    found = run("state", samples, x.to(dtype), steps, *process, SEED, FIRST_PATH)
+    assert_agree(found, (reference.simulate(x, steps, *exact, seed, FIRST_PATH),))
+    taken = steps.clamp(min=1)
+    found = run("state", samples, x.to(dtype), taken, *process, SEED, FIRST_PATH, transition=True)
+    assert_agree(found, reference.simulate_transition(x, taken, *exact, seed, FIRST_PATH))
+
+
+@cases
+@dtypes
+@pytest.mark.parametrize("mirrored", [False, True], ids=["path", "mirrored"])
+def test_simulate_target(case: Case, dtype: torch.dtype, mirrored: bool) -> None:
+    samples, *shape = case
+    p, x, _, steps = problem(*shape)
+    process = (*tables(p, dtype), p.reference.operands(dtype))
+    exact = (*tables(p, torch.float64), p.reference.operands(torch.float64))
+    found = run("target", samples, x.to(dtype), steps, *process, SEED, FIRST_PATH, mirrored=mirrored)
+    assert_agree(found, reference.simulate_target(x, steps, *exact, torch.tensor(SEED), FIRST_PATH, mirrored))
+
+
+@cases
+@dtypes
+@pytest.mark.parametrize(("method", "step"), [("sde", 3), ("sde", 0), ("ode", 3)])
+def test_reverse_step(case: Case, dtype: torch.dtype, method: str, step: int) -> None:
+    samples, *shape = case
+    p, y, score, _ = problem(*shape)
+    process = (*tables(p, dtype), p.reference.operands(dtype))
+    exact = (*tables(p, torch.float64), p.reference.operands(torch.float64))
+    n = torch.tensor(step)
+    found = run(
+        "reverse", samples, y.to(dtype), n, *process, SEED, FIRST_PATH, score=score.to(dtype), mirrored=method == "ode"
+    )
+    assert_agree(found, (reference.reverse_step(y, score, n, *exact, torch.tensor(SEED), FIRST_PATH, method),))
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+@pytest.mark.parametrize("kind", ["spherical", "diag"])
+def test_a_sample_does_not_depend_on_its_warp(kind: str, samples: int) -> None:
+    p, x, _, steps = problem(kind, 33, 3)
+    process = (*tables(p, torch.float32), p.reference.operands(torch.float32))
+    whole = run("target", samples, x.float(), steps, *process, SEED, FIRST_PATH)
+    for i in range(ROWS):
+        one = run("target", samples, x[i : i + 1].float(), steps[i : i + 1], *process, SEED, FIRST_PATH + i)
+        assert all(torch.equal(a[0], b[i]) for a, b in zip(one, whole, strict=True))
+
+
+def test_far_points_and_many_components_stay_finite() -> None:
+    """Where every logit is far below the running maximum's start, and where one component takes all."""
+    p = quietly(random_mixture("spherical", 9, 2, ratio=8.0), T=0.3, n_steps=6)
+    x = torch.tensor([[1e4, -1e4], [3e3, 0.0], [0.0, 0.0]])
+    process = (*tables(p, torch.float32), p.reference.operands(torch.float32))
+    exact = (*tables(p, torch.float64), p.reference.operands(torch.float64))
+    steps = torch.tensor([2, 2, 2])
+    expected = reference.simulate(x.double(), steps, *exact, torch.tensor(SEED), 0)
+    for samples in (0, 1, 4):
+        (found,) = run("state", samples, x, steps, *process, SEED, 0)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_packed_parameters() -> None:
+    """Padding adds zeros and components that are never chosen, in the order that parameters.h gives."""
+    m = random_mixture("diag", 5, 3).operands(torch.float64)
+    block = packed_mixture(m, 4)
+    roots, shifts, pulls, precisions = block[:-8].reshape(4, 8, 4)
+    torch.testing.assert_close(precisions[:5, :3], m.precisions)
+    torch.testing.assert_close(pulls[:5, :3], m.precisions * m.means)
+    torch.testing.assert_close(shifts[:5, :3], -m.precisions.sqrt() * m.means)
+    torch.testing.assert_close(roots[:5, :3], m.precisions.sqrt())
+    for part in (roots, shifts, pulls, precisions):
+        assert not bool(part[5:].any()) and not bool(part[:, 3].any())
+    torch.testing.assert_close(block[-8:-3].exp2(), m.log_scale.exp())
+    assert bool((block[-3:] == -1e38).all())
+    weights, biases = [torch.randn(5, 2), torch.randn(3, 5)], [torch.randn(5), torch.randn(3)]
+    network = packed_network(weights, biases)
+    first, second = network[:24].reshape(3, 8), network[24:].reshape(6, 8)
+    assert torch.equal(first[:2, :5], weights[0].t()) and torch.equal(first[2, :5], biases[0])
+    assert torch.equal(second[:5, :3], weights[1].t()) and torch.equal(second[5, :3], biases[1])
+    assert not bool(first[:, 5:].any()) and not bool(second[:, 3:].any())
+
+
+# --- the kernels themselves, a thread of this machine for each of theirs -----------------------------------------
+
+EMULATED = [(0, "spherical", 3, 5), (0, "spherical", 27, 4), (0, "diag", 2, 8), (0, "tied", 3, 4), (0, "full", 4, 3)]
+EMULATED += [(n, kind, 131, 5) for n in (1, 4) for kind in ("spherical", "diag")]
+emulated_cases = pytest.mark.parametrize("case", EMULATED, ids=lambda c: "-".join(map(str, c)))
+
+
+@emulated_cases
+def test_emulated_kernels_give_what_their_headers_give(case: Case) -> None:
+    """Rows found and stored in their places, several blocks, shared memory that held NaN: bit for bit in registers. In
+    warps GCC fuses multiplications and additions of one lane, but not those of a vector of 32.
+    """
+    samples, *shape = case
+    p, x, score, steps = problem(*shape)
+    x, score = x.float(), score.float()
+    process = (*tables(p, torch.float32), p.reference.operands(torch.float32), SEED, FIRST_PATH)
+    one, taken = torch.tensor(3), steps.clamp(min=1)
+    for call in (
+        lambda emulated: run("state", samples, x, steps, *process, emulated=emulated),
+        lambda emulated: run("state", samples, x, taken, *process, transition=True, emulated=emulated),
+        lambda emulated: run("target", samples, x, steps, *process, mirrored=True, emulated=emulated),
+        lambda emulated: run("reverse", samples, x, one, *process, score=score, emulated=emulated),
+    ):
+        for found, expected in zip(call(True), call(False), strict=True):
+            if samples == 0:
+                assert torch.equal(found, expected)
+            torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-5 * max(1.0, float(expected.abs().amax())))
+
+
+SAMPLERS = [("spherical", 2, (64, 64), False, True, 32), ("diag", 3, (64,), True, False, 64)]
+SAMPLERS += [("full", 9, (128, 128), False, True, 32), ("tied", 2, (64, 64, 64), True, True, 32)]
+SAMPLERS += [("spherical", 32, (64, 64), True, False, 32)]  # whose first layer is as wide as its input
+
+
+@pytest.mark.parametrize("method", ["sde", "ode"])
+@pytest.mark.parametrize(("kind", "dim", "hidden", "features", "resident", "tile"), SAMPLERS)
+def test_the_emulated_sampler_gives_the_samples_of_the_module(
+    kind: str, dim: int, hidden: tuple[int, ...], features: bool, resident: bool, tile: int, method: str
+) -> None:
+    """Two blocks, the second of which has rows to spare; weights in shared memory and not."""
+    p = quietly(random_mixture(kind, 3, dim, ratio=4.0), T=0.3, n_steps=3)
+    torch.manual_seed(0)
+    net = MLP(dim, hidden, in_dim=2 * dim if features else dim, horizon=p.T)
+    torch.nn.init.normal_(net.last.weight, std=0.1)
+    torch.nn.init.normal_(net.film.out.weight, std=0.1)
+    score_net = ResidualScore(net, p, features=features)
+    network = fused_network(score_net, p, torch.float32)
+    assert isinstance(network, FusedNetwork)
+    n = tile + 5
+    y = p.prior.sample(n, seed=3, first_path=FIRST_PATH).float()
+    found, failed = sample_mlp(y, network, p, 3, FIRST_PATH, method, resident=resident, tile=tile)
+    with use_backend("reference"):
+        expected = sample(score_net, p, n, method=method, seed=3, first_path=FIRST_PATH, fused=False)
+    torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
+    assert failed == -1
+
+
+def test_the_emulated_sampler_tells_the_step_that_failed() -> None:
+    p = quietly(random_mixture("spherical", 3, 2, ratio=4.0), T=0.3, n_steps=4)
+    p.noise_variance[1] = 0.0
+    net = MLP(2, (64,), horizon=p.T)
+    torch.nn.init.normal_(net.last.weight, std=0.1)
+    network = fused_network(ResidualScore(net, p), p, torch.float32)
+    assert isinstance(network, FusedNetwork)
+    y = p.prior.sample(40, seed=3).float()
+    assert sample_mlp(y, network, p, 3, 0, "sde", resident=True, tile=32)[1] == 1
