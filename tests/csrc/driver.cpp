@@ -13,6 +13,12 @@
 #include "../../csrc/include/loss.h"
 
 namespace fastndsm {
+
+FASTNDSM_RUN_TILES(float, false);
+FASTNDSM_RUN_TILES(float, true);
+FASTNDSM_RUN_TILES(double, false);
+FASTNDSM_RUN_TILES(double, true);
+
 namespace {
 
 class Channel {
@@ -243,13 +249,13 @@ void trajectory(Channel& channel) {
   batch.x0 = x0.data(), batch.steps = steps.data(), batch.x = x.data(), batch.mirrored = mirrored;
   (target ? batch.target : batch.mean) = second.data();
   (target ? batch.variance : batch.noise) = third.data();
-  const Schedule schedule(steps.data(), n_rows, n_steps, tile_rows(process, batch));
+  const Schedule schedule(steps.data(), n_rows, n_steps, tile_lanes<S>(known_dimension(process)));
   for (int64_t begin = 0; begin < schedule.n_tiles(); begin += tiles_per_call) {
     const int64_t end = std::min(begin + tiles_per_call, schedule.n_tiles());
     if (target) {
-      dispatch_tiles<S, true>(process, batch, schedule, begin, end);
+      run_tiles<S, true>(process, batch, schedule, begin, end);
     } else {
-      dispatch_tiles<S, false>(process, batch, schedule, begin, end);
+      run_tiles<S, false>(process, batch, schedule, begin, end);
     }
   }
   channel.answer(x), channel.answer(second), channel.answer(third);
