@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ import torch
 import fastndsm
 
 from .floor import Rates
+from .spread import Spread
 
 SHARE_OF_FLOOR = 0.4  # to reach
 PACKAGES = ("torch", "jax", "jaxlib", "torchsde", "numpy")
@@ -25,7 +25,7 @@ FAMILIES = ("jax", "eager", "compiled", "torchsde")  # a peer's family is the fi
 
 
 @dataclass
-class Row:
+class Row(Spread):
     """One contender on one case. Times are seconds of one call, of every round."""
 
     op: str
@@ -40,17 +40,6 @@ class Row:
     floor_seconds: float | None = None
     floor: str = ""  # what the floor is made of
     targets: dict[str, float] = field(default_factory=dict)  # family of peers -> times ahead, to reach
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        if len(self.seconds) < 2:
-            return self.median, self.median
-        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
-        return low, high
 
     def nanoseconds(self, seconds: float) -> float:
         """Per unit."""

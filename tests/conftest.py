@@ -68,3 +68,11 @@ def run_python(start_python: Callable[..., subprocess.Popen[str]]) -> Callable[.
         return out
 
     return run
+
+
+@pytest.fixture(scope="module")
+def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What the file of the test, run as a program, says of its kernels compiled ahead of time."""
+    from _kernels import compiled_by
+
+    return compiled_by(str(request.path), tmp_path_factory.mktemp("compile"))

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import COVARIANCE_TYPES, normals, random_mixture
+from philox_cases import KNOWN_ANSWERS, edge_words, words_of
 from torch import Tensor
 
 from fastndsm import GaussianMixture
@@ -134,11 +135,6 @@ def run(
 
 # --- what is asked -----------------------------------------------------------------------------------------------
 
-KNOWN_ANSWERS = {  # Random123's kat_vectors: counter, key, output
-    "zeros": ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    "ones": ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    "pi": ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
-}
 SHAPES = [(1, 1, 1, 3), (33, 1, 3, 2), (31, 2, 3, 7), (33, 3, 10, 5), (33, 4, 1, 4), (31, 5, 300, 3), (17, 2, 300, 2)]
 SHAPES += [(33, 16, 10, 3), (3, 67, 3, 3), (2, 130, 9, 1), (1, 4, 10, 1)]  # rows, dimension, components, steps
 SPLIT_SHAPES, SPLIT_ROWS = (SHAPES[2], SHAPES[5]), (0, 7, 16, 30)
@@ -147,22 +143,8 @@ SEED, FIRST_PATH = -0x123456789ABCDEF, 2**32 - 9
 LOSS_SHAPES = [(1, 1), (2, 7), (3, 64), (2, 133)]
 
 
-def words_of(text: str) -> list[int]:
-    return [int(word, 16) for word in text.split()]
-
-
 def random_counters() -> Tensor:
     return torch.randint(0, 2**32, (70, 4), generator=torch.Generator().manual_seed(1))
-
-
-def edge_words() -> tuple[Tensor, Tensor]:
-    """Every radius word near a seam of the logarithm, beside every angle word near a seam of the quadrants."""
-    near = torch.arange(-3, 4)
-    seams = [0, 1 << 23, 1 << 24, 1 << 31, round(2**32 / 3), round(2**33 / 3), (1 << 32) - (1 << 8), 1 << 32]
-    radius = (torch.tensor(seams)[:, None] + near).flatten()
-    angle = (torch.arange(9)[:, None] * (1 << 29) + near).flatten()
-    radius, angle = (words[(words >= 0) & (words < 1 << 32)] for words in (radius, angle))
-    return radius.repeat_interleave(len(angle)), angle.repeat(len(radius))
 
 
 def function_points(dtype: str) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from _kernels import TARGETS, Row, check_resources, compile_ahead, compiled_by, interpreted_by, main, poisoned
+from _kernels import TARGETS, Row, check_resources, compile_ahead, interpreted_by, main, poisoned
 from helpers import normals
 from torch import Tensor
 
@@ -316,11 +316,6 @@ def interpret() -> Results:
 
 REGISTERS = 64  # a thread: 32 warps, each with 3 loads of 2 vectors in flight, on a multiprocessor's 65,536
 SHARED = 1 << 10  # bytes
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
-    return compiled_by(__file__, tmp_path_factory.mktemp("compile"))
 
 
 @pytest.mark.parametrize("target", TARGETS)

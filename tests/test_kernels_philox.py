@@ -9,7 +9,8 @@ from unittest import mock
 
 import pytest
 import torch
-from _kernels import CPU, TARGETS, Row, check_resources, compile_ahead, compiled_by, interpreted_by, main, poisoned
+from _kernels import CPU, TARGETS, Row, check_resources, compile_ahead, interpreted_by, main, poisoned
+from philox_cases import KNOWN_ANSWERS, edge_words, words_of
 from torch import Tensor
 
 from fastndsm import _backend, reference
@@ -17,20 +18,11 @@ from fastndsm.reference.philox import philox4x32_10
 
 # --- what is computed --------------------------------------------------------------------------------------------
 
-KNOWN_ANSWERS = {  # Random123's kat_vectors: counter, key, output
-    "zeros": ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    "ones": ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    "pi": ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
-}
 SHAPES = [(n, dim) for n in (1, 31, 33) for dim in (1, 2, 3, 4, 5, 67)] + [(300, 2), (300, 3), (140, 8), (150, 16)]
 SPLIT = (1, 16, 0, 15, 1)  # pieces of 33 paths
 SEED = -0x123456789ABCDEF
 
 Arguments = tuple[int, int, Tensor, Tensor, int, int]  # n_paths, dim, seed, step, stream, first_path
-
-
-def parsed(text: str) -> list[int]:
-    return [int(word, 16) for word in text.split()]
 
 
 def random_words(*shape: int) -> Tensor:
@@ -39,22 +31,12 @@ def random_words(*shape: int) -> Tensor:
 
 def counters() -> tuple[Tensor, Tensor]:
     """Counters [n, 4] and keys [n, 2] as int64: the known answers' and random ones."""
-    known = [[parsed(text) for text in answer[:2]] for answer in KNOWN_ANSWERS.values()]
+    known = [[words_of(text) for text in answer[:2]] for answer in KNOWN_ANSWERS.values()]
     drawn = random_words(1000, 6)
     return (
         torch.cat([torch.tensor([counter for counter, _ in known]), drawn[:, :4]]),
         torch.cat([torch.tensor([key for _, key in known]), drawn[:, 4:]]),
     )
-
-
-def edge_words() -> tuple[Tensor, Tensor]:
-    """Every radius word near a seam of the logarithm, beside every angle word near a seam of the quadrants."""
-    near = torch.arange(-3, 4)
-    seams = [0, 1 << 23, 1 << 24, 1 << 31, round(2**32 / 3), round(2**33 / 3), (1 << 32) - (1 << 8), 1 << 32]
-    radius = (torch.tensor(seams)[:, None] + near).flatten()
-    angle = (torch.arange(9)[:, None] * (1 << 29) + near).flatten()
-    radius, angle = (words[(words >= 0) & (words < 1 << 32)] for words in (radius, angle))
-    return radius.repeat_interleave(len(angle)), angle.repeat(len(radius))
 
 
 def draws() -> Iterator[tuple[str, Arguments]]:
@@ -88,7 +70,7 @@ def assert_few_ulp(actual: Tensor, exact: Tensor) -> None:
 @pytest.mark.parametrize("name", KNOWN_ANSWERS)
 def test_words_of_the_known_answers(name: str, interpreted: dict[str, Any]) -> None:
     row = list(KNOWN_ANSWERS).index(name)
-    assert interpreted["words"][row].tolist() == parsed(KNOWN_ANSWERS[name][2])
+    assert interpreted["words"][row].tolist() == words_of(KNOWN_ANSWERS[name][2])
 
 
 def test_words_of_random_counters(interpreted: dict[str, Any]) -> None:
@@ -215,14 +197,7 @@ def interpret() -> dict[str, Any]:
 # --- compiled ahead of time --------------------------------------------------------------------------------------
 
 REGISTERS = 64  # a thread: 1,024 threads fit a multiprocessor's 65,536
-
-
 SHARED = 8 << 10  # bytes
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
-    return compiled_by(__file__, tmp_path_factory.mktemp("compile"))
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -273,11 +273,6 @@ def check_all(target: str, rows: list[Row]) -> None:
         check_resources(row, REGISTERS[row["part"]] * UNIFIED.get(target, 1), SHARED[row["part"]])
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
-    return compiled_by(__file__, tmp_path_factory.mktemp("compile"))
-
-
 @pytest.mark.parametrize("target", TARGETS)
 def test_kernels_compile_for(target: str, compiled: list[Row]) -> None:
     """Every configuration of the table, its heaviest variant."""

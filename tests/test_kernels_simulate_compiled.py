@@ -7,17 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from _kernels import TARGETS, Row, check_resources, compile_ahead, compiled_by, main
+from _kernels import TARGETS, Row, check_resources, compile_ahead, main
 
 OPS = ("simulate_small", "simulate_spherical", "simulate_diag", "simulate_tied")
 REGISTERS = dict.fromkeys(TARGETS, 255) | {"gfx942": 320}  # a thread
 SHARED = 16 << 10  # bytes
 LARGE = 784  # a dimension that is no multiple of a tile's columns
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
-    return compiled_by(__file__, tmp_path_factory.mktemp("compile"))
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -25,7 +25,6 @@ from driver import (  # noqa: F401
     DTYPES,
     FIRST_PATH,
     HERE,
-    KNOWN_ANSWERS,
     LOSS_SHAPES,
     QUICK,
     SANITIZERS,
@@ -40,15 +39,14 @@ from driver import (  # noqa: F401
     all_answers,
     built_drivers,
     case,
-    edge_words,
     function_points,
     loss_inputs,
     random_counters,
     run,
     trajectory,
-    words_of,
 )
 from helpers import COVARIANCE_TYPES
+from philox_cases import KNOWN_ANSWERS, edge_words, words_of
 from torch import Tensor
 
 from fastndsm import _jit, reference

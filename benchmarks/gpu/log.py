@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import statistics
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from ..spread import Spread
 
 
 @dataclass
@@ -23,7 +24,7 @@ class Check:
 
 
 @dataclass
-class Row:
+class Row(Spread):
     """One contender on one case. Times are seconds of one call, of every sample; counts are those of one call."""
 
     op: str
@@ -42,17 +43,6 @@ class Row:
     share: float | None = None  # of the time that these take at the rates of ceilings.py, to reach
     targets: dict[str, float] = field(default_factory=dict)  # family of peers -> times ahead, to reach
     rate: float | None = None  # units per second, to reach
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        if len(self.seconds) < 2:
-            return self.median, self.median
-        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
-        return low, high
 
     def floor(self, rates: dict[str, float]) -> float | None:
         """Seconds: arithmetic and normals, or the bytes where those take longer. None where nothing was counted."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastndsm import GaussianMixture, LangevinProcess, functional
+from fastndsm import GaussianMixture, functional
 
 from .. import floor, peers, peers_jax
 from ..problems import CHECKED_ROWS, TINY, Problem, deviation, law_deviation
@@ -35,14 +35,6 @@ class OnDevice(Problem):
     @cached_property
     def mixture(self) -> GaussianMixture:
         return Problem.mixture.func(self).to(device())  # type: ignore[attr-defined]
-
-    @cached_property
-    def process(self) -> LangevinProcess:
-        return LangevinProcess(self.mixture, T=0.02 * self.steps, n_steps=self.steps)
-
-    @cached_property
-    def x0(self) -> Tensor:
-        return self.mixture.sample(self.rows, seed=1).float()
 
     @cached_property
     def on_host(self) -> Problem:
