@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import json
 import os
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 import fastndsm
+from fastndsm import doctor
 
 Config = dict[str, Any]
 Row = dict[str, Any]
@@ -52,7 +52,7 @@ class Store:
             "result": {k: _rounded(v) for k, v in result.items()},
             "version": version,
             "date": time.strftime("%Y-%m-%d %H:%M"),
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} thread",
+            "machine": f"{doctor.machine()['processor']}, {torch.get_num_threads()} thread",
             "torch": torch.__version__,
             "fastndsm": fastndsm.__version__,
         }
