@@ -61,7 +61,7 @@ def packed_mixture(mixture: MixtureOperands, padded: int) -> Tensor:
     if kind == "spherical":
         return torch.cat([F.pad(means, (0, 0, 0, more)).flatten(), F.pad(precisions, (0, more)), log_scale])
     precisions = F.pad(precisions, (0, extra))
-    roots = precisions.sqrt()
+    roots = (precisions * (0.5 * LOG2_E)).sqrt()
     rows = [F.pad(t, (0, 0, 0, more)).flatten() for t in (roots, -roots * means, precisions * means, precisions)]
     return torch.cat([*rows, log_scale])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import pytest
 import torch
@@ -135,8 +136,9 @@ def test_packed_parameters() -> None:
     roots, shifts, pulls, precisions = block[:-8].reshape(4, 8, 4)
     torch.testing.assert_close(precisions[:5, :3], m.precisions)
     torch.testing.assert_close(pulls[:5, :3], m.precisions * m.means)
-    torch.testing.assert_close(shifts[:5, :3], -m.precisions.sqrt() * m.means)
-    torch.testing.assert_close(roots[:5, :3], m.precisions.sqrt())
+    expected = (m.precisions / (2.0 * math.log(2.0))).sqrt()
+    torch.testing.assert_close(roots[:5, :3], expected)
+    torch.testing.assert_close(shifts[:5, :3], -expected * m.means)
     for part in (roots, shifts, pulls, precisions):
         assert not bool(part[5:].any()) and not bool(part[:, 3].any())
     torch.testing.assert_close(block[-8:-3].exp2(), m.log_scale.exp())

@@ -22,7 +22,7 @@ template <typename Tile, typename V>
 using Use = std::function<void(Tile&, V*, V*, int64_t, int64_t)>;
 
 // Tiles over rows begin..end. One copy for each kind of mixture, whatever is done with it.
-template <typename V, Covariance kind, bool with_product, typename Tile = MixtureTile<V, kind, 0, with_product>>
+template <typename V, Covariance kind, bool with_product, typename Tile = MixtureTile<V, kind, with_product>>
 void evaluate_rows(const MixtureView<scalar_of<V>>& m, const scalar_of<V>* x, const scalar_of<V>* z, int64_t begin, int64_t end,
                    const std::type_identity_t<Use<Tile, V>>& use) {
   constexpr int W = lanes_of<V>;

@@ -19,7 +19,7 @@ class PackedMixture {
     if (kind == Covariance::diag) {
       roots_.resize(n), shifts_.resize(n), pulls_.resize(n);
       for (int64_t i = 0; i < n; ++i) {
-        roots_[i] = std::sqrt(precisions[i]);
+        roots_[i] = S(std::sqrt(precisions[i]) * kRootScale);
         shifts_[i] = -roots_[i] * means[i];
         pulls_[i] = precisions[i] * means[i];
       }

@@ -36,7 +36,7 @@ void run(const at::Tensor& x0, const at::Tensor& steps, const at::Tensor& drift_
     TORCH_CHECK_VALUE(batch.steps[i] >= 0 && batch.steps[i] <= n_steps, "steps: expected values in 0..", n_steps, ", found ",
                       batch.steps[i]);
   }
-  const Schedule schedule(batch.steps, n_rows, n_steps, tile_lanes<S>(known_dimension(process)));
+  const Schedule schedule(batch.steps, n_rows, n_steps, kLanes<S>);
   at::parallel_for(0, schedule.n_tiles(), 1, [&](int64_t begin, int64_t end) {
     const auto run = batch.target ? run_tiles<S, true> : run_tiles<S, false>;
     run(process, batch, schedule, begin, end);

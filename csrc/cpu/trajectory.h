@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../include/registers.h"
 #include "../include/simulate.h"
 
 namespace fastndsm {
@@ -52,23 +53,132 @@ inline int Schedule::rows(int64_t i, const int64_t*& row) const {
   return static_cast<int>(std::min<int64_t>(lanes_, n_rows_ - tile * lanes_));
 }
 
-// Lanes of a tile: two vectors of rows in the small dimensions, where one would leave the machine waiting.
 template <typename S>
-constexpr int tile_lanes(int D) {
-  return kLanes<S> * (D > 0 && kLanes<S> > 1 ? 2 : 1);
-}
-
-template <typename S>
-int known_dimension(const ProcessView<S>& process) {  // 0 if the kernels know it at run time only
+int known_dimension(const ProcessView<S>& process) {  // that the kernels in registers serve, or 0
   const auto kind = process.mixture.kind;
-  const bool small = sizeof(S) == 4 && process.mixture.dim >= 2 && process.mixture.dim <= 3 && process.mixture.n_components <= kResident;
+  const bool small = sizeof(S) == 4 && process.mixture.dim >= 2 && process.mixture.dim <= 3;
   return small && (kind == Covariance::spherical || kind == Covariance::diag) ? static_cast<int>(process.mixture.dim) : 0;
 }
 
-template <typename S, Covariance kind, int D, bool target>
-struct TileRunner {
-  static constexpr int W = tile_lanes<S>(D);
+// Rows of a batch as the lanes of a tile.
+template <typename S>
+struct TileRows {
+  static constexpr int W = kLanes<S>;
   using V = vec<S, W>;
+
+  const Batch<S>& batch;
+  const int64_t* row;
+  int count;
+
+  Lanes<V> lanes(const NoiseStream& noise) const {
+    Lanes<V> lanes;
+    uint32_t c0[W], c1[W];
+    S steps[W];
+    lanes.first = batch.n_steps, lanes.last = 0;
+    for (int l = 0; l < W; ++l) {
+      const int64_t r = row[std::min(l, count - 1)], n = batch.steps[r];
+      path_words(batch.first_path + r, noise.stream, c0[l], c1[l]);
+      steps[l] = S(n);
+      lanes.first = std::min(lanes.first, n), lanes.last = std::max(lanes.last, n);
+    }
+    lanes.paths = {load<words_of<V>>(c0), load<words_of<V>>(c1)}, lanes.steps = load<V>(steps);
+    return lanes;
+  }
+
+  void gather(const S* from, int64_t d, V* to) const {
+    S* lanes = reinterpret_cast<S*>(to);
+    for (int l = 0; l < W; ++l) {
+      const S* source = from + row[std::min(l, count - 1)] * d;
+      for (int64_t j = 0; j < d; ++j) lanes[j * W + l] = source[j];
+    }
+  }
+
+  void scatter(const V* from, int64_t shift, int64_t d, S* to) const {
+    const S* lanes = reinterpret_cast<const S*>(from);
+    for (int l = 0; l < count; ++l) {
+      S* destination = to + (row[l] + shift) * d;
+      for (int64_t j = 0; j < d; ++j) destination[j] = lanes[j * W + l];
+    }
+  }
+};
+
+// Tiles of known dimension, their state in registers.
+template <typename S, Covariance kind, int D, bool target>
+struct RegisterRunner {
+  using V = typename TileRows<S>::V;
+  using Sample = RegisterTrajectory<V, kind, D, target>;
+
+  static void run(const ProcessView<S>& view, const Batch<S>& batch, const Schedule& schedule, int64_t begin, int64_t end) {
+    const MixtureView<S>& m = view.mixture;
+    const RegisterMixture<S> mixture{static_cast<int>(m.n_components), m.means, m.roots, m.shifts, m.pulls, m.precisions, 0,
+                                     m.log_scale};
+    const RegisterProcess<S> process{mixture, D, view.drift_scale, view.noise_std, view.noise};
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t* row;
+      const int count = schedule.rows(tile, row);
+      const TileRows<S> rows{batch, row, count};
+      if (target && batch.mirrored) {
+        both(process, rows);
+      } else {
+        one(process, rows);
+      }
+    }
+  }
+
+ private:
+  static void one(const RegisterProcess<S>& process, const TileRows<S>& rows) {
+    const Lanes<V> lanes = rows.lanes(process.noise);
+    V x0[D], h[D], z[D], mean[D], noise[D];
+    rows.gather(rows.batch.x0, D, x0);
+    Sample sample(h, 1);
+    const bool keeps = !target && rows.batch.mean;
+    for (int j = 0; j < D; ++j) sample.x[j] = mean[j] = x0[j], noise[j] = V{};
+    for (int64_t n = 0; n < lanes.last; ++n) {
+      const auto counters = lanes.paths.at(static_cast<uint32_t>(n), process.noise.key);
+      if constexpr (Sample::kAhead) Sample::draw(process, counters, z);
+      const auto last = lanes.steps == S(n + 1);
+      sample.step(process, counters, static_cast<int>(n), z, S(1), lanes.steps > S(n), [&](int j, V at, V drawn) {
+        if (keeps) mean[j] = select(last, at, mean[j]), noise[j] = select(last, drawn, noise[j]);
+      });
+    }
+    finish(rows, sample, 0);
+    if (keeps) rows.scatter(mean, 0, D, rows.batch.mean), rows.scatter(noise, 0, D, rows.batch.noise);
+  }
+
+  // A tile and its mirror image, by the same noise.
+  static void both(const RegisterProcess<S>& process, const TileRows<S>& rows) {
+    const Lanes<V> lanes = rows.lanes(process.noise);
+    V x0[D], h[2][D], z[D];
+    rows.gather(rows.batch.x0, D, x0);
+    Sample sample[2] = {Sample(h[0], 1), Sample(h[1], 1)};
+    for (int j = 0; j < D; ++j) sample[0].x[j] = sample[1].x[j] = x0[j];
+    for (int64_t n = 0; n < lanes.last; ++n) {
+      const auto counters = lanes.paths.at(static_cast<uint32_t>(n), process.noise.key);
+      Sample::draw(process, counters, z);
+      for (int i = 0; i < 2; ++i) {
+        sample[i].step(process, counters, static_cast<int>(n), z, S(1 - 2 * i), lanes.steps > S(n), [](int, V, V) {});
+      }
+    }
+    for (int i = 0; i < 2; ++i) finish(rows, sample[i], i * rows.batch.n_rows);
+  }
+
+  static void finish(const TileRows<S>& rows, const Sample& sample, int64_t shift) {
+    V values[D];  // a copy: whose address is taken does not stay in registers
+    for (int j = 0; j < D; ++j) values[j] = sample.x[j];
+    rows.scatter(values, shift, D, rows.batch.x);
+    if constexpr (target) {
+      for (int j = 0; j < D; ++j) values[j] = sample.target_value(j);
+      rows.scatter(values, shift, D, rows.batch.target);
+      for (int r = 0; r < Sample::kRates; ++r) values[r] = sample.v[r];
+      rows.scatter(values, shift, Sample::kRates, rows.batch.variance);
+    }
+  }
+};
+
+// Tiles of any dimension, their state in memory.
+template <typename S, Covariance kind, bool target>
+struct TileRunner {
+  using V = typename TileRows<S>::V;
 
   static void run(const ProcessView<S>& process, const Batch<S>& batch, const Schedule& schedule, int64_t begin,
                   int64_t end) {
@@ -81,13 +191,14 @@ struct TileRunner {
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t* row;
       const int count = schedule.rows(tile, row);
+      const TileRows<S> rows{batch, row, count};
       Member<V> member[2];
       for (int i = 0; i < members; ++i) {
         V* base = memory.data() + i * own;
         V* z = base + MixtureScratch<V>::vectors(k, d);
         V* x = z + d;
         const bool mirror = batch.mirrored && i == 1;
-        member[i] = {lanes_of_rows(process, batch, row, count),
+        member[i] = {rows.lanes(process.noise),
                      target       ? TileState<V>{x, nullptr, nullptr, x + d, x + 2 * d, x + 2 * d + rates}
                      : batch.mean ? TileState<V>{x, x + d, x + 2 * d, nullptr, nullptr, nullptr}
                                   : TileState<V>{x, nullptr, nullptr, nullptr, nullptr, nullptr},
@@ -95,33 +206,16 @@ struct TileRunner {
                      mirror ? member[0].z : z,
                      mirror ? S(-1) : S(1),
                      !mirror};
-        load_state(batch, member[i].state, row, count, d, rates);
+        load_state(rows, member[i].state, d, rates);
       }
-      Trajectory<V, kind, D, target ? Output::target : Output::state>{process}.run(member, members);
-      for (int i = 0; i < members; ++i) {
-        store_state(batch, member[i].state, row, count, batch.mirrored ? i * batch.n_rows : 0, d, rates);
-      }
+      Trajectory<V, kind, target ? Output::target : Output::state>{process}.run(member, members);
+      for (int i = 0; i < members; ++i) store_state(rows, member[i].state, i * batch.n_rows, d, rates);
     }
   }
 
  private:
-  static Lanes<V> lanes_of_rows(const ProcessView<S>& process, const Batch<S>& batch, const int64_t* row, int count) {
-    Lanes<V> lanes;
-    uint32_t c0[W], c1[W];
-    S steps[W];
-    lanes.first = batch.n_steps, lanes.last = 0;
-    for (int l = 0; l < W; ++l) {
-      const int64_t r = row[std::min(l, count - 1)], n = batch.steps[r];
-      path_words(batch.first_path + r, process.noise.stream, c0[l], c1[l]);
-      steps[l] = S(n);
-      lanes.first = std::min(lanes.first, n), lanes.last = std::max(lanes.last, n);
-    }
-    lanes.paths = {load<words_of<V>>(c0), load<words_of<V>>(c1)}, lanes.steps = load<V>(steps);
-    return lanes;
-  }
-
-  static void load_state(const Batch<S>& batch, TileState<V>& t, const int64_t* row, int count, int64_t d, int64_t rates) {
-    gather(batch.x0, row, count, d, t.x);
+  static void load_state(const TileRows<S>& rows, TileState<V>& t, int64_t d, int64_t rates) {
+    rows.gather(rows.batch.x0, d, t.x);
     if constexpr (target) {
       for (int64_t j = 0; j < d; ++j) t.h[j] = V{};
       for (int64_t j = 0; j < rates; ++j) t.v[j] = V{};
@@ -130,35 +224,19 @@ struct TileRunner {
     }
   }
 
-  static void store_state(const Batch<S>& batch, TileState<V>& t, const int64_t* row, int count, int64_t shift, int64_t d,
-                          int64_t rates) {
-    scatter(t.x, row, count, shift, d, batch.x);
+  static void store_state(const TileRows<S>& rows, TileState<V>& t, int64_t shift, int64_t d, int64_t rates) {
+    const Batch<S>& batch = rows.batch;
+    rows.scatter(t.x, shift, d, batch.x);
     if constexpr (target) {
       for (int64_t j = 0; j < d; ++j) {
         const V v = t.v[kind == Covariance::spherical ? 0 : j];
         t.h[j] = select(v > S(0), V(-t.h[j] / v), V{});  // no step taken: nothing to regress on
       }
-      scatter(t.h, row, count, shift, d, batch.target);
-      scatter(t.v, row, count, shift, rates, batch.variance);
+      rows.scatter(t.h, shift, d, batch.target);
+      rows.scatter(t.v, shift, rates, batch.variance);
     } else if (t.mean) {
-      scatter(t.mean, row, count, shift, d, batch.mean);
-      scatter(t.noise, row, count, shift, d, batch.noise);
-    }
-  }
-
-  static void gather(const S* from, const int64_t* row, int count, int64_t d, V* to) {
-    S* lanes = reinterpret_cast<S*>(to);
-    for (int l = 0; l < W; ++l) {
-      const S* source = from + row[std::min(l, count - 1)] * d;
-      for (int64_t j = 0; j < d; ++j) lanes[j * W + l] = source[j];
-    }
-  }
-
-  static void scatter(const V* from, const int64_t* row, int count, int64_t shift, int64_t d, S* to) {
-    const S* lanes = reinterpret_cast<const S*>(from);
-    for (int l = 0; l < count; ++l) {
-      S* destination = to + (row[l] + shift) * d;
-      for (int64_t j = 0; j < d; ++j) destination[j] = lanes[j * W + l];
+      rows.scatter(t.mean, shift, d, batch.mean);
+      rows.scatter(t.noise, shift, d, batch.noise);
     }
   }
 };
@@ -166,25 +244,25 @@ struct TileRunner {
 // Tiles begin..end of the schedule, by the kernel of this covariance type and dimension.
 template <typename S, bool target>
 void run_tiles(const ProcessView<S>& process, const Batch<S>& batch, const Schedule& schedule, int64_t begin, int64_t end) {
-  const auto go = [&](auto kind, auto dim) {
-    TileRunner<S, decltype(kind)::value, decltype(dim)::value, target>::run(process, batch, schedule, begin, end);
+  const auto general = [&](auto kind) {
+    TileRunner<S, decltype(kind)::value, target>::run(process, batch, schedule, begin, end);
   };
   const auto by_dim = [&](auto kind) {
+    constexpr Covariance k = decltype(kind)::value;
     if constexpr (sizeof(S) == 4) {
       switch (known_dimension(process)) {
-        case 2: return go(kind, std::integral_constant<int, 2>{});
-        case 3: return go(kind, std::integral_constant<int, 3>{});
+        case 2: return RegisterRunner<S, k, 2, target>::run(process, batch, schedule, begin, end);
+        case 3: return RegisterRunner<S, k, 3, target>::run(process, batch, schedule, begin, end);
         default: break;
       }
     }
-    go(kind, std::integral_constant<int, 0>{});
+    general(kind);
   };
-  constexpr auto general = std::integral_constant<int, 0>{};
   switch (process.mixture.kind) {
     case Covariance::spherical: return by_dim(std::integral_constant<Covariance, Covariance::spherical>{});
     case Covariance::diag: return by_dim(std::integral_constant<Covariance, Covariance::diag>{});
-    case Covariance::tied: return go(std::integral_constant<Covariance, Covariance::tied>{}, general);
-    case Covariance::full: return go(std::integral_constant<Covariance, Covariance::full>{}, general);
+    case Covariance::tied: return general(std::integral_constant<Covariance, Covariance::tied>{});
+    case Covariance::full: return general(std::integral_constant<Covariance, Covariance::full>{});
   }
 }
 

@@ -40,7 +40,7 @@ __device__ void mixture_score(const MixtureView<float>& m, float* scratch, const
   parts.weights = scratch, parts.products = scratch + k, parts.a = scratch + 2 * k;
   parts.r = parts.a + m.dim, parts.b = parts.r + m.dim, parts.s = parts.b + m.dim;
   parts.u = parts.s + m.dim, parts.w = parts.u + m.dim;
-  MixtureTile<float, kind, 0, false> tile(m, parts);
+  MixtureTile<float, kind, false> tile(m, parts);
   tile.prepare(x, nullptr);
   tile.all_moments(x, nullptr, score, nullptr, nullptr);
 }

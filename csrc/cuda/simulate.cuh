@@ -37,13 +37,20 @@ __global__ void __launch_bounds__(kThreads, 1) simulate_kernel(const __grid_cons
   const int steps = static_cast<int>(a.steps[row]);
   float own[target && !kInShared<D> ? D : 1];
   float* h = kInShared<D> ? shared + a.mixture.floats + threadIdx.x : own;
-  RegisterTrajectory<float, kind, D, target> sample(a.x0 + row * d, d, h, kInShared<D> ? kThreads : 1);
+  RegisterTrajectory<float, kind, D, target> sample(h, kInShared<D> ? kThreads : 1);
+#pragma unroll
+  for (int j = 0; j < D; ++j) sample.x[j] = j < d ? a.x0[row * d + j] : 0.0f;
   if (!target && a.mean && steps == 0) {
     for (int j = 0; j < d; ++j) a.mean[out * d + j] = a.x0[row * d + j], a.noise[out * d + j] = 0.0f;
   }
   for (int n = 0; n < steps; ++n) {
+    const auto counters = path.at(static_cast<uint32_t>(n), process.noise.key);
     const bool last = !target && n + 1 == steps && a.mean;
-    sample.step(process, path, n, sign, last ? a.mean + out * d : nullptr, last ? a.noise + out * d : nullptr);
+    float z[target ? D : 1];
+    if constexpr (target) sample.draw(process, counters, z);
+    sample.step(process, counters, n, z, sign, true, [&](int j, float mean, float noise) {
+      if (last && j < d) a.mean[out * d + j] = mean, a.noise[out * d + j] = noise;
+    });
   }
 #pragma unroll
   for (int j = 0; j < D; ++j) {

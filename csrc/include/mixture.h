@@ -8,8 +8,7 @@
 // what a sample gets depends neither on its lane nor on its neighbours. Two passes over the components: logits (and
 // g_k . z), then moments. Up to kResident components their weights are kept and the second pass may go dimension chunk
 // by chunk; beyond, components are absorbed block by block under a running maximum (online softmax).
-//
-// D is the dimension if it is known at compile time, else 0.
+// In the smallest dimensions trajectories have kernels of their own, in registers.h.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +19,7 @@
 
 namespace fastndsm {
 
-template <typename V, Covariance kind, int D, bool with_product>
+template <typename V, Covariance kind, bool with_product>
 class MixtureTile {
   using S = scalar_of<V>;
   static constexpr S kHalfLog2e = S(0.72134752044448170368);
@@ -30,7 +29,7 @@ class MixtureTile {
  public:
   FASTNDSM_HD MixtureTile(const MixtureView<S>& mixture, MixtureScratch<V> scratch) : m_(mixture), t_(scratch) {}
 
-  FASTNDSM_HD int64_t dim() const { return D > 0 ? D : m_.dim; }
+  FASTNDSM_HD int64_t dim() const { return m_.dim; }
 
   // First pass. x [d], z [d] (only with_product). After it `moments` may be called for any chunk of dimensions.
   FASTNDSM_HD void prepare(const V* x, const V* z) {
@@ -91,7 +90,7 @@ class MixtureTile {
   }
 
   // Dimensions that go together: as many independent sums as the multiply-adds' latency needs.
-  static constexpr int kGroup = D > 0 ? D : kind == Covariance::diag || with_product ? 4 : 8;
+  static constexpr int kGroup = kind == Covariance::diag || with_product ? 4 : 8;
 
   // -infinity where every component's overflows.
   FASTNDSM_HD V log_prob() const {
@@ -202,10 +201,6 @@ class MixtureTile {
   FASTNDSM_HD void all_logits(const V* x, const V* z, int64_t k0, int64_t k1) {
     if constexpr (kind == Covariance::full) {
       full_logit(x, z, k0);
-    } else if constexpr (D > 0) {
-      int64_t k = k0;
-      for (; k + 4 <= k1; k += 4) logits<4>(x, z, k, k - k0);
-      for (; k < k1; ++k) logits<1>(x, z, k, k - k0);
     } else {
       general_logits(x, z, k0, k1);
     }
@@ -280,13 +275,13 @@ class MixtureTile {
     V q[KB], along[KB];
 #pragma GCC unroll 8
     for (int k = 0; k < KB; ++k) q[k] = V{}, along[k] = V{};
-    constexpr int64_t part = D > 0 ? D : 64;
+    constexpr int64_t part = 64;
 #pragma GCC unroll 1
     for (int64_t j0 = 0; j0 < d; j0 += part) {
       V part_q[KB], part_along[KB];
 #pragma GCC unroll 8
       for (int k = 0; k < KB; ++k) part_q[k] = V{}, part_along[k] = V{};
-      const int64_t count = D > 0 ? D : std::min<int64_t>(part, d - j0);
+      const int64_t count = std::min<int64_t>(part, d - j0);
 #pragma GCC unroll 4
       for (int64_t i = 0; i < count; ++i) {
         const int64_t j = j0 + i;
@@ -301,10 +296,10 @@ class MixtureTile {
     }
 #pragma GCC unroll 8
     for (int k = 0; k < KB; ++k) {
-      S half = kHalfLog2e, p = S(1);
+      S half = kind == Covariance::diag ? S(1) : kHalfLog2e, p = kind == Covariance::diag ? S(1) / kHalfLog2e : S(1);
       if constexpr (kind == Covariance::spherical) p = m_.precisions[k0 + k], half = half * p;
       t_.weights[slot + k] = fma(q[k], splat<V>(-half), splat<V>(m_.log_scale[k0 + k]));
-      if constexpr (with_product) t_.products[slot + k] = kind == Covariance::spherical ? V(p * along[k]) : along[k];
+      if constexpr (with_product) t_.products[slot + k] = p * along[k];
     }
   }
 

@@ -12,6 +12,7 @@ enum class Covariance { spherical, diag, tied, full };
 
 constexpr int kResident = 256;  // components whose weights a tile keeps
 constexpr int kBlockK = 8;      // components a pass holds in registers
+constexpr double kRootScale = 0.84932180028801904272;  // sqrt(log2(e) / 2)
 
 template <typename S>
 struct MixtureView {
@@ -20,8 +21,8 @@ struct MixtureView {
   const S* means;       // [K, d]
   const S* precisions;  // [K], [K, d], [d, d] or [K, d, d]
   const S* log_scale;   // [K], in units of log 2
-  const S* roots;       // diag: sqrt(P) [K, d]
-  const S* shifts;      // diag: -sqrt(P) m [K, d]
+  const S* roots;       // diag: sqrt(P) kRootScale [K, d], so that squares are in units of log 2
+  const S* shifts;      // diag: -roots m [K, d]
   const S* pulls;       // diag, tied: P m [K, d]
 };
 
@@ -31,6 +32,13 @@ template <typename V>
 FASTNDSM_HD V exp2_nonpositive(V x) {
   constexpr auto low = scalar_of<V>(detail::kSingle<V> ? -100 : -160);
   x = fastndsm::max(splat<V>(low), x);
+#if defined(FASTNDSM_AVX512)
+  if constexpr (detail::kIsPack<V>) {
+    return detail::each([](auto part) { return exp2_nonpositive(part); }, x);
+  } else if constexpr (kLooksUp<bits_of<V>>) {
+    return detail::exp2_by_table(x);
+  }
+#endif
   const V n = detail::round_to_integer(x);
   return scale_by_power_of_two(detail::exp2_reduced(V(x - n)), n);
 }

@@ -1,7 +1,8 @@
-// Trajectories in small dimension with the state of a sample in registers: what one thread of a GPU does, and one lane here.
+// Trajectories in small dimension with the state of a sample in registers: one sample a thread on a GPU, one a lane on the CPU.
 //
-// D is the dimension, filled up with zeros to a size known at compile time. The mixture is visited once a step: groups of
-// components under a running maximum (online softmax), their sums in registers,
+// V is what a register holds: a number, or a vector of samples. D is the dimension, filled up with zeros where the caller's
+// is smaller. The mixture is visited once a step: groups of components under a running maximum (online softmax), their
+// logits, weights and sums in registers,
 //
 //   score = sum_k r_k g_k,    H z = sum_k r_k (g_k (g_k . z) - P_k z) - score (score . z),    g_k = P_k (m_k - x)
 //
@@ -18,13 +19,13 @@ namespace fastndsm {
 
 enum class Mode { state, target, reverse };  // noising, noising with the path estimator's target, one step back
 
-// Parameters of the mixture, padded: dimensions to D with zeros, components to whole groups with log_scale kNeverChosen.
-// `full` is also for tied covariances, with a stride of 0.
+// Parameters of the mixture, dimensions padded to D with zeros; on a GPU components to whole groups of kComponents with
+// log_scale kNeverChosen. `full` is also for tied covariances, with a stride of 0.
 template <typename S>
 struct RegisterMixture {
-  int n_components;   // a multiple of kComponents
+  int n_components;
   const S* means;     // [K, D] spherical, full
-  const S* roots;     // [K, D] diag: sqrt(P), -sqrt(P) m and P m
+  const S* roots;     // [K, D] diag, as in MixtureView
   const S* shifts;
   const S* pulls;
   const S* precisions;     // [K], [K, D] or [K or 1, D, D]
@@ -37,101 +38,122 @@ constexpr int kComponents = kind == Covariance::full ? 1 : 4;
 constexpr double kNeverChosen = -1.0e38;
 
 // 2^x for x <= 0; on a GPU by its own instruction, to 2 ulp.
-template <typename S>
-FASTNDSM_HD S weight_of(S x) {
+template <typename V>
+FASTNDSM_HD V weight_of(V x) {
 #if defined(__CUDA_ARCH__)
-  if constexpr (sizeof(S) == 4) return ::exp2f(::fmaxf(x, -100.0f));
+  if constexpr (sizeof(V) == 4) return ::exp2f(::fmaxf(x, -100.0f));
 #endif
   return exp2_nonpositive(x);
 }
 
-template <typename S, Covariance kind, int D, bool with_product>
+template <typename V, Covariance kind, int D, bool with_product>
 class OnlineMixture {
+  using S = scalar_of<V>;
   static constexpr S kHalfLog2e = S(0.72134752044448170368);
-  // Components taken at once: many parameters would cost as many registers.
-  static constexpr int G = D < 8 || kind == Covariance::full ? kComponents<kind> : D >= 32 && with_product ? 1 : 2;
+  // Components taken at once: on a GPU many parameters would cost as many registers, vectors have them in memory.
+  static constexpr int G = kind == Covariance::full          ? 1
+                           : lanes_of<V> > 1                 ? 8
+                           : D < 8                           ? kComponents<kind>
+                           : D >= 32 && with_product         ? 1
+                                                             : 2;
   static constexpr bool kDiag = kind == Covariance::diag, kFull = kind == Covariance::full;
   static constexpr bool kSpherical = kind == Covariance::spherical;
 
  public:
   // All components; z only with_product.
-  FASTNDSM_HD OnlineMixture(const RegisterMixture<S>& m, const S (&x)[D], const S* z) : m_(m) {
+  FASTNDSM_HD OnlineMixture(const RegisterMixture<S>& m, const V (&x)[D], const V* z) : m_(m) {
     FASTNDSM_UNROLL
-    for (int j = 0; j < D; ++j) a_[j] = S(0);
+    for (int j = 0; j < D; ++j) a_[j] = V{};
     if constexpr (with_product) {
       FASTNDSM_UNROLL
-      for (int j = 0; j < D; ++j) b_[j] = S(0);
+      for (int j = 0; j < D; ++j) b_[j] = V{};
     }
     if constexpr (kDiag) {
       FASTNDSM_UNROLL
-      for (int j = 0; j < D; ++j) r_[j] = S(0);
+      for (int j = 0; j < D; ++j) r_[j] = V{};
     }
     if constexpr (kDiag && with_product) {
       FASTNDSM_UNROLL
-      for (int j = 0; j < D; ++j) s_[j] = S(0);
+      for (int j = 0; j < D; ++j) s_[j] = V{};
     }
-    for (int k = 0; k < m.n_components; k += G) absorb(k, x, z);
+    int k = 0;
+    for (; k + G <= m.n_components; k += G) absorb<G>(k, x, z);
+#if !defined(__CUDA_ARCH__)
+    rest(k, x, z);
+#endif
     inverse_ = S(1) / total_;
-    rate_ *= inverse_, along_ *= inverse_, slope_ *= inverse_;
+    product_inverse_ = kDiag ? V(inverse_ * (S(1) / kHalfLog2e)) : inverse_;
+    rate_ *= inverse_, along_ *= product_inverse_, slope_ *= inverse_;
   }
 
-  FASTNDSM_HD S score(int j, const S (&x)[D]) const {
+  FASTNDSM_HD V score(int j, const V (&x)[D]) const {
     if constexpr (kFull) return a_[j] * inverse_;
-    return fused(S(-x[j]), precision(j), S(a_[j] * inverse_));
+    return fused(V(-x[j]), precision(j), V(a_[j] * inverse_));
   }
 
   // Of dimension j, whose score is g.
-  FASTNDSM_HD S product(int j, S g, const S (&x)[D], const S* z) const {
-    if constexpr (kFull) return fused(S(-g), along_, S(b_[j] * inverse_));
-    const S q = kDiag ? S(s_[kDiag ? j : 0] * inverse_) : slope_;
-    return fused(S(-g), along_, fused(S(-precision(j)), z[j], fused(S(-x[j]), q, S(b_[j] * inverse_))));
+  FASTNDSM_HD V product(int j, V g, const V (&x)[D], const V* z) const {
+    if constexpr (kFull) return fused(V(-g), along_, V(b_[j] * product_inverse_));
+    const V q = kDiag ? V(s_[kDiag ? j : 0] * product_inverse_) : slope_;
+    return fused(V(-g), along_, fused(V(-precision(j)), z[j], fused(V(-x[j]), q, V(b_[j] * product_inverse_))));
   }
 
   // sum_k r_k (P_k)_jj.
-  FASTNDSM_HD S precision(int j) const {
+  FASTNDSM_HD V precision(int j) const {
     if constexpr (kDiag) return r_[j] * inverse_;
     return rate_;
   }
 
   // The same of full covariances, all dimensions. Only the first step asks for it: a pass of its own.
-  FASTNDSM_HD void full_precisions(const S (&x)[D], S* out) const {
+  FASTNDSM_HD void full_precisions(const V (&x)[D], V* out) const {
     FASTNDSM_UNROLL
-    for (int j = 0; j < D; ++j) out[j] = S(0);
+    for (int j = 0; j < D; ++j) out[j] = V{};
     for (int k = 0; k < m_.n_components; ++k) {
-      S u[D], w[D], l, along;
+      V u[D], w[D], l, along;
       full_logit(k, x, nullptr, u, w, l, along);
-      const S r = weight_of(S(l - maximum_)) * inverse_;
+      const V r = weight_of(V(l - maximum_)) * inverse_;
       FASTNDSM_UNROLL
-      for (int j = 0; j < D; ++j) out[j] = fma(r, m_.precisions[k * m_.precision_stride + j * (D + 1)], out[j]);
+      for (int j = 0; j < D; ++j) out[j] = fma(r, splat<V>(m_.precisions[k * m_.precision_stride + j * (D + 1)]), out[j]);
     }
   }
 
  private:
-  FASTNDSM_HD void absorb(int k0, const S (&x)[D], const S* z) {
-    S l[G], along[G];
-    S u[kFull ? D : 1], w[kFull ? D : 1];
+  // Where components do not fill whole groups.
+  FASTNDSM_HD void rest(int k, const V (&x)[D], const V* z) {
+    if constexpr (G > 4) {
+      if (k + 4 <= m_.n_components) absorb<4>(k, x, z), k += 4;
+    }
+    for (; k < m_.n_components; ++k) absorb<1>(k, x, z);
+  }
+
+  template <int N>
+  FASTNDSM_HD void absorb(int k0, const V (&x)[D], const V* z) {
+    V l[N], along[N];
+    V u[kFull ? D : 1], w[kFull ? D : 1];
     if constexpr (kFull) {
       full_logit(k0, x, z, u, w, l[0], along[0]);
     } else {
-      logits(k0, x, z, l, along);
+      logits<N>(k0, x, z, l, along);
     }
-    S peak = maximum_;
+    V peak = maximum_;
     FASTNDSM_UNROLL
-    for (int g = 0; g < G; ++g) peak = fastndsm::max(l[g], peak);
-    const S factor = weight_of(S(maximum_ - peak));
+    for (int g = 0; g < N; ++g) peak = fastndsm::max(l[g], peak);
+    if (k0 > 0) {  // the maximum may have grown: what was summed so far shrinks
+      const V factor = weight_of(V(maximum_ - peak));
+      total_ *= factor, rate_ *= factor, along_ *= factor, slope_ *= factor;
+      FASTNDSM_UNROLL
+      for (int j = 0; j < D; ++j) {
+        a_[j] *= factor;
+        if constexpr (with_product) b_[j] *= factor;
+        if constexpr (kDiag) r_[j] *= factor;
+        if constexpr (kDiag && with_product) s_[j] *= factor;
+      }
+    }
     maximum_ = peak;
-    total_ *= factor, rate_ *= factor, along_ *= factor, slope_ *= factor;
     FASTNDSM_UNROLL
-    for (int j = 0; j < D; ++j) {
-      a_[j] *= factor;
-      if constexpr (with_product) b_[j] *= factor;
-      if constexpr (kDiag) r_[j] *= factor;
-      if constexpr (kDiag && with_product) s_[j] *= factor;
-    }
-    FASTNDSM_UNROLL
-    for (int g = 0; g < G; ++g) {
+    for (int g = 0; g < N; ++g) {
       const int k = k0 + g;
-      S e = weight_of(S(l[g] - peak)), c = S(0);
+      V e = weight_of(V(l[g] - peak)), c = V{};
       total_ += e;
       if constexpr (with_product) c = e * along[g], along_ += c;
       if constexpr (kSpherical) {
@@ -141,12 +163,17 @@ class OnlineMixture {
       }
       FASTNDSM_UNROLL
       for (int j = 0; j < D; ++j) {
-        const S value = kFull ? u[kFull ? j : 0] : kDiag ? m_.pulls[k * D + j] : m_.means[k * D + j];
+        V value;
+        if constexpr (kFull) {
+          value = u[j];
+        } else {
+          value = splat<V>((kDiag ? m_.pulls : m_.means)[k * D + j]);
+        }
         a_[j] = fma(e, value, a_[j]);
         if constexpr (with_product) b_[j] = fma(c, value, b_[j]);
-        if constexpr (kFull && with_product) b_[j] = fma(S(-e), w[j], b_[j]);
+        if constexpr (kFull && with_product) b_[j] = fma(V(-e), w[j], b_[j]);
         if constexpr (kDiag) {
-          const S p = m_.precisions[k * D + j];
+          const V p = splat<V>(m_.precisions[k * D + j]);
           r_[j] = fma(e, p, r_[j]);
           if constexpr (with_product) s_[j] = fma(c, p, s_[j]);
         }
@@ -154,49 +181,50 @@ class OnlineMixture {
     }
   }
 
-  // In units of log 2, and g_k . z.
-  FASTNDSM_HD void logits(int k0, const S (&x)[D], const S* z, S (&l)[G], S (&along)[G]) const {
+  // In units of log 2, and g_k . z, the latter times kHalfLog2e if diag.
+  template <int N>
+  FASTNDSM_HD void logits(int k0, const V (&x)[D], const V* z, V (&l)[N], V (&along)[N]) const {
     FASTNDSM_UNROLL
-    for (int g = 0; g < G; ++g) {
-      S q = S(0), product = S(0);
+    for (int g = 0; g < N; ++g) {
+      V q = kDiag ? splat<V>(m_.log_scale[k0 + g]) : V{}, product = V{};
       FASTNDSM_UNROLL
       for (int j = 0; j < D; ++j) {
         const int at = (k0 + g) * D + j;
-        const S t = kDiag ? fma(x[j], m_.roots[at], m_.shifts[at]) : S(x[j] - m_.means[at]);
-        q = fma(t, t, q);
-        if constexpr (with_product) product = fma(S(-t), kDiag ? S(z[j] * m_.roots[at]) : z[j], product);
+        const V t = kDiag ? fma(x[j], splat<V>(m_.roots[at]), splat<V>(m_.shifts[at])) : V(x[j] - m_.means[at]);
+        q = fma(kDiag ? V(-t) : t, t, q);
+        if constexpr (with_product) product = fma(V(-t), kDiag ? V(z[j] * m_.roots[at]) : z[j], product);
       }
       const S p = kSpherical ? m_.precisions[k0 + g] : S(1);
-      l[g] = fma(q, S(-kHalfLog2e * p), m_.log_scale[k0 + g]);
-      along[g] = p * product;
+      l[g] = kDiag ? q : fma(q, splat<V>(-kHalfLog2e * p), splat<V>(m_.log_scale[k0 + g]));
+      if constexpr (with_product) along[g] = p * product;
     }
   }
 
   // u = P (m - x), w = P z.
-  FASTNDSM_HD void full_logit(int k, const S (&x)[D], const S* z, S* u, S* w, S& l, S& along) const {
+  FASTNDSM_HD void full_logit(int k, const V (&x)[D], const V* z, V* u, V* w, V& l, V& along) const {
     const S *mean = m_.means + k * D, *precision = m_.precisions + k * m_.precision_stride;
-    S q = S(0);
-    along = S(0);
+    V q = V{};
+    along = V{};
     FASTNDSM_UNROLL
     for (int i = 0; i < D; ++i) {
-      S sum = S(0), product = S(0);
+      V sum = V{}, product = V{};
       FASTNDSM_UNROLL
       for (int j = 0; j < D; ++j) {
-        sum = fma(precision[i * D + j], S(mean[j] - x[j]), sum);
-        if (with_product && z) product = fma(precision[i * D + j], z[j], product);
+        sum = fma(splat<V>(precision[i * D + j]), V(mean[j] - x[j]), sum);
+        if (with_product && z) product = fma(splat<V>(precision[i * D + j]), z[j], product);
       }
       u[i] = sum, w[i] = product;
-      q = fma(S(mean[i] - x[i]), sum, q);
+      q = fma(V(mean[i] - x[i]), sum, q);
       if (with_product && z) along = fma(sum, z[i], along);
     }
-    l = fma(q, S(-kHalfLog2e), m_.log_scale[k]);
+    l = fma(q, splat<V>(-kHalfLog2e), splat<V>(m_.log_scale[k]));
   }
 
   const RegisterMixture<S>& m_;
-  S maximum_ = S(detail::kSingle<S> ? -3.0e38 : -1.0e308);
-  S total_ = S(0), rate_ = S(0), along_ = S(0), slope_ = S(0), inverse_ = S(0);
-  S a_[D], b_[with_product ? D : 1];
-  S r_[kDiag ? D : 1], s_[kDiag && with_product ? D : 1];
+  V maximum_ = splat<V>(S(detail::kSingle<V> ? -3.0e38 : -1.0e308));
+  V total_ = V{}, rate_ = V{}, along_ = V{}, slope_ = V{}, inverse_ = V{}, product_inverse_ = V{};
+  V a_[D], b_[with_product ? D : 1];
+  V r_[kDiag ? D : 1], s_[kDiag && with_product ? D : 1];
 };
 
 template <typename S>
@@ -209,85 +237,94 @@ struct RegisterProcess {
 };
 
 // z[0 .. C): the normals of dimensions j0 .. j0 + C - 1, 0 from dimension `dim` on; 4 divides j0.
-template <int C, typename S>
-FASTNDSM_HD void padded_normals(const typename PathCounters<uint32_t>::AtStep& counters, int j0, int dim, S* z) {
-  uint32_t w[1][4];
-  counters.words(static_cast<uint32_t>(j0 / 4), w);
+template <int C, typename V>
+FASTNDSM_HD void padded_normals(const typename PathCounters<words_of<V>>::AtStep& counters, int j0, int dim, V* z) {
+  some_normals<C>(counters, static_cast<uint32_t>(j0 / 4), z);
   FASTNDSM_UNROLL
-  for (int i = 0; i < C; i += 2) box_muller<S>(w[0][i], w[0][i + 1], z[i], z[i + 1]);
-  FASTNDSM_UNROLL
-  for (int i = 0; i < C; ++i) z[i] = j0 + i < dim ? z[i] : S(0);
+  for (int i = 0; i < C; ++i) z[i] = j0 + i < dim ? z[i] : V{};
 }
 
-template <typename S, Covariance kind, int D, bool target>
+// Dimensions of one counter.
+template <int D>
+constexpr int kCounter = D < 4 ? D : 4;
+
+template <typename V, Covariance kind, int D, bool target>
 struct RegisterTrajectory {
+  using S = scalar_of<V>;
+  using Counters = typename PathCounters<words_of<V>>::AtStep;
   static constexpr int kRates = !target || kind == Covariance::spherical ? 1 : D;
-  static constexpr int C = D < 4 ? D : 4;  // dimensions of one counter
+  static constexpr bool kAhead = target || lanes_of<V> > 1;
 
-  S x[D];
-  S* h;        // v H, element j at h[j stride]: the one array that is read only once a step, and may lie elsewhere
+  V x[D];
+  V* h;        // v H, element j at h[j stride]: the one array that is read only once a step, and may lie elsewhere
   int stride;
-  S v[kRates], rate[kRates];
+  V v[kRates], rate[kRates];
 
-  FASTNDSM_HD RegisterTrajectory(const S* x0, int dim, S* h, int stride) : h(h), stride(stride) {
-    FASTNDSM_UNROLL
-    for (int j = 0; j < D; ++j) {
-      x[j] = j < dim ? x0[j] : S(0);
-      if constexpr (target) h[j * stride] = S(0);
-    }
-    FASTNDSM_UNROLL
-    for (int r = 0; r < kRates; ++r) v[r] = S(0);
-  }
-
-  // Step n; its mean and noise go where the two pointers say, if they do. The noise is multiplied by sign.
-  FASTNDSM_HD void step(const RegisterProcess<S>& p, const PathCounters<uint32_t>& path, int n, S sign, S* mean, S* noise) {
-    const auto counters = path.at(static_cast<uint32_t>(n), p.noise.key);
-    const S a = p.drift_scale[n], s = p.noise_std[n];
-    S z[target ? D : C];
+  // x is the caller's to set.
+  FASTNDSM_HD RegisterTrajectory(V* h, int stride) : h(h), stride(stride) {
     if constexpr (target) {
       FASTNDSM_UNROLL
-      for (int j = 0; j < D; j += C) {
-        padded_normals<C>(counters, j, p.dim, z + j);
-        FASTNDSM_UNROLL
-        for (int i = 0; i < C; ++i) z[j + i] *= sign;
-      }
+      for (int j = 0; j < D; ++j) h[j * stride] = V{};
     }
-    const OnlineMixture<S, kind, D, target> mixture(p.mixture, x, z);
+    FASTNDSM_UNROLL
+    for (int r = 0; r < kRates; ++r) v[r] = V{};
+  }
+
+  // The noise of a step, which the target needs ahead of it.
+  FASTNDSM_HD static void draw(const RegisterProcess<S>& p, const Counters& counters, V (&z)[D]) {
+    FASTNDSM_UNROLL
+    for (int j = 0; j < D; j += kCounter<D>) padded_normals<kCounter<D>>(counters, j, p.dim, z + j);
+  }
+
+  // Step n, in lanes that are active (a mask, or true). drawn is its noise, to be multiplied by sign; null without the target.
+  // keep(j, mean, noise) sees both.
+  template <typename Mask, typename Keep>
+  FASTNDSM_HD void step(const RegisterProcess<S>& p, const Counters& counters, int n, const V* drawn, S sign, Mask active,
+                        const Keep& keep) {
+    constexpr int C = kCounter<D>;
+    const S a = p.drift_scale[n], s = p.noise_std[n];
+    V z[kAhead ? D : C];
+    if constexpr (kAhead) {
+      FASTNDSM_UNROLL
+      for (int j = 0; j < D; ++j) z[j] = drawn[j] * sign;
+    }
+    const OnlineMixture<V, kind, D, target> mixture(p.mixture, x, target ? z : nullptr);
     if constexpr (target && kind == Covariance::full) {
       if (n == 0) mixture.full_precisions(x, rate);
     }
     FASTNDSM_UNROLL
     for (int j0 = 0; j0 < D; j0 += C) {
-      if constexpr (!target) padded_normals<C>(counters, j0, p.dim, z);
+      if constexpr (!kAhead) padded_normals<C>(counters, j0, p.dim, z);
       FASTNDSM_UNROLL
       for (int i = 0; i < C; ++i) {
         const int j = j0 + i, r = kRates == 1 ? 0 : j;
-        const S zj = z[target ? j : i];
-        const S score = mixture.score(j, x);
+        const V zj = z[kAhead ? j : i];
+        const V score = mixture.score(j, x);
         if constexpr (target) {
           if (kind != Covariance::full && n == 0) rate[r] = mixture.precision(j);
-          const S c = S(1) - a * rate[r];
-          const S own = s - c * (S(1) - c) * v[r] * (S(1) / s);
-          h[j * stride] = fused(c, h[j * stride], fused(own, zj, S(c * v[r] * (-a / s) * mixture.product(j, score, x, z))));
+          const V c = S(1) - a * rate[r];
+          const V own = s - c * (S(1) - c) * v[r] * (S(1) / s);
+          const V next = fused(c, h[j * stride], fused(own, zj, V(c * v[r] * (-a / s) * mixture.product(j, score, x, z))));
+          h[j * stride] = select(active, next, h[j * stride]);
         }
-        const S at = fused(a, score, x[j]);
-        x[j] = fused(s, zj, at);
-        if (mean && j < p.dim) mean[j] = at, noise[j] = zj;
+        const V mean = fused(splat<V>(a), score, x[j]);
+        keep(j, mean, zj);
+        x[j] = select(active, fused(splat<V>(s), zj, mean), x[j]);
       }
     }
     if constexpr (target) {
       FASTNDSM_UNROLL
       for (int r = 0; r < kRates; ++r) {
-        const S c = S(1) - a * rate[r];
-        v[r] = fused(S(c * c), v[r], S(s * s));
+        const V c = S(1) - a * rate[r];
+        v[r] = select(active, fused(V(c * c), v[r], splat<V>(s * s)), v[r]);
       }
     }
   }
 
   // -h / v, or 0 where no step was taken.
-  FASTNDSM_HD S target_value(int j) const {
-    const S own = v[kRates == 1 ? 0 : j];
-    return own > S(0) ? S(-h[j * stride] / own) : S(0);
+  FASTNDSM_HD V target_value(int j) const {
+    const V own = v[kRates == 1 ? 0 : j];
+    return select(own > S(0), V(-h[j * stride] / own), V{});
   }
 };
 
@@ -295,7 +332,7 @@ struct RegisterTrajectory {
 template <Covariance kind, int D, typename S>
 FASTNDSM_HD void reverse_step(const RegisterProcess<S>& p, const PathCounters<uint32_t>& path, int n, S weight, S s,
                               const S* score, S (&y)[D]) {
-  constexpr int C = D < 4 ? D : 4;
+  constexpr int C = kCounter<D>;
   const OnlineMixture<S, kind, D, false> mixture(p.mixture, y, nullptr);
   const auto counters = path.at(static_cast<uint32_t>(n), p.noise.key);
   FASTNDSM_UNROLL

@@ -88,7 +88,7 @@ struct ReverseTile {
   // The mean of step n from x to `to`, with the network at the time of this row.
   FASTNDSM_HD void euler_step(const V* x, int64_t n, int64_t row, S weight, V* to) const {
     const int64_t d = p.mixture.dim;
-    MixtureTile<V, kind, 0, false> mixture(p.mixture, scratch);
+    MixtureTile<V, kind, false> mixture(p.mixture, scratch);
     mixture.prepare(x, nullptr);
     mixture.all_moments(x, nullptr, reference, nullptr, nullptr);
     for (int64_t j = 0; j < d; ++j) h[j] = x[j];

@@ -55,18 +55,17 @@ struct Member {
   bool draws;
 };
 
-template <typename V, Covariance kind, int D, Output output>
+template <typename V, Covariance kind, Output output>
 struct Trajectory {
   using S = scalar_of<V>;
   static constexpr bool kTarget = output == Output::target;
-  using Mixture = MixtureTile<V, kind, D, kTarget>;
+  using Mixture = MixtureTile<V, kind, kTarget>;
 
   const ProcessView<S>& p;
 
-  FASTNDSM_HD int64_t dim() const { return D > 0 ? D : p.mixture.dim; }
+  FASTNDSM_HD int64_t dim() const { return p.mixture.dim; }
 
-  // The noise of a step: all of it at once where the logits need it or it fits into registers, else with the update.
-  static constexpr bool kAhead = kTarget || D > 0;
+  // The noise of a step: all of it at once where the logits need it, for the target, else with the update.
   using Counters = typename PathCounters<words_of<V>>::AtStep;
 
   // One tile, or one and its mirror image.
@@ -78,12 +77,8 @@ struct Trajectory {
 
   FASTNDSM_HD void step(int64_t n, Member<V>& one) const {
     const Counters counters = one.lanes.paths.at(static_cast<uint32_t>(n), p.noise.key);
-    if (one.draws) {
-      if constexpr (D > 0) {
-        some_normals<D>(counters, 0, one.z);
-      } else if constexpr (kTarget) {
-        normals(counters, 0, dim(), one.z);
-      }
+    if constexpr (kTarget) {
+      if (one.draws) normals(counters, 0, dim(), one.z);
     }
     Mixture mixture(p.mixture, one.scratch);
     mixture.prepare(one.state.x, one.z);
@@ -92,23 +87,19 @@ struct Trajectory {
 
   // x, and what goes with it, from step n to n + 1; only in lanes that have not taken their last step.
   FASTNDSM_HD void advance(int64_t n, Member<V>& member, Mixture& mixture, const Counters& counters) const {
-    if constexpr (D > 0) {
-      update<D>(n, member, mixture, 0, member.z);
-    } else {
-      constexpr int chunk = 8;  // two counters' dimensions: so few that all of it stays in registers
-      const int64_t d = dim();
-      V drawn[chunk];
-      const auto noise = [&](int64_t j) { return kAhead ? member.z + j : drawn; };
-      int64_t j = 0;
-      for (; j + chunk <= d; j += chunk) {
-        if constexpr (!kAhead) some_normals<chunk>(counters, static_cast<uint32_t>(j / 4), drawn);
-        update<chunk>(n, member, mixture, j, noise(j));
-      }
-      if (!kAhead && j < d) normals(counters, j, d, drawn);
-      const V* z = noise(j) - j;
-      for (; j + 4 <= d; j += 4) update<4>(n, member, mixture, j, z + j);
-      for (; j < d; ++j) update<1>(n, member, mixture, j, z + j);
+    constexpr int chunk = 8;  // two counters' dimensions: so few that all of it stays in registers
+    const int64_t d = dim();
+    V drawn[chunk];
+    const auto noise = [&](int64_t j) { return kTarget ? member.z + j : drawn; };
+    int64_t j = 0;
+    for (; j + chunk <= d; j += chunk) {
+      if constexpr (!kTarget) some_normals<chunk>(counters, static_cast<uint32_t>(j / 4), drawn);
+      update<chunk>(n, member, mixture, j, noise(j));
     }
+    if (!kTarget && j < d) normals(counters, j, d, drawn);
+    const V* z = noise(j) - j;
+    for (; j + 4 <= d; j += 4) update<4>(n, member, mixture, j, z + j);
+    for (; j < d; ++j) update<1>(n, member, mixture, j, z + j);
     if constexpr (kTarget && kind == Covariance::spherical) {
       const S a = p.drift_scale[n], s = p.noise_std[n];
       TileState<V>& t = member.state;

@@ -238,10 +238,11 @@ class WarpTrajectory {
     FASTNDSM_UNROLL
     for (int k = 0; k < kTogether; ++k) {
       const bool real = k0 + k <= last;
-      const S p = kDiag || !real ? S(1) : p_.mixture.precisions[k0 + k], offset = real ? p_.mixture.log_scale[k0 + k] : S(0);
+      const S p = kDiag ? S(1) / kHalfLog2e : real ? p_.mixture.precisions[k0 + k] : S(1);
+      const S half = kDiag ? S(1) : kHalfLog2e * p, offset = real ? p_.mixture.log_scale[k0 + k] : S(0);
       FASTNDSM_UNROLL
       for (int s = 0; s < N; ++s) {
-        const V l = fma(sum(q[k][s]), splat<V>(-kHalfLog2e * p), splat<V>(offset));
+        const V l = fma(sum(q[k][s]), splat<V>(-half), splat<V>(offset));
         if (real) warp_.put(weights_ + (k0 + k) * N + s, l);
         if constexpr (kTarget) {
           const V product = p * sum(along[k][s]);

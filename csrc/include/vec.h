@@ -189,6 +189,21 @@ FASTNDSM_HD V scale_by_power_of_two(V x, V n) {
   return x * reinterpret<V>((half + bias) << mantissa) * reinterpret<V>((k - half + bias) << mantissa);
 }
 
+// Whether a table of 32 words is looked up by one instruction.
+#if defined(FASTNDSM_AVX512)
+template <typename V>
+constexpr bool kLooksUp = std::is_same<V, vec<int32_t, 16>>::value;
+
+// Lane by lane, word index mod 32 of an aligned table.
+template <typename V>
+FASTNDSM_HD V look_up(const int32_t* table, V index) {
+  return (V)_mm512_permutex2var_epi32(_mm512_load_si512(table), (__m512i)index, _mm512_load_si512(table + 16));
+}
+#else
+template <typename V>
+constexpr bool kLooksUp = false;
+#endif
+
 // Lane by lane, the 64-bit product of the low 32 bits of a and of b; their high bits are ignored.
 template <typename V>
 FASTNDSM_HD V mul_low32(V a, V b) {

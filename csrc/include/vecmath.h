@@ -51,6 +51,25 @@ FASTNDSM_HD V exp2_reduced(V r) {
   return fma(p, r, splat<V>(1));
 }
 
+#if defined(FASTNDSM_AVX512)
+// 2^x for |x| below 2^7, in lanes whose exponent's 32 parts fit one table: 2^(n + i/32) 2^r, |r| <= 1/64. Entry i is the
+// bits of 2^(i/32) less i 2^18, which adding (32 n + i) 2^18 puts back.
+template <typename V>
+FASTNDSM_HD V exp2_by_table(V x) {
+  alignas(64) static constexpr int32_t table[32] = {
+      0x3f800000, 0x3f7ecd87, 0x3f7daac3, 0x3f7c980f, 0x3f7b95c2, 0x3f7aa43a, 0x3f79c3d3, 0x3f78f4f0,
+      0x3f7837f0, 0x3f778d3a, 0x3f76f532, 0x3f767043, 0x3f75fed7, 0x3f75a15b, 0x3f75583f, 0x3f7523f6,
+      0x3f7504f3, 0x3f74fbaf, 0x3f7508a4, 0x3f752c4d, 0x3f75672a, 0x3f75b9be, 0x3f76248c, 0x3f76a81e,
+      0x3f7744fd, 0x3f77fbb8, 0x3f78ccdf, 0x3f79b907, 0x3f7ac0c7, 0x3f7be4ba, 0x3f7d257d, 0x3f7e83b3};
+  constexpr float magic = 12582912.0f / 32.0f;  // rounds to 32nds; the low bits of the sum count them
+  const V shifted = x + magic;
+  const V r = x - (shifted - magic);
+  const auto parts = reinterpret<bits_of<V>>(shifted);
+  const V power = reinterpret<V>(look_up(table, parts) + (parts << 18));
+  return fma(V(power * r), polynomial(r, 0.6931573298, 0.2402264974), power);
+}
+#endif
+
 // k ln(1 + f) for f in [-1/3, 1/3].
 template <typename V>
 FASTNDSM_HD V log1p_reduced(V f, double k) {

@@ -183,7 +183,7 @@ void evaluate(Channel& channel, const MixtureView<S>& mixture) {
   std::vector<S> log_prob = unwritten<S>(n), out[3] = {unwritten<S>(n * d), unwritten<S>(n * d), unwritten<S>(n * d)};
   std::vector<V> scratch(MixtureScratch<V>::vectors(mixture.n_components, d)), tile_x(d), tile_z(d), moments[3];
   for (auto& m : moments) m.resize(d);
-  using Tile = MixtureTile<V, kind, 0, true>;
+  using Tile = MixtureTile<V, kind, true>;
   Tile tile(mixture, MixtureScratch<V>(scratch.data(), mixture.n_components, d));
   in_vectors<kLanes<S>>(n, [&](int64_t first, int64_t count) {
     for (int64_t j = 0; j < d; ++j) {

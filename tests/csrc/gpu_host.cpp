@@ -84,11 +84,16 @@ void in_registers(const Arguments<S>& a) {
       for (int j = 0; j < d; ++j) a.x[row * d + j] = y[j];
     } else {
       constexpr bool target = mode == Mode::target;
-      S h[D];
-      RegisterTrajectory<S, kind, D, target> sample(a.start + row * d, d, h, 1);
+      S h[D], z[D];
+      RegisterTrajectory<S, kind, D, target> sample(h, 1);
+      for (int j = 0; j < D; ++j) sample.x[j] = j < d ? a.start[row * d + j] : S(0);
       for (int n = 0; n < a.steps[row]; ++n) {
+        const auto counters = path.at(static_cast<uint32_t>(n), process.noise.key);
         const bool last = !target && a.second && n + 1 == a.steps[row];
-        sample.step(process, path, n, S(i < a.rows ? 1 : -1), last ? a.second + i * d : nullptr, last ? a.third + i * d : nullptr);
+        if constexpr (target) sample.draw(process, counters, z);
+        sample.step(process, counters, n, z, S(i < a.rows ? 1 : -1), true, [&](int j, S mean, S noise) {
+          if (last && j < d) a.second[i * d + j] = mean, a.third[i * d + j] = noise;
+        });
       }
       for (int j = 0; j < d; ++j) {
         a.x[i * d + j] = sample.x[j];
