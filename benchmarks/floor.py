@@ -1,6 +1,6 @@
 """How fast an op could be on this machine: its arithmetic at rates that are measured in the same run.
 
-    floor = multiply-adds / FMA rate + normals / Philox rate        simulate, simulate_target, mixture_score
+    floor = multiply-adds / FMA rate + normals / Philox rate        simulate, simulate_target, mixture_score, sample
     floor = bytes read and written / memory bandwidth               the losses
 
 FMA rate       independent chains of multiply-adds in registers (fma.c), on every thread; without a compiler, sgemm's
@@ -15,11 +15,12 @@ loads and stores are not counted.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -84,6 +85,16 @@ def spherical_score_multiply_adds(dim: int, components: int) -> int:
     12: P |x|^2 and the offset to the logit (2), softmax (9), r P (1).
     """
     return 2 * components * dim + 12 * components + 2 * dim
+
+
+def mlp_multiply_adds(widths: Sequence[int]) -> int:
+    """One sample through a network of these widths, from inputs to outputs.
+
+    layers    the products of neighbouring widths
+    hidden    1 + 7 + 2 a unit      what the time gives it; SiLU: exponential, 1 + it, the product
+    """
+    layers = sum(a * b for a, b in itertools.pairwise(widths))
+    return layers + sum(widths[1:-1]) * (1 + EXPONENTIAL + 2)
 
 
 def measure(array_bytes: int) -> Rates:

@@ -20,6 +20,7 @@ CASES = {
     "mixture_score": 1,
     "simulate": 3,
     "simulate_target": 3,
+    "sample": 1,
     "training step": 2,
 }
 LEFT_OUT = "d16 and jax or rbg or compiled and target"  # minutes of compilation, and nothing that the others have not

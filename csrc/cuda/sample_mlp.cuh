@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(256, 1) sample_kernel(const __grid_constant__ 
       float none = 0.0f;
       for (int j0 = 0; j0 < d; j0 += 4) {
         float z[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-        if (!a.ode && n > 0) padded_normals<4>(path.at(static_cast<uint32_t>(n), noise.key), j0, d, z);
+        if (!a.ode && n > 0) padded_normals<4, float>(path.at(static_cast<uint32_t>(n), noise.key), j0, d, z);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           if (j0 + i < d) {

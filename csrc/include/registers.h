@@ -138,7 +138,8 @@ class OnlineMixture {
     V peak = maximum_;
     FASTNDSM_UNROLL
     for (int g = 0; g < N; ++g) peak = fastndsm::max(l[g], peak);
-    if (k0 > 0) {  // the maximum may have grown: what was summed so far shrinks
+    // The maximum may have grown: what was summed so far shrinks. A branch costs a GPU registers, and saves it little.
+    if (lanes_of<V> == 1 || k0 > 0) {
       const V factor = weight_of(V(maximum_ - peak));
       total_ *= factor, rate_ *= factor, along_ *= factor, slope_ *= factor;
       FASTNDSM_UNROLL
@@ -239,7 +240,7 @@ struct RegisterProcess {
 // z[0 .. C): the normals of dimensions j0 .. j0 + C - 1, 0 from dimension `dim` on; 4 divides j0.
 template <int C, typename V>
 FASTNDSM_HD void padded_normals(const typename PathCounters<words_of<V>>::AtStep& counters, int j0, int dim, V* z) {
-  some_normals<C>(counters, static_cast<uint32_t>(j0 / 4), z);
+  some_normals<C, V>(counters, static_cast<uint32_t>(j0 / 4), z);
   FASTNDSM_UNROLL
   for (int i = 0; i < C; ++i) z[i] = j0 + i < dim ? z[i] : V{};
 }
@@ -273,7 +274,7 @@ struct RegisterTrajectory {
   // The noise of a step, which the target needs ahead of it.
   FASTNDSM_HD static void draw(const RegisterProcess<S>& p, const Counters& counters, V (&z)[D]) {
     FASTNDSM_UNROLL
-    for (int j = 0; j < D; j += kCounter<D>) padded_normals<kCounter<D>>(counters, j, p.dim, z + j);
+    for (int j = 0; j < D; j += kCounter<D>) padded_normals<kCounter<D>, V>(counters, j, p.dim, z + j);
   }
 
   // Step n, in lanes that are active (a mask, or true). drawn is its noise, to be multiplied by sign; null without the target.
@@ -294,7 +295,7 @@ struct RegisterTrajectory {
     }
     FASTNDSM_UNROLL
     for (int j0 = 0; j0 < D; j0 += C) {
-      if constexpr (!kAhead) padded_normals<C>(counters, j0, p.dim, z);
+      if constexpr (!kAhead) padded_normals<C, V>(counters, j0, p.dim, z);
       FASTNDSM_UNROLL
       for (int i = 0; i < C; ++i) {
         const int j = j0 + i, r = kRates == 1 ? 0 : j;
@@ -339,7 +340,7 @@ FASTNDSM_HD void reverse_step(const RegisterProcess<S>& p, const PathCounters<ui
   for (int j0 = 0; j0 < D; j0 += C) {
     S z[C];
     if (s != S(0)) {
-      padded_normals<C>(counters, j0, p.dim, z);
+      padded_normals<C, S>(counters, j0, p.dim, z);
     } else {
       FASTNDSM_UNROLL
       for (int i = 0; i < C; ++i) z[i] = S(0);
