@@ -29,6 +29,7 @@ import torch
 
 from ._jit_cache import (
     BuildError,
+    CompilationError,
     default_cache_dir,
     flush,
     is_built,
@@ -131,7 +132,7 @@ class Builder:
                 log.write_text(output)
                 tail = "\n".join(output.splitlines()[-LOG_TAIL_LINES:])
                 command = shlex.join(compiler.command)
-                raise BuildError(f"{command} could not build {self.name}; full output in {log}:\n{tail}")
+                raise CompilationError(f"{command} could not build {self.name}; full output in {log}:\n{tail}")
             (work / "build.log").write_text(output)
             for unneeded in work.glob("*.o"):
                 unneeded.unlink()
@@ -224,7 +225,7 @@ def load() -> None:
             try:
                 torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
             except OSError as error:
-                raise BuildError(f"{library} cannot be loaded: {error.__cause__ or error}") from error
+                raise CompilationError(f"{library} cannot be loaded: {error.__cause__ or error}") from error
         except BuildError as error:
             _failure = (circumstances, error)
             raise

@@ -20,6 +20,10 @@ class BuildError(RuntimeError):
     """The compiled kernels cannot be had; the message says why."""
 
 
+class CompilationError(BuildError):
+    """The tools are there, but what they make of the sources is no library that can be loaded."""
+
+
 def default_cache_dir() -> Path:
     if named := os.environ.get("FASTNDSM_CACHE_DIR"):
         return Path(os.path.abspath(os.path.expanduser(named)))

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ._jit import COMPILE_FLAGS, Builder, csrc_directory, require_enabled
-from ._jit_cache import BuildError, is_built, require_private
+from ._jit_cache import BuildError, CompilationError, is_built, require_private
 from ._jit_toolchain import Compiler, command_line, escape, find_compiler
 
 NVCC_FLAGS = (
@@ -161,7 +161,7 @@ def load() -> None:
         try:
             torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
         except OSError as error:
-            raise BuildError(f"{library} cannot be loaded: {error.__cause__ or error}") from error
+            raise CompilationError(f"{library} cannot be loaded: {error.__cause__ or error}") from error
         _loaded = library
 
 
