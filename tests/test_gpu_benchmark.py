@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,16 @@ import pytest
 import torch
 from _kernels import ROOT, TARGETS, Row, check_resources, compile_ahead, compiled_by, interpreted_by, main
 
-from benchmarks.gpu import device
+from benchmarks.gpu import device, log, simulations, suite
+from benchmarks.gpu.report import Report
 from fastndsm import functional
 
 OPS = ["philox_normal", "mixture_score", "mixture_log_prob", "mixture_hvp", "simulate", "simulate_transition"]
-OPS += ["simulate_target", "reverse_step", "ndsm_loss", "dsm_loss", "sample"]
+OPS += ["simulate_target", "reverse_step", "ndsm_loss", "dsm_loss", "sample_mlp"]
 CASES = {"simulate": 3, "simulate_target": 2, "philox_normal": 1, "ndsm_loss": 3, "dsm_loss": 3, "mixture_score": 1}
-CASES |= {"reverse_step": 2, "sample": 1, "training step": 2}
+CASES |= {"reverse_step": 2, "sample": 2}
+OF_PATHS = {"simulate", "simulate_transition", "simulate_target", "reverse_step", "sample_mlp"}
+BACKENDS = ["reference", "cpp"]  # what stands for triton and cuda where there is no GPU
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -43,15 +47,25 @@ def test_tiny_run_agrees_and_is_written_down(tmp_path: Path) -> None:
     stored = json.loads(path.read_text())
     assert stored["failures"] == stored["peers_failures"] == []
     assert {section["status"] for section in stored["sections"]} == {"ok"}
-    assert stored["environment"]["backend"] == "reference" and stored["environment"]["date"]
+    assert stored["backends"] == BACKENDS and stored["environment"]["date"]
 
-    assert {check["op"] for check in stored["checks"]} == set(OPS)
-    assert all(check["passed"] for check in stored["checks"])
-    assert any("compute-sanitizer did not run: there is no GPU" in note for note in stored["notes"])
+    for backend in BACKENDS:
+        checks = [check for check in stored["checks"] if check["backend"] == backend]
+        assert {check["op"] for check in checks} == set(OPS)
+        served = [check["op"] for check in checks if check["case"] == "served"]
+        assert served == (["sample_mlp"] if backend == "reference" else [])
+        assert [op for op in OPS if sum(check["op"] == op for check in checks) < 2] == served
+        assert {c["op"] for c in checks if c["case"].endswith("split in two")} == OF_PATHS - set(served)
+    assert {check["op"] for check in stored["checks"] if not check["backend"]} == {"sample"}
+    assert all(check["passed"] for check in stored["checks"]) and stored["refused"] == []
+    assert sum("compute-sanitizer did not run: there is no GPU" in note for note in stored["notes"]) == 2
 
     assert all(stored["rates"][name] > 0 for name in ("bandwidth", "fma", "normals"))
-    ours = [row for row in stored["rows"] if row["contender"] == "ours"]
-    assert {op: sum(row["op"] == op for row in ours) for op in CASES} == CASES
+    ours = [row for row in stored["rows"] if row["contender"] in BACKENDS]
+    for backend in BACKENDS:
+        assert {op: sum((row["op"], row["contender"]) == (op, backend) for row in ours) for op in CASES} == CASES
+    assert [row["contender"] for row in ours if row["op"] == "training step"] == ["reference"] * 2
+    assert {r["configuration"] for r in ours if (r["op"], r["contender"]) == ("sample", "cpp")} == {"one call"}
     assert all(row["median"] > 0 and len(row["seconds"]) >= 2 for row in stored["rows"])
     assert all(row["floor"] > 0 for row in ours if row["op"] not in ("sample", "training step"))
     peers = {row["contender"].split()[0] for row in stored["rows"]}
@@ -60,7 +74,7 @@ def test_tiny_run_agrees_and_is_written_down(tmp_path: Path) -> None:
     assert ("torchsde" in peers) == (find_spec("torchsde") is not None)
 
     table = path.with_suffix(".md").read_text()
-    assert all(f"| {row['op']} | {row['case']} | " in table for row in ours)
+    assert all(f"| {row['op']} | {row['case']} | {row['contender']}" in table for row in ours)
     assert stored["environment"]["device"] in table and stored["environment"]["date"] in table
 
 
@@ -73,19 +87,96 @@ made_up = types.ModuleType("made_up")
 made_up.__spec__ = types.SimpleNamespace()  # it can be found
 made_up.ndsm_loss = lambda *arguments: 1.001 * reference.ndsm_loss(*arguments)
 made_up.ndsm_loss_backward, made_up.philox_normal = reference.ndsm_loss_backward, reference.philox_normal
-sys.modules["made_up"] = made_up
+
+def simulate(x0, steps, drift_scale, noise_std, mixture, *rest):
+    if mixture.covariance_type in ("tied", "full"):
+        raise NotImplementedError("no matrices")
+    return reference.simulate(x0, steps, drift_scale, noise_std, mixture, *rest)
+
+def simulate_target(*arguments):
+    raise NotImplementedError("never")
+
+made_up.simulate, made_up.simulate_transition, made_up.simulate_target = simulate, simulate, simulate_target
+borrows = types.ModuleType("borrows")
+borrows.__spec__ = types.SimpleNamespace()
+borrows.ndsm_loss, borrows.philox_normal = made_up.ndsm_loss, lambda *arguments: reference.philox_normal(*arguments)
+borrows.ndsm_loss_backward, borrows.dsm_loss = made_up.ndsm_loss_backward, lambda *arguments: 1 / 0
+sys.modules["made_up"], sys.modules["borrows"] = made_up, borrows
 _backend.BACKENDS["triton"] = _backend.Backend("triton", "made_up", devices=("cpu",))
-sys.exit(main("check loss", "check philox"))
+_backend.BACKENDS["cpp"] = _backend.Backend("cpp", "borrows", devices=("cpu",))
+sys.exit(main("check loss", "check philox", "check simulate"))
 """
 
 
-def test_an_op_that_is_wrong_or_missing_is_told() -> None:
+def test_an_op_that_is_wrong_missing_refused_or_borrowed_is_told() -> None:
     done = run(sys.executable, "-c", WRONG, FASTNDSM_BACKEND="triton")
     assert done.returncode == 1, done.stderr
-    assert "check loss: ndsm_loss plain B=5 d=3: error 0.001, at most 1." in done.stdout
-    assert "| ndsm_loss | 0 of 6 | " in done.stdout
-    assert "| dsm_loss | it has no dsm_loss |" in done.stdout
-    assert "| philox_normal | 5 of 5 |  |" in done.stdout
+    assert "check loss, triton: ndsm_loss plain B=5 d=3: error 0.001, at most 1." in done.stdout
+    assert "| ndsm_loss | triton | 0 of 6 |  | " in done.stdout
+    assert "| dsm_loss | triton | it has no dsm_loss |" in done.stdout
+    assert "| philox_normal | triton | 5 of 5 |  |  |" in done.stdout
+    # of the second backend only what is not the first's; its own errors are its own
+    assert "| ndsm_loss | cpp | triton's |  |  |" in done.stdout
+    assert "| philox_normal | cpp | 5 of 5 |  |  |" in done.stdout
+    assert "check loss, cpp: dsm_loss B=5 d=3: ZeroDivisionError" in done.stdout
+    # shapes may be refused, an op may not
+    assert "| simulate | triton | 6 of 6 | 4: no matrices |  |" in done.stdout
+    assert "| simulate_target | triton | it refuses every case | 10: never |" in done.stdout
+    assert "check simulate, triton: simulate_target served: it refuses every case" in done.stdout
+    assert "check simulate, triton: simulate_transition spherical B=1 d=1 K=1: " in done.stdout
+
+
+NOT_BUILT = """
+import sys, types
+from fastndsm import _backend
+from fastndsm._jit_cache import BuildError, CompilationError
+from benchmarks.gpu.__main__ import main
+
+made_up = types.ModuleType("made_up")
+made_up.__spec__ = types.SimpleNamespace()
+
+def prepare():
+    with open(sys.argv[2], "a") as file:
+        file.write("once ")
+    raise {"nvcc": BuildError, "sources": CompilationError}[sys.argv[1]](f"{sys.argv[1]} are not right")
+
+made_up.prepare = prepare
+sys.modules["made_up"] = made_up
+_backend.BACKENDS["cpp"] = _backend.Backend("cpp", "made_up", devices=("cpu",))
+sys.exit(main("check philox", "time simulate", "peer eager"))
+"""
+
+
+@pytest.mark.parametrize("wrong", ["nvcc", "sources"])
+def test_a_backend_that_is_not_built_is_told_and_tried_once(wrong: str, tmp_path: Path) -> None:
+    """A failure only where there was all that it takes to build it; the other backend's sections run."""
+    done = run(sys.executable, "-c", NOT_BUILT, wrong, str(tmp_path / "tries"))
+    failed = wrong == "sources"
+    assert done.returncode == failed, done.stderr
+    assert ("build: cpp: CompilationError: sources are not right" in done.stdout) == failed
+    assert ("- backend cpp cannot be built here: nvcc are not right" in done.stdout) != failed
+    assert "check philox, reference: ok" in done.stdout and "time simulate, reference: ok" in done.stdout
+    assert "peer eager: ok" in done.stdout and ", cpp:" not in done.stdout
+    assert (tmp_path / "tries").read_text() == "once "
+
+
+def test_what_is_to_be_reached_against_another_backend() -> None:
+    """A row is compared with those on its own case alone, and no backend with itself."""
+    times = {("simulate", "small", "triton"): 1.2, ("simulate", "small", "cuda"): 1.0}
+    times |= {("simulate", "large", "triton"): 2.1, ("simulate", "large", "cuda"): 1.0}
+    found = []
+    for (op, case, contender), seconds in times.items():
+        row = log.Row(op, case, contender, "a step", 1, "", [seconds] * 3)
+        row.targets = simulations.RACES[case == "large"].targets.get(contender, {})
+        found.append(asdict(row))
+    section = suite.Section("time", "nothing:nothing", 1.0)
+    report = Report([suite.Outcome(section, "ok", 1.0, {"row": found})], 1.0)
+    assert report.missed() == ["simulate small, cuda: 1.2 of triton's time, to reach 1.3"]
+    lines = [line.split(" | ") for line in report._speeds().splitlines()[2:]]
+    assert [(line[2], line[8].rstrip(" |")) for line in lines if "triton" not in line[2]] == [
+        ("cuda", "1.2e+06, **1.2x** (to reach 1.3x)"),
+        ("cuda", "2.1e+06, **2.1x** (to reach 2x)"),
+    ]
 
 
 SECTIONS = """

@@ -5,6 +5,8 @@ A case is a function of (backend, dtype) that calls an op, gradients included; n
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,9 +14,9 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastndsm import GaussianMixture, LangevinProcess, functional
+from fastndsm import GaussianMixture, LangevinProcess, ResidualScore, functional, networks, sample, use_backend
 
 from ..problems import TINY
 from .device import device, normals
@@ -23,11 +25,19 @@ KINDS = ("spherical", "diag", "tied", "full")
 SIZES = [(1, 1, 1), (33, 1, 3), (1031, 2, 8), (31, 3, 5), (257, 4, 300), (33, 5, 30), (65, 16, 10), (33, 67, 3)]
 WIDE = [(65, 784, 10)]  # not for full and tied covariances, whose matrices take long to set up
 SIZES, WIDE = ([(1, 1, 1), (5, 2, 3)], [(3, 67, 2)]) if TINY else (SIZES, WIDE)
+# rows, d, K, hidden layers, and what the network is in
+SAMPLED: list[tuple[int, int, int, tuple[int, ...], str]]
+SAMPLED = [(1, 1, 1, (64,), "alone"), (5, 2, 3, (128, 128), "features")]
+if not TINY:
+    SAMPLED += [(1031, 2, 8, (128, 128, 128), "residual"), (67, 5, 30, (64, 64), "features")]
+    SAMPLED += [(33, 16, 5, (128, 128), "residual"), (257, 3, 70, (64,) * 4, "alone")]
+PATHS = 67
 STEPS = 12
 SEED, FIRST_PATH = -0x123456789ABCDEF, 2**32 - 9
 
 Call = Callable[[str, torch.dtype], tuple[Tensor, ...]]
 Options = dict[str, Any]
+OfPaths = Callable[[int, int], tuple[Tensor, ...]]  # of paths i <= number < j
 
 
 @dataclass(frozen=True)
@@ -194,21 +204,104 @@ def loss_cases() -> Iterator[Case]:
                 fixed: Options = fixed,
             ) -> tuple[Tensor, ...]:
                 z, std = z.to(dtype), std.to(dtype)
-                return differentiated(
-                    lambda s: functional.ndsm_loss(s, z, std, **fixed, backend=backend), s.to(dtype)
-                )
+                return differentiated(lambda s: functional.ndsm_loss(s, z, std, **fixed, backend=backend), s.to(dtype))
 
             yield Case("ndsm_loss", f"{name} B={rows} d={dim}", ndsm)
 
         score = normals(rows, dim)
 
-        def dsm(
-            backend: str, dtype: torch.dtype, s: Tensor = score, target: Tensor = noise
-        ) -> tuple[Tensor, ...]:
+        def dsm(backend: str, dtype: torch.dtype, s: Tensor = score, target: Tensor = noise) -> tuple[Tensor, ...]:
             run = partial(functional.dsm_loss, reduction="none", backend=backend)
             return differentiated(run, s.to(dtype), target.to(dtype))
 
         yield Case("dsm_loss", f"B={rows} d={dim}", dsm)
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """That of the samples."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def score_network(p: LangevinProcess, hidden: tuple[int, ...], kind: str) -> nn.Module:
+    """With random weights in the last layer too, which starts at zero."""
+    torch.manual_seed(0)
+    features = kind == "features"
+    net = networks.MLP(p.dim, hidden, in_dim=p.dim * (2 if features else 1), horizon=p.T)
+    nn.init.normal_(net.last.weight, std=0.1)
+    nn.init.normal_(net.film.out.weight, std=0.1)
+    return net.to(device()) if kind == "alone" else ResidualScore(net.to(device()), p, features=features)
+
+
+def sampled(net: nn.Module, p: LangevinProcess, n: int, backend: str, dtype: torch.dtype, **options: Any) -> Tensor:
+    """By the backend's evaluation of the whole trajectory; of the reference, by the loop that calls the network."""
+    fused = backend != "reference"
+    with use_backend(backend), default_dtype(dtype):
+        return sample(copy.deepcopy(net).to(dtype), p, n, fused=fused, cuda_graph=False, **options)
+
+
+def sampling_process(kind: str, dim: int, components: int) -> LangevinProcess:
+    """With a float32 mixture: a backend that serves float32 alone draws from it."""
+    double = process(kind, dim, components)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return LangevinProcess(copy.deepcopy(double.reference).float(), T=0.4, n_steps=STEPS)
+
+
+def sampler_cases() -> Iterator[Case]:
+    for kind in KINDS:
+        for rows, dim, components, hidden, what in SAMPLED:
+            p = sampling_process(kind, dim, components)
+            net = score_network(p, hidden, what)
+
+            def call(
+                backend: str, dtype: torch.dtype, n: int = rows, p: LangevinProcess = p, net: nn.Module = net
+            ) -> tuple[Tensor, ...]:
+                run = partial(sampled, net, p, n, backend, dtype, seed=SEED, first_path=FIRST_PATH)
+                return run(method="sde"), run(method="ode")
+
+            label = f"{kind} B={rows} d={dim} K={components} {what} {'x'.join(map(str, hidden))}"
+            yield Case("sample_mlp", label, call)
+
+
+def of_paths(backend: str) -> Iterator[tuple[str, str, OfPaths]]:
+    """Op, label and call of what has paths of its own, in few dimensions and in many."""
+    each: Options = {"seed": 1, "backend": backend}
+    for dim in (2, 67):
+        p, label = process("diag", dim, 3), f"d={dim}"
+        x, score = (normals(PATHS, dim, seed=i) for i in range(2))
+        ends = (torch.arange(PATHS, device=device()) * 5) % STEPS + 1
+
+        def simulate(i: int, j: int, p: LangevinProcess = p, x: Tensor = x, ends: Tensor = ends) -> tuple[Tensor, ...]:
+            return (functional.simulate(x[i:j], p, ends[i:j], first_path=i, **each),)
+
+        def transition(
+            i: int, j: int, p: LangevinProcess = p, x: Tensor = x, ends: Tensor = ends
+        ) -> tuple[Tensor, ...]:
+            return functional.simulate_transition(x[i:j], p, ends[i:j], first_path=i, **each)
+
+        def target(i: int, j: int, p: LangevinProcess = p, x: Tensor = x, ends: Tensor = ends) -> tuple[Tensor, ...]:
+            return functional.simulate_target(x[i:j], p, ends[i:j], first_path=i, **each)
+
+        def reverse(i: int, j: int, p: LangevinProcess = p, x: Tensor = x, s: Tensor = score) -> tuple[Tensor, ...]:
+            return (functional.reverse_step(x[i:j], s[i:j], p, 3, first_path=i, **each),)
+
+        yield "simulate", label, simulate
+        yield "simulate_transition", label, transition
+        yield "simulate_target", label, target
+        yield "reverse_step", label, reverse
+    p = sampling_process("diag", 2, 3)
+    net = score_network(p, (64, 64), "residual")
+    yield (
+        "sample_mlp",
+        "d=2",
+        lambda i, j: (sampled(net, p, j - i, backend, torch.float32, seed=1, first_path=i),),
+    )
 
 
 FAMILIES: dict[str, Callable[[], Iterator[Case]]] = {
@@ -217,4 +310,5 @@ FAMILIES: dict[str, Callable[[], Iterator[Case]]] = {
     "simulate": simulate_cases,
     "reverse step": reverse_step_cases,
     "loss": loss_cases,
+    "mlp sampler": sampler_cases,
 }

@@ -1,4 +1,4 @@
-"""The device, the backend under test on it, and how calls are timed: events around replays of a graph, on a GPU.
+"""The device, the backends under test on it, and how calls are timed: events around replays of a graph, on a GPU.
 
 Nothing here asks for a device when it is imported: the parent of the sections must not, see suite.py.
 """
@@ -43,17 +43,27 @@ def device() -> torch.device:
 
 
 @cache
-def backend() -> str:
-    """The one under test: on a GPU triton, else what FASTNDSM_BACKEND names, by default the reference."""
+def backends() -> tuple[str, ...]:
+    """Those under test. On a CPU: what FASTNDSM_BACKEND names, by default the reference, and cpp."""
     if device().type == "cuda":
-        return "triton"
+        return "triton", "cuda"
     named = os.environ.get(_backend.ENVIRONMENT) or "reference"
-    return "reference" if named == "auto" else named
+    return tuple(dict.fromkeys(("reference" if named == "auto" else named, "cpp")))
 
 
-def refusal(op: str) -> str | None:
-    """Why the backend under test does not serve an op, or None."""
-    return _backend.BACKENDS[backend()].refuses(op, device(), torch.float32)
+def refusal(backend: str, op: str) -> str | None:
+    """Why a backend does not serve an op, or None."""
+    return _backend.BACKENDS[backend].refuses(op, device(), torch.float32)
+
+
+def lender(backend: str, op: str) -> str | None:
+    """The earlier one of the backends under test whose function this one serves the op by, or None."""
+    for other in backends()[: backends().index(backend)]:
+        if refusal(other, op) is None and refusal(backend, op) is None:
+            one, two = (getattr(_backend.BACKENDS[name].load(), op) for name in (other, backend))
+            if one is two:
+                return other
+    return None
 
 
 def synchronize() -> None:

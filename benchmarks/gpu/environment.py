@@ -1,4 +1,4 @@
-"""What the figures were taken on."""
+"""What the figures were taken on, and which backends can be had there."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import platform
 import shutil
 import subprocess
 import time
+from functools import partial
 from typing import Any
 
 import torch
 
 import fastndsm
+from fastndsm import _backend
+from fastndsm._jit_cache import BuildError, CompilationError
 
 from ..problems import TINY
-from .device import backend, device
+from .device import backends, device
 from .log import Log
 
 PACKAGES = ("torch", "triton", "jax", "jaxlib", "torchsde", "numpy")
@@ -27,11 +30,27 @@ def describe(log: Log) -> None:
     log.write("environment", environment())
 
 
+def build(log: Log) -> None:
+    """Loads, and so builds, each backend under test. What cannot be tried here is told, and is no failure."""
+    for name in backends():
+        log.attempt(name, partial(_load, name, log))
+
+
+def _load(name: str, log: Log) -> None:
+    try:
+        _backend.BACKENDS[name].load()
+    except CompilationError:
+        raise
+    except BuildError as error:
+        log.write("note", f"backend {name} cannot be built here: {error}")
+    else:
+        log.write("backend", name)
+
+
 def environment() -> dict[str, Any]:
     found: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "device": platform.processor() or platform.machine(),
-        "backend": backend(),
         "tiny": TINY,
         "system": platform.platform(),
         "versions": versions(),

@@ -29,7 +29,7 @@ class Row(Spread):
 
     op: str
     case: str
-    contender: str  # ours, or a family of peers
+    contender: str  # a backend, or a family of peers
     unit: str  # what `count` counts
     count: int
     check: str  # what holds for its results

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastndsm._backend import BACKENDS
+
 from ..record import table
 from .log import Check, Row
 from .suite import Outcome
 
-FAMILIES = ("eager", "compiled", "torchsde", "jax", "dsm", "plain")  # a peer's family is its first word
+FAMILIES = (*BACKENDS, "eager", "compiled", "torchsde", "jax", "dsm", "plain")  # a contender's is its first word
 
 
 class Report:
@@ -22,8 +24,10 @@ class Report:
         self.outcomes, self.seconds = outcomes, seconds
         self.environment: dict[str, Any] = next(iter(self._all("environment")), {})
         self.rates: dict[str, float] = next(iter(self._all("rates")), {})
-        self.checks = [Check(**c) for c in self._all("check")]
-        self.notes = [o.found["note"][-1] for o in outcomes if "note" in o.found]
+        self.backends: list[str] = self._all("backend")
+        self.checks = [(o.section.backend, Check(**c)) for o in outcomes for c in o.found.get("check", [])]
+        self.refused = [{"backend": o.section.backend} | r for o in outcomes for r in o.found.get("refused", [])]
+        self.notes: list[str] = self._all("note")
         self.rows = self._rows()
 
     def _all(self, kind: str) -> list[Any]:
@@ -51,7 +55,9 @@ class Report:
         return [line for o in self.outcomes if not o.section.ours for line in o.failures]
 
     def best(self, ours: Row, family: str) -> Row | None:
-        """The fastest of a family on the same case."""
+        """The fastest of another family on the same case."""
+        if family == ours.contender:
+            return None
         rows = [r for r in self.rows if (r.op, r.case) == (ours.op, ours.case) and r.contender.split()[0] == family]
         return min(rows, key=lambda r: r.median, default=None)
 
@@ -63,27 +69,32 @@ class Report:
                 peer = self.best(row, family)
                 if peer is not None and peer.median < target * row.median:
                     ahead = f"{peer.median / row.median:.3g} of {family}'s time, to reach {target:.3g}"
-                    lines.append(f"{row.op} {row.case}: {ahead}")
+                    lines.append(f"{self._name(row)}: {ahead}")
             floor = row.floor(self.rates)
             if row.share is not None and floor is not None and floor < row.share * row.median:
-                lines.append(f"{row.op} {row.case}: {floor / row.median:.0%} of the floor, to reach {row.share:.0%}")
+                lines.append(f"{self._name(row)}: {floor / row.median:.0%} of the floor, to reach {row.share:.0%}")
             if row.rate is not None and row.count < row.rate * row.median:
-                lines.append(f"{row.op} {row.case}: {row.count / row.median:.3g} a second, to reach {row.rate:.3g}")
+                lines.append(f"{self._name(row)}: {row.count / row.median:.3g} a second, to reach {row.rate:.3g}")
         return lines
 
+    def _name(self, row: Row) -> str:
+        return f"{row.op} {row.case}, {row.contender}"
+
     def _ours(self) -> list[Row]:
-        return [r for r in self.rows if r.contender == "ours"]
+        return [r for r in self.rows if r.contender in BACKENDS]
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "environment": self.environment,
+            "backends": self.backends,
             "seconds": round(self.seconds),
             "rates": self.rates,
             "rows": [
                 vars(row) | {"median": row.median, "quartiles": row.quartiles, "floor": row.floor(self.rates)}
                 for row in self.rows
             ],
-            "checks": [vars(check) for check in self.checks],
+            "checks": [{"backend": backend} | vars(check) for backend, check in self.checks],
+            "refused": self.refused,
             "notes": self.notes,
             "failures": self.failures,
             "peers_failures": self.peers_failures,
@@ -127,27 +138,29 @@ class Report:
         tiny = " Tiny sizes: the figures mean nothing." if e["tiny"] else ""
         driver = f" Driver, memory, highest clocks, power limit: {e['nvidia-smi']}." if e.get("nvidia-smi") else ""
         return (
-            f"{e['date']}, {e['device']}{cuda}; {versions}; backend {e['backend']}; the run took {self.seconds:.0f} s."
-            f"{driver}{tiny} Medians of one call, quartiles in brackets; each figure stands behind a comparison with "
-            "the reference."
+            f"{e['date']}, {e['device']}{cuda}; {versions}; backends {', '.join(self.backends)}; "
+            f"the run took {self.seconds:.0f} s.{driver}{tiny} Medians of one call, quartiles in brackets; each figure "
+            "stands behind a comparison with the reference."
         )
 
     def _checks(self) -> str:
-        """Passed and failed by op."""
-        ops = dict.fromkeys(check.op for check in self.checks)
+        """Passed, refused and failed by op and backend."""
         body = []
-        for op in ops:
-            of_op = [check for check in self.checks if check.op == op]
+        for op, backend in dict.fromkeys((check.op, backend) for backend, check in self.checks):
+            of_op = [check for by, check in self.checks if (check.op, by) == (op, backend)]
             failed = [check for check in of_op if not check.passed]
             absent = [check.found for check in of_op if check.case == "served"]
             said = absent[0] if absent else f"{len(of_op) - len(failed)} of {len(of_op)}"
-            body.append([op, said, "; ".join(f"{c.case}: {c.found}" for c in failed[:3] if c.case != "served")])
-        return table(("op, against the float64 reference", "checks passed", "failed"), body)
+            reasons = [r["reason"] for r in self.refused if (r["op"], r["backend"]) == (op, backend)]
+            refused = f"{len(reasons)}: {reasons[0]}" if reasons else ""
+            wrong = "; ".join(f"{c.case}: {c.found}" for c in failed[:3] if c.case != "served")
+            body.append([op, backend, said, refused, wrong])
+        return table(("op, against the float64 reference", "backend", "checks passed", "refused", "failed"), body)
 
     def _speeds(self) -> str:
         met = {row.contender.split()[0] for row in self.rows}
         families = [family for family in FAMILIES if family in met]
-        head = ("op", "case", "ours, us", "rate", "floor, us", "of the floor", *families)
+        head = ("op", "case", "backend", "us", "rate", "floor, us", "of the floor", *families)
         body = []
         for row in self._ours():
             low, high = (1e6 * q for q in row.quartiles)
@@ -156,6 +169,7 @@ class Report:
                 [
                     row.op,
                     row.case,
+                    ": ".join(part for part in (row.contender, row.configuration) if part),
                     f"{1e6 * row.median:.4g} [{low:.4g}, {high:.4g}] {row.how}",
                     self._rate(row),
                     "" if floor is None else f"{1e6 * floor:.4g}",

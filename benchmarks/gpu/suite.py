@@ -17,15 +17,15 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fastndsm import _backend
 
 from . import log
-from .device import NoDevice, backend, device
+from .device import NoDevice, backends, device
 
 ENTIRE = float(os.environ.get("FASTNDSM_BENCH_SECONDS", "460"))
 LEAST = 5.0  # seconds: a section that would have less is left out
@@ -34,7 +34,7 @@ TAIL = 4_000  # characters of a failed section's output that are kept
 
 @dataclass(frozen=True)
 class Section:
-    """A function of this package, (log, *arguments), and the seconds it may take."""
+    """A function of this package, (log, *arguments) or (log, backend, *arguments), and the seconds it may take."""
 
     name: str
     function: str  # module:function
@@ -42,24 +42,35 @@ class Section:
     arguments: tuple[str, ...] = ()
     ours: bool = True  # whether its failure is the library's
     together: bool = False  # with its neighbours: nothing in it is timed
+    each: bool = False  # once for each backend that was built
+    backend: str = ""
+
+    def by(self, built: Sequence[str]) -> list[Section]:
+        """Itself, or itself for each backend."""
+        if not self.each:
+            return [self]
+        return [replace(self, name=f"{self.name}, {name}", backend=name) for name in built]
 
 
-SECTIONS = (
+FIRST = (  # of every run
     Section("environment", "environment:describe", 60),
+    Section("build", "environment:build", 120),
+)
+SECTIONS = (
     *(
-        Section(f"check {family}", "checks:check_family", 150, (family,), together=True)
-        for family in ("mixture", "simulate", "reverse step", "loss", "philox")
+        Section(f"check {family}", "checks:check_family", 150, (family,), together=True, each=True)
+        for family in ("mixture", "simulate", "reverse step", "loss", "philox", "mlp sampler")
     ),
-    Section("check low precision", "checks:check_low_precision", 60, together=True),
-    Section("check determinism", "checks:check_determinism", 60, together=True),
+    Section("check low precision", "checks:check_low_precision", 60, together=True, each=True),
+    Section("check determinism", "checks:check_determinism", 60, together=True, each=True),
     Section("check sampler", "checks:check_sampler", 60, together=True),
     Section("ceilings", "timings:time_ceilings", 30),
-    Section("time simulate", "simulations:time_ours", 60),
-    Section("time other ops", "timings:time_ops", 75),
+    Section("time simulate", "simulations:time_ours", 60, each=True),
+    Section("time other ops", "timings:time_ops", 75, each=True),
     Section("time training step", "training:time_steps", 60),
     Section("peer eager", "simulations:time_peer", 30, ("eager",), ours=False),
     Section("peer compiled", "simulations:time_peer", 80, ("compiled",), ours=False),
-    Section("compute-sanitizer", "sanitizer:run", 75),
+    Section("compute-sanitizer", "sanitizer:run", 60, each=True),
     Section("peer torchsde", "simulations:time_peer", 40, ("torchsde",), ours=False),
     Section("peer jax", "simulations:time_peer", 70, ("jax",), ours=False),
 )
@@ -90,7 +101,7 @@ class Outcome:
         return f"{len(self.failures)} failed" if self.status == "ok" and self.failures else self.status
 
 
-def run(sections: Sequence[Section] = SECTIONS, entire: float = ENTIRE) -> list[Outcome]:
+def run(sections: Sequence[Section], entire: float = ENTIRE) -> list[Outcome]:
     """All of them, in order; the first one says whether a forked process can have the device."""
     end = time.monotonic() + entire
     with tempfile.TemporaryDirectory() as place:
@@ -101,11 +112,16 @@ def run(sections: Sequence[Section] = SECTIONS, entire: float = ENTIRE) -> list[
             outcomes = _run_together(sections[:1], Path(place), method, end)
         if outcomes[0].status != "ok":
             return outcomes
-        for together, group in itertools.groupby(sections[1:], key=lambda s: s.together):
-            neighbours = list(group)
-            for batch in [neighbours] if together else [[section] for section in neighbours]:
+        for together, group in itertools.groupby(_by_backend(sections[1:], outcomes), key=lambda s: s.together):
+            for batch in [list(group)] if together else ([section] for section in group):
                 outcomes += _run_together(batch, Path(place), method, end)
     return outcomes
+
+
+def _by_backend(sections: Sequence[Section], outcomes: list[Outcome]) -> Iterator[Section]:
+    """Each section, once what went before it has said which backends there are."""
+    for section in sections:
+        yield from section.by([name for outcome in outcomes for name in outcome.found.get("backend", [])])
 
 
 def _run_together(sections: Sequence[Section], place: Path, method: str, end: float) -> list[Outcome]:
@@ -168,9 +184,9 @@ def _child(section: Section, lines: Path, output: Path, seconds: float) -> None:
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     faulthandler.dump_traceback_later(max(0.1, seconds - 1.0))  # where it was when its time ran out
     if device().type == "cpu":
-        os.environ[_backend.ENVIRONMENT] = backend()  # also what is not compared: nothing is to be built here
+        os.environ[_backend.ENVIRONMENT] = backends()[0]  # also what is not compared
     module, _, function = section.function.partition(":")
     entry = getattr(importlib.import_module(f"{__package__}.{module}"), function)
     begun, lines_of = time.monotonic(), log.Log(lines, seconds)
-    entry(lines_of, *section.arguments)
+    entry(lines_of, *([section.backend] if section.each else []), *section.arguments)
     lines_of.write("seconds", time.monotonic() - begun)

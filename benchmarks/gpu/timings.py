@@ -1,4 +1,4 @@
-"""The ceilings, and every op that is not a simulation: ours beside eager PyTorch and torch.compile."""
+"""The ceilings, and every op of a backend that is not a simulation: beside eager PyTorch and torch.compile."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastndsm import LangevinProcess, functional, networks, sample
+from fastndsm import LangevinProcess, functional, sample, use_backend
 
 from .. import floor, memory, peers
 from ..problems import TINY, deviation
-from . import ceilings
-from .device import Run, backend, device, gpu_sets, normals, refusal, timed, wall_clock
+from . import cases, ceilings
+from .device import Run, device, gpu_sets, lender, normals, refusal, timed, wall_clock
 from .log import Log, Row
 from .simulations import FLOAT32, IMAGES, MATMUL_FORM, PLANAR, OnDevice
 
@@ -23,7 +23,9 @@ LOSS_SHARE = 0.8  # of copy bandwidth, to reach
 LOSS_ROWS, LOSS_DIM = (64, 64) if TINY else (4096, 784)
 COMPONENTS, PIXELS, POINTS = (600, 64, 16) if TINY else (60_000, 784, 1024)
 PATHS = 64 if TINY else 1 << 22
-SAMPLES, WIDTH = (16, 16) if TINY else (4096, 128)
+SAMPLES, SAMPLE_STEPS = (16, 12) if TINY else (4096, 100)
+WIDTHS = (64, 128)
+FUSED = 5.0  # times ahead of the loop, to reach
 COMPILE: dict[str, Any] = {"backend": "eager"} if TINY else {}
 
 
@@ -31,21 +33,25 @@ def time_ceilings(log: Log) -> None:
     log.write("rates", ceilings.measure())
 
 
-def time_ops(log: Log) -> None:
-    log.attempt("philox_normal", partial(time_philox, log))
+def time_ops(log: Log, backend: str) -> None:
+    """Those that the backend has of its own."""
+    each: list[tuple[str, str, Callable[[str, Log], None]]] = [("philox_normal", "", time_philox)]
     for dtype, mean in ((torch.float32, False), (torch.bfloat16, False), (torch.float32, True)):
-        for op in (NdsmLoss, DsmLoss):
-            log.attempt(f"{op.name} {dtype}", partial(time_loss, op, dtype, mean, log))
-    log.attempt("mixture_score", partial(time_mixture_score, log))
-    for problem in (PLANAR, IMAGES):
-        log.attempt(f"reverse_step {problem.label}", partial(time_reverse_step, problem, log))
-    log.attempt("sample", partial(time_sampler, log))
+        each += [(op.name, str(dtype), partial(time_loss, op, dtype, mean)) for op in (NdsmLoss, DsmLoss)]
+    each.append(("mixture_score", "", time_mixture_score))
+    each += [("reverse_step", p.label, partial(time_reverse_step, p)) for p in (PLANAR, IMAGES)]
+    for op, label, run in each:
+        if lender(backend, op) is None:
+            log.attempt(f"{op} {label}".strip(), partial(_if_served, op, run, backend, log))
+    for width in WIDTHS:
+        log.attempt(f"sample {width}", partial(time_sampler, width, backend, log))
 
 
-def served(op: str) -> None:
-    reason = refusal(op)
+def _if_served(op: str, run: Callable[[str, Log], None], backend: str, log: Log) -> None:
+    reason = refusal(backend, op)
     if reason is not None:
-        raise NotImplementedError(f"backend {backend()}: {reason}")
+        raise NotImplementedError(f"backend {backend}: {reason}")
+    run(backend, log)
 
 
 def agree(found: tuple[Tensor, ...], exact: tuple[Tensor, ...], bound: float) -> str:
@@ -55,17 +61,15 @@ def agree(found: tuple[Tensor, ...], exact: tuple[Tensor, ...], bound: float) ->
     return f"float64 reference, error {error:.2g}"
 
 
-def time_philox(log: Log) -> None:
-    served("philox_normal")
-
+def time_philox(backend: str, log: Log) -> None:
     def draw(n: int, dtype: torch.dtype, how: str) -> Tensor:
         return functional.philox_normal(n, 16, seed=1, dtype=dtype, device=device(), backend=how)
 
     rows = min(PATHS, 1024)
-    check = agree((draw(rows, torch.float32, backend()),), (draw(rows, torch.float64, "reference"),), FLOAT32)
-    row = Row("philox_normal", f"{PATHS:,}x16", "ours", "a value", PATHS * 16, check)
+    check = agree((draw(rows, torch.float32, backend),), (draw(rows, torch.float64, "reference"),), FLOAT32)
+    row = Row("philox_normal", f"{PATHS:,}x16", backend, "a value", PATHS * 16, check)
     row.normals, row.bytes = PATHS * 16, 4 * PATHS * 16
-    _log(log, row, partial(draw, PATHS, torch.float32, backend()))
+    _log(log, row, partial(draw, PATHS, torch.float32, backend))
     out = torch.empty(PATHS, 16, device=device())
     peer = Row("philox_normal", f"{PATHS:,}x16", "eager", "a value", PATHS * 16, "")
     _log(log, peer, out.normal_)
@@ -160,8 +164,7 @@ class DsmLoss(Loss):
         return (weight * losses).mean() if self.mean else losses
 
 
-def time_loss(kind: type[Loss], dtype: torch.dtype, mean: bool, log: Log) -> None:
-    served(kind.name)
+def time_loss(kind: type[Loss], dtype: torch.dtype, mean: bool, backend: str, log: Log) -> None:
     one = kind(dtype, mean, 0)
     nbytes = one.scores.nbytes + one.noise.nbytes
     sets = [one, *(kind(dtype, mean, 10 * i) for i in range(1, gpu_sets(nbytes)))]
@@ -176,9 +179,9 @@ def time_loss(kind: type[Loss], dtype: torch.dtype, mean: bool, log: Log) -> Non
         made.bytes = kind.arrays * LOSS_ROWS * LOSS_DIM * one.noise.element_size()
         return made
 
-    ours = row("ours", one.ours(backend()))
+    ours = row(backend, one.ours(backend))
     ours.share, ours.targets = None if mean else LOSS_SHARE, {"eager": 1.0}
-    _log(log, ours, [partial(s.ours, backend()) for s in sets])
+    _log(log, ours, [partial(s.ours, backend) for s in sets])
     _log(log, row("eager", one.peer(one.formula)), [partial(s.peer, s.formula) for s in sets])
     compiled = torch.compile(one.formula, fullgraph=True, dynamic=False, **COMPILE)
     found = one.peer(compiled)
@@ -188,9 +191,8 @@ def time_loss(kind: type[Loss], dtype: torch.dtype, mean: bool, log: Log) -> Non
 # --- the score and the reverse step ------------------------------------------------------------------------------
 
 
-def time_mixture_score(log: Log) -> None:
+def time_mixture_score(backend: str, log: Log) -> None:
     """A kernel density of so many points: two products with softmax between, at float32's precision."""
-    served("mixture_score")
     mixture, x = memory.kernel_density(COMPONENTS, PIXELS, POINTS)
     mixture, x = mixture.to(device()), x.to(device())
     few = x[:8]
@@ -198,18 +200,17 @@ def time_mixture_score(log: Log) -> None:
     own = deviation((functional.mixture_score(few, mixture, backend="reference"),), (exact,))
     case = f"d={PIXELS} K={COMPONENTS:,} B={POINTS:,} spherical"
     contenders: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
-        "ours": (partial(functional.mixture_score, mixture=mixture, backend=backend()), FLOAT32 + 10.0 * own),
+        backend: (partial(functional.mixture_score, mixture=mixture, backend=backend), FLOAT32 + 10.0 * own),
         "eager": (memory.matmul_score(mixture), 1e-3),
     }
     for name, (run, bound) in contenders.items():
         row = Row("mixture_score", case, name, "a sample", POINTS, agree((run(x)[: len(few)],), (exact,), bound))
-        if name == "ours":
+        if name == backend:
             row.multiply_adds = POINTS * floor.spherical_score_multiply_adds(PIXELS, COMPONENTS)
         _log(log, row, partial(run, x))
 
 
-def time_reverse_step(problem: OnDevice, log: Log) -> None:
-    served("reverse_step")
+def time_reverse_step(problem: OnDevice, backend: str, log: Log) -> None:
     process, step = problem.process, torch.full((), 1, device=device())
     y, score = problem.x0, normals(*problem.x0.shape)
     form = peers.OneProduct(problem.matmul_form)
@@ -225,34 +226,44 @@ def time_reverse_step(problem: OnDevice, log: Log) -> None:
     few = min(len(y), 1024)
     double = y[:few].double(), score[:few].double()
     own = deviation((ours(y[:few], score[:few], "reference"),), (ours(*double, "reference"),))
-    check = agree((ours(y, score, backend())[:few],), (ours(*double, "reference"),), FLOAT32 + 10.0 * own)
+    check = agree((ours(y, score, backend)[:few],), (ours(*double, "reference"),), FLOAT32 + 10.0 * own)
     case = f"d={problem.dim} K={problem.components} B={problem.rows:,}"
-    row = Row("reverse_step", case, "ours", "a sample", problem.rows, check)
+    row = Row("reverse_step", case, backend, "a sample", problem.rows, check)
     # the score's term is one more multiply-add for each value
     each = floor.simulate_multiply_adds(problem.dim, problem.components) + problem.dim
     row.multiply_adds, row.normals = problem.rows * each, problem.rows * problem.dim
     row.bytes = 3 * y.nbytes
-    _log(log, row, partial(ours, y, score, backend()))
+    _log(log, row, partial(ours, y, score, backend))
     check = agree((eager(False)[:few],), (ours(*double, "reference", "ode"),), MATMUL_FORM)
     peer = Row("reverse_step", case, "eager", "a sample", problem.rows, f"without noise: {check}")
     _log(log, peer, partial(eager, True))
 
 
-def time_sampler(log: Log) -> None:
-    """Whole calls of sample: a CUDA graph beside the plain loop."""
-    served("reverse_step")
-    steps = 12 if TINY else 100
-    process = LangevinProcess(PLANAR.mixture, T=2.0, n_steps=steps)
-    torch.manual_seed(0)
-    network = networks.MLP(2, (WIDTH,) * 3, horizon=process.T).to(device())
-    made = {}
-    for contender, how in (("ours", "auto"), ("plain", False)):
-        run = partial(sample, network, process, SAMPLES, seed=1, cuda_graph=how)
-        made[contender] = run()
-        check = "bit for bit as the plain loop" if len(made) == 1 else ""
-        row = Row("sample", f"MLP 3x{WIDTH} B={SAMPLES:,} N={steps}", contender, "a step", steps, check)
+def time_sampler(width: int, backend: str, log: Log) -> None:
+    """Whole calls of sample: the backend evaluates the MLP by itself, or else the loop does, also as a CUDA graph."""
+    process = LangevinProcess(copy.deepcopy(PLANAR.mixture).float(), T=2.0, n_steps=SAMPLE_STEPS)
+    network = cases.score_network(process, (width,) * 3, "residual")
+    case = f"MLP 3x{width} B={SAMPLES:,} N={SAMPLE_STEPS}"
+
+    def row(contender: str, check: str, configuration: str, run: Run) -> None:
+        made = Row("sample", case, contender, "a step", SAMPLE_STEPS, check, configuration=configuration)
+        made.targets = {"triton": FUSED} if contender == backend == "cuda" else {}
         timing = wall_clock(run)
-        row.seconds, row.how = timing.seconds, timing.how
-        log.row(row)
-    if not torch.equal(*made.values()):
+        made.seconds, made.how = timing.seconds, timing.how
+        log.row(made)
+
+    if refusal(backend, "sample_mlp") is None:
+        few = min(SAMPLES, 1024)
+        draw = partial(cases.sampled, network, process, few, seed=1)
+        exact = draw("reference", torch.float64)
+        own = deviation((draw("reference", torch.float32),), (exact,))
+        check = agree((draw(backend, torch.float32),), (exact,), FLOAT32 + 10.0 * own)
+        with use_backend(backend):
+            row(backend, check, "one call", partial(sample, network, process, SAMPLES, seed=1, fused=True))
+        return
+    loop = partial(sample, network, process, SAMPLES, seed=1, fused=False)
+    graph, plain = partial(loop, cuda_graph=device().type == "cuda"), partial(loop, cuda_graph=False)
+    if not torch.equal(graph(), plain()):
         raise AssertionError("a CUDA graph does not give the bits of the plain loop")
+    row(backend, "bit for bit as the plain loop", "a CUDA graph" if device().type == "cuda" else "", graph)
+    row("plain", "", "", plain)

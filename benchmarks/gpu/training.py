@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fastndsm import DSMLoss, GaussianMixture, LangevinProcess, NDSMLoss, OUProcess, ResidualScore, networks
 
 from ..problems import TINY, deviation
-from .device import SECONDS, backend, device, timed
+from .device import SECONDS, backends, device, timed
 from .log import Log, Row
 
 BOUND = 1.1  # times a linear step's
@@ -65,7 +65,7 @@ class Training:
 
     def __init__(self, chosen: Set, contender: str) -> None:
         torch.manual_seed(0)
-        if contender == "ours":
+        if contender != "dsm":
             process: LangevinProcess = LangevinProcess(chosen.reference, n_steps=NOISING_STEPS)
             self.loss: Any = NDSMLoss(process)
         else:
@@ -101,14 +101,14 @@ def training(make: Callable[[], Set], contender: str) -> tuple[Training, Set, fl
     made = Training(chosen, contender)
     for _ in range(3):  # the last layer starts at zero, and with it most gradients
         made()
-    return made, chosen, deviation(made.outcome(backend()), made.outcome("reference"))
+    return made, chosen, deviation(made.outcome(backends()[0]), made.outcome("reference"))
 
 
 def time_steps(log: Log) -> None:
     for make in (planar, images):
         for graph in (False, True):
             for _ in range(TURNS):
-                for contender in ("ours", "dsm"):
+                for contender in (backends()[0], "dsm"):
                     log.attempt(f"{make.__name__} {contender}", partial(_time_step, make, contender, graph, log))
 
 
@@ -120,6 +120,6 @@ def _time_step(make: Callable[[], Set], contender: str, graph: bool, log: Log) -
     case = f"{chosen.label}, {'as replays' if timing.how == 'graph' else 'as launched'}"
     row = Row("training step", case, contender, "a step", 1, f"reference, same noise, error {error:.2g}")
     row.seconds, row.how = timing.seconds, timing.how
-    if contender == "ours":
+    if contender != "dsm":
         row.targets = {"dsm": 1.0 / BOUND}
     log.row(row)
