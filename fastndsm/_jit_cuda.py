@@ -6,6 +6,7 @@ architecture besides. Environment: ``CUDA_HOME`` or ``CUDA_PATH``, else the nvcc
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -75,10 +76,14 @@ def architecture_flags(architectures: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures)
 
 
-def device_architectures() -> tuple[int, ...]:
-    """Compute capabilities of the GPUs at hand; BuildError if there is none, or one too old."""
+def _require_cuda() -> None:
     if torch.version.cuda is None:
         raise BuildError(f"PyTorch {torch.__version__} is built without CUDA")
+
+
+def device_architectures() -> tuple[int, ...]:
+    """Compute capabilities of the GPUs at hand; BuildError if there is none, or one too old."""
+    _require_cuda()
     if not torch.cuda.is_available():
         raise BuildError("it needs a GPU, and PyTorch finds none")
     found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
@@ -144,6 +149,7 @@ def cuda_builder(architectures: tuple[int, ...]) -> CudaBuilder:
 def build(architectures: tuple[int, ...] | None = None, verbose: bool = False) -> Path:
     """Builds the kernels if the cache does not have them, by default for the GPUs at hand. Raises BuildError."""
     require_enabled()
+    _require_cuda()
     return cuda_builder(device_architectures() if architectures is None else architectures).build(verbose)
 
 
@@ -168,14 +174,16 @@ def load() -> None:
 def status() -> dict[str, Any]:
     """For `fastndsm doctor`, building nothing: reason (why there can be no such library, or None), nvcc, built."""
     report: dict[str, Any] = {"reason": None, "nvcc": None, "built": _loaded is not None}
-    try:
+    with contextlib.suppress(BuildError):
         nvcc = find_nvcc()
         report["nvcc"] = f"{nvcc.command} {nvcc.version}"
+    try:
         require_enabled()
         builder = cuda_builder(device_architectures())
+        library = builder.library(find_compiler(builder.compile_flags))
         if builder.root.is_dir():
             require_private(builder.root)
-            report["built"] = is_built(builder.library(find_compiler(builder.compile_flags)))
+            report["built"] = is_built(library)
     except (BuildError, OSError) as error:
         report["reason"] = str(error)
     return report

@@ -81,13 +81,13 @@ def _backend_state(name: str, jit: dict[str, Any]) -> dict[str, Any]:
             return {"available": True, "note": "built on first use, or now by `fastndsm build`"}
         reason = backend.unavailable()
         return {"available": reason is None, "note": reason or "built; CPU tensors"}
-    if not torch.cuda.is_available():
-        return {"available": False, "note": f"it serves cuda tensors, found no such device; {NOT_RUN_ON_GPU}"}
     if name == "cuda":  # asking whether it is available would build it
         cuda = _jit_cuda.status()
-        state = "built" if cuda["built"] else "built on first use"
-        note = f"{cuda['reason'] or f'{state}; auto does not take it'}; {NOT_RUN_ON_GPU}"
-        return {"available": cuda["reason"] is None, "note": note}
+        state = "built" if cuda["built"] else "built on first use, or now by `fastndsm build`"
+        parts = [cuda["reason"] or f"{state}; auto does not take it", cuda["nvcc"], NOT_RUN_ON_GPU]
+        return {"available": cuda["reason"] is None, "note": "; ".join(part for part in parts if part)}
+    if not torch.cuda.is_available():
+        return {"available": False, "note": f"it serves cuda tensors, found no such device; {NOT_RUN_ON_GPU}"}
     reason = backend.unavailable()
     return {"available": reason is None, "note": f"{reason or 'cuda tensors'}; {NOT_RUN_ON_GPU}"}
 

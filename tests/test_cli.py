@@ -15,8 +15,10 @@ import pytest
 import torch
 
 import fastndsm
-from fastndsm import _backend, checkpoint, compare, reference, report
+from fastndsm import _backend, _jit_cuda, checkpoint, compare, reference, report
 from fastndsm._compare_cases import CASES
+from fastndsm._jit_cache import make_private
+from fastndsm._jit_toolchain import find_compiler
 from fastndsm.checkpoint import load_model
 from fastndsm.cli import COMMANDS, main, parser
 from fastndsm.data import load
@@ -398,8 +400,71 @@ class TestDoctorAndBuild:
 
     def test_build_prints_the_librarys_path(self, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("fastndsm._jit.build", lambda verbose: Path("/cache/lib.so") if verbose else None)
+        monkeypatch.setattr(torch.version, "cuda", None)
         result = run("build", "--verbose")
         assert (result.status, result.out) == (0, "/cache/lib.so\n")
+        (line,) = result.err.splitlines()
+        assert line == f"the CUDA kernels are not built: PyTorch {torch.__version__} is built without CUDA"
+
+    @pytest.mark.parametrize("cuda", [["--cuda"], ["--cuda", "90"]])
+    def test_build_fails_where_cuda_was_asked_for_by_name(
+        self, cuda: list[str], run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr("fastndsm._jit.build", lambda verbose: Path("/cache/lib.so"))
+        monkeypatch.setenv("FASTNDSM_CACHE_DIR", str(tmp_path))
+        monkeypatch.setattr(torch.version, "cuda", None)
+        refused(run("build", *cuda), "the CUDA kernels cannot be built: PyTorch ")
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: (9, 0))
+        monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+        refused(run("build", *cuda), f"the CUDA kernels cannot be built: nvcc is not in {tmp_path}/bin")
+        assert run("build").status == 0
+
+    def test_build_takes_the_gpus_here_or_those_named(self, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[Any] = []
+        monkeypatch.setattr("fastndsm._jit.build", lambda verbose: Path("/cache/lib.so"))
+        monkeypatch.setattr("fastndsm._jit_cuda.build", lambda *given: asked.append(given) or Path("/cache/cuda.so"))
+        for arguments in (["build"], ["build", "--cuda"]):
+            result = run(*arguments)
+            assert (result.status, result.out, result.err) == (0, "/cache/lib.so\n/cache/cuda.so\n", "")
+        assert run("build", "--cuda", "80,90", "--verbose").status == 0
+        assert asked == [(None, False), (None, False), ((80,), True), ((90,), True)]
+        for wrong in ("75", "90,", "sm_90", "9.0"):
+            expected = f"--cuda: expected compute capabilities from 80 on, as 80,90, found '{wrong}'"
+            refused(run("build", "--cuda", wrong), expected)
+        assert len(asked) == 4
+
+    def test_doctor_tells_of_the_cuda_kernels(self, run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        nvcc, header = tmp_path / "cuda" / "bin" / "nvcc", tmp_path / "cuda" / "include" / "cuda_runtime.h"
+        for path in (nvcc, header):
+            path.parent.mkdir(parents=True)
+            path.touch()
+        nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.1'\n")
+        nvcc.chmod(0o755)
+        monkeypatch.setenv("FASTNDSM_CACHE_DIR", str(tmp_path / "cache"))
+
+        def told() -> tuple[bool, str]:
+            state = json.loads(run("doctor", "--json").out)["backends"]["cuda"]
+            return state["available"], state["note"]
+
+        never = "not yet run on a GPU"
+        monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert told() == (False, f"it needs a GPU, and PyTorch finds none; {nvcc} 13.0; {never}")
+        monkeypatch.setattr(_jit_cuda, "device_architectures", lambda: (90,))
+        first_use = "built on first use, or now by `fastndsm build`; auto does not take it"
+        assert told() == (True, f"{first_use}; {nvcc} 13.0; {never}")
+        builder = _jit_cuda.cuda_builder((90,))
+        library = builder.library(find_compiler(builder.compile_flags))
+        make_private(builder.root)
+        make_private(library.parent)
+        library.touch()
+        assert told() == (True, f"built; auto does not take it; {nvcc} 13.0; {never}")
+        monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+        assert told() == (False, f"nvcc is not in {tmp_path}/bin; {never}")
 
 
 class TestHelp:
