@@ -1,10 +1,13 @@
-"""The CUDA sources, compiled for three generations where nvcc is installed, and the rules around them. Nothing runs."""
+"""The CUDA sources, compiled for three generations where nvcc is installed, and the rules around them.
+
+No kernel runs. The library is linked and loaded where PyTorch is built with CUDA, which takes no GPU.
+"""
 
 from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +115,55 @@ def test_the_bindings_compile(tmp_path: Path) -> None:
     command = [*compiler.command, *flags, str(csrc_directory() / "cuda" / "ops.cpp")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+LINKED = """
+import torch
+import fastndsm
+from fastndsm import _cuda, _jit_cuda
+from fastndsm._mlp_sampler import fused_network
+from fastndsm.networks import MLP
+
+torch.ops.load_library(_jit_cuda.build(architectures=(90,)))
+ops = _cuda._ops
+shapes = [("spherical", 32), ("spherical", 33), ("diag", 3), ("diag", 17), ("full", 8), ("tied", 9)]
+print([ops.register_dimension(*shape) for shape in shapes], ops.tiled_fits("full", 16, 3, False))
+
+def call(name, *arguments):
+    try:
+        getattr(_cuda, name)(*arguments)
+    except NotImplementedError as error:  # its arguments are those of the schema
+        print(str(error).partition(" This could")[0])
+
+reference = fastndsm.GaussianMixture([1.0], [[1.0, 2.0]], [[1.0, 2.0]], "diag")
+process = fastndsm.LangevinProcess(reference, T=1.0, n_steps=20)
+x, last = torch.zeros(3, 2), torch.tensor(5)
+drift_scale, noise_std, *mixture = process._arguments(x)
+tables = drift_scale, noise_std, _cuda.MixtureOperands(*mixture), torch.tensor(1), 0
+call("simulate", x, last.expand(3), *tables)
+call("simulate_transition", x, last.expand(3), *tables)
+call("simulate_target", x, torch.tensor([3, 1, 2]), *tables, True)
+call("reverse_step", x, x, last, *tables, "sde")
+for net in (MLP(2, (64,)), fastndsm.ResidualScore(MLP(2, (128, 128)), process)):
+    call("sample_mlp", x, *vars(fused_network(net, process, torch.float32)).values(), *tables, "ode")
+"""
+
+
+@needs_nvcc
+@pytest.mark.skipif(
+    NVCC is None or (torch.version.cuda or "none").split(".")[0] != NVCC.version.split(".")[0],
+    reason="no PyTorch with nvcc's CUDA: the bindings were not linked",
+)
+def test_the_library_links_and_its_ops_are_called_by_their_schemas(
+    tmp_path: Path, run_python: Callable[..., str]
+) -> None:
+    """With tensors of the CPU, which no kernel is registered for."""
+    said = run_python(LINKED, FASTNDSM_CACHE_DIR=str(tmp_path / "cache")).splitlines()
+    assert said[0] == "[32, 0, 4, 0, 8, 0] False"
+    called = ["simulate"] * 3 + ["reverse_step"] + ["sample_mlp"] * 2
+    assert said[1:] == [
+        f"Could not run 'fastndsm_cuda::{op}' with arguments from the 'CPU' backend." for op in called
+    ]
 
 
 # --- the builder -------------------------------------------------------------------------------------------------
