@@ -97,6 +97,7 @@ def simulate_target(*arguments):
     raise NotImplementedError("never")
 
 made_up.simulate, made_up.simulate_transition, made_up.simulate_target = simulate, simulate, simulate_target
+made_up.reverse_step = lambda y, *rest: reference.reverse_step(y, *rest) + len(y)
 borrows = types.ModuleType("borrows")
 borrows.__spec__ = types.SimpleNamespace()
 borrows.ndsm_loss, borrows.philox_normal = made_up.ndsm_loss, lambda *arguments: reference.philox_normal(*arguments)
@@ -104,7 +105,7 @@ borrows.ndsm_loss_backward, borrows.dsm_loss = made_up.ndsm_loss_backward, lambd
 sys.modules["made_up"], sys.modules["borrows"] = made_up, borrows
 _backend.BACKENDS["triton"] = _backend.Backend("triton", "made_up", devices=("cpu",))
 _backend.BACKENDS["cpp"] = _backend.Backend("cpp", "borrows", devices=("cpu",))
-sys.exit(main("check loss", "check philox", "check simulate"))
+sys.exit(main("check loss", "check philox", "check simulate", "check determinism"))
 """
 
 
@@ -120,10 +121,14 @@ def test_an_op_that_is_wrong_missing_refused_or_borrowed_is_told() -> None:
     assert "| philox_normal | cpp | 5 of 5 |  |  |" in done.stdout
     assert "check loss, cpp: dsm_loss B=5 d=3: ZeroDivisionError" in done.stdout
     # shapes may be refused, an op may not
-    assert "| simulate | triton | 6 of 6 | 4: no matrices |  |" in done.stdout
+    assert "| simulate | triton | 10 of 10 | 4: no matrices |  |" in done.stdout
     assert "| simulate_target | triton | it refuses every case | 10: never |" in done.stdout
     assert "check simulate, triton: simulate_target served: it refuses every case" in done.stdout
     assert "check simulate, triton: simulate_transition spherical B=1 d=1 K=1: " in done.stdout
+    # the bits of a path are its own
+    assert "check determinism, triton: reverse_step d=67, split in two: bit for bit" in done.stdout
+    assert "reverse_step d=67, twice" not in done.stdout
+    assert "check determinism, triton: simulate d=67, split" not in done.stdout
 
 
 NOT_BUILT = """

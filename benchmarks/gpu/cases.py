@@ -31,13 +31,11 @@ SAMPLED = [(1, 1, 1, (64,), "alone"), (5, 2, 3, (128, 128), "features")]
 if not TINY:
     SAMPLED += [(1031, 2, 8, (128, 128, 128), "residual"), (67, 5, 30, (64, 64), "features")]
     SAMPLED += [(33, 16, 5, (128, 128), "residual"), (257, 3, 70, (64,) * 4, "alone")]
-PATHS = 67
 STEPS = 12
 SEED, FIRST_PATH = -0x123456789ABCDEF, 2**32 - 9
 
 Call = Callable[[str, torch.dtype], tuple[Tensor, ...]]
 Options = dict[str, Any]
-OfPaths = Callable[[int, int], tuple[Tensor, ...]]  # of paths i <= number < j
 
 
 @dataclass(frozen=True)
@@ -267,41 +265,6 @@ def sampler_cases() -> Iterator[Case]:
 
             label = f"{kind} B={rows} d={dim} K={components} {what} {'x'.join(map(str, hidden))}"
             yield Case("sample_mlp", label, call)
-
-
-def of_paths(backend: str) -> Iterator[tuple[str, str, OfPaths]]:
-    """Op, label and call of what has paths of its own, in few dimensions and in many."""
-    each: Options = {"seed": 1, "backend": backend}
-    for dim in (2, 67):
-        p, label = process("diag", dim, 3), f"d={dim}"
-        x, score = (normals(PATHS, dim, seed=i) for i in range(2))
-        ends = (torch.arange(PATHS, device=device()) * 5) % STEPS + 1
-
-        def simulate(i: int, j: int, p: LangevinProcess = p, x: Tensor = x, ends: Tensor = ends) -> tuple[Tensor, ...]:
-            return (functional.simulate(x[i:j], p, ends[i:j], first_path=i, **each),)
-
-        def transition(
-            i: int, j: int, p: LangevinProcess = p, x: Tensor = x, ends: Tensor = ends
-        ) -> tuple[Tensor, ...]:
-            return functional.simulate_transition(x[i:j], p, ends[i:j], first_path=i, **each)
-
-        def target(i: int, j: int, p: LangevinProcess = p, x: Tensor = x, ends: Tensor = ends) -> tuple[Tensor, ...]:
-            return functional.simulate_target(x[i:j], p, ends[i:j], first_path=i, **each)
-
-        def reverse(i: int, j: int, p: LangevinProcess = p, x: Tensor = x, s: Tensor = score) -> tuple[Tensor, ...]:
-            return (functional.reverse_step(x[i:j], s[i:j], p, 3, first_path=i, **each),)
-
-        yield "simulate", label, simulate
-        yield "simulate_transition", label, transition
-        yield "simulate_target", label, target
-        yield "reverse_step", label, reverse
-    p = sampling_process("diag", 2, 3)
-    net = score_network(p, (64, 64), "residual")
-    yield (
-        "sample_mlp",
-        "d=2",
-        lambda i, j: (sampled(net, p, j - i, backend, torch.float32, seed=1, first_path=i),),
-    )
 
 
 FAMILIES: dict[str, Callable[[], Iterator[Case]]] = {

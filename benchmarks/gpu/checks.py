@@ -12,7 +12,7 @@ from fastndsm import functional, sample
 from fastndsm.sampler import FEWEST_STEPS_FOR_A_GRAPH
 
 from ..problems import deviation
-from . import cases
+from . import cases, paths
 from .device import device, lender, normals, refusal
 from .log import Check, Log
 
@@ -94,16 +94,16 @@ def check_low_precision(log: Log, backend: str) -> None:
 
 def check_determinism(log: Log, backend: str) -> None:
     """The same call twice, and the same paths in other batches: the same bits."""
-    for op, label, run in cases.of_paths(backend):
+    for op, label, run in paths.calls(backend):
         if refusal(backend, op) is None and not lender(backend, op):
             log.attempt(f"{op} {label}", partial(_check_bits, log, op, label, run))
 
 
-def _check_bits(log: Log, op: str, label: str, run: cases.OfPaths) -> None:
-    whole = run(0, cases.PATHS)
-    same = all(torch.equal(a, b) for a, b in zip(run(0, cases.PATHS), whole, strict=True))
+def _check_bits(log: Log, op: str, label: str, run: paths.Call) -> None:
+    whole = run(0, paths.PATHS)
+    same = all(torch.equal(a, b) for a, b in zip(run(0, paths.PATHS), whole, strict=True))
     log.check(Check(op, f"{label}, twice", "bit for bit", same))
-    parts = zip(run(0, 13), run(13, cases.PATHS), strict=True)
+    parts = zip(run(0, 13), run(13, paths.PATHS), strict=True)
     same = all(torch.equal(torch.cat(pair), w) for pair, w in zip(parts, whole, strict=True))
     log.check(Check(op, f"{label}, split in two", "bit for bit", same))
 

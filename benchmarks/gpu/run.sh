@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Correctness and speed of every op on this machine's GPU, in less than 8 minutes; no network is needed.
+# The CUDA backend is built first where there is nvcc, and then stands beside Triton.
 #
 #   benchmarks/gpu/run.sh                     results go to benchmarks/results/gpu-DEVICE.json and .md
 #   FASTNDSM_BENCH_SIZE=tiny .../run.sh       the code path alone, on a CPU too; its figures mean nothing
