@@ -254,6 +254,7 @@ struct RegisterTrajectory {
   using S = scalar_of<V>;
   using Counters = typename PathCounters<words_of<V>>::AtStep;
   static constexpr int kRates = !target || kind == Covariance::spherical ? 1 : D;
+  // Noise ahead of the mixture: the target needs it there, and vectors overlap its long chains with the mixture's.
   static constexpr bool kAhead = target || lanes_of<V> > 1;
 
   V x[D];
@@ -271,13 +272,13 @@ struct RegisterTrajectory {
     for (int r = 0; r < kRates; ++r) v[r] = V{};
   }
 
-  // The noise of a step, which the target needs ahead of it.
+  // The noise of a step.
   FASTNDSM_HD static void draw(const RegisterProcess<S>& p, const Counters& counters, V (&z)[D]) {
     FASTNDSM_UNROLL
     for (int j = 0; j < D; j += kCounter<D>) padded_normals<kCounter<D>, V>(counters, j, p.dim, z + j);
   }
 
-  // Step n, in lanes that are active (a mask, or true). drawn is its noise, to be multiplied by sign; null without the target.
+  // Step n, in lanes that are active (a mask, or true). drawn is its noise if kAhead, to be multiplied by sign.
   // keep(j, mean, noise) sees both.
   template <typename Mask, typename Keep>
   FASTNDSM_HD void step(const RegisterProcess<S>& p, const Counters& counters, int n, const V* drawn, S sign, Mask active,
