@@ -42,6 +42,7 @@ class Backend:
     devices: tuple[str, ...]  # torch device types; empty: any
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
     untested: bool = False  # it never ran on the devices it is for: auto never takes it
+    left: tuple[str, ...] = ()  # ops that it leaves to the reference, in every dtype
 
     def load(self) -> ModuleType:
         """Import (and on first use build) the backend; raises ImportError or RuntimeError with the reason."""
@@ -55,12 +56,18 @@ class Backend:
         """Why this backend cannot serve `op` on such tensors, or None."""
         if self.devices and device.type not in self.devices:
             return f"it serves {' and '.join(self.devices)} tensors, found {device.type}"
+        if op in self.left:
+            return self.unavailable()
         if dtype not in self.dtypes:
             return f"it computes in {', '.join(map(str, self.dtypes))}, found {dtype}"
         reason = self.unavailable()
         if reason is None and not hasattr(self.load(), op):
             reason = f"it has no {op}"
         return reason
+
+    def function(self, op: str) -> Callable[..., Any]:
+        """What serves `op`, where nothing refuses it."""
+        return getattr((REFERENCE if op in self.left else self).load(), op)
 
 
 @cache
@@ -84,9 +91,10 @@ def _unavailable(backend: Backend) -> str | None:
 
 
 REFERENCE = Backend("reference", "fastndsm.reference", devices=())
+DRAWS = ("mixture_sample",)  # once a run, a few launches, and a fit's is in float64
 BACKENDS: dict[str, Backend] = {
-    "cuda": Backend("cuda", "fastndsm._cuda", devices=("cuda",), dtypes=(torch.float32,), untested=True),
-    "triton": Backend("triton", "fastndsm.kernels.ops", devices=("cuda",), dtypes=(torch.float32,)),
+    "cuda": Backend("cuda", "fastndsm._cuda", ("cuda",), (torch.float32,), untested=True, left=DRAWS),
+    "triton": Backend("triton", "fastndsm.kernels.ops", ("cuda",), (torch.float32,), left=DRAWS),
     "cpp": Backend("cpp", "fastndsm._cpp", devices=("cpu",)),
     "reference": REFERENCE,
 }
@@ -140,13 +148,13 @@ def select(op: str, backend: str, device: torch.device, dtypes: Sequence[torch.d
         if reason is not None:
             can = ", ".join(serving(op, device, dtype))
             raise BackendError(f"backend {name!r} cannot serve {op}: {reason}; these can: {can}")
-        return getattr(BACKENDS[name].load(), op)
+        return BACKENDS[name].function(op)
     for candidate in BACKENDS.values():
         if candidate.untested or (candidate.devices and device.type not in candidate.devices):
             continue
         reason = candidate.refuses(op, device, dtype)
         if reason is None:
-            return getattr(candidate.load(), op)
+            return candidate.function(op)
         # A user wants to hear of compiled code that should serve here and cannot.
         expected = candidate.unavailable() not in (None, ABSENT)
         level = logging.WARNING if expected else logging.INFO
@@ -162,7 +170,7 @@ def find(op: str, device: torch.device, dtype: torch.dtype) -> Callable[..., Any
     for candidate in candidates:
         reason = candidate.refuses(op, device, dtype)
         if reason is None:
-            return getattr(candidate.load(), op)
+            return candidate.function(op)
         if name != "auto" or not candidate.devices or device.type in candidate.devices:
             reasons.append(f"{candidate.name}: {reason}")
     return "; ".join(reasons)

@@ -1,7 +1,7 @@
 """The CUDA backend, untested on GPUs: noising and reverse steps whose state stays on the chip, and the fused sampler.
 
 Small dimension: a thread a sample, in registers. Large dimension: a warp a sample or four, in shared memory. The other
-ops are Triton's, or the reference's where Triton has none.
+ops are Triton's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _jit_cuda, reference
+from . import _jit_cuda
 from .reference import MixtureOperands
 
 _ops = torch.ops.fastndsm_cuda
@@ -28,7 +28,6 @@ OTHERS = (
     "mixture_score",
     "mixture_log_prob",
     "mixture_hvp",
-    "mixture_sample",
     "ndsm_loss",
     "ndsm_loss_backward",
     "dsm_loss",
@@ -44,9 +43,7 @@ def prepare() -> None:
 def __getattr__(name: str) -> Callable[..., Any]:
     if name not in OTHERS:
         raise AttributeError(name)
-    triton: Any = importlib.import_module("fastndsm.kernels.ops")
-    function: Callable[..., Any] = getattr(triton, name, None) or getattr(reference, name)
-    return function
+    return getattr(importlib.import_module("fastndsm.kernels.ops"), name)
 
 
 def packed_mixture(mixture: MixtureOperands, padded: int) -> Tensor:

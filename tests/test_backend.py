@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -141,6 +142,21 @@ def test_a_named_backend_that_cannot_serve_says_why(
     assert str(error.value) == f"backend {name!r} cannot serve {op}: {reason}"
     with pytest.raises(BackendError), use_backend(name):
         function(x, mixture)
+
+
+def test_what_a_backend_leaves_to_the_reference_it_serves_in_every_dtype(
+    backends: dict[str, Backend], mixture: GaussianMixture
+) -> None:
+    """The prior of a fit is float64: `sample` on a backend of float32 alone draws from it all the same."""
+    drawn = mixture.sample(3, seed=1)
+    assert drawn.dtype == torch.float64
+    with pytest.raises(BackendError, match=r"cannot serve mixture_sample: it computes in torch\.float32"):
+        functional.mixture_sample(3, mixture, seed=1, backend="cpp")
+    backends["cpp"] = replace(backends["cpp"], left=("mixture_sample",))
+    assert torch.equal(functional.mixture_sample(3, mixture, seed=1, backend="cpp"), drawn)
+    backends["triton"] = replace(backends["triton"], left=("mixture_sample",))
+    with pytest.raises(BackendError, match="No module named"):  # it has to be there, even so
+        functional.mixture_sample(3, mixture, seed=1, backend="triton")
 
 
 def test_a_backend_that_fails_to_build_gives_its_reason(

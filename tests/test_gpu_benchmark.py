@@ -22,7 +22,7 @@ from _kernels import ROOT, TARGETS, Row, check_resources, compile_ahead, compile
 
 from benchmarks.gpu import device, log, simulations, suite
 from benchmarks.gpu.report import Report
-from fastndsm import functional
+from fastndsm import _jit, functional
 
 OPS = ["philox_normal", "mixture_score", "mixture_log_prob", "mixture_hvp", "simulate", "simulate_transition"]
 OPS += ["simulate_target", "reverse_step", "ndsm_loss", "dsm_loss", "sample_mlp"]
@@ -30,6 +30,12 @@ CASES = {"simulate": 3, "simulate_target": 2, "philox_normal": 1, "ndsm_loss": 3
 CASES |= {"reverse_step": 2, "sample": 2}
 OF_PATHS = {"simulate", "simulate_transition", "simulate_target", "reverse_step", "sample_mlp"}
 BACKENDS = ["reference", "cpp"]  # what stands for triton and cuda where there is no GPU
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built() -> None:
+    """Before a section with a limit of its own has to do it."""
+    _jit.load()
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:

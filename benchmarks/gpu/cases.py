@@ -243,18 +243,10 @@ def sampled(net: nn.Module, p: LangevinProcess, n: int, backend: str, dtype: tor
         return sample(copy.deepcopy(net).to(dtype), p, n, fused=fused, cuda_graph=False, **options)
 
 
-def sampling_process(kind: str, dim: int, components: int) -> LangevinProcess:
-    """With a float32 mixture: a backend that serves float32 alone draws from it."""
-    double = process(kind, dim, components)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return LangevinProcess(copy.deepcopy(double.reference).float(), T=0.4, n_steps=STEPS)
-
-
 def sampler_cases() -> Iterator[Case]:
     for kind in KINDS:
         for rows, dim, components, hidden, what in SAMPLED:
-            p = sampling_process(kind, dim, components)
+            p = process(kind, dim, components)
             net = score_network(p, hidden, what)
 
             def call(

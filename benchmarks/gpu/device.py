@@ -60,8 +60,7 @@ def lender(backend: str, op: str) -> str | None:
     """The earlier one of the backends under test whose function this one serves the op by, or None."""
     for other in backends()[: backends().index(backend)]:
         if refusal(other, op) is None and refusal(backend, op) is None:
-            one, two = (getattr(_backend.BACKENDS[name].load(), op) for name in (other, backend))
-            if one is two:
+            if _backend.BACKENDS[other].function(op) is _backend.BACKENDS[backend].function(op):
                 return other
     return None
 

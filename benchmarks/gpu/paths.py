@@ -43,7 +43,7 @@ def calls(backend: str) -> Iterator[tuple[str, str, Call]]:
         yield "simulate_transition", label, transition
         yield "simulate_target", label, target
         yield "reverse_step", label, reverse
-    p = cases.sampling_process("diag", 2, 3)
+    p = cases.process("diag", 2, 3)
     net = cases.score_network(p, (64, 64), "residual")
     yield (
         "sample_mlp",

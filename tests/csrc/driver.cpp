@@ -249,7 +249,7 @@ void trajectory(Channel& channel) {
   batch.x0 = x0.data(), batch.steps = steps.data(), batch.x = x.data(), batch.mirrored = mirrored;
   (target ? batch.target : batch.mean) = second.data();
   (target ? batch.variance : batch.noise) = third.data();
-  const Schedule schedule(steps.data(), n_rows, n_steps, tile_lanes<S>(known_dimension(process)));
+  const Schedule schedule(steps.data(), n_rows, n_steps, kLanes<S>);
   for (int64_t begin = 0; begin < schedule.n_tiles(); begin += tiles_per_call) {
     const int64_t end = std::min(begin + tiles_per_call, schedule.n_tiles());
     if (target) {
