@@ -76,3 +76,20 @@ def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     from _kernels import compiled_by
 
     return compiled_by(str(request.path), tmp_path_factory.mktemp("compile"))
+
+
+@pytest.fixture
+def fake_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Path]:
+    """Makes CUDA_HOME's compiler one that only tells the version it is given; returns its path."""
+
+    def make(version: str) -> Path:
+        command, header = tmp_path / "cuda" / "bin" / "nvcc", tmp_path / "cuda" / "include" / "cuda_runtime.h"
+        for path in (command, header):
+            path.parent.mkdir(parents=True)
+            path.touch()
+        command.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {version}, V{version}.1'\n")
+        command.chmod(0o755)
+        monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+        return command
+
+    return make

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -436,13 +436,10 @@ class TestDoctorAndBuild:
             refused(run("build", "--cuda", wrong), expected)
         assert len(asked) == 4
 
-    def test_doctor_tells_of_the_cuda_kernels(self, run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        nvcc, header = tmp_path / "cuda" / "bin" / "nvcc", tmp_path / "cuda" / "include" / "cuda_runtime.h"
-        for path in (nvcc, header):
-            path.parent.mkdir(parents=True)
-            path.touch()
-        nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.1'\n")
-        nvcc.chmod(0o755)
+    def test_doctor_tells_of_the_cuda_kernels(
+        self, run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fake_nvcc: Callable[[str], Path]
+    ) -> None:
+        nvcc = fake_nvcc("13.0")
         monkeypatch.setenv("FASTNDSM_CACHE_DIR", str(tmp_path / "cache"))
 
         def told() -> tuple[bool, str]:
@@ -450,7 +447,6 @@ class TestDoctorAndBuild:
             return state["available"], state["note"]
 
         never = "not yet run on a GPU"
-        monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
         monkeypatch.setattr(torch.version, "cuda", "13.0")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         assert told() == (False, f"it needs a GPU, and PyTorch finds none; {nvcc} 13.0; {never}")

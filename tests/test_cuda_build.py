@@ -170,16 +170,8 @@ def test_the_library_links_and_its_ops_are_called_by_their_schemas(
 
 
 @pytest.fixture
-def nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A compiler that only tells its version."""
-    command, header = tmp_path / "cuda" / "bin" / "nvcc", tmp_path / "cuda" / "include" / "cuda_runtime.h"
-    for path in (command, header):
-        path.parent.mkdir(parents=True)
-        path.touch()
-    command.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.9, V12.9.1'\n")
-    command.chmod(0o755)
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
-    return command
+def nvcc(fake_nvcc: Callable[[str], Path]) -> Path:
+    return fake_nvcc("12.9")
 
 
 def test_the_build_has_nvcc_the_architectures_and_every_source(nvcc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
