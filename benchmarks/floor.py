@@ -9,7 +9,8 @@ bandwidth      torch.add of arrays as large as the losses' inputs
 
 Counted are the multiply-adds of the cheapest form of each formula; a lone addition or product is one too, for it takes
 the same slot. An exponential is seven: a polynomial of degree 6 and its reduced argument. Divisions, roots, maxima,
-loads and stores are not counted.
+loads and stores are not counted. On a CPU a trajectory's components are those that have weight in floating point, which
+others need not be visited to know.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Rates:
         return asdict(self)
 
 
-def simulate_multiply_adds(dim: int, components: int) -> int:
+def simulate_multiply_adds(dim: int, components: float) -> float:
     """One sample-step of simulate, diag covariances.
 
     logits         2 K d + K      x^2 P, x b; the offset
@@ -67,7 +68,7 @@ def simulate_multiply_adds(dim: int, components: int) -> int:
     return 4 * components * dim + components * (1 + EXPONENTIAL + 2) + 4 * dim
 
 
-def simulate_target_multiply_adds(dim: int, components: int) -> int:
+def simulate_target_multiply_adds(dim: int, components: float) -> float:
     """One sample-step of simulate_target, diag covariances: that of simulate, and
 
     g_k . z        2 K d

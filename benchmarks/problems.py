@@ -62,6 +62,12 @@ class Problem:
         return GaussianMixture(weights / weights.sum(), means, variances, "diag")
 
     @cached_property
+    def weighing(self) -> float:
+        """Components with weight, 2^-64 of a row's largest and more, on average over the first rows."""
+        weights = self.mixture.responsibilities(self.x0[:1024].double())
+        return float((weights >= 2.0**-64 * weights.amax(dim=1, keepdim=True)).sum(dim=1).double().mean())
+
+    @cached_property
     def process(self) -> LangevinProcess:
         return LangevinProcess(self.mixture, T=0.02 * self.steps, n_steps=self.steps)
 

@@ -73,7 +73,7 @@ def run_ours(problem: Problem, target: bool, targets: dict[str, float], rates: f
     assert error <= bound
     ours = row(problem, target, "ours", error, "float64 reference, same noise")
     count = floor.simulate_target_multiply_adds if target else floor.simulate_multiply_adds
-    arithmetic = rates.floor(count(problem.dim, problem.components))
+    arithmetic = rates.floor(count(problem.dim, problem.weighing))
     normals = rates.floor(0, problem.dim)
     ours.floor_seconds = problem.sample_steps * (arithmetic + normals)
     ours.floor = f"arithmetic {1e9 * arithmetic:.3g} + normals {1e9 * normals:.3g}"

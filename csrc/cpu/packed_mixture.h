@@ -2,6 +2,7 @@
 // parameters where they save work per sample.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -16,6 +17,12 @@ class PackedMixture {
       : log_scale_(n_components) {
     for (int64_t k = 0; k < n_components; ++k) log_scale_[k] = S(log_scale[k] * 1.44269504088896340736);
     const int64_t n = n_components * dim;
+    if (kind == Covariance::spherical || kind == Covariance::diag) {
+      metric_.assign(kind == Covariance::diag ? dim : 1, S(0));
+      const int64_t rates = static_cast<int64_t>(metric_.size());
+      for (int64_t i = 0; i < n_components * rates; ++i) metric_[i % rates] = std::max(metric_[i % rates], precisions[i]);
+      for (S& m : metric_) m = S(std::sqrt(m) * kRootScale);
+    }
     if (kind == Covariance::diag) {
       roots_.resize(n), shifts_.resize(n), pulls_.resize(n);
       for (int64_t i = 0; i < n; ++i) {
@@ -34,14 +41,14 @@ class PackedMixture {
       }
     }
     view_ = {kind,           n_components,  dim,            means,        precisions, log_scale_.data(),
-             roots_.data(), shifts_.data(), pulls_.data()};
+             roots_.data(), shifts_.data(), pulls_.data(), metric_.data()};
   }
   PackedMixture(const PackedMixture&) = delete;
 
   const MixtureView<S>& view() const { return view_; }
 
  private:
-  std::vector<S> log_scale_, roots_, shifts_, pulls_;
+  std::vector<S> log_scale_, roots_, shifts_, pulls_, metric_;
   MixtureView<S> view_;
 };
 

@@ -23,11 +23,13 @@ struct Batch {
   bool mirrored;
 };
 
-// Rows by descending number of steps, so that the lanes of a tile finish together; then long and short tiles in turn, so
-// that every thread's share of consecutive tiles costs the same.
+// Rows by descending number of steps, so that the lanes of a tile finish together, and among equals by component (0 ..
+// n_components - 1), so that the lanes of a tile leave the same ones out; then long and short tiles in turn, so that every
+// thread's share of consecutive tiles costs the same.
 class Schedule {
  public:
-  Schedule(const int64_t* steps, int64_t n_rows, int64_t n_steps, int lanes);
+  Schedule(const int64_t* steps, int64_t n_rows, int64_t n_steps, int lanes, const int32_t* component = nullptr,
+           int64_t n_components = 0);
   int64_t n_tiles() const { return n_tiles_; }
   int lanes() const { return lanes_; }
   // The rows of tile i; lanes beyond the last row repeat it and are not written back.
@@ -39,12 +41,19 @@ class Schedule {
   std::vector<int64_t> order_;
 };
 
-inline Schedule::Schedule(const int64_t* steps, int64_t n_rows, int64_t n_steps, int lanes)
+inline Schedule::Schedule(const int64_t* steps, int64_t n_rows, int64_t n_steps, int lanes, const int32_t* component,
+                          int64_t n_components)
     : n_rows_(n_rows), n_tiles_((n_rows + lanes - 1) / lanes), lanes_(lanes), order_(n_rows) {
-  std::vector<int64_t> start(n_steps + 2, 0);  // counting sort, descending and stable
-  for (int64_t i = 0; i < n_rows; ++i) ++start[n_steps - steps[i] + 1];
-  for (int64_t n = 0; n <= n_steps; ++n) start[n + 1] += start[n];
-  for (int64_t i = 0; i < n_rows; ++i) order_[start[n_steps - steps[i]]++] = i;
+  for (int64_t i = 0; i < n_rows; ++i) order_[i] = i;
+  const auto counting_sort = [&](int64_t n_keys, auto key) {  // stable
+    const std::vector<int64_t> rows = order_;
+    std::vector<int64_t> start(n_keys + 1, 0);
+    for (int64_t row : rows) ++start[key(row) + 1];
+    for (int64_t k = 0; k < n_keys; ++k) start[k + 1] += start[k];
+    for (int64_t row : rows) order_[start[key(row)]++] = row;
+  };
+  if (component) counting_sort(n_components, [&](int64_t row) { return component[row]; });
+  counting_sort(n_steps + 1, [&](int64_t row) { return n_steps - steps[row]; });
 }
 
 inline int Schedule::rows(int64_t i, const int64_t*& row) const {
@@ -185,9 +194,10 @@ struct TileRunner {
     const int64_t d = process.mixture.dim, k = process.mixture.n_components;
     const int64_t rates = kind == Covariance::spherical ? 1 : d;
     const int64_t state = d + (target ? d + 2 * rates : batch.mean ? 2 * d : 0);
-    const int64_t own = MixtureScratch<V>::vectors(k, d) + d + state;
+    const int64_t scratch = MixtureScratch<V>::vectors(k, d), screen = Screen<V>::vectors(k, d), own = scratch + screen + d + state;
     const int members = batch.mirrored ? 2 : 1;
     std::vector<V> memory(members * own);
+    std::vector<int32_t> lists(members * Screen<V>::integers(k));
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t* row;
       const int count = schedule.rows(tile, row);
@@ -195,7 +205,7 @@ struct TileRunner {
       Member<V> member[2];
       for (int i = 0; i < members; ++i) {
         V* base = memory.data() + i * own;
-        V* z = base + MixtureScratch<V>::vectors(k, d);
+        V* z = base + scratch + screen;
         V* x = z + d;
         const bool mirror = batch.mirrored && i == 1;
         member[i] = {rows.lanes(process.noise),
@@ -203,6 +213,7 @@ struct TileRunner {
                      : batch.mean ? TileState<V>{x, x + d, x + 2 * d, nullptr, nullptr, nullptr}
                                   : TileState<V>{x, nullptr, nullptr, nullptr, nullptr, nullptr},
                      MixtureScratch<V>(base, k, d),
+                     Screen<V>(base + scratch, lists.data() + i * Screen<V>::integers(k), k, d),
                      mirror ? member[0].z : z,
                      mirror ? S(-1) : S(1),
                      !mirror};

@@ -19,15 +19,24 @@
 
 namespace fastndsm {
 
-template <typename V, Covariance kind, bool with_product>
+// Which components the passes visit: all of them, or (screen.h) a list in ascending order.
+struct AllComponents {
+  static constexpr bool kListed = false;
+  int64_t count;
+  FASTNDSM_HD int64_t operator[](int64_t i) const { return i; }
+};
+
+template <typename V, Covariance kind, bool with_product, typename Components = AllComponents>
 class MixtureTile {
+ protected:
   using S = scalar_of<V>;
   static constexpr S kHalfLog2e = S(0.72134752044448170368);
   static constexpr S kLn2 = S(0.69314718055994530942);
   static constexpr S kLowest = S(detail::kSingle<V> ? -3.0e38 : -1.0e308);
 
  public:
-  FASTNDSM_HD MixtureTile(const MixtureView<S>& mixture, MixtureScratch<V> scratch) : m_(mixture), t_(scratch) {}
+  FASTNDSM_HD MixtureTile(const MixtureView<S>& mixture, MixtureScratch<V> scratch)
+      : MixtureTile(mixture, scratch, Components{mixture.n_components}) {}
 
   FASTNDSM_HD int64_t dim() const { return m_.dim; }
 
@@ -92,6 +101,16 @@ class MixtureTile {
   // Dimensions that go together: as many independent sums as the multiply-adds' latency needs.
   static constexpr int kGroup = kind == Covariance::diag || with_product ? 4 : 8;
 
+  // The component of the largest weight, after a first pass whose weights are kept; the first one where there is none.
+  FASTNDSM_HD V heaviest() const {
+    V best = V{}, weight = V{};
+    for (int64_t i = 0; i < components_.count; ++i) {
+      const S k = static_cast<S>(components_[i]);
+      best = select(t_.weights[i] > weight, splat<V>(k), best), weight = fastndsm::max(t_.weights[i], weight);
+    }
+    return best;
+  }
+
   // -infinity where every component's overflows.
   FASTNDSM_HD V log_prob() const {
     const V value = (maximum_ + log(total_) * S(1.44269504088896340736)) * kLn2;
@@ -99,7 +118,10 @@ class MixtureTile {
     return select(total_ == total_, finite, total_);  // log takes no NaN
   }
 
- private:
+ protected:
+  FASTNDSM_HD MixtureTile(const MixtureView<S>& mixture, MixtureScratch<V> scratch, Components components)
+      : m_(mixture), t_(scratch), components_(components), summed_(components) {}
+
   FASTNDSM_HD bool resident() const { return kind != Covariance::full && m_.n_components <= kResident; }
 
   // The moments of G dimensions from j0 on.
@@ -142,22 +164,20 @@ class MixtureTile {
   // sums enough.
   template <int G>
   FASTNDSM_HD void sum_components(int64_t j0, V* a, V* r, V* b, V* s) const {
-    constexpr int parts = G < 4 ? 2 : 1;
+    constexpr int parts = G < 4 && !Components::kListed ? 2 : 1;
     V sum[parts][4][G];
     FASTNDSM_UNROLL
     for (int q = 0; q < parts; ++q) {
       FASTNDSM_UNROLL
       for (int i = 0; i < G; ++i) sum[q][0][i] = V{}, sum[q][1][i] = V{}, sum[q][2][i] = V{}, sum[q][3][i] = V{};
     }
-    const int64_t d = dim(), n = m_.n_components;
-    const S* value = (kind == Covariance::spherical ? m_.means : m_.pulls) + j0;
-    const S* precision = m_.precisions + (kind == Covariance::diag ? j0 : 0);
-    int64_t k = 0;
-    for (; k + parts <= n; k += parts) {
+    const int64_t n = summed_.count;
+    int64_t i = 0;
+    for (; i + parts <= n; i += parts) {
       FASTNDSM_UNROLL
-      for (int q = 0; q < parts; ++q) add_component<G>(k + q, value + (k + q) * d, precision + (k + q) * d, sum[q]);
+      for (int q = 0; q < parts; ++q) add_component<G>(i + q, j0, sum[q]);
     }
-    if (parts > 1 && k < n) add_component<G>(k, value + k * d, precision + k * d, sum[0]);
+    if (parts > 1 && i < n) add_component<G>(i, j0, sum[0]);
     FASTNDSM_UNROLL
     for (int i = 0; i < G; ++i) {
       const auto both = [&](int q) { return parts == 1 ? sum[0][q][i] : V(sum[0][q][i] + sum[parts - 1][q][i]); };
@@ -166,8 +186,11 @@ class MixtureTile {
   }
 
   template <int G>
-  FASTNDSM_HD void add_component(int64_t k, const S* value, const S* precision, V (&sum)[4][G]) const {
-    const V e = t_.weights[k], c = with_product ? t_.products[k] : V{};
+  FASTNDSM_HD void add_component(int64_t slot, int64_t j0, V (&sum)[4][G]) const {
+    const int64_t at = summed_[slot] * dim() + j0;
+    const S* value = (kind == Covariance::spherical ? m_.means : m_.pulls) + at;
+    const S* precision = m_.precisions + (kind == Covariance::diag ? at : 0);
+    const V e = t_.weights[slot], c = with_product ? t_.products[slot] : V{};
     FASTNDSM_UNROLL
     for (int i = 0; i < G; ++i) {
       const V m = splat<V>(value[i]);
@@ -222,31 +245,39 @@ class MixtureTile {
     Sums even{V{}, V{}, V{}, V{}}, odd = even;
     for (int64_t k = 0; k + 1 < count; k += 2) exponentiate(k0, k, even), exponentiate(k0, k + 1, odd);
     if (count % 2) exponentiate(k0, count - 1, even);
-    total_ += even.total + odd.total, rate_ += even.rate + odd.rate;
-    along_ += even.along + odd.along, slope_ += even.slope + odd.slope;
+    add({even.total + odd.total, even.rate + odd.rate, even.along + odd.along, even.slope + odd.slope});
   }
 
   struct Sums {
     V total, rate, along, slope;
   };
 
+  FASTNDSM_HD void add(const Sums& sums) {
+    total_ += sums.total, rate_ += sums.rate, along_ += sums.along, slope_ += sums.slope;
+  }
+
   // Weight and product of slot k from its logit and g_k . z.
   FASTNDSM_HD void exponentiate(int64_t k0, int64_t k, Sums& sums) {
-    V e = exp2_nonpositive(V(t_.weights[k] - maximum_));
+    put_weight(k, components_[k0 + k], exp2_nonpositive(V(t_.weights[k] - maximum_)), t_.products[k], sums);
+  }
+
+  // e = exp(l_k - maximum) and e g_k . z, times P_k if spherical, into a slot; product is g_k . z.
+  FASTNDSM_HD void put_weight(int64_t slot, int64_t k, V e, V product, Sums& sums) {
     sums.total += e;
+    const S precision = kind == Covariance::spherical ? m_.precisions[k] : S(1);
     if constexpr (with_product) {
-      V c = e * t_.products[k];
+      V c = e * product;
       sums.along += c;
-      if constexpr (kind == Covariance::spherical) c = c * m_.precisions[k0 + k], sums.slope += c;
-      t_.products[k] = c;
+      if constexpr (kind == Covariance::spherical) c = c * precision, sums.slope += c;
+      t_.products[slot] = c;
     }
-    if constexpr (kind == Covariance::spherical) e = e * m_.precisions[k0 + k], sums.rate += e;
-    t_.weights[k] = e;
+    if constexpr (kind == Covariance::spherical) e = e * precision, sums.rate += e;
+    t_.weights[slot] = e;
   }
 
   // The maximum has grown: what was summed so far shrinks.
   FASTNDSM_HD void rescale(V factor) {
-    if (!any_nonzero(V(factor - S(1)))) return;
+    if (!any_lane(factor != S(1))) return;
     total_ *= factor, rate_ *= factor, along_ *= factor, slope_ *= factor;
     for (int64_t j = 0; j < dim(); ++j) {
       t_.a[j] *= factor, t_.r[j] *= factor;
@@ -271,35 +302,48 @@ class MixtureTile {
   // rounding grows with the square root of the number of parts.
   template <int KB>
   FASTNDSM_HD void logits(const V* x, const V* z, int64_t k0, int64_t slot) {
+    constexpr int64_t part = 64;
+    constexpr int together = KB == 1 ? 4 : KB == 2 ? 2 : 1;  // parts: as many independent sums as the latency needs
     const int64_t d = dim();
+    int64_t component[KB];
     V q[KB], along[KB];
 #pragma GCC unroll 8
-    for (int k = 0; k < KB; ++k) q[k] = V{}, along[k] = V{};
-    constexpr int64_t part = 64;
+    for (int k = 0; k < KB; ++k) component[k] = components_[k0 + k], q[k] = V{}, along[k] = V{};
+    int64_t j = 0;
 #pragma GCC unroll 1
-    for (int64_t j0 = 0; j0 < d; j0 += part) {
-      V part_q[KB], part_along[KB];
-#pragma GCC unroll 8
-      for (int k = 0; k < KB; ++k) part_q[k] = V{}, part_along[k] = V{};
-      const int64_t count = std::min<int64_t>(part, d - j0);
-#pragma GCC unroll 4
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t j = j0 + i;
-#pragma GCC unroll 8
-        for (int k = 0; k < KB; ++k) logit_term(x, z, (k0 + k) * d + j, j, part_q[k], part_along[k]);
-      }
-#pragma GCC unroll 8
-      for (int k = 0; k < KB; ++k) {
-        q[k] += part_q[k];
-        if constexpr (with_product) along[k] += part_along[k];
-      }
+    for (; together > 1 && j + together * part <= d; j += together * part) {
+      add_parts<KB, together>(x, z, component, j, part, q, along);
     }
+#pragma GCC unroll 1
+    for (; j < d; j += part) add_parts<KB, 1>(x, z, component, j, std::min<int64_t>(part, d - j), q, along);
 #pragma GCC unroll 8
     for (int k = 0; k < KB; ++k) {
       S half = kind == Covariance::diag ? S(1) : kHalfLog2e, p = kind == Covariance::diag ? S(1) / kHalfLog2e : S(1);
-      if constexpr (kind == Covariance::spherical) p = m_.precisions[k0 + k], half = half * p;
-      t_.weights[slot + k] = fma(q[k], splat<V>(-half), splat<V>(m_.log_scale[k0 + k]));
+      if constexpr (kind == Covariance::spherical) p = m_.precisions[component[k]], half = half * p;
+      t_.weights[slot + k] = fused(q[k], splat<V>(-half), splat<V>(m_.log_scale[component[k]]));
       if constexpr (with_product) t_.products[slot + k] = p * along[k];
+    }
+  }
+
+  // Adds the sums over `parts` runs of `size` dimensions from j0 on, one after the other.
+  template <int KB, int parts>
+  FASTNDSM_HD void add_parts(const V* x, const V* z, const int64_t* component, int64_t j0, int64_t size, V* q, V* along) const {
+    V part_q[parts][KB], part_along[parts][KB];
+#pragma GCC unroll 8
+    for (int i = 0; i < parts * KB; ++i) part_q[i / KB][i % KB] = V{}, part_along[i / KB][i % KB] = V{};
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < size; ++i) {
+#pragma GCC unroll 8
+      for (int n = 0; n < parts * KB; ++n) {
+        const int p = n / KB, k = n % KB;
+        const int64_t j = j0 + p * size + i;
+        logit_term(x, z, component[k] * dim() + j, j, part_q[p][k], part_along[p][k]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int n = 0; n < parts * KB; ++n) {
+      q[n % KB] += part_q[n / KB][n % KB];
+      if constexpr (with_product) along[n % KB] += part_along[n / KB][n % KB];
     }
   }
 
@@ -308,17 +352,17 @@ class MixtureTile {
   FASTNDSM_HD void logit_term(const V* x, const V* z, int64_t at, int64_t j, V& q, V& along) const {
     if constexpr (kind == Covariance::spherical) {
       const V t = x[j] - m_.means[at];
-      q = fma(t, t, q);
-      if constexpr (with_product) along = fma(V(-t), z[j], along);
+      q = fused(t, t, q);
+      if constexpr (with_product) along = fused(V(-t), z[j], along);
     } else if constexpr (kind == Covariance::diag) {
       const S root = m_.roots[at];
-      const V t = fma(x[j], splat<V>(root), splat<V>(m_.shifts[at]));
-      q = fma(t, t, q);
-      if constexpr (with_product) along = fma(V(-t), V(z[j] * root), along);
+      const V t = fused(x[j], splat<V>(root), splat<V>(m_.shifts[at]));
+      q = fused(t, t, q);
+      if constexpr (with_product) along = fused(V(-t), V(z[j] * root), along);
     } else {
       const V g = m_.pulls[at] - t_.u[j];
-      q = fma(V(m_.means[at] - x[j]), g, q);
-      if constexpr (with_product) along = fma(g, z[j], along);
+      q = fused(V(m_.means[at] - x[j]), g, q);
+      if constexpr (with_product) along = fused(g, z[j], along);
     }
   }
 
@@ -446,6 +490,7 @@ class MixtureTile {
 
   const MixtureView<S>& m_;
   MixtureScratch<V> t_;
+  Components components_, summed_;  // of the first pass and of the second; slot i is of the i-th
   V maximum_, total_, inverse_;
   V rate_;   // spherical: sum r_k P_k
   V along_;  // sum r_k g_k . z = score . z

@@ -24,6 +24,7 @@ struct MixtureView {
   const S* roots;       // diag: sqrt(P) kRootScale [K, d], so that squares are in units of log 2
   const S* shifts;      // diag: -roots m [K, d]
   const S* pulls;       // diag, tied: P m [K, d]
+  const S* metric;      // spherical, diag: sqrt(max_k P_k) kRootScale [1] or [d]
 };
 
 // 2^x for x <= 0, at least 2^-100 (2^-160 in double), so that no product of weights is a slow denormal number. What that adds
@@ -41,15 +42,6 @@ FASTNDSM_HD V exp2_nonpositive(V x) {
 #endif
   const V n = detail::round_to_integer(x);
   return scale_by_power_of_two(detail::exp2_reduced(V(x - n)), n);
-}
-
-template <typename V>
-FASTNDSM_HD bool any_nonzero(V x) {
-  if constexpr (lanes_of<V> == 1) {
-    return x != 0;
-  } else {
-    return max_lanes(V(select(x != scalar_of<V>(0), splat<V>(1), V{}))) != 0;
-  }
 }
 
 // Per-tile scratch, in vectors: `vectors(dim, ...)` of them.

@@ -10,8 +10,8 @@
 //   h_{n+1} = c h_n + [(s_n^2 - c (1 - c) v_n) z - c v_n a_n Hess(x_n) z] / s_n
 #pragma once
 
-#include "mixture.h"
 #include "philox.h"
+#include "screen.h"
 
 namespace fastndsm {
 
@@ -50,6 +50,7 @@ struct Member {
   Lanes<V> lanes;
   TileState<V> state;
   MixtureScratch<V> scratch;
+  Screen<V> screen;
   V* z;  // [d] noise of this step
   scalar_of<V> sign;
   bool draws;
@@ -59,7 +60,8 @@ template <typename V, Covariance kind, Output output>
 struct Trajectory {
   using S = scalar_of<V>;
   static constexpr bool kTarget = output == Output::target;
-  using Mixture = MixtureTile<V, kind, kTarget>;
+  static constexpr bool kScreens = kind == Covariance::spherical || kind == Covariance::diag;
+  using Mixture = std::conditional_t<kScreens, ScreenedTile<V, kind, kTarget>, MixtureTile<V, kind, kTarget>>;
 
   const ProcessView<S>& p;
 
@@ -80,9 +82,15 @@ struct Trajectory {
     if constexpr (kTarget) {
       if (one.draws) normals(counters, 0, dim(), one.z);
     }
-    Mixture mixture(p.mixture, one.scratch);
-    mixture.prepare(one.state.x, one.z);
-    advance(n, one, mixture, counters);
+    if constexpr (kScreens) {
+      Mixture mixture(p.mixture, one.scratch, one.screen);
+      mixture.prepare(one.state.x, one.z, p.noise_std[n]);
+      advance(n, one, mixture, counters);
+    } else {
+      Mixture mixture(p.mixture, one.scratch);
+      mixture.prepare(one.state.x, one.z);
+      advance(n, one, mixture, counters);
+    }
   }
 
   // x, and what goes with it, from step n to n + 1; only in lanes that have not taken their last step.

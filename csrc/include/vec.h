@@ -271,6 +271,27 @@ FASTNDSM_HD vec<uint32_t, 2 * lanes_of<V>> merge_high32(V a, V b) {
 
 // ---- across lanes -----------------------------------------------------------------------------------------------
 
+// Whether a comparison holds in any lane.
+template <typename M>
+FASTNDSM_HD bool any_lane(M mask) {
+  if constexpr (lanes_of<M> == 1) {
+    return mask;
+  } else if constexpr (detail::kIsPack<M>) {
+    bool any = false;
+    for (const auto& part : mask.part) any |= any_lane(part);
+    return any;
+  } else {
+#if defined(FASTNDSM_AVX512)
+    if constexpr (std::is_same<M, vec<int32_t, 16>>::value) return _mm512_movepi32_mask((__m512i)mask) != 0;
+    if constexpr (std::is_same<M, vec<int64_t, 8>>::value) return _mm512_movepi64_mask((__m512i)mask) != 0;
+#endif
+    uint64_t words[sizeof(M) / 8], any = 0;
+    std::memcpy(words, &mask, sizeof(M));
+    for (uint64_t word : words) any |= word;
+    return any != 0;
+  }
+}
+
 // Sum of the lanes, by halves: the order depends on the number of lanes alone.
 template <typename V>
 FASTNDSM_HD scalar_of<V> sum_lanes(V v) {
