@@ -1,4 +1,5 @@
-"""Two threads for everyone, one place where times are taken, and the results of a whole run in results/.
+"""Two threads and an allocator that keeps its memory for everyone, one place where times are taken, and the results of
+a whole run in results/.
 
 Settings: FASTNDSM_BENCH_SIZE=tiny (the code path in seconds; its figures mean nothing), FASTNDSM_BENCH_RESULTS (where
 results go; default results/ beside this file, and nowhere if tiny).
@@ -6,6 +7,7 @@ results go; default results/ beside this file, and nowhere if tiny).
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import time
@@ -20,6 +22,18 @@ HERE = Path(__file__).resolve().parent
 # Before torch or XLA look: both size their pools by what this process may run on.
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
 os.environ.pop("OMP_NUM_THREADS", None)
+
+
+def keep_freed_memory() -> None:
+    """Has glibc give none back, so that no time depends on whether results lie in memory new to the process."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_max, 0)
+
+
+keep_freed_memory()
 
 import torch  # noqa: E402
 
