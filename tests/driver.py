@@ -136,8 +136,9 @@ def run(
 # --- what is asked -----------------------------------------------------------------------------------------------
 
 SHAPES = [(1, 1, 1, 3), (33, 1, 3, 2), (31, 2, 3, 7), (33, 3, 10, 5), (33, 4, 1, 4), (31, 5, 300, 3), (17, 2, 300, 2)]
-SHAPES += [(33, 16, 10, 3), (3, 67, 3, 3), (2, 130, 9, 1), (1, 4, 10, 1)]  # rows, dimension, components, steps
-SPLIT_SHAPES, SPLIT_ROWS = (SHAPES[2], SHAPES[5]), (0, 7, 16, 30)
+SHAPES += [(33, 16, 10, 3), (3, 67, 3, 3), (2, 130, 9, 1), (1, 4, 10, 1), (31, 40, 12, 12)]
+# rows, dimension, components, steps; the last one is of trajectories that leave components out
+SPLIT_SHAPES, SPLIT_ROWS = (SHAPES[2], SHAPES[5], SHAPES[-1]), (0, 7, 16, 30)
 WHATS = ("state", "transition", "target", "mirrored target")
 SEED, FIRST_PATH = -0x123456789ABCDEF, 2**32 - 9
 LOSS_SHAPES = [(1, 1), (2, 7), (3, 64), (2, 133)]
