@@ -123,6 +123,27 @@ def test_losses_and_normals_do_not_depend_on_threads_or_splits(dtype: torch.dtyp
         assert torch.equal(draw(20000, first_path=FIRST_PATH), whole)
 
 
+@dtypes
+@pytest.mark.parametrize("dim", [784, 785, 3])
+def test_gradients_larger_than_caches_have_the_bits_of_their_parts(dim: int, dtype: torch.dtype) -> None:
+    """Large ones are stored past the caches, rows that are not aligned as ever."""
+    rows = (9 << 20) // (dim * dtype.itemsize)
+    for estimator, antithetic in LOSSES:
+        inputs = normals(rows, seed=3).to(dtype), *loss_inputs(rows, dim, antithetic or estimator != "plain", dtype)
+        both = functools.partial(loss_and_gradient, inputs, (estimator, antithetic, "cpp"))
+        starts = [*range(0, rows, rows // 8), rows]
+        parts = [both(i, j) for i, j in itertools.pairwise(starts)]
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert_same(both(0, rows), joined(parts, [j - i for i, j in itertools.pairwise(starts)]))
+    grad, score, target = (normals(n, seed=i).to(dtype) for i, n in ((4, rows), (5, rows * dim), (6, rows * dim)))
+    score, target = score.view(rows, dim), target.view(rows, dim)
+    half = rows // 2
+    whole = ops.dsm_loss_backward(grad, score, target, "cpp")
+    for i, j in ((0, half), (half, rows)):
+        assert torch.equal(ops.dsm_loss_backward(grad[i:j], score[i:j], target[i:j], "cpp"), whole[i:j])
+
+
 PERTURBED = """
 import hashlib, sys
 sys.path.insert(0, sys.argv[1])

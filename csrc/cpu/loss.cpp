@@ -13,11 +13,13 @@ namespace fastndsm {
 namespace {
 
 constexpr int64_t kGrainValues = 1 << 15;
+constexpr size_t kStreamedBytes = 8 << 20;  // of a gradient that no cache keeps until it is read
 
 template <typename Body>
 void parallel_rows(int64_t n_rows, int64_t dim, const Body& body) {
   at::parallel_for(0, n_rows, std::max<int64_t>(1, kGrainValues / std::max<int64_t>(1, dim)), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) body(row);
+    end_streams();
   });
 }
 
@@ -75,9 +77,11 @@ at::Tensor ndsm_loss_backward(const at::Tensor& grad, const at::Tensor& scores, 
     const scalar_t *first = s.const_data_ptr<scalar_t>(), *second = first + n * d, *normal = z.const_data_ptr<scalar_t>();
     const scalar_t *sigma = width.const_data_ptr<scalar_t>(), *slope = g.const_data_ptr<scalar_t>();
     scalar_t *to_first = out.mutable_data_ptr<scalar_t>(), *to_second = to_first + n * d;
+    const bool large = out.nbytes() >= kStreamedBytes && streams(to_first) && (estimator == Estimator::plain || streams(to_second));
     parallel_rows(n, d, [&](int64_t i) {
-      ndsm_row_backward(estimator, slope[i], first + i * d, second + i * d, normal + i * d, scalar_t(1) / sigma[i], d,
-                        to_first + i * d, to_second + i * d);
+      const auto run = large && streams(to_first + i * d) ? ndsm_row_backward<true, scalar_t> : ndsm_row_backward<false, scalar_t>;
+      run(estimator, slope[i], first + i * d, second + i * d, normal + i * d, scalar_t(1) / sigma[i], d, to_first + i * d,
+          to_second + i * d);
     });
   });
   return out;
@@ -105,7 +109,11 @@ at::Tensor dsm_loss_backward(const at::Tensor& grad, const at::Tensor& score, co
     const at::Tensor s = score.contiguous(), t = target.contiguous(), g = grad.contiguous();
     const scalar_t *a = s.const_data_ptr<scalar_t>(), *b = t.const_data_ptr<scalar_t>(), *slope = g.const_data_ptr<scalar_t>();
     scalar_t* to = out.mutable_data_ptr<scalar_t>();
-    parallel_rows(n, d, [&](int64_t i) { dsm_row_backward(slope[i], a + i * d, b + i * d, d, to + i * d); });
+    const bool large = out.nbytes() >= kStreamedBytes;
+    parallel_rows(n, d, [&](int64_t i) {
+      const auto run = large && streams(to + i * d) ? dsm_row_backward<true, scalar_t> : dsm_row_backward<false, scalar_t>;
+      run(slope[i], a + i * d, b + i * d, d, to + i * d);
+    });
   });
   return out;
 }

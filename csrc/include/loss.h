@@ -29,6 +29,21 @@ FASTNDSM_HD S sum_row(int64_t d, const Term& term) {
   return sum_lanes(V((sum[0] + sum[1]) + (sum[2] + sum[3]))) + rest;
 }
 
+// Whether rows of results that start here can be streamed.
+template <typename S>
+FASTNDSM_HD bool streams(const S* row) {
+  return kVectorBytes > 0 && reinterpret_cast<uintptr_t>(row) % (kVectorBytes > 0 ? kVectorBytes : 1) == 0;
+}
+
+template <bool streamed, typename V>
+FASTNDSM_HD void put(scalar_of<V>* p, V v) {
+  if constexpr (streamed && lanes_of<V> > 1) {
+    stream(p, v);
+  } else {
+    store(p, v);
+  }
+}
+
 // to[j] = term(j) for every j.
 template <typename S, typename Term>
 FASTNDSM_HD void map_row(int64_t d, const Term& term) {
@@ -62,7 +77,8 @@ FASTNDSM_HD S ndsm_row(Estimator estimator, const S* first, const S* second, con
   });
 }
 
-template <typename S>
+// Streamed, the rows to_first and to_second (of two estimators) are aligned.
+template <bool streamed = false, typename S>
 FASTNDSM_HD void ndsm_row_backward(Estimator estimator, S grad, const S* first, const S* second, const S* z, S inverse_std,
                                    int64_t d, S* to_first, S* to_second) {
   map_row<S>(d, [=](int64_t j, auto lane) {
@@ -70,11 +86,11 @@ FASTNDSM_HD void ndsm_row_backward(Estimator estimator, S grad, const S* first, 
     const V noise = grad * inverse_std * load<V>(z + j);
     const V to = fused(splat<V>(grad), load<V>(first + j), noise);
     if (estimator == Estimator::antithetic) {
-      store(to_first + j, V(S(0.5) * to));
-      store(to_second + j, V(S(0.5) * fused(splat<V>(grad), load<V>(second + j), V(-noise))));
+      put<streamed>(to_first + j, V(S(0.5) * to));
+      put<streamed>(to_second + j, V(S(0.5) * fused(splat<V>(grad), load<V>(second + j), V(-noise))));
     } else {
-      store(to_first + j, to);
-      if (estimator == Estimator::control_variate) store(to_second + j, V(-noise));
+      put<streamed>(to_first + j, to);
+      if (estimator == Estimator::control_variate) put<streamed>(to_second + j, V(-noise));
     }
   });
 }
@@ -88,11 +104,11 @@ FASTNDSM_HD S dsm_row(const S* score, const S* target, int64_t d) {
   });
 }
 
-template <typename S>
+template <bool streamed = false, typename S>
 FASTNDSM_HD void dsm_row_backward(S grad, const S* score, const S* target, int64_t d, S* to) {
   map_row<S>(d, [=](int64_t j, auto lane) {
     using V = decltype(lane);
-    store(to + j, V(grad * (load<V>(score + j) - load<V>(target + j))));
+    put<streamed>(to + j, V(grad * (load<V>(score + j) - load<V>(target + j))));
   });
 }
 

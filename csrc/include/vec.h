@@ -43,6 +43,28 @@ FASTNDSM_HD void store(scalar_of<V>* p, V v) {  // unaligned
   std::memcpy(p, &v, sizeof(V));
 }
 
+// Past the caches, where there is such an instruction: for results larger than they are, which would otherwise be read
+// before they are written. p is aligned to V; `end_streams` before another thread reads.
+template <typename V>
+FASTNDSM_HD void stream(scalar_of<V>* p, V v) {
+#if defined(FASTNDSM_AVX512)
+  if constexpr (sizeof(V) == 64 && !detail::kIsPack<V>) return _mm512_stream_si512((__m512i*)p, (__m512i)v);
+#endif
+#if defined(__AVX2__) && !defined(__CUDACC__)
+  if constexpr (sizeof(V) == 32) return _mm256_stream_si256((__m256i*)p, (__m256i)v);
+#endif
+#if defined(__SSE2__) && !defined(__CUDACC__)
+  if constexpr (sizeof(V) == 16) return _mm_stream_si128((__m128i*)p, (__m128i)v);
+#endif
+  store(p, v);
+}
+
+FASTNDSM_HD void end_streams() {
+#if defined(__SSE2__) && !defined(__CUDACC__)
+  _mm_sfence();
+#endif
+}
+
 // The same bits read as another type of the same size.
 template <typename To, typename From>
 FASTNDSM_HD To reinterpret(From x) {
