@@ -47,7 +47,6 @@ from .record import Record, Row  # noqa: E402
 RECORD = pytest.StashKey[Record]()
 SECONDS = 0.0 if TINY else 1.5  # of rounds, for one contender and turn
 FEWEST, MOST = (2, 2) if TINY else (3, 100)
-LOSS_BYTES = 4 * (64 * 64 if TINY else 4_096 * 784)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -78,7 +77,7 @@ def record(request: pytest.FixtureRequest) -> Record:
 def rates(record: Record, two_threads: None) -> floor.Rates:
     """The machine's rates, measured once."""
     if record.rates is None:
-        record.rates = floor.measure(LOSS_BYTES)
+        record.rates = floor.measure()
     return record.rates
 
 

@@ -5,7 +5,7 @@
 
 FMA rate       independent chains of multiply-adds in registers (fma.c), on every thread; without a compiler, sgemm's
 Philox rate    fastndsm's own philox_normal, at the size where it is fastest
-bandwidth      torch.add of arrays as large as the losses' inputs
+bandwidth      torch.add of arrays as large, together, as a loss's inputs and gradient: as much of them stays in caches
 
 Counted are the multiply-adds of the cheapest form of each formula; a lone addition or product is one too, for it takes
 the same slot. An exponential is seven: a polynomial of degree 6 and its reduced argument. Divisions, roots, maxima,
@@ -47,7 +47,6 @@ class Rates:
     fma_source: str
     sgemm: float  # multiply-adds of a large matrix product, as a check on fma
     normals: float
-    bandwidth: float  # bytes
 
     def floor(self, multiply_adds: float, normals: float = 0.0) -> float:
         """Seconds."""
@@ -98,12 +97,11 @@ def mlp_multiply_adds(widths: Sequence[int]) -> int:
     return layers + sum(widths[1:-1]) * (1 + EXPONENTIAL + 2)
 
 
-def measure(array_bytes: int) -> Rates:
-    """All of it; array_bytes is the size of the arrays that the bandwidth is measured on."""
+def measure() -> Rates:
     sgemm = _sgemm_rate()
     chains = _chain_rate()
     fma, source = (sgemm, "sgemm") if chains is None or sgemm > chains else (chains, "fma.c")
-    return Rates(fma, source, sgemm, _normal_rate(), _bandwidth(array_bytes))
+    return Rates(fma, source, sgemm, _normal_rate())
 
 
 def best_seconds(run: Callable[[], Any], least: float = 0.0 if TINY else 0.2) -> float:
@@ -154,6 +152,7 @@ def _normal_rate() -> float:
     return max(n * 16 / best_seconds(partial(philox_normal, n, 16, seed=1, backend="cpp")) for n in rows)
 
 
-def _bandwidth(array_bytes: int) -> float:
-    a, b, out = (torch.ones(array_bytes // 4) for _ in range(3))
-    return 3 * array_bytes / best_seconds(lambda: torch.add(a, b, out=out))
+def bandwidth(footprint: int) -> float:
+    """Bytes a second, where `footprint` bytes are read and written again and again."""
+    a, b, out = (torch.ones(footprint // 12) for _ in range(3))
+    return footprint / best_seconds(lambda: torch.add(a, b, out=out))

@@ -130,7 +130,7 @@ class Record:
             r = self.rates
             parts.append(
                 f"Measured in this run: {r.fma / 1e9:.4g} G multiply-adds/s ({r.fma_source}; sgemm reaches "
-                f"{r.sgemm / 1e9:.4g}), {r.normals / 1e9:.3g} G normals/s, {r.bandwidth / 1e9:.3g} GB/s."
+                f"{r.sgemm / 1e9:.4g}), {r.normals / 1e9:.3g} G normals/s."
             )
         ours = self._ours()
         if speeds := [r for r in ours if "dsm" not in r.targets]:
