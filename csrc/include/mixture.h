@@ -212,11 +212,10 @@ class MixtureTile {
   }
 
   FASTNDSM_OUTLINE void general_logits(const V* x, const V* z, int64_t k0, int64_t k1) {
-    const int64_t blocks = (k1 - k0 + kBlockK - 1) / kBlockK;  // of equal size but for one
-    for (int64_t i = 0, k = k0; i < blocks; ++i) {
-      const int64_t size = (k1 - k + blocks - i - 1) / (blocks - i);
-      some_logits(x, z, k, k - k0, size);
-      k += size;
+    for (int64_t k = k0, size; k < k1; k += size) {
+      const int64_t left = k1 - k;  // the last two blocks are alike
+      size = left >= 2 * kBlock ? kBlock : left > kBlock ? (left + 1) / 2 : left;
+      some_logits<kBlock>(x, z, k, k - k0, size);
     }
   }
 
@@ -285,17 +284,13 @@ class MixtureTile {
     }
   }
 
+  // Components whose sums and differences the registers hold.
+  static constexpr int kBlock = with_product || lanes_of<V> == 1 ? kBlockK : 10;
+
+  template <int KB>
   FASTNDSM_HD void some_logits(const V* x, const V* z, int64_t k, int64_t slot, int64_t size) {
-    switch (size) {
-      case 1: return logits<1>(x, z, k, slot);
-      case 2: return logits<2>(x, z, k, slot);
-      case 3: return logits<3>(x, z, k, slot);
-      case 4: return logits<4>(x, z, k, slot);
-      case 5: return logits<5>(x, z, k, slot);
-      case 6: return logits<6>(x, z, k, slot);
-      case 7: return logits<7>(x, z, k, slot);
-      default: return logits<8>(x, z, k, slot);
-    }
+    if (size == KB) return logits<KB>(x, z, k, slot);
+    if constexpr (KB > 1) some_logits<KB - 1>(x, z, k, slot, size);
   }
 
   // l_k (in units of log 2) and g_k . z of KB components. The sums over dimensions are made of short ones, so that their
@@ -304,32 +299,32 @@ class MixtureTile {
   FASTNDSM_HD void logits(const V* x, const V* z, int64_t k0, int64_t slot) {
     const int64_t d = dim();
     V q[KB], along[KB];
-#pragma GCC unroll 8
+#pragma GCC unroll 10
     for (int k = 0; k < KB; ++k) q[k] = V{}, along[k] = V{};
     int64_t j0 = 0;
     if constexpr (KB <= 2) j0 = parts_side_by_side<KB>(x, z, k0, q, along);
 #pragma GCC unroll 1
     for (; j0 < d; j0 += kPart) {
       V part_q[KB], part_along[KB];
-#pragma GCC unroll 8
+#pragma GCC unroll 10
       for (int k = 0; k < KB; ++k) part_q[k] = V{}, part_along[k] = V{};
       const int64_t count = std::min<int64_t>(kPart, d - j0);
 #pragma GCC unroll 4
       for (int64_t i = 0; i < count; ++i) {
         const int64_t j = j0 + i;
         V t[KB];  // before the sums: what the order of these instructions costs is a tenth of the time
-#pragma GCC unroll 8
+#pragma GCC unroll 10
         for (int k = 0; k < KB; ++k) t[k] = difference(x, components_[k0 + k] * d + j, j);
-#pragma GCC unroll 8
+#pragma GCC unroll 10
         for (int k = 0; k < KB; ++k) add_difference(t[k], x, z, components_[k0 + k] * d + j, j, part_q[k], part_along[k]);
       }
-#pragma GCC unroll 8
+#pragma GCC unroll 10
       for (int k = 0; k < KB; ++k) {
         q[k] += part_q[k];
         if constexpr (with_product) along[k] += part_along[k];
       }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 10
     for (int k = 0; k < KB; ++k) {
       S half = kind == Covariance::diag ? S(1) : kHalfLog2e, p = kind == Covariance::diag ? S(1) / kHalfLog2e : S(1);
       if constexpr (kind == Covariance::spherical) p = m_.precisions[components_[k0 + k]], half = half * p;
