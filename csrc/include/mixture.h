@@ -284,8 +284,9 @@ class MixtureTile {
     }
   }
 
-  // Components whose sums and differences the registers hold.
-  static constexpr int kBlock = with_product || lanes_of<V> == 1 ? kBlockK : 10;
+  // Components whose sums and, where registers are many, differences they hold.
+  static constexpr bool kHoldsDifferences = kRegisters >= 32 && lanes_of<V> > 1;
+  static constexpr int kBlock = kHoldsDifferences && !with_product ? 10 : kBlockK;
 
   template <int KB>
   FASTNDSM_HD void some_logits(const V* x, const V* z, int64_t k, int64_t slot, int64_t size) {
@@ -302,21 +303,27 @@ class MixtureTile {
 #pragma GCC unroll 10
     for (int k = 0; k < KB; ++k) q[k] = V{}, along[k] = V{};
     int64_t j0 = 0;
-    if constexpr (KB <= 2) j0 = parts_side_by_side<KB>(x, z, k0, q, along);
+    if constexpr (KB <= 2 && lanes_of<V> > 1) j0 = parts_side_by_side<KB>(x, z, k0, q, along);
 #pragma GCC unroll 1
     for (; j0 < d; j0 += kPart) {
       V part_q[KB], part_along[KB];
 #pragma GCC unroll 10
       for (int k = 0; k < KB; ++k) part_q[k] = V{}, part_along[k] = V{};
-      const int64_t count = std::min<int64_t>(kPart, d - j0);
+      const int64_t count = d - j0 < kPart ? d - j0 : kPart;
 #pragma GCC unroll 4
       for (int64_t i = 0; i < count; ++i) {
         const int64_t j = j0 + i;
-        V t[KB];  // before the sums: what the order of these instructions costs is a tenth of the time
+        const auto at = [&](int k) { return components_[k0 + k] * d + j; };
+        if constexpr (kHoldsDifferences) {  // all of them before the sums: another order costs a tenth of the time
+          V t[KB];
 #pragma GCC unroll 10
-        for (int k = 0; k < KB; ++k) t[k] = difference(x, components_[k0 + k] * d + j, j);
+          for (int k = 0; k < KB; ++k) t[k] = difference(x, at(k), j);
 #pragma GCC unroll 10
-        for (int k = 0; k < KB; ++k) add_difference(t[k], x, z, components_[k0 + k] * d + j, j, part_q[k], part_along[k]);
+          for (int k = 0; k < KB; ++k) add_difference(t[k], x, z, at(k), j, part_q[k], part_along[k]);
+        } else {
+#pragma GCC unroll 10
+          for (int k = 0; k < KB; ++k) add_difference(difference(x, at(k), j), x, z, at(k), j, part_q[k], part_along[k]);
+        }
       }
 #pragma GCC unroll 10
       for (int k = 0; k < KB; ++k) {

@@ -56,6 +56,13 @@ constexpr int kVectorBytes = 0;
 constexpr const char* kVectorISA = "scalar";
 #endif
 
+// Vector registers of the machine.
+#if defined(FASTNDSM_AVX512) || (defined(__ARM_NEON) && defined(__aarch64__))
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
+
 template <typename T>
 constexpr int kLanes = kVectorBytes == 0 ? 1 : kVectorBytes / static_cast<int>(sizeof(T));
 
