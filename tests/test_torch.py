@@ -168,7 +168,7 @@ def test_autocast(build: Callable[[], Any]) -> None:
 # --- distributed data parallel -----------------------------------------
 
 RANK = """
-import json, sys
+import gc, json, sys
 import torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from fastndsm import GaussianMixture, LangevinProcess, NDSMLoss
@@ -199,6 +199,9 @@ for estimator in ("path", "plain", "control_variate"):
         "x": drawn.x.tolist(), "loss": value.item(), "grad": net.layer.weight.grad.tolist()
     }
 print(json.dumps(out))
+# Nothing may hold the group when the interpreter ends: its threads would end with it.
+del parallel, value
+gc.collect()
 dist.destroy_process_group()
 """
 
