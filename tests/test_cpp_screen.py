@@ -89,6 +89,19 @@ def test_neighbours_change_no_bit(size: tuple[int, int], spread: float, kind: st
         torch.set_num_threads(1)
 
 
+@kinds
+@pytest.mark.parametrize("offset", [1e4, 1e6])
+def test_neighbours_change_no_bit_of_data_far_from_zero(offset: float, kind: str) -> None:
+    """Where float32 rounds a row by up to a tenth of a deviation."""
+    p = process(kind, 64, 12, 0.5)
+    m = p.reference
+    moved = quietly(GaussianMixture(m.weights, m.means + offset, m.covariances, kind), T=p.T, n_steps=p.n_steps)
+    x = (start(p) + offset).float()
+    whole = outputs(moved, x)
+    for i in range(0, ROWS, 6):
+        assert_same(outputs(moved, x[i : i + 1], first_path=i), tuple(t[i : i + 1] for t in whole))
+
+
 @dtypes
 @kinds
 def test_rows_that_overflow_change_no_bit_of_others(kind: str, dtype: torch.dtype) -> None:

@@ -17,11 +17,13 @@ class PackedMixture {
       : log_scale_(n_components) {
     for (int64_t k = 0; k < n_components; ++k) log_scale_[k] = S(log_scale[k] * 1.44269504088896340736);
     const int64_t n = n_components * dim;
+    double squares = 0;
     if (kind == Covariance::spherical || kind == Covariance::diag) {
       metric_.assign(kind == Covariance::diag ? dim : 1, S(0));
       const int64_t rates = static_cast<int64_t>(metric_.size());
       for (int64_t i = 0; i < n_components * rates; ++i) metric_[i % rates] = std::max(metric_[i % rates], precisions[i]);
-      for (S& m : metric_) m = S(std::sqrt(m) * kRootScale);
+      for (S& m : metric_) m = S(std::sqrt(m) * kRootScale), squares += double(m) * m;
+      squares *= double(dim) / rates;
     }
     if (kind == Covariance::diag) {
       roots_.resize(n), shifts_.resize(n), pulls_.resize(n);
@@ -41,7 +43,7 @@ class PackedMixture {
       }
     }
     view_ = {kind,           n_components,  dim,            means,        precisions, log_scale_.data(),
-             roots_.data(), shifts_.data(), pulls_.data(), metric_.data()};
+             roots_.data(), shifts_.data(), pulls_.data(), metric_.data(), S(std::sqrt(squares))};
   }
   PackedMixture(const PackedMixture&) = delete;
 

@@ -25,6 +25,7 @@ struct MixtureView {
   const S* shifts;      // diag: -roots m [K, d]
   const S* pulls;       // diag, tied: P m [K, d]
   const S* metric;      // spherical, diag: sqrt(max_k P_k) kRootScale [1] or [d]
+  S metric_norm;        // root of the sum of its squares over dimensions
 };
 
 // 2^x for x <= 0, at least 2^-100 (2^-160 in double), so that no product of weights is a slow denormal number. What that adds

@@ -39,6 +39,7 @@ template <typename V>
 struct Screen {
   V* origin;      // [d] x_0 in the metric
   V* distance;    // [min(K, kResident)] N_k
+  V unseen;       // what rounding can hide of a move, where data lie far from 0
   int32_t* all;   // [K] 0, 1, ...
   int32_t* near;  // [min(K, kResident)] components that steps visit while the screen holds
   int32_t* heavy; // [min(K, kResident)] those that have weight at this step
@@ -103,7 +104,7 @@ class ScreenedTile : public MixtureTile<V, kind, with_product, ListedComponents>
   // Visits the near components; false if another one could have a weight.
   bool near_suffice(const V* x, const V* z) {
     visit(x, z, {screen_.near, screen_.n_near});
-    const V moved = sqrt(squared_move(x));
+    const V moved = sqrt(squared_move(x)) + screen_.unseen;
     V highest = splat<V>(Tile::kLowest);
     for (int64_t k = 0, i = 0; k < m_.n_components; ++k) {
       if (i < screen_.n_near && screen_.near[i] == k) {
@@ -147,9 +148,13 @@ class ScreenedTile : public MixtureTile<V, kind, with_product, ListedComponents>
       return;
     }
     const bool brief = screen_.holds && screen_.age < kAhead / 2;
-    S trace = S(0);
-    for (int64_t j = 0; j < m_.dim; ++j) screen_.origin[j] = x[j] * metric(j), trace += metric(j) * metric(j);
-    const V ahead = splat<V>(std * std::sqrt(S(kAhead) * trace));
+    V square = V{};
+    for (int64_t j = 0; j < m_.dim; ++j) {
+      const V at = x[j] * metric(j);
+      screen_.origin[j] = at, square = fma(at, at, square);
+    }
+    screen_.unseen = sqrt(square) * (S(16) * std::numeric_limits<S>::epsilon());
+    const V ahead = screen_.unseen + std * std::sqrt(S(kAhead)) * m_.metric_norm;
     screen_.n_near = 0;
     for (int64_t k = 0; k < m_.n_components; ++k) {
       screen_.distance[k] = sqrt(fastndsm::max(V(m_.log_scale[k] - t_.weights[k]), V{}));

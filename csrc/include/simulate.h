@@ -82,14 +82,20 @@ struct Trajectory {
     if constexpr (kTarget) {
       if (one.draws) normals(counters, 0, dim(), one.z);
     }
+    Mixture mixture = tile(one);
     if constexpr (kScreens) {
-      Mixture mixture(p.mixture, one.scratch, one.screen);
       mixture.prepare(one.state.x, one.z, p.noise_std[n]);
-      advance(n, one, mixture, counters);
     } else {
-      Mixture mixture(p.mixture, one.scratch);
       mixture.prepare(one.state.x, one.z);
-      advance(n, one, mixture, counters);
+    }
+    advance(n, one, mixture, counters);
+  }
+
+  FASTNDSM_HD Mixture tile(Member<V>& one) const {
+    if constexpr (kScreens) {
+      return Mixture(p.mixture, one.scratch, one.screen);
+    } else {
+      return Mixture(p.mixture, one.scratch);
     }
   }
 
