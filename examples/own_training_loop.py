@@ -63,8 +63,10 @@ def main() -> None:
 
     samples = fastndsm.sample(net, process, 5000)  # (5) the reverse process, started from the mixture
 
-    print(f"points on the smaller arc: data {(x[:, 1] < -0.5).float().mean():.3f}, "
-          f"samples {(samples[:, 1] < -0.5).float().mean():.3f}")
+    print(
+        f"points on the smaller arc: data {(x[:, 1] < -0.5).float().mean():.3f}, "
+        f"samples {(samples[:, 1] < -0.5).float().mean():.3f}"
+    )
     radius = torch.minimum(samples.norm(dim=1), (samples + torch.tensor([0.0, 1.0])).norm(dim=1))
     print(f"mean distance from the arcs: {(radius - 1).abs().mean():.3f} (the data's noise gives 0.04)")
 

@@ -172,10 +172,7 @@ class Builder:
             f"  command = {command_line([*compiler.command, *compile_flags])} -c $in -o $out",
             "rule link",
             f"  command = {command_line(compiler.command)} $in -o $out {command_line(link_flags)}",
-            *(
-                f"build {escape(o)}: compile {escape(str(s))}"
-                for o, s in zip(objects, self.sources, strict=True)
-            ),
+            *(f"build {escape(o)}: compile {escape(str(s))}" for o, s in zip(objects, self.sources, strict=True)),
             f"build {escape(f'lib{self.name}.so')}: link {' '.join(map(escape, objects))}",
         ]
         return "\n".join(rules) + "\n"
@@ -194,9 +191,7 @@ def csrc_directory() -> Path:
     for csrc in (here / "csrc", here.parent / "csrc"):  # installed; in a source checkout
         if (csrc / "cpu").is_dir():
             return csrc
-    raise BuildError(
-        f"the C++ sources are missing: neither {here / 'csrc'} nor {here.parent / 'csrc'} holds them"
-    )
+    raise BuildError(f"the C++ sources are missing: neither {here / 'csrc'} nor {here.parent / 'csrc'} holds them")
 
 
 _load_lock = threading.Lock()
@@ -243,9 +238,7 @@ def status() -> dict[str, Any]:
     Keys: available, reason (why not, or None), loaded, built, library, cache_dir, key, compiler,
     compiler_version, flags and, once the library is loaded, vector_isa; what cannot be known is None.
     """
-    report: dict[str, Any] = dict.fromkeys(
-        ("reason", "library", "key", "compiler", "compiler_version", "vector_isa")
-    )
+    report: dict[str, Any] = dict.fromkeys(("reason", "library", "key", "compiler", "compiler_version", "vector_isa"))
     report |= {"loaded": _loaded is not None, "built": False, "cache_dir": str(default_cache_dir())}
     report["flags"] = list(COMPILE_FLAGS)
     if _loaded is not None:

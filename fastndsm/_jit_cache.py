@@ -87,9 +87,7 @@ def locked(root: Path, name: str) -> Iterator[None]:
                     logger.warning("waiting for another process, which is building %s in %s", name, root)
                     told = True
                 if time.monotonic() > deadline:
-                    raise BuildError(
-                        f"another process has held {root / 'lock'} for {WAIT_SECONDS:.0f} s"
-                    ) from None
+                    raise BuildError(f"another process has held {root / 'lock'} for {WAIT_SECONDS:.0f} s") from None
                 time.sleep(0.1)
             except OSError as error:
                 raise BuildError(f"{root / 'lock'} cannot be locked: {error}") from error

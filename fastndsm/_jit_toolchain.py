@@ -36,9 +36,7 @@ def find_compiler(flags: tuple[str, ...]) -> Compiler:
         if executable := shutil.which(command[0]):
             return _probe((executable, *command[1:]), flags)
     looked_for = (
-        f"CXX is {shlex.join(named)!r}"
-        if named
-        else f"none of {', '.join(COMPILERS)} is on PATH, and CXX is not set"
+        f"CXX is {shlex.join(named)!r}" if named else f"none of {', '.join(COMPILERS)} is on PATH, and CXX is not set"
     )
     raise BuildError(f"no C++ compiler found: {looked_for}")
 

@@ -65,9 +65,7 @@ ops = _Ops()
 
 def _transforming() -> bool:
     """Inside a torch.func transform, or a forward-mode AD level."""
-    return (
-        torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
-    )
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
 def _implement(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -138,9 +138,7 @@ def mixture_sample(
     cumulative, means, factors, covariance_type = mixture.sampling_operands()
     dtype = means.dtype if dtype is None else dtype
     start = _checks.first_path(first_path)
-    out = ops.mixture_sample(
-        n, cumulative, means, factors, covariance_type, _checks.seed(seed), start, dtype, backend
-    )
+    out = ops.mixture_sample(n, cumulative, means, factors, covariance_type, _checks.seed(seed), start, dtype, backend)
     return out.reshape(n, *mixture.event_shape)
 
 

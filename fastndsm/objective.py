@@ -155,9 +155,7 @@ class NDSMLoss(_Loss):
         square = self._loss(torch.cat([s.detach(), h]), drawn, rows, weight, "none").square()
         return functional.reduce(losses + (square - square.detach()), None, self.reduction)
 
-    def _loss(
-        self, scores: Tensor, drawn: Transition, rows: int, weight: Tensor | None, reduction: str
-    ) -> Tensor:
+    def _loss(self, scores: Tensor, drawn: Transition, rows: int, weight: Tensor | None, reduction: str) -> Tensor:
         return functional.ndsm_loss(
             scores,
             drawn.noise[:rows],

@@ -1,8 +1,10 @@
-"""Noising processes on a grid 0 = t_0 < ... < t_N = T, by Euler-Maruyama, dt_n = t_{n+1} - t_n.
+"""Noising processes on a grid 0 = t_0 < ... < t_N = T, by Euler-Maruyama.
 
     dX = F(X, t) dt + sigma(t) dW,    F = 1/2 sigma(t)^2 grad log pi     (Langevin: pi is stationary)
     mean_n  = x_n + a_n grad log pi(x_n),    a_n = 1/2 sigma(t_n)^2 dt_n
     x_{n+1} = mean_n + s_n z_n,              s_n = sigma(t_n) sqrt(dt_n),    z_n ~ N(0, I)
+
+where dt_n = t_{n+1} - t_n.
 """
 
 from __future__ import annotations
@@ -315,16 +317,12 @@ class LangevinProcess(NoisingProcess):
         self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, antithetic: bool, backend: str
     ) -> tuple[Tensor, Tensor, Tensor]:
         arguments = self._arguments(x0)
-        return ops.simulate_target(
-            x0, steps, *arguments, seed, first_path, antithetic, backend
-        )
+        return ops.simulate_target(x0, steps, *arguments, seed, first_path, antithetic, backend)
 
     def _reverse_step(
         self, y: Tensor, score: Tensor, step: Tensor, seed: Tensor, first_path: int, method: str, backend: str
     ) -> Tensor:
-        return ops.reverse_step(
-            y, score, step, *self._arguments(y), seed, first_path, method, backend
-        )
+        return ops.reverse_step(y, score, step, *self._arguments(y), seed, first_path, method, backend)
 
 
 class OUProcess(LangevinProcess):

@@ -82,6 +82,7 @@ def drift_process(drift: Any = None, **options: Any) -> DriftProcess:
     return DriftProcess(drift or (lambda x, t: -x), prior, **{"T": 1.0, "n_steps": 4, **options})
 
 
+# fmt: off
 CASES = [
     # the mixture's parameters
     Case("weights sum", lambda: mixture(weights=[0.5, 0.4]), V,
@@ -355,6 +356,7 @@ CASES = [
     Case("likelihood output", lambda: log_likelihood(lambda x, t: x[:, 0], ou(), x2), V,
          "score_net: expected output of the shape of x, (3, 2), found (3,)"),
 ]
+# fmt: on
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

@@ -161,9 +161,7 @@ def test_the_library_links_and_its_ops_are_called_by_their_schemas(
     said = run_python(LINKED, FASTNDSM_CACHE_DIR=str(tmp_path / "cache")).splitlines()
     assert said[0] == "[32, 0, 4, 0, 8, 0] False"
     called = ["simulate"] * 3 + ["reverse_step"] + ["sample_mlp"] * 2
-    assert said[1:] == [
-        f"Could not run 'fastndsm_cuda::{op}' with arguments from the 'CPU' backend." for op in called
-    ]
+    assert said[1:] == [f"Could not run 'fastndsm_cuda::{op}' with arguments from the 'CPU' backend." for op in called]
 
 
 # --- the builder -------------------------------------------------------------------------------------------------

@@ -48,9 +48,7 @@ def test_four_modes_are_not_gaussian() -> None:
     for mode in range(4):
         x = d.train[d.labels == mode].double()
         x = (x - x.mean(0)) @ torch.linalg.cholesky(torch.linalg.inv(torch.cov(x.T)))  # whitened
-        kurtosis = (
-            x.square().sum(1).square().mean()
-        )  # Mardia's: of a Gaussian in two dimensions 8 +- (64 / n)^(1/2)
+        kurtosis = x.square().sum(1).square().mean()  # Mardia's: of a Gaussian in two dimensions 8 +- (64 / n)^(1/2)
         assert abs(kurtosis - 8) > 10 * math.sqrt(64 / len(x)), mode
 
 
@@ -202,9 +200,7 @@ def test_mnist_without_folder_or_network_says_so(monkeypatch: Any) -> None:
 
     monkeypatch.delenv("FASTNDSM_DATA", raising=False)
     monkeypatch.setattr("sklearn.datasets.fetch_openml", unreachable)
-    with pytest.raises(
-        ConnectionError, match=r"folder of IDX files.*FASTNDSM_DATA.*openml.org.*no route to host"
-    ):
+    with pytest.raises(ConnectionError, match=r"folder of IDX files.*FASTNDSM_DATA.*openml.org.*no route to host"):
         data.mnist()
 
 
@@ -300,9 +296,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize(("arrays", "error", "message"), BAD_FILES.values(), ids=BAD_FILES)
-def test_bad_files_are_named(
-    tmp_path: Path, arrays: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_bad_files_are_named(tmp_path: Path, arrays: dict[str, Any], error: type[Exception], message: str) -> None:
     np.savez(tmp_path / "mine.npz", **arrays)
     with pytest.raises(error, match=message):
         data.from_file(tmp_path / "mine.npz")

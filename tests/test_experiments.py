@@ -188,7 +188,9 @@ def test_verdicts() -> None:
     assert claims.ahead(spread(1, 2, 5), spread(4, 5, 6)) == "undecided"
     assert claims.ahead(spread(4, 5, 6), spread(1, 2, 3), higher=True) == "holds"
     assert [claims.within(spread(*v), 0.05) for v in ((0.01, 0.04), (0.04, 0.06), (0.06, 0.07))] == [
-        "holds", "undecided", "does not"
+        "holds",
+        "undecided",
+        "does not",
     ]
 
 

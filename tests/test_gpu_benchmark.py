@@ -41,9 +41,7 @@ def built() -> None:
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     settings = {"FASTNDSM_BENCH_SIZE": "tiny", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     inherited = os.environ | settings | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        command, cwd=ROOT, env=inherited | environment, capture_output=True, text=True, timeout=300
-    )
+    return subprocess.run(command, cwd=ROOT, env=inherited | environment, capture_output=True, text=True, timeout=300)
 
 
 def test_tiny_run_agrees_and_is_written_down(tmp_path: Path) -> None:

@@ -60,9 +60,7 @@ def entries(cache: Path) -> list[str]:
     return sorted(path.name for path in cache.iterdir() if path.is_dir())
 
 
-def test_eight_cold_processes_build_once(
-    tmp_path: Path, tiny: Path, cache: Path, start_python: Start
-) -> None:
+def test_eight_cold_processes_build_once(tmp_path: Path, tiny: Path, cache: Path, start_python: Start) -> None:
     count = tmp_path / "compiled"
     compiler = compiler_that(tmp_path, "counting", f"echo once >> {count}; sleep 1")
     processes = [start_python(TINY, tiny, CXX=str(compiler)) for _ in range(8)]

@@ -54,8 +54,7 @@ def test_energy_distance_is_the_u_statistic_enumerated() -> None:
     a, b = x.flatten(1).numpy(), y.flatten(1).numpy()
     cross = np.mean([np.linalg.norm(u - v) for u in a for v in b])
     within = [
-        np.mean([np.linalg.norm(z[i] - z[j]) for i in range(len(z)) for j in range(len(z)) if i != j])
-        for z in (a, b)
+        np.mean([np.linalg.norm(z[i] - z[j]) for i in range(len(z)) for j in range(len(z)) if i != j]) for z in (a, b)
     ]
     assert energy_distance(x, y) == pytest.approx(2 * cross - sum(within), rel=1e-12)
     assert energy_distance(y, x) == pytest.approx(energy_distance(x, y), rel=1e-12)
@@ -71,18 +70,14 @@ def test_energy_distance_of_shifted_normals_in_one_dimension() -> None:
     exact = 2 * cross - 2 * s * math.sqrt(2 / math.pi)
     x, y = normal(n, 1), normal(n, 1, seed=1) + shift
     # the statistic's deviation by its Hajek projection, h(x) = 2 E|x - Y| - 2 E|x - X'| and likewise for y
-    h = [
-        2 * torch.cdist(z[:500], b).mean(1) - 2 * torch.cdist(z[:500], z).mean(1) for z, b in ((x, y), (y, x))
-    ]
+    h = [2 * torch.cdist(z[:500], b).mean(1) - 2 * torch.cdist(z[:500], z).mean(1) for z, b in ((x, y), (y, x))]
     deviation = math.sqrt(sum(float(v.var()) for v in h) / n)
     assert deviation < 0.05 * exact
     assert abs(energy_distance(x, y) - exact) < 4 * deviation
 
 
 def test_energy_distance_of_equal_laws_is_zero_on_average() -> None:
-    found = torch.tensor(
-        [energy_distance(normal(6, 2, seed=2 * i), normal(9, 2, seed=2 * i + 1)) for i in range(2000)]
-    )
+    found = torch.tensor([energy_distance(normal(6, 2, seed=2 * i), normal(9, 2, seed=2 * i + 1)) for i in range(2000)])
     error = found.std() / math.sqrt(len(found))
     assert abs(found.mean()) < 4 * error
     # the V-statistic, whose means include each sample's distance to itself, is caught
@@ -231,9 +226,7 @@ def test_classifier_is_set_by_its_seed_and_leaves_the_generator_alone(digits: Da
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    nets = [
-        FeatureClassifier.fit(digits.train[:200], digits.labels[:200], seed=s, steps=5) for s in (0, 0, 1)
-    ]
+    nets = [FeatureClassifier.fit(digits.train[:200], digits.labels[:200], seed=s, steps=5) for s in (0, 0, 1)]
     assert torch.equal(torch.rand(3), expected)
     a, b, c = (net.features(digits.test) for net in nets)
     assert torch.equal(a, b) and not torch.equal(a, c)
@@ -324,9 +317,7 @@ def test_evaluate_of_digits_by_the_classifier(digits: Dataset, classifier: Featu
     assert held_out["frechet_distance"] == pytest.approx(frechet_distance(*features))
 
 
-def test_evaluate_leaves_out_what_too_few_samples_cannot_tell(
-    digits: Dataset, classifier: FeatureClassifier
-) -> None:
+def test_evaluate_leaves_out_what_too_few_samples_cannot_tell(digits: Dataset, classifier: FeatureClassifier) -> None:
     with pytest.warns(UserWarning, match="frechet_distance left out: it takes 65 or more, found 64 samples"):
         assert "frechet_distance" not in evaluate(digits.test[:64], digits, classifier=classifier)
     with warnings.catch_warnings():

@@ -87,9 +87,7 @@ def test_gradient_reaches_every_parameter_input_and_the_time(
 
 
 @each
-def test_samples_do_not_see_each_other(
-    net: nn.Module, event: tuple[int, ...], expected: tuple[int, ...]
-) -> None:
+def test_samples_do_not_see_each_other(net: nn.Module, event: tuple[int, ...], expected: tuple[int, ...]) -> None:
     net = woken(net).double()
     x, t = torch.randn(5, *event, dtype=torch.float64), torch.rand(5, dtype=torch.float64)
     alone = torch.cat([net(x[i : i + 1], t[i : i + 1]) for i in range(5)])
@@ -97,9 +95,7 @@ def test_samples_do_not_see_each_other(
 
 
 @each
-def test_config_round_trips_through_json(
-    net: nn.Module, event: tuple[int, ...], expected: tuple[int, ...]
-) -> None:
+def test_config_round_trips_through_json(net: nn.Module, event: tuple[int, ...], expected: tuple[int, ...]) -> None:
     net = copy.deepcopy(net)  # as constructed, not from its config
     nn.init.normal_(net.last.weight)
     twin = build(net.architecture, **json.loads(json.dumps(net.config)))
@@ -117,9 +113,7 @@ def test_unet_takes_flat_images_and_gives_them_back(channels: int) -> None:
 
 
 def test_a_deep_mlp_still_feels_its_input() -> None:
-    net = woken(
-        MLP(2, (16,) * 30)
-    )  # each layer without its residual connection damps the gradient about threefold
+    net = woken(MLP(2, (16,) * 30))  # each layer without its residual connection damps the gradient about threefold
     x = torch.randn(8, 2, requires_grad=True)
     net(x, torch.rand(8)).square().sum().backward()
     assert x.grad is not None and (x.grad.norm(dim=1) > 1e-4).all()
@@ -165,9 +159,7 @@ def test_learns_a_function_of_place_and_time(net: nn.Module, steps: int, toleran
     for _ in range(steps):
         t = 2.0 * torch.rand(128) ** 2
         x = torch.randn(128, 4) * (0.05 + t[:, None]).sqrt()
-        loss = (
-            (net(x.reshape(-1, 1, 2, 2), t).flatten(1) - target(x, t)).square() * (0.05 + t[:, None])
-        ).mean()
+        loss = ((net(x.reshape(-1, 1, 2, 2), t).flatten(1) - target(x, t)).square() * (0.05 + t[:, None])).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -191,9 +183,7 @@ def test_compiles_without_a_break_and_under_vmap(name: str) -> None:
         return net(x[None], t[None])[0]
 
     jacobian = torch.func.vmap(torch.func.jacrev(one))(x, t)
-    direct = torch.stack(
-        [torch.autograd.functional.jacobian(lambda z, i=i: one(z, t[i]), x[i]) for i in range(3)]
-    )
+    direct = torch.stack([torch.autograd.functional.jacobian(lambda z, i=i: one(z, t[i]), x[i]) for i in range(3)])
     torch.testing.assert_close(jacobian, direct, rtol=1e-4, atol=1e-5)
 
 
@@ -264,9 +254,7 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize(("net", "x", "t", "error", "message"), BAD_INPUT.values(), ids=BAD_INPUT)
-def test_bad_input_is_named(
-    net: nn.Module, x: Tensor, t: Tensor, error: type[Exception], message: str
-) -> None:
+def test_bad_input_is_named(net: nn.Module, x: Tensor, t: Tensor, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         net(x, t)
 

@@ -4,6 +4,8 @@
     linear noising, mixture prior   the same noising; the fitted mixture, noised in closed form, is prior and residual
     path, K = 1                     Langevin noising towards one fitted spherical Gaussian
     path, path antithetic, plain antithetic, control_variate    nonlinear noising towards the fitted mixture
+
+Each is a row of the tables.
 """
 
 from __future__ import annotations
@@ -153,9 +155,7 @@ def fit_reference(z: Tensor, settings: dict[str, Any], seed: int) -> GaussianMix
         kept = z[torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))[:MOST]]
         if len(_references) > 1:
             _references.clear()
-        _references[identity] = GaussianMixture.fit(
-            kept, components, kind, reg_covar, random_state=seed, n_init=starts
-        )
+        _references[identity] = GaussianMixture.fit(kept, components, kind, reg_covar, random_state=seed, n_init=starts)
     return _references[identity]
 
 

@@ -47,9 +47,7 @@ class Dataset:
             _check_samples("centers", self.centers, self.event_shape)
             found = -1 if self.labels is None else int(self.labels.max())
             if not 0 <= found < len(self.centers):
-                raise ValueError(
-                    f"centers: expected one per label, found {len(self.centers)}, and labels to {found}"
-                )
+                raise ValueError(f"centers: expected one per label, found {len(self.centers)}, and labels to {found}")
 
     def __repr__(self) -> str:
         return (
@@ -107,8 +105,6 @@ def _check_labels(name: str, labels: Tensor | None, samples: Tensor) -> None:
         found = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(f"{name}: expected an int64 Tensor, found {found}")
     if labels.shape != samples.shape[:1]:
-        raise ValueError(
-            f"{name}: expected [{len(samples)}], one for each sample, found {tuple(labels.shape)}"
-        )
+        raise ValueError(f"{name}: expected [{len(samples)}], one for each sample, found {tuple(labels.shape)}")
     if int(labels.min()) < 0:
         raise ValueError(f"{name}: expected labels from 0, found {int(labels.min())}")

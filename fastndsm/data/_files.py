@@ -110,9 +110,7 @@ def _labels(path: Path, name: str, array: NDArray[Any] | None, x: torch.Tensor) 
     if not np.issubdtype(array.dtype, np.integer):
         raise TypeError(f"{path}: {name}: expected integer labels, found dtype {array.dtype}")
     if array.shape != (len(x),):
-        raise ValueError(
-            f"{path}: {name}: expected [{len(x)}], one for each sample, found shape {array.shape}"
-        )
+        raise ValueError(f"{path}: {name}: expected [{len(x)}], one for each sample, found shape {array.shape}")
     if array.min() < 0 or array.max() >= len(x):
         found = f"{array.min()}..{array.max()}"
         raise ValueError(f"{path}: {name}: expected labels in 0..{len(x) - 1}, found {found}")

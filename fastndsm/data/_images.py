@@ -122,9 +122,7 @@ def _read_at_most(stream: Any, limit: int) -> bytes:
     return b"".join(pieces)
 
 
-def _from_folder(
-    argument: str, folder: Path, prefix: str, most: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _from_folder(argument: str, folder: Path, prefix: str, most: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     images_path = _find(argument, folder, f"{prefix}-images", "idx3-ubyte")
     labels_path = _find(argument, folder, f"{prefix}-labels", "idx1-ubyte")
     images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)

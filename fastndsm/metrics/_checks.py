@@ -24,9 +24,7 @@ def pair(x_name: str, x: Tensor, y_name: str, y: Tensor, least: int = 1) -> tupl
         raise ValueError(f"{y_name}: expected a Tensor on {x.device} as {x_name} is, found {y.device}")
     x, y = samples(x_name, x, least), samples(y_name, y, least)
     if x.shape[1] != y.shape[1]:
-        raise ValueError(
-            f"{y_name}: expected {x.shape[1]} values a sample as in {x_name}, found {y.shape[1]}"
-        )
+        raise ValueError(f"{y_name}: expected {x.shape[1]} values a sample as in {x_name}, found {y.shape[1]}")
     return x, y
 
 

@@ -52,9 +52,7 @@ class FeatureClassifier(nn.Module):
                 nn.Linear(32 * math.ceil(height / 4) * math.ceil(width / 4), feature_dim),
             )
         else:
-            self.body = nn.Sequential(
-                nn.Flatten(), nn.Linear(dim, 256), nn.SiLU(), nn.Linear(256, feature_dim)
-            )
+            self.body = nn.Sequential(nn.Flatten(), nn.Linear(dim, 256), nn.SiLU(), nn.Linear(256, feature_dim))
         self.head = nn.Linear(feature_dim, n_classes)
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
@@ -80,9 +78,7 @@ class FeatureClassifier(nn.Module):
         _checks.labels("labels", labels, len(train), "train")
         least = int(labels.max()) + 1
         if n_classes is not None and n_classes < least:
-            raise ValueError(
-                f"n_classes: expected {least} or more for labels to {least - 1}, found {n_classes}"
-            )
+            raise ValueError(f"n_classes: expected {least} or more for labels to {least - 1}, found {n_classes}")
         if not isinstance(steps, int) or steps < 1:
             raise ValueError(f"steps: expected a positive int, found {steps!r}")
         devices = [train.device] if train.device.type == "cuda" else []

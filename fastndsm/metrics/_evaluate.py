@@ -18,9 +18,7 @@ __all__ = ["evaluate", "label_weights"]
 _PLANAR = 3  # up to this many values per sample, neighbours tell labels; beyond it, a classifier does
 
 
-def label_weights(
-    samples: Tensor, dataset: Dataset, *, classifier: FeatureClassifier | None = None
-) -> Tensor | None:
+def label_weights(samples: Tensor, dataset: Dataset, *, classifier: FeatureClassifier | None = None) -> Tensor | None:
     """The weight of each of the data's labels among samples: [n_classes] float64, or None without labels.
 
     A sample's label is that of the nearest center where the data have centers; in up to three dimensions,
@@ -101,9 +99,7 @@ def evaluate(
 def _like(samples: Tensor, dataset: Dataset) -> Tensor:
     _checks.samples("samples", samples, least=2)
     if samples[0].numel() != dataset.dim:
-        raise ValueError(
-            f"samples: expected events of shape {dataset.event_shape}, found {tuple(samples.shape)}"
-        )
+        raise ValueError(f"samples: expected events of shape {dataset.event_shape}, found {tuple(samples.shape)}")
     return samples.detach().to(dataset.train).reshape(-1, *dataset.event_shape)
 
 

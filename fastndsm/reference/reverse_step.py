@@ -1,7 +1,9 @@
-"""One step of the reverse process, from t_{n+1} to t_n, with a_n = 1/2 sigma^2 dt and s_n^2 = sigma^2 dt.
+"""One step of the reverse process, from t_{n+1} to t_n.
 
     sde   y <- y - a_n grad log pi(y) + s_n^2 s(y, t_{n+1}) + s_n xi_n        no noise on the last step, n = 0
     ode   y <- y - a_n grad log pi(y) + 1/2 s_n^2 s(y, t_{n+1})
+
+where a_n = 1/2 sigma^2 dt and s_n^2 = sigma^2 dt.
 """
 
 from __future__ import annotations
