@@ -38,7 +38,7 @@ keep_freed_memory()
 import torch  # noqa: E402
 
 import fastndsm  # noqa: E402
-from fastndsm import _jit  # noqa: E402
+from fastndsm.jit import core  # noqa: E402
 
 from . import floor  # noqa: E402
 from .problems import TINY  # noqa: E402
@@ -57,7 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def two_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(min(THREADS, len(os.sched_getaffinity(0))))
-    _jit.load()
+    core.load()
     with fastndsm.use_backend("cpp"):
         yield
     torch.set_num_threads(threads)

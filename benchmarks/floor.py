@@ -29,10 +29,10 @@ from typing import Any
 
 import torch
 
-from fastndsm._jit import COMPILE_FLAGS
-from fastndsm._jit_cache import BuildError
-from fastndsm._jit_toolchain import find_compiler
 from fastndsm.functional import philox_normal
+from fastndsm.jit.cache import BuildError
+from fastndsm.jit.core import COMPILE_FLAGS
+from fastndsm.jit.toolchain import find_compiler
 
 from .problems import TINY
 

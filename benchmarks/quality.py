@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import fastndsm
 from fastndsm import GaussianMixture, LangevinProcess, NDSMLoss, OUProcess, ResidualScore, data, metrics, networks
-from fastndsm.trainer import TrainConfig, Trainer
+from fastndsm.training.trainer import TrainConfig, Trainer
 
 RESULTS = Path(__file__).parent / "results"
 ESTIMATORS = {
@@ -114,7 +114,7 @@ def known_score(estimator: str, seed: int = 0, steps: int = 4000, dim: int = 2) 
     model = ResidualScore(networks.MLP(dim, (128, 128, 128), horizon=process.T), process)
     model = train(model, process, estimator, x, TrainConfig(steps=steps, batch_size=512, seed=seed))
     shrink = (1.0 - process.drift_scale).cumprod(0).float()
-    noise = fastndsm.process.variance_recursion(process.noise_std, 1.0 - process.drift_scale).float()
+    noise = process.noise_variance.float()
     step = process.draw_steps(50_000, seed=seed + 1)
     x0 = mean + variance.sqrt() * torch.randn(50_000, dim)
     drawn = process.noised(x0, step, seed=seed + 2)

@@ -7,22 +7,26 @@ arXiv 2405.15625.
 
 from __future__ import annotations
 
-from pathlib import Path as _Path
+import importlib as _importlib
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
-# In a source checkout kernels/ and csrc/ stand beside this package; installed, they lie inside it.
-_root = _Path(__file__).resolve().parent.parent
-if (_root / "pyproject.toml").is_file() and (_root / "csrc").is_dir():
-    __path__.append(str(_root))
+from . import _checkout, functional
+from ._version import __version__
+from .backends import BackendError, use_backend
+from .mixture import GaussianMixture
+from .objective import DSMLoss, NDSMLoss
+from .process import DriftProcess, LangevinProcess, Noised, OUProcess, Transition
+from .sampling import log_likelihood, sample
+from .score import ResidualScore
 
-from . import functional  # noqa: E402
-from ._backend import BackendError, use_backend  # noqa: E402
-from .mixture import GaussianMixture  # noqa: E402
-from .objective import DSMLoss, NDSMLoss  # noqa: E402
-from .process import DriftProcess, LangevinProcess, Noised, OUProcess, Transition  # noqa: E402
-from .sampler import log_likelihood, sample  # noqa: E402
-from .score import ResidualScore  # noqa: E402
+if _TYPE_CHECKING:
+    from . import checkpoint, cli, data, latent, metrics, networks, trainer, training
 
-__version__ = "0.1.0"
+_checkout.expose_kernels_and_sources()
+
+# Imported when first asked for (PEP 562): what they need takes longer to import than all of the above.
+_SUBMODULES = ("checkpoint", "cli", "data", "latent", "metrics", "networks", "trainer", "training")
 
 __all__ = [
     "BackendError",
@@ -35,8 +39,27 @@ __all__ = [
     "OUProcess",
     "ResidualScore",
     "Transition",
+    "__version__",
+    "checkpoint",
+    "cli",
+    "data",
     "functional",
+    "latent",
     "log_likelihood",
+    "metrics",
+    "networks",
     "sample",
+    "trainer",
+    "training",
     "use_backend",
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _SUBMODULES:
+        return _importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_SUBMODULES})

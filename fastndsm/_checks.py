@@ -133,3 +133,10 @@ def score_output(found: Any, x: Tensor) -> Tensor:
     if not found.dtype.is_floating_point:
         raise TypeError(f"score_net: expected floating point output, found {found.dtype}")
     return found
+
+
+def instance(name: str, value: Any, kind: type, expected: str) -> Any:
+    """value, if it is an instance of `kind`."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected {expected}, found {type(value).__name__}")
+    return value

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _backend, reference
+from . import reference
+from .backends import registry
 from .reference import MixtureOperands
 
 MIXTURE = "Tensor means, Tensor precisions, Tensor log_scale, str covariance_type"
@@ -178,7 +179,7 @@ def _gradient_op(name: str, n_grads: int, differentiable: int, rerun: Callable[.
 
 @_implement("philox_normal")
 def _(n_paths, dim, seed, step, stream, first_path, dtype, device, backend):  # type: ignore[no-untyped-def]
-    serve = _backend.select("philox_normal", backend, device, [dtype])
+    serve = registry.select("philox_normal", backend, device, [dtype])
     compute = compute_dtype(dtype)
     return serve(n_paths, dim, seed, step, stream, first_path, compute, device).to(dtype)
 
@@ -196,7 +197,7 @@ def _mixture_op(name: str) -> None:
     def _(*arguments):  # type: ignore[no-untyped-def]
         *points, means, precisions, log_scale, covariance_type, backend = arguments
         x = points[0]
-        serve = _backend.select(name, backend, x.device, [x.dtype])
+        serve = registry.select(name, backend, x.device, [x.dtype])
         mixture = _operands(x, means, precisions, log_scale, covariance_type)
         return serve(*_upcast(*points), mixture).to(x.dtype)
 
@@ -212,7 +213,7 @@ for _name in ("mixture_score", "mixture_log_prob", "mixture_hvp"):
 
 def _save_mixture(ctx, inputs, output):  # type: ignore[no-untyped-def]
     *tensors, ctx.covariance_type, backend = inputs
-    ctx.backend = _backend.requested(backend)
+    ctx.backend = registry.requested(backend)
     ctx.save_for_backward(*tensors)
 
 
@@ -247,7 +248,7 @@ _autograd("mixture_hvp", _hvp_backward, _save_mixture)
 
 @_implement("mixture_sample")
 def _(n, cumulative_weights, means, factors, covariance_type, seed, first_path, dtype, backend):  # type: ignore[no-untyped-def]
-    serve = _backend.select("mixture_sample", backend, means.device, [means.dtype])
+    serve = registry.select("mixture_sample", backend, means.device, [means.dtype])
     return serve(n, cumulative_weights, means, factors, covariance_type, seed, first_path, dtype)
 
 
@@ -268,7 +269,7 @@ def _simulate_op(name: str) -> None:
     @_implement(name)
     def _(x0, steps, *arguments):  # type: ignore[no-untyped-def]
         *process, seed, first_path, backend = arguments
-        serve = _backend.select(name, backend, x0.device, [x0.dtype])
+        serve = registry.select(name, backend, x0.device, [x0.dtype])
         out = serve(*_upcast(x0), steps, *_process(x0, *process), seed, first_path)
         return out.to(x0.dtype) if isinstance(out, Tensor) else tuple(o.to(x0.dtype) for o in out)
 
@@ -315,7 +316,7 @@ _gradient_op("simulate_backward", 1, 2, _rerun_simulate)
 @_implement("simulate_target")
 def _(x0, steps, *arguments):  # type: ignore[no-untyped-def]
     *process, seed, first_path, antithetic, backend = arguments
-    serve = _backend.select("simulate_target", backend, x0.device, [x0.dtype])
+    serve = registry.select("simulate_target", backend, x0.device, [x0.dtype])
     out = serve(*_upcast(x0), steps, *_process(x0, *process), seed, first_path, antithetic)
     return tuple(o.to(x0.dtype) for o in out)
 
@@ -349,7 +350,7 @@ _gradient_op("simulate_target_backward", 3, 4, _rerun_target)
 
 
 def _serve_loss(name: str, backend: str, tensors: Sequence[Tensor], *arguments: Any) -> Tensor:
-    serve = _backend.select(name, backend, tensors[0].device, [t.dtype for t in tensors])
+    serve = registry.select(name, backend, tensors[0].device, [t.dtype for t in tensors])
     return serve(*tensors, *arguments)
 
 
@@ -379,7 +380,7 @@ def _(grad, scores, noise, std, estimator, antithetic, backend):  # type: ignore
 
 def _save_ndsm(ctx, inputs, output):  # type: ignore[no-untyped-def]
     scores, noise, std, ctx.estimator, ctx.antithetic, backend = inputs
-    ctx.backend = _backend.requested(backend)
+    ctx.backend = registry.requested(backend)
     ctx.save_for_backward(scores, noise, std)
 
 
@@ -420,7 +421,7 @@ def _(grad, score, target, backend):  # type: ignore[no-untyped-def]
 
 def _save_dsm(ctx, inputs, output):  # type: ignore[no-untyped-def]
     score, target, backend = inputs
-    ctx.backend = _backend.requested(backend)
+    ctx.backend = registry.requested(backend)
     ctx.save_for_backward(score, target)
 
 
@@ -450,7 +451,7 @@ _reference_autograd("dsm_loss_backward", _dsm_gradient, 3)
 @_implement("reverse_step")
 def _(y, score, step, *arguments):  # type: ignore[no-untyped-def]
     *process, seed, first_path, method, backend = arguments
-    serve = _backend.select("reverse_step", backend, y.device, [y.dtype])
+    serve = registry.select("reverse_step", backend, y.device, [y.dtype])
     out = serve(*_upcast(y, score), step, *_process(y, *process), seed, first_path, method)
     return out.to(y.dtype)
 
@@ -462,7 +463,7 @@ def _(y, *rest):  # type: ignore[no-untyped-def]
 
 def _save_reverse(ctx, inputs, output):  # type: ignore[no-untyped-def]
     y, _, step, drift_scale, noise_std, *mixture, ctx.covariance_type, _, _, ctx.method, backend = inputs
-    ctx.backend = _backend.requested(backend)
+    ctx.backend = registry.requested(backend)
     ctx.save_for_backward(y, step, drift_scale, noise_std, *mixture)
 
 

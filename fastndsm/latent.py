@@ -25,9 +25,9 @@ from .mixture import GaussianMixture
 from .networks import MLP
 from .objective import NDSMLoss
 from .process import LangevinProcess
-from .sampler import sample
+from .sampling.sampler import sample
 from .score import ResidualScore
-from .trainer import History, TrainConfig, Trainer
+from .training.trainer import History, TrainConfig, Trainer
 
 __all__ = ["PCA", "Autoencoder", "Encoder", "LatentModel"]
 

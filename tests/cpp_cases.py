@@ -12,7 +12,8 @@ import torch
 from helpers import COVARIANCE_TYPES, normals, quietly, random_mixture
 from torch import Tensor
 
-from fastndsm import _jit, functional
+from fastndsm import functional
+from fastndsm.jit import core
 
 SEED, FIRST_PATH = -0x123456789ABCDEF, 2**32 - 9
 POOL = 64  # rows that every case draws; of these the first B are given to the op
@@ -24,7 +25,7 @@ def kernels() -> None:
     """Built and loaded; a machine without any compiler has none."""
     if not any(map(shutil.which, ("g++", "c++", "clang++"))):
         pytest.skip("no C++ compiler")
-    _jit.load()
+    core.load()
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from philox_cases import KNOWN_ANSWERS, edge_words, words_of
 from torch import Tensor
 
 from fastndsm import GaussianMixture
-from fastndsm._jit import COMPILE_FLAGS
+from fastndsm.jit.core import COMPILE_FLAGS
 
 HERE = Path(__file__).resolve().parent
 COMPILER = shutil.which("g++")

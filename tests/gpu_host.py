@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastndsm._cuda import packed_mixture, packed_network
-from fastndsm._mlp_sampler import FusedNetwork
+from fastndsm.backends.cuda import packed_mixture, packed_network
 from fastndsm.reference import MixtureOperands
+from fastndsm.sampling.fused_mlp import FusedNetwork
 
 HERE = Path(__file__).resolve().parent
 COMPILER = shutil.which("g++")

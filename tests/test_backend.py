@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import fastndsm
-from fastndsm import BackendError, GaussianMixture, NDSMLoss, OUProcess, _backend, functional, reference, use_backend
-from fastndsm._backend import REFERENCE, Backend
+from fastndsm import BackendError, GaussianMixture, NDSMLoss, OUProcess, functional, reference, use_backend
+from fastndsm.backends import registry
+from fastndsm.backends.registry import REFERENCE, Backend
 
 X = torch.zeros(3, 2)
 
@@ -48,8 +49,8 @@ def backends(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
         "cpp": Backend("cpp", name, devices=("cpu",), dtypes=(torch.float32,)),
         "reference": REFERENCE,
     }
-    monkeypatch.setattr(_backend, "BACKENDS", chosen)
-    monkeypatch.setattr(_backend, "_logged", set())
+    monkeypatch.setattr(registry, "BACKENDS", chosen)
+    monkeypatch.setattr(registry, "_logged", set())
     return chosen
 
 
@@ -60,9 +61,9 @@ def scale(mixture: GaussianMixture, **options: Any) -> float:
 
 def test_auto_takes_the_fastest_that_can_serve(backends: Any, mixture: GaussianMixture) -> None:
     assert scale(mixture) == 2.0
-    assert _backend.serving("mixture_score", torch.device("cpu"), torch.float32) == ["cpp", "reference"]
-    assert _backend.serving("mixture_score", torch.device("cpu"), torch.float64) == ["reference"]
-    assert _backend.serving("simulate", torch.device("cpu"), torch.float32) == ["reference"]
+    assert registry.serving("mixture_score", torch.device("cpu"), torch.float32) == ["cpp", "reference"]
+    assert registry.serving("mixture_score", torch.device("cpu"), torch.float64) == ["reference"]
+    assert registry.serving("simulate", torch.device("cpu"), torch.float32) == ["reference"]
     assert float(functional.mixture_score(X.double(), mixture)[0, 0]) == 1.0
 
 
@@ -167,7 +168,7 @@ def test_a_backend_that_fails_to_build_gives_its_reason(
     )
     monkeypatch.syspath_prepend(tmp_path)
     broken = Backend("cpp", "fastndsm_test_no_compiler", devices=("cpu",))
-    monkeypatch.setattr(_backend, "BACKENDS", {"cpp": broken, "reference": REFERENCE})
+    monkeypatch.setattr(registry, "BACKENDS", {"cpp": broken, "reference": REFERENCE})
     with pytest.raises(
         BackendError, match="cannot serve mixture_score: no C\\+\\+ compiler found; these can: reference"
     ):

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 import fastndsm
-from fastndsm import _storage, checkpoint
-from fastndsm.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint, save_model
 from fastndsm.networks import MLP, UNet
+from fastndsm.training import checkpoint, storage
+from fastndsm.training.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint, save_model
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,7 @@ class TestTrainingState:
             if len(calls) == 3:
                 raise OSError("No space left on device")
 
-        monkeypatch.setattr(_storage, "_synchronise", full)
+        monkeypatch.setattr(storage, "_synchronise", full)
         with pytest.raises(OSError, match="No space left"):
             save(tmp_path, 2)
         assert list(tmp_path.iterdir()) == [old]
@@ -148,7 +148,7 @@ def foreign_tensors(path: Path) -> None:
     document = json.loads(state.read_text())
     document["files"][path.name] = {
         "bytes": path.stat().st_size,
-        "sha256": _storage._file_digest(path),
+        "sha256": storage._file_digest(path),
     }
     state.write_text(json.dumps(document))
 
@@ -319,8 +319,8 @@ class TestModel:
 def test_digest_tells_values_shapes_and_dtypes_apart() -> None:
     x = torch.arange(6.0)
     digests = {
-        _storage.tensor_digest(t)
+        storage.tensor_digest(t)
         for t in (x, x.reshape(2, 3), x.double(), x.view(torch.int32), x + 1, torch.full((6,), math.nan))
     }
     assert len(digests) == 6
-    assert _storage.tensor_digest(x.reshape(2, 3).T.T) == _storage.tensor_digest(x.reshape(2, 3))
+    assert storage.tensor_digest(x.reshape(2, 3).T.T) == storage.tensor_digest(x.reshape(2, 3))

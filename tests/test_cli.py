@@ -15,14 +15,17 @@ import pytest
 import torch
 
 import fastndsm
-from fastndsm import _backend, _jit_cuda, checkpoint, compare, reference, report
-from fastndsm._compare_cases import CASES
-from fastndsm._jit_cache import make_private
-from fastndsm._jit_toolchain import find_compiler
-from fastndsm.checkpoint import load_model
-from fastndsm.cli import COMMANDS, main, parser
+from fastndsm import reference
+from fastndsm.backends import registry
+from fastndsm.cli import COMMANDS, comparison, main, parser, report
+from fastndsm.cli.comparison_cases import CASES
 from fastndsm.data import load
+from fastndsm.jit import cuda
+from fastndsm.jit.cache import make_private
+from fastndsm.jit.toolchain import find_compiler
 from fastndsm.networks import UNet
+from fastndsm.training import checkpoint
+from fastndsm.training.checkpoint import load_model
 
 TINY = [
     "--steps",
@@ -315,14 +318,14 @@ def other_backend(monkeypatch: pytest.MonkeyPatch, **changed: Any) -> None:
     for name, value in changed.items():
         setattr(module, name, value)
 
-    class Standing(_backend.Backend):
+    class Standing(registry.Backend):
         def load(self) -> Any:
             return module
 
         def unavailable(self) -> str | None:
             return None
 
-    monkeypatch.setitem(_backend.BACKENDS, "cpp", Standing("cpp", "nowhere", ("cpu",)))
+    monkeypatch.setitem(registry.BACKENDS, "cpp", Standing("cpp", "nowhere", ("cpu",)))
 
 
 class TestCompare:
@@ -330,7 +333,7 @@ class TestCompare:
         assert {case.op for case in CASES} == set(fastndsm.functional.__all__)
 
     def test_a_backend_that_agrees_and_one_that_does_not(self, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(compare, "BUDGET", 0.0)
+        monkeypatch.setattr(comparison, "BUDGET", 0.0)
         arguments = ["compare", "--ops", "reverse_step", "simulate", "--json"]
         other_backend(monkeypatch)
         result = run(*arguments)
@@ -360,9 +363,9 @@ class TestCompare:
             out[-1, -1] = torch.nan
             return out
 
-        monkeypatch.setattr(compare, "BUDGET", 0.0)
+        monkeypatch.setattr(comparison, "BUDGET", 0.0)
         other_backend(monkeypatch, reverse_step=undefined)
-        rows = compare.compare(ops=["reverse_step"], backends=["cpp"])
+        rows = comparison.compare(ops=["reverse_step"], backends=["cpp"])
         assert [row.agrees for row in rows if row.backend == "cpp"] == [False, False]
 
     def test_a_backend_that_cannot_run_is_refused(self, run: Any) -> None:
@@ -399,7 +402,7 @@ class TestDoctorAndBuild:
         refused(run("build"), "compiled code is turned off by FASTNDSM_DISABLE_JIT")
 
     def test_build_prints_the_librarys_path(self, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("fastndsm._jit.build", lambda verbose: Path("/cache/lib.so") if verbose else None)
+        monkeypatch.setattr("fastndsm.jit.core.build", lambda verbose: Path("/cache/lib.so") if verbose else None)
         monkeypatch.setattr(torch.version, "cuda", None)
         result = run("build", "--verbose")
         assert (result.status, result.out) == (0, "/cache/lib.so\n")
@@ -410,7 +413,7 @@ class TestDoctorAndBuild:
     def test_build_fails_where_cuda_was_asked_for_by_name(
         self, cuda: list[str], run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        monkeypatch.setattr("fastndsm._jit.build", lambda verbose: Path("/cache/lib.so"))
+        monkeypatch.setattr("fastndsm.jit.core.build", lambda verbose: Path("/cache/lib.so"))
         monkeypatch.setenv("FASTNDSM_CACHE_DIR", str(tmp_path))
         monkeypatch.setattr(torch.version, "cuda", None)
         refused(run("build", *cuda), "the CUDA kernels cannot be built: PyTorch ")
@@ -424,8 +427,8 @@ class TestDoctorAndBuild:
 
     def test_build_takes_the_gpus_here_or_those_named(self, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[Any] = []
-        monkeypatch.setattr("fastndsm._jit.build", lambda verbose: Path("/cache/lib.so"))
-        monkeypatch.setattr("fastndsm._jit_cuda.build", lambda *given: asked.append(given) or Path("/cache/cuda.so"))
+        monkeypatch.setattr("fastndsm.jit.core.build", lambda verbose: Path("/cache/lib.so"))
+        monkeypatch.setattr("fastndsm.jit.cuda.build", lambda *given: asked.append(given) or Path("/cache/cuda.so"))
         for arguments in (["build"], ["build", "--cuda"]):
             result = run(*arguments)
             assert (result.status, result.out, result.err) == (0, "/cache/lib.so\n/cache/cuda.so\n", "")
@@ -450,10 +453,10 @@ class TestDoctorAndBuild:
         monkeypatch.setattr(torch.version, "cuda", "13.0")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         assert told() == (False, f"it needs a GPU, and PyTorch finds none; {nvcc} 13.0; {never}")
-        monkeypatch.setattr(_jit_cuda, "device_architectures", lambda: (90,))
+        monkeypatch.setattr(cuda, "device_architectures", lambda: (90,))
         first_use = "built on first use, or now by `fastndsm build`; auto does not take it"
         assert told() == (True, f"{first_use}; {nvcc} 13.0; {never}")
-        builder = _jit_cuda.cuda_builder((90,))
+        builder = cuda.cuda_builder((90,))
         library = builder.library(find_compiler(builder.compile_flags))
         make_private(builder.root)
         make_private(library.parent)

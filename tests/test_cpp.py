@@ -30,8 +30,9 @@ from helpers import normals, random_mixture
 from torch import Tensor
 
 import fastndsm
-from fastndsm import GaussianMixture, LangevinProcess, NDSMLoss, _backend, _cpp, functional
+from fastndsm import GaussianMixture, LangevinProcess, NDSMLoss, functional
 from fastndsm._ops import SCHEMAS, ops
+from fastndsm.backends import cpp, registry
 from fastndsm.reference.philox import PRIOR, philox_words
 
 # --- against the reference ---------------------------------------------------------------------------------------
@@ -202,13 +203,13 @@ def test_auto_is_cpp_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every op, in both dtypes, unless told otherwise."""
     names = [name for name in SCHEMAS if "str backend" in SCHEMAS[name]]
     for name, dtype in itertools.product(names, (torch.float32, torch.float64)):
-        assert _backend.serving(name, torch.device("cpu"), dtype) == ["cpp", "reference"]
-        assert _backend.select(name, "auto", torch.device("cpu"), [dtype]) is getattr(_cpp, name)
+        assert registry.serving(name, torch.device("cpu"), dtype) == ["cpp", "reference"]
+        assert registry.select(name, "auto", torch.device("cpu"), [dtype]) is getattr(cpp, name)
     called: list[str] = []
     for name in names:
-        function = getattr(_cpp, name)
+        function = getattr(cpp, name)
         spy = lambda *args, f=function, n=name: (called.append(n), f(*args))[1]  # noqa: E731
-        monkeypatch.setattr(_cpp, name, spy)
+        monkeypatch.setattr(cpp, name, spy)
     c = case("diag", 2, 3)
     for op in OPS:
         run(op, c, "auto", torch.float32, slice(5))

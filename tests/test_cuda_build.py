@@ -15,15 +15,18 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
-from fastndsm import BackendError, GaussianMixture, _backend, _jit_cuda, doctor, functional, use_backend
-from fastndsm._jit import COMPILE_FLAGS, csrc_directory
-from fastndsm._jit_cache import BuildError
-from fastndsm._jit_toolchain import find_compiler
+from fastndsm import BackendError, GaussianMixture, functional, use_backend
+from fastndsm.backends import registry
+from fastndsm.cli import diagnosis
+from fastndsm.jit import cuda
+from fastndsm.jit.cache import BuildError
+from fastndsm.jit.core import COMPILE_FLAGS, csrc_directory
+from fastndsm.jit.toolchain import find_compiler
 from fastndsm.reference import mixture_score
 
 ARCHITECTURES = (80, 90, 100)
 try:
-    NVCC: _jit_cuda.Nvcc | None = _jit_cuda.find_nvcc()
+    NVCC: cuda.Nvcc | None = cuda.find_nvcc()
 except BuildError:
     NVCC = None
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed: no CUDA source was compiled")
@@ -90,7 +93,7 @@ def kernel_of(symbol: str) -> Kernel:
 def test_every_instantiation_compiles_without_spills(source: str, tmp_path: Path) -> None:
     assert NVCC is not None
     path = csrc_directory() / "cuda" / source
-    flags = [*_jit_cuda.NVCC_FLAGS, *_jit_cuda.architecture_flags(ARCHITECTURES), "-Xptxas=-v", "-Werror=all-warnings"]
+    flags = [*cuda.NVCC_FLAGS, *cuda.architecture_flags(ARCHITECTURES), "-Xptxas=-v", "-Werror=all-warnings"]
     command = [NVCC.command, *flags, "-c", str(path), "-o", str(tmp_path / "out.o")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -121,10 +124,10 @@ LINKED = """
 import torch
 import fastndsm
 from fastndsm import _cuda, _jit_cuda
-from fastndsm._mlp_sampler import fused_network
+from fastndsm.sampling.fused_mlp import fused_network
 from fastndsm.networks import MLP
 
-torch.ops.load_library(_jit_cuda.build(architectures=(90,)))
+torch.ops.load_library(cuda.build(architectures=(90,)))
 ops = _cuda._ops
 shapes = [("spherical", 32), ("spherical", 33), ("diag", 3), ("diag", 17), ("full", 8), ("tied", 9)]
 print([ops.register_dimension(*shape) for shape in shapes], ops.tiled_fits("full", 16, 3, False))
@@ -174,7 +177,7 @@ def nvcc(fake_nvcc: Callable[[str], Path]) -> Path:
 
 def test_the_build_has_nvcc_the_architectures_and_every_source(nvcc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "12.8")
-    builder = _jit_cuda.cuda_builder((80, 90))
+    builder = cuda.cuda_builder((80, 90))
     compiler = find_compiler(builder.compile_flags)
     text = builder._ninja_file(compiler)
     rule = re.search(r"rule cuda\n  command = (.*)", text)
@@ -187,18 +190,18 @@ def test_the_build_has_nvcc_the_architectures_and_every_source(nvcc: Path, monke
 
 def test_the_key_depends_on_the_architecture_and_on_nvcc(nvcc: Path) -> None:
     compiler = find_compiler(COMPILE_FLAGS)
-    keys = {_jit_cuda.cuda_builder(a).key(compiler) for a in ((80,), (90,), (80, 90))}
+    keys = {cuda.cuda_builder(a).key(compiler) for a in ((80,), (90,), (80, 90))}
     nvcc.write_text(nvcc.read_text().replace("12.9", "13.0"))
-    _jit_cuda._version.cache_clear()
-    keys.add(_jit_cuda.cuda_builder((80,)).key(compiler))
+    cuda._version.cache_clear()
+    keys.add(cuda.cuda_builder((80,)).key(compiler))
     assert len(keys) == 4
-    assert _jit_cuda.cuda_builder((80,)).key(compiler) in keys
+    assert cuda.cuda_builder((80,)).key(compiler) in keys
 
 
 def test_an_nvcc_of_another_cuda_than_pytorch_is_refused(nvcc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    builder = _jit_cuda.cuda_builder((90,))
-    _jit_cuda._version.cache_clear()
+    builder = cuda.cuda_builder((90,))
+    cuda._version.cache_clear()
     with pytest.raises(BuildError, match=r"^nvcc is of CUDA 12\.9, PyTorch was built with 13\.0$"):
         builder._ninja_file(find_compiler(builder.compile_flags))
 
@@ -206,27 +209,27 @@ def test_an_nvcc_of_another_cuda_than_pytorch_is_refused(nvcc: Path, monkeypatch
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     with pytest.raises(BuildError, match=f"^nvcc is not in {tmp_path}/bin$"):
-        _jit_cuda.find_nvcc()
+        cuda.find_nvcc()
     monkeypatch.delenv("CUDA_HOME")
     monkeypatch.delenv("CUDA_PATH", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BuildError, match=r"^nvcc is not on PATH, and CUDA_HOME is not set$"):
-        _jit_cuda.find_nvcc()
+        cuda.find_nvcc()
     monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(BuildError, match="is built without CUDA"):
-        _jit_cuda.build()
+        cuda.build()
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BuildError, match=r"^it needs a GPU, and PyTorch finds none$"):
-        _jit_cuda.build()
+        cuda.build()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: (7, 5))
     with pytest.raises(BuildError, match=r"^it needs compute capability 8\.0 or later, found 7\.5$"):
-        _jit_cuda.build()
+        cuda.build()
     monkeypatch.setenv("FASTNDSM_DISABLE_JIT", "1")
     with pytest.raises(BuildError, match="turned off by FASTNDSM_DISABLE_JIT"):
-        _jit_cuda.build()
+        cuda.build()
 
 
 # --- who takes it ------------------------------------------------------------------------------------------------
@@ -236,8 +239,8 @@ MIXTURE = GaussianMixture([1.0], [[1.0, 2.0]], [1.0], "spherical")
 
 
 def test_the_cuda_backend_is_untested_and_says_so() -> None:
-    assert [name for name, backend in _backend.BACKENDS.items() if backend.untested] == ["cuda"]
-    assert doctor.NOT_RUN_ON_GPU in doctor.diagnose()["backends"]["cuda"]["note"]
+    assert [name for name, backend in registry.BACKENDS.items() if backend.untested] == ["cuda"]
+    assert diagnosis.NOT_RUN_ON_GPU in diagnosis.diagnose()["backends"]["cuda"]["note"]
     with use_backend("cuda"), pytest.raises(BackendError, match="it serves cuda tensors, found cpu"):
         functional.mixture_score(X, MIXTURE)
 
@@ -253,16 +256,16 @@ def test_auto_never_takes_an_untested_backend(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.syspath_prepend(tmp_path)
     import fastndsm_test_untested as module  # type: ignore[import-not-found]
 
-    untested = _backend.Backend("cuda", module.__name__, devices=("cpu",), untested=True)
-    chosen: dict[str, Any] = {"cuda": untested, "reference": _backend.REFERENCE}
-    monkeypatch.setattr(_backend, "BACKENDS", chosen)
+    untested = registry.Backend("cuda", module.__name__, devices=("cpu",), untested=True)
+    chosen: dict[str, Any] = {"cuda": untested, "reference": registry.REFERENCE}
+    monkeypatch.setattr(registry, "BACKENDS", chosen)
     cpu = torch.device("cpu")
     score = functional.mixture_score(X, MIXTURE)
     torch.testing.assert_close(score, mixture_score(X, MIXTURE.operands(X.dtype)))
-    assert _backend.serving("mixture_score", cpu, torch.float32) == ["reference"]
-    assert _backend.find("sample_mlp", cpu, torch.float32) == "reference: it has no sample_mlp"
+    assert registry.serving("mixture_score", cpu, torch.float32) == ["reference"]
+    assert registry.find("sample_mlp", cpu, torch.float32) == "reference: it has no sample_mlp"
     assert module.prepared == []
     with use_backend("cuda"):
         assert torch.equal(functional.mixture_score(X, MIXTURE), X + 7.0)
-        assert _backend.find("sample_mlp", cpu, torch.float32) is module.sample_mlp
+        assert registry.find("sample_mlp", cpu, torch.float32) is module.sample_mlp
     assert module.prepared == [1]

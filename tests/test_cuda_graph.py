@@ -19,7 +19,9 @@ from helpers import normals, on_one_backend, random_mixture  # noqa: F401
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fastndsm import DriftProcess, GaussianMixture, LangevinProcess, _backend, _cuda_graph, functional, sample
+from fastndsm import DriftProcess, GaussianMixture, LangevinProcess, functional, sample
+from fastndsm.backends import registry
+from fastndsm.sampling import cuda_graph
 
 WEIGHT = normals(6, 6, dtype=torch.float32) / 4
 
@@ -32,13 +34,13 @@ class Program:
     def __init__(self, device: torch.device) -> None:
         Program.made += 1
 
-    def warm_up(self, run: Callable[..., Any], state: _cuda_graph.State) -> None:
+    def warm_up(self, run: Callable[..., Any], state: cuda_graph.State) -> None:
         run(*state)
 
-    def rehearse(self, run: Callable[..., Any], state: _cuda_graph.State) -> None:
+    def rehearse(self, run: Callable[..., Any], state: cuda_graph.State) -> None:
         run(*state)
 
-    def record(self, run: Callable[..., Any], state: _cuda_graph.State) -> None:
+    def record(self, run: Callable[..., Any], state: cuda_graph.State) -> None:
         self.state = state
         self.program = make_fx(run)(*(t.clone() for t in state))  # tracing runs it
 
@@ -48,9 +50,9 @@ class Program:
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cuda_graph, "CUDAGraph", Program)
-    monkeypatch.setattr(_cuda_graph, "supports", lambda device: True)
-    monkeypatch.setattr(_backend, "_logged", set())
+    monkeypatch.setattr(cuda_graph, "CUDAGraph", Program)
+    monkeypatch.setattr(cuda_graph, "supports", lambda device: True)
+    monkeypatch.setattr(registry, "_logged", set())
     monkeypatch.setattr(Program, "made", 0)
     # whether a step is in range is asked on a CPU alone: elsewhere the answer would have to be waited for
     checked = functional._step_tensor
@@ -194,7 +196,7 @@ class Watched(Program):
 
     cached: bool | None = None
 
-    def record(self, run: Callable[..., Any], state: _cuda_graph.State) -> None:
+    def record(self, run: Callable[..., Any], state: cuda_graph.State) -> None:
         self.cached = torch.is_autocast_cache_enabled()
         super().record(run, state)
 
@@ -203,7 +205,7 @@ def test_recording_changes_nothing_but_the_replays_do() -> None:
     graph, state = Watched(torch.device("cpu")), (torch.tensor([1.0, 2.0]), torch.tensor(3))
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    replay = _cuda_graph.replayed(lambda x, n: (x * n + 0.0 * torch.rand(2), n - 1), state, graph)
+    replay = cuda_graph.replayed(lambda x, n: (x * n + 0.0 * torch.rand(2), n - 1), state, graph)
     assert torch.equal(torch.get_rng_state(), before)
     assert state[0].tolist() == [1.0, 2.0] and int(state[1]) == 3
     for x, n in (([3.0, 6.0], 2), ([6.0, 12.0], 1)):
@@ -237,7 +239,7 @@ def test_what_torch_cuda_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         assert hasattr(torch.cuda, name)
         monkeypatch.setattr(torch.cuda, name, value)
 
-    graph = _cuda_graph.CUDAGraph(torch.device("cuda:1"))
+    graph = cuda_graph.CUDAGraph(torch.device("cuda:1"))
     graph.warm_up(lambda: asked.append("run"), ())
     assert asked == ["stream", "run", "end stream"] and modes == [0]
     stream.wait_stream.assert_called_once_with(torch.cuda.current_stream())

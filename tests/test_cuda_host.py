@@ -12,10 +12,10 @@ from helpers import normals, quietly, random_mixture
 from torch import Tensor
 
 from fastndsm import LangevinProcess, ResidualScore, reference, sample, use_backend
-from fastndsm._cuda import packed_mixture, packed_network
-from fastndsm._mlp_sampler import FusedNetwork, fused_network
+from fastndsm.backends.cuda import packed_mixture, packed_network
 from fastndsm.networks import MLP
 from fastndsm.reference.philox import philox4x32_10
+from fastndsm.sampling.fused_mlp import FusedNetwork, fused_network
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="g++ is not on PATH")
 

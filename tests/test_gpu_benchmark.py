@@ -22,7 +22,8 @@ from _kernels import ROOT, TARGETS, Row, check_resources, compile_ahead, compile
 
 from benchmarks.gpu import device, log, simulations, suite
 from benchmarks.gpu.report import Report
-from fastndsm import _jit, functional
+from fastndsm import functional
+from fastndsm.jit import core
 
 OPS = ["philox_normal", "mixture_score", "mixture_log_prob", "mixture_hvp", "simulate", "simulate_transition"]
 OPS += ["simulate_target", "reverse_step", "ndsm_loss", "dsm_loss", "sample_mlp"]
@@ -35,7 +36,7 @@ BACKENDS = ["reference", "cpp"]  # what stands for triton and cuda where there i
 @pytest.fixture(scope="module", autouse=True)
 def built() -> None:
     """Before a section with a limit of its own has to do it."""
-    _jit.load()
+    core.load()
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -138,7 +139,7 @@ def test_an_op_that_is_wrong_missing_refused_or_borrowed_is_told() -> None:
 NOT_BUILT = """
 import sys, types
 from fastndsm import _backend
-from fastndsm._jit_cache import BuildError, CompilationError
+from fastndsm.jit.cache import BuildError, CompilationError
 from benchmarks.gpu.__main__ import main
 
 made_up = types.ModuleType("made_up")

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastndsm import _jit, _jit_toolchain
-from fastndsm._jit import Builder, BuildError
+from fastndsm.jit import core, toolchain
+from fastndsm.jit.core import Builder, BuildError
 
 Start = Callable[..., "subprocess.Popen[str]"]
 Run = Callable[..., str]
@@ -25,7 +25,7 @@ TINY = """
 import ctypes, logging, sys
 from pathlib import Path
 logging.basicConfig(level=logging.INFO)
-from fastndsm._jit import Builder
+from fastndsm.jit.core import Builder
 builder = Builder("tiny", (Path(sys.argv[1]),))
 print("ready", flush=True)
 sys.stdin.readline()
@@ -124,9 +124,9 @@ COLD = """
 import json, sys
 import torch
 from fastndsm import _jit
-before = _jit.status()
-_jit.load()
-after = _jit.status()
+before = core.status()
+core.load()
+after = core.status()
 torch.set_num_threads(2)
 normals = torch.ops.fastndsm_cpp.philox_normal(
     70_000, 6, torch.tensor(-3), torch.tensor(7), 5, 2**32 - 9, torch.float64)
@@ -218,8 +218,8 @@ if os.geteuid() == 0:
     os.setgid(65534)
     os.setuid(65534)
 try:
-    _jit.Builder("tiny", (root.parent / "tiny.cpp",), cache_dir=root).build()
-except _jit.BuildError as error:
+    core.Builder("tiny", (root.parent / "tiny.cpp",), cache_dir=root).build()
+except core.BuildError as error:
     print(error)
 """
 
@@ -243,8 +243,8 @@ def test_turned_off_even_when_built(tiny: Path, cache: Path, monkeypatch: pytest
     with pytest.raises(BuildError, match="turned off by FASTNDSM_DISABLE_JIT"):
         builder.build()
     with pytest.raises(BuildError, match="turned off by FASTNDSM_DISABLE_JIT"):
-        _jit.load()
-    report = _jit.status()
+        core.load()
+    report = core.status()
     assert not report["available"] and "turned off" in report["reason"]
 
 
@@ -320,17 +320,17 @@ def test_load_fails_once_and_says_it_again(
     count = tmp_path / "compiled"
     monkeypatch.setenv("CXX", str(compiler_that(tmp_path, "counting", f"echo once >> {count}")))
     tiny.write_text("this is not C++\n")
-    monkeypatch.setattr(_jit, "csrc_builder", lambda: Builder("tiny", (tiny,)))
-    monkeypatch.setattr(_jit, "_loaded", None)
-    monkeypatch.setattr(_jit, "_failure", None)
+    monkeypatch.setattr(core, "csrc_builder", lambda: Builder("tiny", (tiny,)))
+    monkeypatch.setattr(core, "_loaded", None)
+    monkeypatch.setattr(core, "_failure", None)
     messages = []
     for _ in range(2):
         with pytest.raises(BuildError) as caught:
-            _jit.load()
+            core.load()
         messages.append(str(caught.value))
     assert messages[0] == messages[1] and "not C++" in messages[0]
     assert count.read_text() == "once\n"
-    assert "not C++" in _jit.status()["reason"]
+    assert "not C++" in core.status()["reason"]
 
 
 def test_key_follows_everything_the_library_is_made_from(
@@ -338,7 +338,7 @@ def test_key_follows_everything_the_library_is_made_from(
 ) -> None:
     header = tmp_path / "tiny.h"
     header.write_text("// one\n")
-    compiler = _jit_toolchain.find_compiler(_jit.COMPILE_FLAGS)
+    compiler = toolchain.find_compiler(core.COMPILE_FLAGS)
     builder = Builder("tiny", (tiny,), (header,))
     keys = [builder.key(compiler)]
     assert Builder("tiny", (tiny,), (header,)).key(compiler) == keys[0]
@@ -346,7 +346,7 @@ def test_key_follows_everything_the_library_is_made_from(
     keys.append(Builder("tiny", (tiny,), (header,), compile_flags=("-O0", "-fPIC")).key(compiler))
     keys.append(Builder("tiny", (tiny,), (header,), link_flags=("-s",)).key(compiler))
     for change in ({"command": ("cc",)}, {"version": "other"}, {"target": "other machine"}):
-        keys.append(builder.key(_jit_toolchain.Compiler(**(vars(compiler) | change))))
+        keys.append(builder.key(toolchain.Compiler(**(vars(compiler) | change))))
     header.write_text("// two\n")
     keys.append(builder.key(compiler))
     tiny.write_text(tiny.read_text() + "// more\n")

@@ -16,7 +16,8 @@ from _kernels import TARGETS, Row, check_resources, compile_ahead, interpreted_b
 from helpers import normals
 from torch import Tensor
 
-from fastndsm import _backend, functional, reference, use_backend
+from fastndsm import functional, reference, use_backend
+from fastndsm.backends import registry
 
 EPS = torch.finfo(torch.float32).eps
 HALVES = (torch.bfloat16, torch.float16)
@@ -287,8 +288,8 @@ def interpret() -> Results:
         bad[2, 35] = torch.nan
         found["one bad"][kind] = Call(kind, whole.grad, (bad, *others)).results(ops)
 
-    triton = _backend.BACKENDS["triton"]
-    _backend.BACKENDS["triton"] = dataclasses.replace(triton, devices=("cpu",))
+    triton = registry.BACKENDS["triton"]
+    registry.BACKENDS["triton"] = dataclasses.replace(triton, devices=("cpu",))
     with use_backend("triton"):
         found["trained"] = {str(dtype): trained(dtype) for dtype in (torch.float32, *HALVES)}
 

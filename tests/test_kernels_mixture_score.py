@@ -17,7 +17,8 @@ from _kernels import tensor_cores as on_tensor_cores
 from helpers import COVARIANCE_TYPES, normals, random_mixture
 from torch import Tensor
 
-from fastndsm import GaussianMixture, _backend, functional, reference
+from fastndsm import GaussianMixture, functional, reference
+from fastndsm.backends import registry
 from fastndsm.reference.mixture import score_and_hvp
 
 Shape = tuple[int, int, int]  # rows B, dimension d, components K
@@ -197,8 +198,8 @@ def gradients(mixture: GaussianMixture, x: Tensor, v: Tensor, backend: str) -> d
 @contextlib.contextmanager
 def serving_the_cpu() -> Iterator[None]:
     """The backend takes the interpreter's tensors."""
-    backend = dataclasses.replace(_backend.BACKENDS["triton"], devices=("cpu",))
-    with mock.patch.dict(_backend.BACKENDS, triton=backend):
+    backend = dataclasses.replace(registry.BACKENDS["triton"], devices=("cpu",))
+    with mock.patch.dict(registry.BACKENDS, triton=backend):
         yield
 
 

@@ -13,7 +13,8 @@ from _kernels import CPU, TARGETS, Row, check_resources, compile_ahead, interpre
 from philox_cases import KNOWN_ANSWERS, edge_words, words_of
 from torch import Tensor
 
-from fastndsm import _backend, reference
+from fastndsm import reference
+from fastndsm.backends import registry
 from fastndsm.reference.philox import philox4x32_10
 
 # --- what is computed --------------------------------------------------------------------------------------------
@@ -243,7 +244,7 @@ def compile_all() -> Iterator[Row]:
     ],
 )
 def test_the_backend_takes_float32_on_a_gpu(device: str, dtype: torch.dtype, reason: str) -> None:
-    assert _backend.BACKENDS["triton"].refuses("philox_normal", torch.device(device), dtype) == reason
+    assert registry.BACKENDS["triton"].refuses("philox_normal", torch.device(device), dtype) == reason
 
 
 WHY_NOT = """
@@ -254,7 +255,7 @@ fastndsm.functional.philox_normal(2, 2, seed=0)
 assert "triton" not in sys.modules
 if sys.argv[1] == "absent":
     sys.modules["triton"] = None
-print(_backend.BACKENDS["triton"].unavailable())
+print(registry.BACKENDS["triton"].unavailable())
 """
 
 

@@ -17,7 +17,8 @@ from _kernels import tensor_cores as on_tensor_cores
 from helpers import COVARIANCE_TYPES, normals, quietly, random_mixture
 from torch import Tensor
 
-from fastndsm import LangevinProcess, _backend, functional, reference
+from fastndsm import LangevinProcess, functional, reference
+from fastndsm.backends import registry
 
 Shape = tuple[int, int, int]  # rows B, dimension d, components K
 
@@ -179,8 +180,8 @@ def gradients(process: LangevinProcess, y: Tensor, score: Tensor, method: str, b
 @contextlib.contextmanager
 def serving_the_cpu() -> Iterator[None]:
     """The backend takes the interpreter's tensors."""
-    backend = dataclasses.replace(_backend.BACKENDS["triton"], devices=("cpu",))
-    with mock.patch.dict(_backend.BACKENDS, triton=backend):
+    backend = dataclasses.replace(registry.BACKENDS["triton"], devices=("cpu",))
+    with mock.patch.dict(registry.BACKENDS, triton=backend):
         yield
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import fastndsm
 from fastndsm import data, latent, metrics
-from fastndsm.trainer import TrainConfig
+from fastndsm.training.trainer import TrainConfig
 
 Make = Callable[[Tensor], latent.Encoder]
 ENCODERS: dict[str, Make] = {

@@ -14,7 +14,8 @@ from cpp_cases import kernels, one_thread  # noqa: F401
 from helpers import COVARIANCE_TYPES, quietly, random_mixture
 from torch import Tensor, nn
 
-from fastndsm import GaussianMixture, LangevinProcess, OUProcess, ResidualScore, _backend, sample, use_backend
+from fastndsm import GaussianMixture, LangevinProcess, OUProcess, ResidualScore, sample, use_backend
+from fastndsm.backends import registry
 from fastndsm.networks import MLP, UNet
 
 ROWS = 67  # of tiles of 1 to 32 samples
@@ -243,7 +244,7 @@ def test_other_settings_are_refused_with_the_reason(monkeypatch: pytest.MonkeyPa
 def test_auto_calls_the_network_instead_and_says_once_why(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_backend, "_logged", set())
+    monkeypatch.setattr(registry, "_logged", set())
     p = process()
     with caplog.at_level(logging.INFO, logger="fastndsm"):
         for _ in range(2):

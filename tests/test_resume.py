@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import fastndsm
-from fastndsm import checkpoint
-from fastndsm.checkpoint import CheckpointError
 from fastndsm.networks import MLP
-from fastndsm.trainer import TrainConfig, Trainer
+from fastndsm.training import checkpoint
+from fastndsm.training.checkpoint import CheckpointError
+from fastndsm.training.trainer import TrainConfig, Trainer
 
 
 @pytest.fixture(autouse=True)

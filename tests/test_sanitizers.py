@@ -49,7 +49,8 @@ from helpers import COVARIANCE_TYPES
 from philox_cases import KNOWN_ANSWERS, edge_words, words_of
 from torch import Tensor
 
-from fastndsm import _jit, reference
+from fastndsm import reference
+from fastndsm.jit import core
 from fastndsm.reference.philox import philox4x32_10
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(COMPILER is None, reason="g++ is not on PATH")]
@@ -225,7 +226,7 @@ sys.path.insert(0, sys.argv[2])
 import torch
 from fastndsm import _jit
 torch.ops.load_library(sys.argv[1])
-_jit.load = lambda: None  # it is loaded
+core.load = lambda: None  # it is loaded
 from cpp_cases import BITWISE, FIRST_PATH, LOSSES, OPS, SHAPES, SEED, case, functional, loss_inputs, run
 from helpers import COVARIANCE_TYPES
 from fastndsm._ops import ops
@@ -257,7 +258,7 @@ print("clean")
 def test_the_library_runs_clean(tmp_path: Path) -> None:
     """Every op on the shapes of the tests of the C++ backend, in a process with the sanitizers' allocator."""
     builder = dataclasses.replace(
-        _jit.csrc_builder(),
+        core.csrc_builder(),
         compile_flags=("-std=c++20", "-march=native", "-fPIC", "-fvisibility=hidden", *QUICK, *SANITIZERS),
         link_flags=SANITIZERS[:1],
         cache_dir=tmp_path / "cache",

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import fastndsm
-from fastndsm._batches import Batches
 from fastndsm.networks import MLP
 from fastndsm.process import Noised
-from fastndsm.trainer import NonFiniteLoss, TrainConfig, Trainer
+from fastndsm.training.batches import Batches
+from fastndsm.training.trainer import NonFiniteLoss, TrainConfig, Trainer
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastndsm import functional, sample
-from fastndsm.sampler import FEWEST_STEPS_FOR_A_GRAPH
+from fastndsm.sampling.sampler import FEWEST_STEPS_FOR_A_GRAPH
 
 from ..problems import deviation
 from . import cases, paths

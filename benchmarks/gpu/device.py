@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastndsm import _backend
-from fastndsm._cuda_graph import CUDAGraph
+from fastndsm.backends import registry
+from fastndsm.sampling.cuda_graph import CUDAGraph
 
 from ..problems import TINY
 
@@ -47,20 +47,20 @@ def backends() -> tuple[str, ...]:
     """Those under test. On a CPU: what FASTNDSM_BACKEND names, by default the reference, and cpp."""
     if device().type == "cuda":
         return "triton", "cuda"
-    named = os.environ.get(_backend.ENVIRONMENT) or "reference"
+    named = os.environ.get(registry.ENVIRONMENT) or "reference"
     return tuple(dict.fromkeys(("reference" if named == "auto" else named, "cpp")))
 
 
 def refusal(backend: str, op: str) -> str | None:
     """Why a backend does not serve an op, or None."""
-    return _backend.BACKENDS[backend].refuses(op, device(), torch.float32)
+    return registry.BACKENDS[backend].refuses(op, device(), torch.float32)
 
 
 def lender(backend: str, op: str) -> str | None:
     """The earlier one of the backends under test whose function this one serves the op by, or None."""
     for other in backends()[: backends().index(backend)]:
         if refusal(other, op) is None and refusal(backend, op) is None:
-            if _backend.BACKENDS[other].function(op) is _backend.BACKENDS[backend].function(op):
+            if registry.BACKENDS[other].function(op) is registry.BACKENDS[backend].function(op):
                 return other
     return None
 

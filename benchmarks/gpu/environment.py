@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 import fastndsm
-from fastndsm import _backend
-from fastndsm._jit_cache import BuildError, CompilationError
+from fastndsm.backends import registry
+from fastndsm.jit.cache import BuildError, CompilationError
 
 from ..problems import TINY
 from .device import backends, device
@@ -38,7 +38,7 @@ def build(log: Log) -> None:
 
 def _load(name: str, log: Log) -> None:
     try:
-        _backend.BACKENDS[name].load()
+        registry.BACKENDS[name].load()
     except CompilationError:
         raise
     except BuildError as error:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastndsm._backend import BACKENDS
+from fastndsm.backends.registry import BACKENDS
 
 from ..record import table
 from .log import Check, Row

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fastndsm import _backend
+from fastndsm.backends import registry
 
 from . import log
 from .device import NoDevice, backends, device
@@ -184,7 +184,7 @@ def _child(section: Section, lines: Path, output: Path, seconds: float) -> None:
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     faulthandler.dump_traceback_later(max(0.1, seconds - 1.0))  # where it was when its time ran out
     if device().type == "cpu":
-        os.environ[_backend.ENVIRONMENT] = backends()[0]  # also what is not compared
+        os.environ[registry.ENVIRONMENT] = backends()[0]  # also what is not compared
     module, _, function = section.function.partition(":")
     entry = getattr(importlib.import_module(f"{__package__}.{module}"), function)
     begun, lines_of = time.monotonic(), log.Log(lines, seconds)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import fastndsm
 from fastndsm import DSMLoss, GaussianMixture, LangevinProcess, NDSMLoss, OUProcess, ResidualScore, networks
 from fastndsm.process import NoisingProcess
-from fastndsm.trainer import TrainConfig, Trainer
+from fastndsm.training.trainer import TrainConfig, Trainer
 
 PI, FULL, HELD_OUT = "draws from pi", "draws from a full mixture", "held-out data"
 LINEAR, LINEAR_MIXTURE, LINEAR_FULL = "linear VP DSM", "linear noising, mixture prior", "linear noising, full mixture"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import fastndsm
-from fastndsm import doctor
+from fastndsm.cli import diagnosis
 
 Config = dict[str, Any]
 Row = dict[str, Any]
@@ -52,7 +52,7 @@ class Store:
             "result": {k: _rounded(v) for k, v in result.items()},
             "version": version,
             "date": time.strftime("%Y-%m-%d %H:%M"),
-            "machine": f"{doctor.machine()['processor']}, {torch.get_num_threads()} thread",
+            "machine": f"{diagnosis.machine()['processor']}, {torch.get_num_threads()} thread",
             "torch": torch.__version__,
             "fastndsm": fastndsm.__version__,
         }

@@ -7,8 +7,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from .. import _backend
-from .._jit_cache import BuildError
+from .._version import __version__
+from ..backends import registry
+from ..jit.cache import BuildError
 from . import _build, _compare, _doctor, _evaluate, _sample, _train
 
 __all__ = ["main", "parser"]
@@ -24,8 +25,6 @@ def parser() -> argparse.ArgumentParser:
         epilog="example:\n  fastndsm train --data digits --out runs/demo",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    from .. import __version__
-
     top.add_argument("--version", action="version", version=f"fastndsm {__version__}")
     top.add_argument("--traceback", action="store_true", help="show where an error arose")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -59,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(arguments.run(arguments))
         except FloatingPointError as error:
             return fail(error, 1)
-        except (ValueError, TypeError, OSError, ImportError, _backend.BackendError, BuildError) as error:
+        except (ValueError, TypeError, OSError, ImportError, registry.BackendError, BuildError) as error:
             return fail(error, 2)
         except KeyboardInterrupt:
             again = "; continue with --resume" if arguments.command == "train" else ""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .. import _jit, _jit_cuda
-from .._jit_cache import BuildError
+from ..jit import core, cuda
+from ..jit.cache import BuildError
 
 NAME = "build"
 PURPOSE = "Compile the C++ kernels now, instead of on first use, and the CUDA kernels where there is a GPU."
@@ -29,10 +29,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Build, and print where the libraries lie."""
     # a library each: on first use it is looked for by the capability of the GPU there
     each: list[tuple[int, ...] | None] = [(architecture,) for architecture in _architectures(arguments.cuda)]
-    print(_jit.build(verbose=arguments.verbose))
+    print(core.build(verbose=arguments.verbose))
     try:
         for architectures in each or [None]:
-            print(_jit_cuda.build(architectures, arguments.verbose))
+            print(cuda.build(architectures, arguments.verbose))
     except BuildError as error:
         if arguments.cuda is not None:
             raise BuildError(f"the CUDA kernels cannot be built: {error}") from error
@@ -42,6 +42,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _architectures(named: str | None) -> list[int]:
     words = named.split(",") if named else []
-    if not all(word.isdecimal() and int(word) >= _jit_cuda.OLDEST for word in words):
-        raise ValueError(f"--cuda: expected compute capabilities from {_jit_cuda.OLDEST} on, as 80,90, found {named!r}")
+    if not all(word.isdecimal() and int(word) >= cuda.OLDEST for word in words):
+        raise ValueError(f"--cuda: expected compute capabilities from {cuda.OLDEST} on, as 80,90, found {named!r}")
     return [int(word) for word in words]

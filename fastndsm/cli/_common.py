@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _backend, data
-from ..checkpoint import load_model
+from .. import data
+from ..backends import registry
 from ..process import LangevinProcess
-from ..sampler import sample
+from ..sampling.sampler import sample
+from ..training.checkpoint import load_model
 
 SAMPLE_ROWS = 1000  # samples held at once unless told otherwise
 
@@ -23,7 +24,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     """--device, --backend, --threads, --no-progress."""
     group = parser.add_argument_group("where to run")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; default cuda if there is one")
-    group.add_argument("--backend", default="auto", choices=_backend.NAMES, help="which kernels; default auto")
+    group.add_argument("--backend", default="auto", choices=registry.NAMES, help="which kernels; default auto")
     group.add_argument("--threads", type=int, help="CPU threads; default torch's")
     group.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
 
@@ -62,7 +63,7 @@ def running(arguments: argparse.Namespace) -> Iterator[torch.device]:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device: expected a device that torch can use, found {name!r} ({error})") from error
-    with _backend.use_backend(arguments.backend):
+    with registry.use_backend(arguments.backend):
         yield device
 
 

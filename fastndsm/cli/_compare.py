@@ -6,11 +6,11 @@ import argparse
 import json
 from dataclasses import asdict
 
-from .. import _backend
-from .._compare_cases import CASES
-from ..compare import compare, format_comparisons
-from ..doctor import machine, versions
+from ..backends import registry
 from . import _common
+from .comparison import compare, format_comparisons
+from .comparison_cases import CASES
+from .diagnosis import machine, versions
 
 NAME = "compare"
 PURPOSE = "Run every op on each available backend against the reference, on the same noise."
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backends",
         nargs="+",
         metavar="NAME",
-        choices=tuple(_backend.BACKENDS),
+        choices=tuple(registry.BACKENDS),
         help="default all there are",
     )
     parser.add_argument("--size", default="small", choices=("small", "full"), help="default small")
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(format_comparisons(rows))
         print(f"{found['processor']}, {found['threads']} threads, torch {known['torch']}")
-        for name, backend in _backend.BACKENDS.items():
+        for name, backend in registry.BACKENDS.items():
             if not any(row.backend == name for row in rows) and (reason := backend.unavailable()):
                 print(f"not compared: {name}: {reason}")
     return 0 if all(row.agrees for row in rows) else 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from ..doctor import diagnose, format_diagnosis
+from .diagnosis import diagnose, format_diagnosis
 
 NAME = "doctor"
 PURPOSE = "Print versions, devices, and each backend or the reason why it cannot serve."

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from ..report import evaluate_samples
 from . import _common
+from .report import evaluate_samples
 
 NAME = "evaluate"
 PURPOSE = "Print the metrics of samples, of draws from the reference and of held-out data, as a table and as JSON."

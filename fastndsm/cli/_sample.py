@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     np.save(arguments.out, samples.numpy())
     print(f"{arguments.out}: {tuple(samples.shape)} {str(samples.dtype).removeprefix('torch.')}")
     if arguments.png is not None:
-        from ..report import draw_samples
+        from .report import draw_samples
 
         draw_samples(Path(arguments.png), {"samples": samples})
         print(arguments.png)

@@ -15,7 +15,7 @@ from ..mixture import COVARIANCE_TYPES, GaussianMixture
 from ..objective import ESTIMATORS, DSMLoss, NDSMLoss
 from ..process import LangevinProcess, OUProcess
 from ..score import ResidualScore
-from ..trainer import TrainConfig
+from ..training.trainer import TrainConfig
 
 PLANAR = 3  # up to this many values a sample: quadratic grid, features, a narrower network
 UNET_SIDE = 16  # pixels from which images get a U-Net

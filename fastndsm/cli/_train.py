@@ -15,14 +15,15 @@ from typing import Any
 
 import torch
 
-from .. import _backend, checkpoint
-from .._storage import CheckpointError, read_folder, write_folder
+from ..backends import registry
 from ..data import Dataset
 from ..process import LangevinProcess
-from ..report import write_report
-from ..trainer import Trainer
+from ..training import checkpoint
+from ..training.storage import CheckpointError, read_folder, write_folder
+from ..training.trainer import Trainer
 from . import _common
 from ._settings import Settings, add_settings, make_loss, make_network, make_process
+from .report import write_report
 
 NAME = "train"
 PURPOSE = "Fit the mixture, train a score network, sample, and write a report."
@@ -152,9 +153,9 @@ def _announce(
     score_net: torch.nn.Module,
     device: torch.device,
 ) -> None:
-    serving = _backend.requested()
+    serving = registry.requested()
     if serving == "auto":
-        serving = _backend.serving("simulate_target", device, torch.float32)[0]
+        serving = registry.serving("simulate_target", device, torch.float32)[0]
     reference = process.reference
     parameters = sum(p.numel() for p in score_net.parameters())
     shape = " x ".join(map(str, dataset.event_shape))

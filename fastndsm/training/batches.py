@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .objective import RANK_STRIDE, DSMLoss, NDSMLoss
+from ..objective import RANK_STRIDE, DSMLoss, NDSMLoss
 
 
 def derived_seed(*parts: int | str) -> int:

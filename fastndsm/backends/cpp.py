@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _jit
-from .reference import MixtureOperands
-from .reference.loss import accumulation_dtype
+from ..jit import core as jit
+from ..reference import MixtureOperands
+from ..reference.loss import accumulation_dtype
 
 _ops = torch.ops.fastndsm_cpp
 
 
 def prepare() -> None:
     """Build and load the ops; raises BuildError with the reason."""
-    _jit.load()
+    jit.load()
 
 
 def philox_normal(

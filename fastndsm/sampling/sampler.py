@@ -1,4 +1,4 @@
-"""Sampling by the reverse process from Y ~ prior, and the log-likelihood of the probability flow.
+"""Sampling by the reverse process from Y ~ prior.
 
     sde   y <- y - F dt + sigma^2 s(y, t) dt + sigma sqrt(dt) xi        no noise on the last step
     ode   y' = F - 1/2 sigma^2 s, by Heun's method, its last step an Euler step
@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import _backend, _checks, _cuda_graph, functional
-from ._mlp_sampler import FusedNetwork, fused_network
-from .objective import ScoreNet
-from .process import NoisingProcess
-from .reference import MixtureOperands, philox
+from .. import _checks, functional
+from ..backends import registry
+from ..objective import ScoreNet
+from ..process import NoisingProcess
+from ..reference import MixtureOperands
+from . import cuda_graph as graphs
+from .fused_mlp import FusedNetwork, fused_network
 
-EXACT_DIVERGENCE_DIM = 16
 FEWEST_STEPS_FOR_A_GRAPH = 10  # by itself: recording takes the time of a few steps
 
 
@@ -64,7 +65,7 @@ def sample(
         ValueError: if fused is True and the network, the process or the backend is not one for it, with the reason.
     """
     _checks.network("score_net", score_net)
-    _check_process(process)
+    _checks.instance("process", process, NoisingProcess, "a noising process")
     _checks.count("n", n)
     _checks.choice("method", method, functional.METHODS)
     _check_cuda_graph(cuda_graph, process)
@@ -126,7 +127,7 @@ def _run(reverse: _Reverse, y: Tensor, cuda_graph: str | bool, done: Callable[[]
     failed = torch.full((), -1, device=y.device)
     replay = None
     enough = n_steps >= FEWEST_STEPS_FOR_A_GRAPH or cuda_graph is True
-    if cuda_graph and enough and _cuda_graph.supports(y.device):
+    if cuda_graph and enough and graphs.supports(y.device):
         y = y.clone()  # to be written into
         replay = _recorded(reverse, (y, failed, torch.full_like(failed, n_steps - 1)), cuda_graph)
     for n in reversed(range(n_steps)):
@@ -159,7 +160,7 @@ def _fused(
         return None
     dtype = torch.get_default_dtype()  # that of the prior's draws
     network = fused_network(score_net, process, dtype)
-    serve = network if isinstance(network, str) else _backend.find("sample_mlp", process.times.device, dtype)
+    serve = network if isinstance(network, str) else registry.find("sample_mlp", process.times.device, dtype)
     if not isinstance(network, str) and not isinstance(serve, str):
         return serve, network
     _not_fused(fused, str(serve))
@@ -171,7 +172,7 @@ def _not_fused(fused: str | bool, reason: str) -> None:
         raise ValueError(
             f"fused: expected a network, a process and a backend for it, found: {reason}; use 'auto' or False"
         )
-    _backend.log_once(logging.INFO, f"sample: the network is called at every step: {reason}")
+    registry.log_once(logging.INFO, f"sample: the network is called at every step: {reason}")
 
 
 def _run_fused(
@@ -204,14 +205,14 @@ def _recorded(
 ) -> Callable[[], None] | None:
     """A step of the state, in place; None where the plain loop is to serve."""
     try:
-        return _cuda_graph.replayed(reverse.step_down, state, _cuda_graph.CUDAGraph(state[0].device))
-    except _cuda_graph.CaptureError as error:
+        return graphs.replayed(reverse.step_down, state, graphs.CUDAGraph(state[0].device))
+    except graphs.CaptureError as error:
         if cuda_graph is True:
             raise RuntimeError(
                 f"cuda_graph: expected a network and a process that can be recorded, found: {error}; "
                 "use 'auto' or False for the plain loop"
             ) from error
-        _backend.log_once(logging.WARNING, f"sample: the plain loop instead of a CUDA graph: {error}")
+        registry.log_once(logging.WARNING, f"sample: the plain loop instead of a CUDA graph: {error}")
         return None
 
 
@@ -219,85 +220,13 @@ def _check_cuda_graph(cuda_graph: str | bool, process: NoisingProcess) -> None:
     if not isinstance(cuda_graph, bool) and cuda_graph != "auto":
         raise ValueError(f"cuda_graph: expected 'auto', True or False, found {cuda_graph!r}")
     device = process.times.device
-    if cuda_graph is True and not _cuda_graph.supports(device):
+    if cuda_graph is True and not graphs.supports(device):
         raise ValueError(
             f"cuda_graph: expected 'auto' or False for a process on {device}, found True; move it to a GPU with .to()"
         )
-
-
-def _check_process(process: NoisingProcess) -> None:
-    if not isinstance(process, NoisingProcess):
-        raise TypeError(f"process: expected a noising process, found {type(process).__name__}")
 
 
 def _prior_draw(process: NoisingProcess, rows: int, seed: Tensor, first_path: int) -> Tensor:
     """Draws of the prior in the default dtype, as a score network expects."""
     y = process.prior.sample(rows, seed=seed, first_path=first_path)
     return y.to(torch.get_default_dtype()).to(process.times.device)
-
-
-def log_likelihood(
-    score_net: ScoreNet,
-    process: NoisingProcess,
-    x: Tensor,
-    *,
-    n_probes: int = 8,
-    seed: int | Tensor | None = 0,
-) -> Tensor:
-    """log p(x) in nats under the probability-flow ODE, x [B, ...] -> [B].
-
-    log p_0(x) = log prior(x_T) + int_0^T div(F - 1/2 sigma^2 s) dt, by Heun's method on the process's grid; in the
-    first interval the score is taken at t_1, the earliest time it was trained at. The divergence is exact up to 16
-    dimensions and by Hutchinson's estimator with `n_probes` Rademacher probes (from `seed`) beyond.
-
-    Source: Song et al. 2021; Hutchinson 1989.
-    """
-    _checks.network("score_net", score_net)
-    _check_process(process)
-    flat = _checks.data("x", x, process.dim)
-    _checks.count("n_probes", n_probes)
-    shape = x.shape
-    probes = _probes(flat, n_probes, _checks.seed(seed))
-    times = process.times.to(x.dtype)
-
-    def slope(y: Tensor, step: int, t: Tensor) -> tuple[Tensor, Tensor]:
-        """dy/dt [B, d] and its divergence [B] with the coefficients of `step`."""
-        dt = times[step + 1] - times[step]
-        with torch.enable_grad():
-            y = y.detach().requires_grad_()
-            shaped = y.reshape(shape)
-            score = _checks.score_output(score_net(shaped, t.expand(len(y))), shaped)
-            drift = process.drift(shaped, float(process.times[step]))
-            half = 0.5 * (process.noise_std[step] ** 2).to(y.dtype) / dt
-            velocity = (drift - half * score).reshape(y.shape)
-            divergence = torch.zeros_like(velocity[:, 0])
-            for probe in probes:
-                (along,) = torch.autograd.grad(velocity, y, probe, retain_graph=True)
-                divergence = divergence + (along * probe).sum(1)
-        scale = 1.0 if _exact(flat) else 1.0 / len(probes)
-        return velocity.detach(), divergence.detach() * scale
-
-    y, integral = flat.detach(), torch.zeros_like(flat[:, 0])
-    for step in range(process.n_steps):
-        dt = times[step + 1] - times[step]
-        k1, d1 = slope(y, step, times[max(step, 1)])
-        k2, d2 = slope(y + dt * k1, step, times[step + 1])
-        y = y + 0.5 * dt * (k1 + k2)
-        integral = integral + 0.5 * dt * (d1 + d2)
-    return process.prior.log_prob(y.reshape(shape)) + integral
-
-
-def _exact(x: Tensor) -> bool:
-    return x.shape[1] <= EXACT_DIVERGENCE_DIM
-
-
-def _probes(x: Tensor, n_probes: int, seed: Tensor) -> list[Tensor]:
-    """The unit vectors, or Rademacher vectors of the probe stream, each [B, d]."""
-    rows, dim = x.shape
-    if _exact(x):
-        return [unit.expand(rows, dim) for unit in torch.eye(dim, dtype=x.dtype, device=x.device)]
-    draw = functional.philox_normal
-    return [
-        draw(rows, dim, seed=seed, step=i, stream=philox.PROBE, dtype=x.dtype, device=x.device).sign()
-        for i in range(n_probes)
-    ]

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._storage import tensor_digest
-from .objective import DSMLoss, NDSMLoss
-from .process import NoisingProcess
+from ..objective import DSMLoss, NDSMLoss
+from ..process import NoisingProcess
+from .storage import tensor_digest
 
 
 def state_tensors(module: nn.Module) -> dict[str, Tensor]:

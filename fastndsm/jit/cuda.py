@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from ._jit import COMPILE_FLAGS, Builder, csrc_directory, require_enabled
-from ._jit_cache import BuildError, CompilationError, is_built, require_private
-from ._jit_toolchain import Compiler, command_line, escape, find_compiler
+from .cache import BuildError, CompilationError, is_built, require_private
+from .core import COMPILE_FLAGS, Builder, csrc_directory, require_enabled
+from .toolchain import Compiler, command_line, escape, find_compiler
 
 NVCC_FLAGS = (
     "-std=c++20",

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _backend, _checks
-from ._compare_cases import CASES, Case, Inputs
+from .. import _checks
+from ..backends import registry
+from .comparison_cases import CASES, Case, Inputs
 
 __all__ = ["Comparison", "compare", "format_comparisons"]
 
@@ -64,9 +65,9 @@ def compare(
     for op in ops or ():
         _checks.choice("ops", op, tuple(known))
     for name in backends or ():
-        _checks.choice("backends", name, tuple(_backend.BACKENDS))
-        if (reason := _backend.BACKENDS[name].unavailable()) is not None:
-            raise _backend.BackendError(f"backend {name!r} cannot be compared: {reason}")
+        _checks.choice("backends", name, tuple(registry.BACKENDS))
+        if (reason := registry.BACKENDS[name].unavailable()) is not None:
+            raise registry.BackendError(f"backend {name!r} cannot be compared: {reason}")
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     rows = []
     for case in CASES:
@@ -98,7 +99,7 @@ def _compare_case(
 ) -> list[Comparison]:
     exact = case.run(Inputs(case, size, torch.float64, device, seed), "reference")
     inputs = Inputs(case, size, torch.float32, device, seed)
-    serving = [n for n in _backend.serving(case.op, device, torch.float32) if n != "reference"]
+    serving = [n for n in registry.serving(case.op, device, torch.float32) if n != "reference"]
     rows: list[Comparison] = []
     own = base = 0.0
     for name in ("reference", *(n for n in serving if backends is None or n in backends)):

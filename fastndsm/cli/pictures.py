@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ._training import Row
+    from ..training.config import Row
 
 GRID = 8  # images a side
 MOST_POINTS = 5000

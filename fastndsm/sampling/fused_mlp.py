@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .mixture import GaussianMixture
-from .networks import MLP, TimeEmbedding, _FiLM
-from .process import LangevinProcess, NoisingProcess
-from .reference import MixtureOperands
-from .score import ResidualScore
+from ..mixture import GaussianMixture
+from ..networks import MLP, TimeEmbedding, _FiLM
+from ..process import LangevinProcess, NoisingProcess
+from ..reference import MixtureOperands
+from ..score import ResidualScore
 
 LARGEST_DIM = 32
 LARGEST_WIDTH = 512

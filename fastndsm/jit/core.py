@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from ._jit_cache import (
+from .cache import (
     BuildError,
     CompilationError,
     default_cache_dir,
@@ -37,7 +37,7 @@ from ._jit_cache import (
     make_private,
     remove_leftovers,
 )
-from ._jit_toolchain import Compiler, bundled_openmp, command_line, escape, find_compiler, run_ninja
+from .toolchain import Compiler, bundled_openmp, command_line, escape, find_compiler, run_ninja
 
 logger = logging.getLogger("fastndsm")
 
@@ -187,7 +187,7 @@ def csrc_builder() -> Builder:
 
 def csrc_directory() -> Path:
     """Where the sources are; BuildError if they are nowhere."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parent.parent
     for csrc in (here / "csrc", here.parent / "csrc"):  # installed; in a source checkout
         if (csrc / "cpu").is_dir():
             return csrc

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ._jit_cache import BuildError
+from .cache import BuildError
 
 COMPILERS = ("g++", "c++", "clang++")
 

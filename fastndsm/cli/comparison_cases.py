@@ -9,9 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from . import functional
-from .mixture import GaussianMixture
-from .process import LangevinProcess
+from .. import functional
+from ..mixture import GaussianMixture
+from ..process import LangevinProcess
 
 Run = Callable[["Inputs", str], tuple[Tensor, ...]]
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from . import _checks
-from .objective import DSMLoss, NDSMLoss
+from .. import _checks
+from ..objective import DSMLoss, NDSMLoss
 
 SMALLEST_POOL = 1000
 

@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 
-from . import _backend, _jit, _jit_cuda
+from .._version import __version__
+from ..backends import registry
+from ..jit import core as jit
+from ..jit import cuda as jit_cuda
 
 __all__ = ["diagnose", "format_diagnosis", "machine", "versions"]
 
@@ -20,8 +23,6 @@ NOT_RUN_ON_GPU = "not yet run on a GPU"
 
 def versions() -> dict[str, str | None]:
     """Versions of fastndsm, Python and the packages it uses; None where one is not installed."""
-    from . import __version__
-
     found: dict[str, str | None] = {"fastndsm": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -45,14 +46,14 @@ def machine() -> dict[str, Any]:
 
 def diagnose() -> dict[str, Any]:
     """Everything `fastndsm doctor` prints, JSON-able."""
-    jit = _jit.status()
-    backends = {name: _backend_state(name, jit) for name in _backend.BACKENDS}
+    compiled = jit.status()
+    backends = {name: _backend_state(name, compiled) for name in registry.BACKENDS}
     return {
         "versions": versions(),
         "machine": machine(),
-        "requested_backend": _backend.requested(),
+        "requested_backend": registry.requested(),
         "backends": backends,
-        "jit": _jit.status(),  # once more: the library may have been loaded
+        "jit": jit.status(),  # once more: the library may have been loaded
     }
 
 
@@ -70,19 +71,19 @@ def format_diagnosis(diagnosis: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _backend_state(name: str, jit: dict[str, Any]) -> dict[str, Any]:
-    backend = _backend.BACKENDS[name]
+def _backend_state(name: str, compiled: dict[str, Any]) -> dict[str, Any]:
+    backend = registry.BACKENDS[name]
     if name == "reference":
         return {"available": True, "note": "pure PyTorch, every device"}
     if name == "cpp":
-        if jit["reason"] is not None:
-            return {"available": False, "note": jit["reason"]}
-        if not jit["built"]:
+        if compiled["reason"] is not None:
+            return {"available": False, "note": compiled["reason"]}
+        if not compiled["built"]:
             return {"available": True, "note": "built on first use, or now by `fastndsm build`"}
         reason = backend.unavailable()
         return {"available": reason is None, "note": reason or "built; CPU tensors"}
     if name == "cuda":  # asking whether it is available would build it
-        cuda = _jit_cuda.status()
+        cuda = jit_cuda.status()
         state = "built" if cuda["built"] else "built on first use, or now by `fastndsm build`"
         parts = [cuda["reason"] or f"{state}; auto does not take it", cuda["nvcc"], NOT_RUN_ON_GPU]
         return {"available": cuda["reason"] is None, "note": "; ".join(part for part in parts if part)}

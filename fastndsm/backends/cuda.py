@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _jit_cuda
-from .reference import MixtureOperands
+from ..jit import cuda as jit
+from ..reference import MixtureOperands
 
 _ops = torch.ops.fastndsm_cuda
 LOG2_E = 1.44269504088896340736
@@ -37,7 +37,7 @@ OTHERS = (
 
 def prepare() -> None:
     """Build and load the ops; raises BuildError with the reason."""
-    _jit_cuda.load()
+    jit.load()
 
 
 def __getattr__(name: str) -> Callable[..., Any]:

@@ -93,9 +93,9 @@ def _unavailable(backend: Backend) -> str | None:
 REFERENCE = Backend("reference", "fastndsm.reference", devices=())
 DRAWS = ("mixture_sample",)  # once a run, a few launches, and a fit's is in float64
 BACKENDS: dict[str, Backend] = {
-    "cuda": Backend("cuda", "fastndsm._cuda", ("cuda",), (torch.float32,), untested=True, left=DRAWS),
+    "cuda": Backend("cuda", "fastndsm.backends.cuda", ("cuda",), (torch.float32,), untested=True, left=DRAWS),
     "triton": Backend("triton", "fastndsm.kernels.ops", ("cuda",), (torch.float32,), left=DRAWS),
-    "cpp": Backend("cpp", "fastndsm._cpp", devices=("cpu",)),
+    "cpp": Backend("cpp", "fastndsm.backends.cpp", devices=("cpu",)),
     "reference": REFERENCE,
 }
 NAMES = ("auto", *BACKENDS)

@@ -14,12 +14,12 @@ from typing import Any
 
 from torch import Tensor
 
-from . import metrics
-from ._pictures import PicturesMissingError, draw_curve, draw_samples
-from ._storage import write_text
-from ._training import Row
-from .data import Dataset
-from .doctor import machine, versions
+from .. import metrics
+from ..data import Dataset
+from ..training.config import Row
+from ..training.storage import write_text
+from .diagnosis import machine, versions
+from .pictures import PicturesMissingError, draw_curve, draw_samples
 
 __all__ = ["Evaluation", "PicturesMissingError", "Report", "draw_samples", "evaluate_samples", "write_report"]
 

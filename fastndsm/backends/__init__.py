@@ -1,0 +1,8 @@
+"""Which backend serves an op on these tensors (`registry`), and the backends that live in this package: C++ and CUDA.
+
+The reference is `fastndsm.reference`, the Triton backend `fastndsm.kernels`.
+"""
+
+from .registry import BackendError, use_backend
+
+__all__ = ["BackendError", "use_backend"]

@@ -1,0 +1,17 @@
+"""Training a score network: the trainer, its settings, and checkpoints that resume bit for bit."""
+
+from .checkpoint import load_model, save_model
+from .config import History, NonFiniteLoss, Row, TrainConfig
+from .storage import CheckpointError
+from .trainer import Trainer
+
+__all__ = [
+    "CheckpointError",
+    "History",
+    "NonFiniteLoss",
+    "Row",
+    "TrainConfig",
+    "Trainer",
+    "load_model",
+    "save_model",
+]

@@ -1,0 +1,283 @@
+"""Training a score network: noise ahead, step, average, and resume exactly.
+
+Everything random is a function of (seed, step): the rows of a batch, the noise of its paths, dropout.
+Weights, their average, the optimizer's state and the step are therefore all that a checkpoint needs for the
+resumed run to end with the weights of an uninterrupted one, bit for bit on the same machine and thread count.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm.auto import tqdm
+
+from ..objective import DSMLoss, NDSMLoss
+from ..process import NoisingProcess
+from . import checkpoint
+from .batches import Batches, derived_seed
+from .config import History, NonFiniteLoss, Row, TrainConfig, check_arguments
+from .fingerprint import differences, fingerprint, shapes, state_tensors
+from .storage import CheckpointError
+
+__all__ = ["CheckpointError", "History", "NonFiniteLoss", "Row", "TrainConfig", "Trainer"]
+
+WINDOW = 20  # steps between looks at the losses: each look waits for the device
+
+
+class Trainer:
+    """Trains `score_net` on `data`, with a moving average of the weights and checkpoints.
+
+    Args:
+        score_net: module (x [B, ...], t [B]) -> like x. In a torch.distributed run, wrapped in
+            DistributedDataParallel; each rank then takes rows and paths of its own.
+        loss: NDSMLoss or DSMLoss with reduction "mean" or "sum". A separate control variate is trained along.
+        data: [n, ...], finite, in the network's dtype; batches are moved to the network's device.
+        config: see `TrainConfig`.
+        optimizer: makes a torch optimizer of the parameters; its rates follow the cosine. Default Adam.
+        directory: where checkpoints go; None writes none.
+        meta: JSON-able, stored in the checkpoints.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what was found.
+    """
+
+    def __init__(
+        self,
+        score_net: nn.Module,
+        loss: NDSMLoss | DSMLoss,
+        data: Tensor,
+        config: TrainConfig | None = None,
+        *,
+        optimizer: Callable[[Iterable[Tensor]], Optimizer] | None = None,
+        directory: str | Path | None = None,
+        meta: dict[str, Any] | None = None,
+    ) -> None:
+        config = TrainConfig() if config is None else config
+        check_arguments(score_net, loss, data, config)
+        self.score_net, self.loss, self.data, self.config = score_net, loss, data, config
+        self.directory = None if directory is None else Path(directory)
+        self.meta = dict(meta or {})
+        self.step, self.seconds, self.history = 0, 0.0, History()
+        net = _unwrapped(score_net)
+        processes = [m for m in net.modules() if isinstance(m, NoisingProcess)]
+        self._ema = copy.deepcopy(net, {id(p): p for p in processes}).requires_grad_(False)
+        trained = [(p, q) for p, q in zip(net.parameters(), self._ema.parameters(), strict=True) if p.requires_grad]
+        self._weights: list[Tensor] = [p for p, _ in trained]
+        self._average: list[Tensor] = [q for _, q in trained]
+        h = getattr(loss, "control_variate", None)
+        self._control_variate = h if isinstance(h, nn.Module) else None
+        known = {id(p) for p in self._weights}
+        extra = [] if self._control_variate is None else list(self._control_variate.parameters())
+        self._parameters = self._weights + [p for p in extra if p.requires_grad and id(p) not in known]
+        self.optimizer = _adam(self._parameters, config.lr) if optimizer is None else optimizer(self._parameters)
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        self._settings = [
+            {k: repr(v) for k, v in g.items() if k not in ("params", "lr")} for g in self.optimizer.param_groups
+        ]
+        self.device = self._weights[0].device
+        self._rank, world = _rank_and_world()
+        self._batches = Batches(
+            data,
+            loss,
+            steps=config.steps,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            noised_ahead=config.noised_ahead,
+            pool=None if isinstance(config.paths, str) else config.paths,
+            passes=config.pool_passes,
+            rank=self._rank,
+            world=world,
+            device=self.device,
+        )
+        self._recent: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def ema_net(self) -> nn.Module:
+        """The network with averaged weights, in eval mode; its process is the trained network's own."""
+        for own, other in zip(self._ema.buffers(), _unwrapped(self.score_net).buffers(), strict=True):
+            if own is not other:
+                own.copy_(other)
+        return self._ema.eval()
+
+    def fit(self, progress: bool = True) -> History:
+        """Train from the current step to config.steps; returns the history, whole also after `resume`.
+
+        Raises:
+            NonFiniteLoss: on a NaN or infinite loss, gradient or weight; names step and last good checkpoint.
+            CheckpointError: if the directory holds checkpoints of later steps and `resume` was not called.
+        """
+        newest = None if self.directory is None else checkpoint.latest(self.directory)
+        if newest is not None and int(newest.name.removeprefix("step-")) > self.step:
+            raise CheckpointError(
+                f"directory: expected none beyond step {self.step}, found checkpoint {newest}; call resume()"
+            )
+        self.score_net.train()
+        started = time.perf_counter() - self.seconds
+        others = [] if self.device.type == "cpu" else [self.device]
+        with (
+            torch.random.fork_rng(others, device_type="cuda" if not others else self.device.type),
+            tqdm(total=self.config.steps, initial=self.step, disable=not progress, desc="train", unit="step") as bar,
+        ):
+            while self.step < self.config.steps:
+                self._train_step()
+                self.step += 1
+                bar.update()
+                end = self.step == self.config.steps
+                save = self.directory is not None and (end or self.step % self.config.checkpoint_every == 0)
+                if save or end or self.step % WINDOW == 0:
+                    self.seconds = time.perf_counter() - started
+                    self._record()
+                    bar.set_postfix(loss=f"{self.history[-1].loss:.4g}", refresh=False)
+                if save:
+                    self.save()
+        return self.history
+
+    def _train_step(self) -> None:
+        self._seed_dropout()
+        drawn = self._batches(self.step)
+        loss = self.loss.evaluate(self.score_net, drawn)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        if self.config.grad_clip is not None:
+            torch._foreach_mul_(gradients, (self.config.grad_clip / (norm + 1e-12)).clamp(max=1.0))
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * self._cosine(self.step)
+        self.optimizer.step()
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(self._average, self._weights, 1.0 - decay)
+        self._recent.append((loss.detach(), norm))
+
+    def _seed_dropout(self) -> None:
+        seed = derived_seed(self.config.seed, "network", self._rank, self.step)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed costs 100 times as much
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
+
+    def _cosine(self, step: int) -> float:
+        return 0.5 * (1.0 + math.cos(math.pi * step / self.config.steps))
+
+    def _record(self) -> None:
+        """Look at the losses since the last look, name the first bad step, and add a row to the history."""
+        losses, norms = torch.stack([torch.stack(pair).double() for pair in self._recent], dim=1).tolist()
+        first = self.step - len(losses) + 1
+        self._recent = []
+        for offset, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
+            for name, value in (("loss", loss), ("gradient", norm)):
+                if not math.isfinite(value):
+                    raise self._failure(f"{name}: expected a finite value, found {value}", first + offset)
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        self.history.append(Row(self.step, _mean(losses), lr, self.seconds, _mean(norms)))
+
+    def _failure(self, what: str, step: int) -> NonFiniteLoss:
+        return NonFiniteLoss(what, step, None if self.directory is None else checkpoint.latest(self.directory))
+
+    def save(self) -> Path:
+        """Write a checkpoint of this step to the directory (rank 0 alone does); returns its folder."""
+        if self.directory is None:
+            raise ValueError("directory: expected a folder for checkpoints, found None")
+        if self._recent:
+            self._record()
+        for name, tensor in self._named_tensors()[0].items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise self._failure(f"{name}: expected finite weights, found NaN or infinite", self.step)
+        path = self.directory / f"step-{self.step:06d}"
+        if self._rank == 0:
+            state = {
+                "fingerprint": self._fingerprint(),
+                "history": [list(row) for row in self.history],
+                "seconds": self.seconds,
+                "versions": {"torch": torch.__version__},
+                "meta": self.meta,
+            }
+            model, average = self._named_tensors()
+            checkpoint.save_checkpoint(self.directory, self.step, model, average, self.optimizer.state_dict(), state)
+        return path
+
+    def resume(self) -> int:
+        """Continue from the last checkpoint in the directory, if there is one; returns the step.
+
+        Raises:
+            CheckpointError: if the checkpoint is damaged, or of another configuration, data set, process,
+                loss, optimizer or network, naming what differs.
+        """
+        newest = None if self.directory is None else checkpoint.latest(self.directory)
+        if newest is None:
+            return self.step
+        loaded = checkpoint.load_checkpoint(newest)
+        model, average = self._named_tensors()
+        found = {
+            **loaded.state.get("fingerprint", {}),
+            "network": shapes(loaded.model),
+            "average": shapes(loaded.ema),
+        }
+        unequal = differences(found, {**self._fingerprint(), "network": shapes(model), "average": shapes(average)})
+        if unequal:
+            raise CheckpointError(f"{newest}: expected a checkpoint of this run, found another's: {'; '.join(unequal)}")
+        with torch.no_grad():
+            for own, stored in ((model, loaded.model), (average, loaded.ema)):
+                for name, tensor in own.items():
+                    tensor.copy_(stored[name])
+        self.optimizer.load_state_dict(loaded.optimizer)
+        self.step, self.seconds = loaded.step, float(loaded.state["seconds"])
+        self.history = [Row(*row) for row in loaded.state["history"]]
+        self._recent = []
+        return self.step
+
+    def _named_tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What is stored of the trained networks, and of the average."""
+        model = state_tensors(_unwrapped(self.score_net))
+        if self._control_variate is not None:
+            extra = state_tensors(_unwrapped(self._control_variate))
+            model.update({f"control_variate/{name}": tensor for name, tensor in extra.items()})
+        return model, state_tensors(self.ema_net)
+
+    @cached_property
+    def _fixed(self) -> dict[str, Any]:
+        return fingerprint(self.loss, self.data)
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What must be equal in a run and its continuation."""
+        return {
+            "config": {k: v for k, v in asdict(self.config).items() if k != "checkpoint_every"},
+            "optimizer": {"type": type(self.optimizer).__name__, "settings": self._settings},
+            "ranks": self._batches.world,
+            **self._fixed,
+        }
+
+
+def _adam(parameters: list[Tensor], lr: float) -> Optimizer:
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+    return torch.optim.Adam(parameters, lr=lr, fused=fused or None)
+
+
+def _unwrapped(net: nn.Module) -> nn.Module:
+    """The user's module inside DistributedDataParallel and torch.compile."""
+    while True:
+        inner = net.module if isinstance(net, nn.parallel.DistributedDataParallel) else getattr(net, "_orig_mod", net)
+        if inner is net:
+            return net
+        net = inner
+
+
+def _rank_and_world() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
