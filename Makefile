@@ -15,7 +15,7 @@ help:
 	@echo 'make test       lint, types and tests'
 	@echo 'make demo       train on the handwritten digits, with a report in runs/demo'
 	@echo 'make test-slow  the tests that take minutes'
-	@echo 'make lint       ruff and mypy alone'
+	@echo 'make lint       formatting, ruff and mypy alone'
 	@echo 'make bench      benchmarks against other libraries'
 	@echo 'make clean      remove .venv, build products and caches'
 
@@ -34,6 +34,7 @@ $(VENV)/.installed-benchmarks: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
 	$(BIN)/mypy
 
 test: lint

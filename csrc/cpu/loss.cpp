@@ -17,7 +17,8 @@ constexpr size_t kStreamedBytes = 8 << 20;  // of a gradient that no cache keeps
 
 template <typename Body>
 void parallel_rows(int64_t n_rows, int64_t dim, const Body& body) {
-  at::parallel_for(0, n_rows, std::max<int64_t>(1, kGrainValues / std::max<int64_t>(1, dim)), [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, n_rows, std::max<int64_t>(1, kGrainValues / std::max<int64_t>(1, dim)),
+                   [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) body(row);
     end_streams();
   });
@@ -31,9 +32,9 @@ Estimator estimator_of(const std::string& name, bool antithetic) {
 
 void check_rows(const at::Tensor& scores, const at::Tensor& noise, const at::Tensor& std, Estimator estimator) {
   const int64_t copies = estimator == Estimator::plain ? 1 : 2;
-  TORCH_CHECK_VALUE(noise.dim() == 2 && scores.dim() == 2 && scores.size(0) == copies * noise.size(0) &&
-                        scores.size(1) == noise.size(1),
-                    "scores: expected shape [", copies * noise.size(0), ", ", noise.size(1), "], found ", scores.sizes());
+  TORCH_CHECK_VALUE(
+      noise.dim() == 2 && scores.dim() == 2 && scores.size(0) == copies * noise.size(0) && scores.size(1) == noise.size(1),
+      "scores: expected shape [", copies * noise.size(0), ", ", noise.size(1), "], found ", scores.sizes());
   TORCH_CHECK_VALUE(std.dim() == 1 && std.size(0) == noise.size(0), "std: expected shape [", noise.size(0), "], found ",
                     std.sizes());
 }
@@ -65,8 +66,8 @@ at::Tensor ndsm_loss(const at::Tensor& scores, const at::Tensor& noise, const at
   return out;
 }
 
-at::Tensor ndsm_loss_backward(const at::Tensor& grad, const at::Tensor& scores, const at::Tensor& noise, const at::Tensor& std,
-                              std::string name, bool antithetic) {
+at::Tensor ndsm_loss_backward(const at::Tensor& grad, const at::Tensor& scores, const at::Tensor& noise,
+                              const at::Tensor& std, std::string name, bool antithetic) {
   const Estimator estimator = estimator_of(name, antithetic);
   check_rows(scores, noise, std, estimator);
   check_grad(grad, noise.size(0));
@@ -77,9 +78,11 @@ at::Tensor ndsm_loss_backward(const at::Tensor& grad, const at::Tensor& scores, 
     const scalar_t *first = s.const_data_ptr<scalar_t>(), *second = first + n * d, *normal = z.const_data_ptr<scalar_t>();
     const scalar_t *sigma = width.const_data_ptr<scalar_t>(), *slope = g.const_data_ptr<scalar_t>();
     scalar_t *to_first = out.mutable_data_ptr<scalar_t>(), *to_second = to_first + n * d;
-    const bool large = out.nbytes() >= kStreamedBytes && streams(to_first) && (estimator == Estimator::plain || streams(to_second));
+    const bool large =
+        out.nbytes() >= kStreamedBytes && streams(to_first) && (estimator == Estimator::plain || streams(to_second));
     parallel_rows(n, d, [&](int64_t i) {
-      const auto run = large && streams(to_first + i * d) ? ndsm_row_backward<true, scalar_t> : ndsm_row_backward<false, scalar_t>;
+      const auto run =
+          large && streams(to_first + i * d) ? ndsm_row_backward<true, scalar_t> : ndsm_row_backward<false, scalar_t>;
       run(estimator, slope[i], first + i * d, second + i * d, normal + i * d, scalar_t(1) / sigma[i], d, to_first + i * d,
           to_second + i * d);
     });
@@ -107,7 +110,8 @@ at::Tensor dsm_loss_backward(const at::Tensor& grad, const at::Tensor& score, co
   at::Tensor out = at::empty(score.sizes(), score.options());
   AT_DISPATCH_FLOATING_TYPES(score.scalar_type(), "fastndsm::dsm_loss_backward", [&] {
     const at::Tensor s = score.contiguous(), t = target.contiguous(), g = grad.contiguous();
-    const scalar_t *a = s.const_data_ptr<scalar_t>(), *b = t.const_data_ptr<scalar_t>(), *slope = g.const_data_ptr<scalar_t>();
+    const scalar_t *a = s.const_data_ptr<scalar_t>(), *b = t.const_data_ptr<scalar_t>(),
+                   *slope = g.const_data_ptr<scalar_t>();
     scalar_t* to = out.mutable_data_ptr<scalar_t>();
     const bool large = out.nbytes() >= kStreamedBytes;
     parallel_rows(n, d, [&](int64_t i) {
@@ -122,7 +126,8 @@ at::Tensor dsm_loss_backward(const at::Tensor& grad, const at::Tensor& score, co
 
 TORCH_LIBRARY_FRAGMENT(fastndsm_cpp, m) {
   m.def("ndsm_loss(Tensor scores, Tensor noise, Tensor std, str estimator, bool antithetic) -> Tensor");
-  m.def("ndsm_loss_backward(Tensor grad, Tensor scores, Tensor noise, Tensor std, str estimator, bool antithetic) -> Tensor");
+  m.def(
+      "ndsm_loss_backward(Tensor grad, Tensor scores, Tensor noise, Tensor std, str estimator, bool antithetic) -> Tensor");
   m.def("dsm_loss(Tensor score, Tensor target) -> Tensor");
   m.def("dsm_loss_backward(Tensor grad, Tensor score, Tensor target) -> Tensor");
 }

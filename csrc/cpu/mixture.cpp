@@ -23,8 +23,8 @@ using Use = std::function<void(Tile&, V*, V*, int64_t, int64_t)>;
 
 // Tiles over rows begin..end. One copy for each kind of mixture, whatever is done with it.
 template <typename V, Covariance kind, bool with_product, typename Tile = MixtureTile<V, kind, with_product>>
-void evaluate_rows(const MixtureView<scalar_of<V>>& m, const scalar_of<V>* x, const scalar_of<V>* z, int64_t begin, int64_t end,
-                   const std::type_identity_t<Use<Tile, V>>& use) {
+void evaluate_rows(const MixtureView<scalar_of<V>>& m, const scalar_of<V>* x, const scalar_of<V>* z, int64_t begin,
+                   int64_t end, const std::type_identity_t<Use<Tile, V>>& use) {
   constexpr int W = lanes_of<V>;
   const int64_t d = m.dim, group = tiles_per_group<V>(m);
   const int64_t own = MixtureScratch<V>::vectors(m.n_components, d) + (with_product ? 2 : 1) * d;
@@ -70,9 +70,8 @@ void by_kind(Covariance kind, const Body& body) {
 // Rows in whole tiles over the threads, so that a row is computed the same way wherever the cuts fall.
 template <int W, typename Body>
 void parallel_rows(int64_t n_rows, const Body& body) {
-  at::parallel_for(0, (n_rows + W - 1) / W, 1, [&](int64_t begin, int64_t end) {
-    body(begin * W, std::min(end * W, n_rows));
-  });
+  at::parallel_for(0, (n_rows + W - 1) / W, 1,
+                   [&](int64_t begin, int64_t end) { body(begin * W, std::min(end * W, n_rows)); });
 }
 
 void check_points(const char* name, const at::Tensor& x, const at::Tensor& means) {
@@ -95,9 +94,9 @@ at::Tensor mixture_log_prob(const at::Tensor& x, const at::Tensor& means, const 
       parallel_rows<lanes_of<V>>(x.size(0), [&](int64_t begin, int64_t end) {
         evaluate_rows<V, kind, false>(mixture.view(), in, nullptr, begin, end,
                                       [&](auto& tile, V*, V*, int64_t first, int64_t count) {
-                                        const V value = tile.log_prob();
-                                        scatter_rows(&value, first, count, 1, to);
-                                      });
+          const V value = tile.log_prob();
+          scatter_rows(&value, first, count, 1, to);
+        });
       });
     });
   });
@@ -121,12 +120,11 @@ at::Tensor moment(const at::Tensor& x, const at::Tensor& z, const at::Tensor& me
       parallel_rows<lanes_of<V>>(x.size(0), [&](int64_t begin, int64_t end) {
         std::vector<V> memory(2 * d);
         V *score = memory.data(), *product = score + d;
-        evaluate_rows<V, kind, with_product>(
-            mixture.view(), in, along, begin, end,
-            [&](auto& tile, const V* tx, const V* tz, int64_t first, int64_t count) {
-              tile.all_moments(tx, tz, score, product, nullptr);
-              scatter_rows(with_product ? product : score, first, count, d, to);
-            });
+        evaluate_rows<V, kind, with_product>(mixture.view(), in, along, begin, end,
+                                             [&](auto& tile, const V* tx, const V* tz, int64_t first, int64_t count) {
+          tile.all_moments(tx, tz, score, product, nullptr);
+          scatter_rows(with_product ? product : score, first, count, d, to);
+        });
       });
     });
   });
@@ -156,7 +154,8 @@ at::Tensor reverse_step(const at::Tensor& y, const at::Tensor& score, const at::
   check_shape("noise_std", noise_std, drift_scale.sizes());
   TORCH_CHECK_VALUE(method == "sde" || method == "ode", "method: expected sde or ode, found ", method);
   const int64_t n = step.item<int64_t>(), d = y.size(1);
-  TORCH_CHECK_VALUE(drift_scale.dim() == 1 && n >= 0 && n < drift_scale.size(0), "step: expected 0..", drift_scale.size(0) - 1, ", found ", n);
+  TORCH_CHECK_VALUE(drift_scale.dim() == 1 && n >= 0 && n < drift_scale.size(0), "step: expected 0..",
+                    drift_scale.size(0) - 1, ", found ", n);
   at::Tensor out = at::empty(y.sizes(), y.options());
   AT_DISPATCH_FLOATING_TYPES(y.scalar_type(), "fastndsm::reverse_step", [&] {
     using V = vec<scalar_t, kLanes<scalar_t>>;
@@ -173,21 +172,21 @@ at::Tensor reverse_step(const at::Tensor& y, const at::Tensor& score, const at::
       parallel_rows<lanes_of<V>>(y.size(0), [&](int64_t begin, int64_t end) {
         std::vector<V> memory(3 * d);
         V *reference = memory.data(), *learnt = reference + d, *xi = learnt + d;
-        evaluate_rows<V, kind, false>(
-            mixture.view(), in, nullptr, begin, end, [&](auto& tile, V* ty, const V*, int64_t first, int64_t count) {
-              uint32_t low[lanes_of<V>], high[lanes_of<V>];
-              for (int l = 0; l < lanes_of<V>; ++l) path_words(first_path + first + l, kReverseStream, low[l], high[l]);
-              tile.all_moments(ty, nullptr, reference, nullptr, nullptr);
-              gather_rows(slope, first, count, d, learnt);
-              if (noisy) {
-                const PathCounters<U> paths(load<U>(low), load<U>(high));
-                normals(paths.at(static_cast<uint32_t>(n), noise.key), 0, d, xi);
-              }
-              for (int64_t j = 0; j < d; ++j) {
-                ty[j] = ty[j] - a * reference[j] + weight * learnt[j] + s * xi[j];
-              }
-              scatter_rows(ty, first, count, d, to);
-            });
+        evaluate_rows<V, kind, false>(mixture.view(), in, nullptr, begin, end,
+                                      [&](auto& tile, V* ty, const V*, int64_t first, int64_t count) {
+          uint32_t low[lanes_of<V>], high[lanes_of<V>];
+          for (int l = 0; l < lanes_of<V>; ++l) path_words(first_path + first + l, kReverseStream, low[l], high[l]);
+          tile.all_moments(ty, nullptr, reference, nullptr, nullptr);
+          gather_rows(slope, first, count, d, learnt);
+          if (noisy) {
+            const PathCounters<U> paths(load<U>(low), load<U>(high));
+            normals(paths.at(static_cast<uint32_t>(n), noise.key), 0, d, xi);
+          }
+          for (int64_t j = 0; j < d; ++j) {
+            ty[j] = ty[j] - a * reference[j] + weight * learnt[j] + s * xi[j];
+          }
+          scatter_rows(ty, first, count, d, to);
+        });
       });
     });
   });

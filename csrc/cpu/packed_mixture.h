@@ -42,7 +42,7 @@ class PackedMixture {
         }
       }
     }
-    view_ = {kind,           n_components,  dim,            means,        precisions, log_scale_.data(),
+    view_ = {kind,          n_components,   dim,           means,          precisions,           log_scale_.data(),
              roots_.data(), shifts_.data(), pulls_.data(), metric_.data(), S(std::sqrt(squares))};
   }
   PackedMixture(const PackedMixture&) = delete;

@@ -173,7 +173,9 @@ std::string vector_isa() { return kVectorISA; }
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(fastndsm_cpp, m) {
-  m.def("philox_normal(int n_paths, int dim, Tensor seed, Tensor step, int stream, int first_path, ScalarType dtype) -> Tensor");
+  m.def(
+      "philox_normal(int n_paths, int dim, Tensor seed, Tensor step, int stream, int first_path, ScalarType dtype) -> "
+      "Tensor");
   m.def("vector_isa() -> str", vector_isa);  // the instruction set that this library was compiled for
 }
 

@@ -59,7 +59,8 @@ void sample_into(const Source<S>& source, const NoiseStream& noise, int64_t n, i
       normals(paths.at(0, noise.key), 0, d, z.data());
       for (int l = 0; l < std::min<int64_t>(W, n - tile * W); ++l) {
         const double u = (word[l] + 0.5) * 0x1p-32;
-        const int64_t k = std::upper_bound(source.cumulative, source.cumulative + source.n_components, u) - source.cumulative;
+        const int64_t k =
+            std::upper_bound(source.cumulative, source.cumulative + source.n_components, u) - source.cumulative;
         place<S, W>(source, std::min(k, source.n_components - 1), reinterpret_cast<const S*>(z.data()), l,
                     out + (tile * W + l) * d);
       }
@@ -67,8 +68,9 @@ void sample_into(const Source<S>& source, const NoiseStream& noise, int64_t n, i
   });
 }
 
-at::Tensor mixture_sample(int64_t n, const at::Tensor& cumulative_weights, const at::Tensor& means, const at::Tensor& factors,
-                          const std::string& covariance_type, const at::Tensor& seed, int64_t first_path) {
+at::Tensor mixture_sample(int64_t n, const at::Tensor& cumulative_weights, const at::Tensor& means,
+                          const at::Tensor& factors, const std::string& covariance_type, const at::Tensor& seed,
+                          int64_t first_path) {
   TORCH_CHECK_VALUE(means.dim() == 2 && means.size(0) == cumulative_weights.size(0), "means: expected shape [",
                     cumulative_weights.size(0), ", d], found ", means.sizes());
   TORCH_CHECK_VALUE(cumulative_weights.scalar_type() == at::kDouble, "cumulative_weights: expected float64, found ",
@@ -80,8 +82,12 @@ at::Tensor mixture_sample(int64_t n, const at::Tensor& cumulative_weights, const
   const at::Tensor cumulative = cumulative_weights.contiguous(), m = means.contiguous(), f = factors.contiguous();
   const NoiseStream noise(seed_value(seed), kPriorStream);
   AT_DISPATCH_FLOATING_TYPES(means.scalar_type(), "fastndsm::mixture_sample", [&] {
-    const Source<scalar_t> source{covariance_kind(covariance_type), m.size(0), m.size(1), cumulative.const_data_ptr<double>(),
-                                  m.const_data_ptr<scalar_t>(), f.const_data_ptr<scalar_t>()};
+    const Source<scalar_t> source{covariance_kind(covariance_type),
+                                  m.size(0),
+                                  m.size(1),
+                                  cumulative.const_data_ptr<double>(),
+                                  m.const_data_ptr<scalar_t>(),
+                                  f.const_data_ptr<scalar_t>()};
     sample_into(source, noise, n, first_path, out.mutable_data_ptr<scalar_t>());
   });
   return out;

@@ -88,8 +88,8 @@ using V = vec<float, kLanes<float> == 1 ? 1 : 2 * kLanes<float>>;
 constexpr int W = lanes_of<V>;
 
 template <Covariance kind>
-void run_tiles(const ReverseView<float>& p, const float* from, int64_t n_rows, int64_t first_path, int64_t begin, int64_t end,
-               float* to, std::atomic<int64_t>& failed) {
+void run_tiles(const ReverseView<float>& p, const float* from, int64_t n_rows, int64_t first_path, int64_t begin,
+               int64_t end, float* to, std::atomic<int64_t>& failed) {
   std::vector<V> memory(ReverseTile<V, kind>::vectors(p));
   const ReverseTile<V, kind> tile(p, memory.data());
   for (int64_t i = begin; i < end; ++i) {
@@ -112,8 +112,8 @@ std::tuple<at::Tensor, at::Tensor> sample_mlp(const at::Tensor& y, at::TensorLis
                                               const at::Tensor& means, const at::Tensor& precisions,
                                               const at::Tensor& log_scale, const std::string& covariance_type,
                                               const at::Tensor& seed, int64_t first_path, const std::string& method) {
-  TORCH_CHECK_VALUE(means.dim() == 2 && y.dim() == 2 && y.size(1) == means.size(1), "y: expected shape [B, d] as means [K, d] ",
-                    means.sizes(), ", found ", y.sizes());
+  TORCH_CHECK_VALUE(means.dim() == 2 && y.dim() == 2 && y.size(1) == means.size(1),
+                    "y: expected shape [B, d] as means [K, d] ", means.sizes(), ", found ", y.sizes());
   TORCH_CHECK_TYPE(y.scalar_type() == at::kFloat, "y: expected float32, found ", y.scalar_type());
   TORCH_CHECK_VALUE(drift_scale.dim() == 1 && drift_scale.size(0) > 0, "drift_scale: expected shape [N], found ",
                     drift_scale.sizes());
@@ -125,8 +125,8 @@ std::tuple<at::Tensor, at::Tensor> sample_mlp(const at::Tensor& y, at::TensorLis
   if (inverse_std) check_shape("inverse_std", *inverse_std, {n_steps});
   const PackedMlp net(weights, biases, scales, shifts);
   TORCH_CHECK_VALUE(net.view().outputs == d && net.view().inputs == (feature_scale != 0.0 ? 2 * d : d),
-                    "weights: expected a network of ", feature_scale != 0.0 ? 2 * d : d, " inputs and ", d, " outputs, found ",
-                    net.view().inputs, " and ", net.view().outputs);
+                    "weights: expected a network of ", feature_scale != 0.0 ? 2 * d : d, " inputs and ", d,
+                    " outputs, found ", net.view().inputs, " and ", net.view().outputs);
   const MixtureArgument<float> mixture(means, precisions, log_scale, covariance_type);
   const at::Tensor start = y.contiguous(), a = drift_scale.contiguous(), s = noise_std.contiguous();
   const at::Tensor r = inverse_std ? inverse_std->contiguous() : at::Tensor();

@@ -65,21 +65,15 @@ void run(const at::Tensor& x0, const at::Tensor& steps, const at::Tensor& drift_
   const at::Tensor a = drift_scale.contiguous(), s = noise_std.contiguous();
   const int64_t n_rows = x0.size(0), n_steps = a.size(0);
   const auto pointer = [](const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr<S>() : nullptr; };
-  const ProcessView<S> process{mixture.view(), a.const_data_ptr<S>(), s.const_data_ptr<S>(), NoiseStream(seed_value(seed), 0)};
-  const Batch<S> batch{n_rows,
-                       n_steps,
-                       first_path,
-                       start.const_data_ptr<S>(),
-                       counts.const_data_ptr<int64_t>(),
-                       pointer(out.x),
-                       pointer(out.mean),
-                       pointer(out.noise),
-                       pointer(out.target),
-                       pointer(out.variance),
-                       mirrored};
+  const ProcessView<S> process{mixture.view(), a.const_data_ptr<S>(), s.const_data_ptr<S>(),
+                               NoiseStream(seed_value(seed), 0)};
+  const Batch<S> batch{
+      n_rows,         n_steps,           first_path,         start.const_data_ptr<S>(), counts.const_data_ptr<int64_t>(),
+      pointer(out.x), pointer(out.mean), pointer(out.noise), pointer(out.target),       pointer(out.variance),
+      mirrored};
   for (int64_t i = 0; i < n_rows; ++i) {
-    TORCH_CHECK_VALUE(batch.steps[i] >= 0 && batch.steps[i] <= n_steps, "steps: expected values in 0..", n_steps, ", found ",
-                      batch.steps[i]);
+    TORCH_CHECK_VALUE(batch.steps[i] >= 0 && batch.steps[i] <= n_steps, "steps: expected values in 0..", n_steps,
+                      ", found ", batch.steps[i]);
   }
   const Schedule schedule = schedule_of(process, batch);
   at::parallel_for(0, schedule.n_tiles(), 1, [&](int64_t begin, int64_t end) {
@@ -88,10 +82,10 @@ void run(const at::Tensor& x0, const at::Tensor& steps, const at::Tensor& drift_
   });
 }
 
-void simulate_into(const at::Tensor& x0, const at::Tensor& steps, const at::Tensor& drift_scale, const at::Tensor& noise_std,
-                   const at::Tensor& means, const at::Tensor& precisions, const at::Tensor& log_scale,
-                   const std::string& covariance_type, const at::Tensor& seed, int64_t first_path, bool mirrored,
-                   Outputs& out) {
+void simulate_into(const at::Tensor& x0, const at::Tensor& steps, const at::Tensor& drift_scale,
+                   const at::Tensor& noise_std, const at::Tensor& means, const at::Tensor& precisions,
+                   const at::Tensor& log_scale, const std::string& covariance_type, const at::Tensor& seed,
+                   int64_t first_path, bool mirrored, Outputs& out) {
   TORCH_CHECK_VALUE(means.dim() == 2, "means: expected shape [K, d], found ", means.sizes());
   TORCH_CHECK_VALUE(x0.dim() == 2 && x0.size(1) == means.size(1), "x0: expected shape [B, ", means.size(1), "], found ",
                     x0.sizes());
@@ -106,9 +100,10 @@ void simulate_into(const at::Tensor& x0, const at::Tensor& steps, const at::Tens
   });
 }
 
-at::Tensor simulate(const at::Tensor& x0, const at::Tensor& steps, const at::Tensor& drift_scale, const at::Tensor& noise_std,
-                    const at::Tensor& means, const at::Tensor& precisions, const at::Tensor& log_scale,
-                    const std::string& covariance_type, const at::Tensor& seed, int64_t first_path) {
+at::Tensor simulate(const at::Tensor& x0, const at::Tensor& steps, const at::Tensor& drift_scale,
+                    const at::Tensor& noise_std, const at::Tensor& means, const at::Tensor& precisions,
+                    const at::Tensor& log_scale, const std::string& covariance_type, const at::Tensor& seed,
+                    int64_t first_path) {
   Outputs out;
   out.x = at::empty(x0.sizes(), x0.options());
   simulate_into(x0, steps, drift_scale, noise_std, means, precisions, log_scale, covariance_type, seed, first_path, false,
@@ -127,10 +122,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_transition(
   return {out.x, out.mean, out.noise};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_target(
-    const at::Tensor& x0, const at::Tensor& steps, const at::Tensor& drift_scale, const at::Tensor& noise_std,
-    const at::Tensor& means, const at::Tensor& precisions, const at::Tensor& log_scale, const std::string& covariance_type,
-    const at::Tensor& seed, int64_t first_path, bool antithetic) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_target(const at::Tensor& x0, const at::Tensor& steps,
+                                                               const at::Tensor& drift_scale, const at::Tensor& noise_std,
+                                                               const at::Tensor& means, const at::Tensor& precisions,
+                                                               const at::Tensor& log_scale,
+                                                               const std::string& covariance_type, const at::Tensor& seed,
+                                                               int64_t first_path, bool antithetic) {
   const int64_t rows = x0.size(0) * (antithetic ? 2 : 1), d = x0.size(1);
   Outputs out;
   out.x = at::empty({rows, d}, x0.options());
@@ -141,7 +138,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_target(
   return {out.x, out.target, out.variance};
 }
 
-#define FASTNDSM_PROCESS                                                                                             \
+#define FASTNDSM_PROCESS                                                                                           \
   "Tensor drift_scale, Tensor noise_std, Tensor means, Tensor precisions, Tensor log_scale, str covariance_type, " \
   "Tensor seed, int first_path"
 

@@ -119,8 +119,8 @@ struct RegisterRunner {
 
   static void run(const ProcessView<S>& view, const Batch<S>& batch, const Schedule& schedule, int64_t begin, int64_t end) {
     const MixtureView<S>& m = view.mixture;
-    const RegisterMixture<S> mixture{static_cast<int>(m.n_components), m.means, m.roots, m.shifts, m.pulls, m.precisions, 0,
-                                     m.log_scale};
+    const RegisterMixture<S> mixture{
+        static_cast<int>(m.n_components), m.means, m.roots, m.shifts, m.pulls, m.precisions, 0, m.log_scale};
     const RegisterProcess<S> process{mixture, D, view.drift_scale, view.noise_std, view.noise};
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t* row;
@@ -194,7 +194,8 @@ struct TileRunner {
     const int64_t d = process.mixture.dim, k = process.mixture.n_components;
     const int64_t rates = kind == Covariance::spherical ? 1 : d;
     const int64_t state = d + (target ? d + 2 * rates : batch.mean ? 2 * d : 0);
-    const int64_t scratch = MixtureScratch<V>::vectors(k, d), screen = Screen<V>::vectors(k, d), own = scratch + screen + d + state;
+    const int64_t scratch = MixtureScratch<V>::vectors(k, d), screen = Screen<V>::vectors(k, d),
+                  own = scratch + screen + d + state;
     const int members = batch.mirrored ? 2 : 1;
     std::vector<V> memory(members * own);
     std::vector<int32_t> lists(members * Screen<V>::integers(k));

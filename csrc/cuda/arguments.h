@@ -23,12 +23,12 @@ struct Noising {
   const float* drift_scale;  // [N]
   const float* noise_std;
   int64_t seed, first_path, rows;
-  const float* x0;        // [rows, dim]
-  const int64_t* steps;   // [rows]
-  const int64_t* order;   // [rows]: which row the i-th sample is, rows with the most steps first
-  float *x, *mean, *noise;     // like x0; mean and noise may be null
-  float *target, *variance;    // not null: the path estimator; variance [rows, 1] spherical, else like x0
-  bool mirrored;               // outputs have 2 rows then, the mirror images last
+  const float* x0;  // [rows, dim]
+  const int64_t* steps;  // [rows]
+  const int64_t* order;  // [rows]: which row the i-th sample is, rows with the most steps first
+  float *x, *mean, *noise;  // like x0; mean and noise may be null
+  float *target, *variance;  // not null: the path estimator; variance [rows, 1] spherical, else like x0
+  bool mirrored;  // outputs have 2 rows then, the mirror images last
 };
 
 struct ReverseStep {
@@ -53,7 +53,7 @@ struct MlpSampling {
   int64_t seed, first_path, rows;
   const float* network;
   int network_floats, n_hidden, width, inputs;  // hidden layers all of one width, 64 or 128
-  const float *scales, *shifts;                 // [N, n_hidden * width]
+  const float *scales, *shifts;  // [N, n_hidden * width]
   const float* y;
   float* out;
   int64_t* failed;  // one number, -1 before

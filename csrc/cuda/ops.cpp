@@ -25,27 +25,30 @@ Kind kind_of(const std::string& name) {
 
 void check(const char* name, const at::Tensor& t, at::ScalarType type, at::IntArrayRef shape) {
   TORCH_CHECK_VALUE(t.is_cuda() && t.is_contiguous() && t.scalar_type() == type && t.sizes() == shape, name,
-                    ": expected a contiguous CUDA tensor of ", type, " and shape ", shape, ", found ", t.scalar_type(), " of shape ",
-                    t.sizes(), " on ", t.device());
+                    ": expected a contiguous CUDA tensor of ", type, " and shape ", shape, ", found ", t.scalar_type(),
+                    " of shape ", t.sizes(), " on ", t.device());
 }
 
 void check_launch(const char* op, cudaError_t error) {
   TORCH_CHECK(error == cudaSuccess, op, ": the kernel could not be launched: ", cudaGetErrorString(error));
 }
 
-MixtureBlock block(const at::Tensor& parameters, const std::string& kind, int64_t n_components, int64_t dim, int64_t padded) {
+MixtureBlock block(const at::Tensor& parameters, const std::string& kind, int64_t n_components, int64_t dim,
+                   int64_t padded) {
   check("parameters", parameters, at::kFloat, {parameters.numel()});
-  return {kind_of(kind), int(n_components), int(dim), int(padded), parameters.const_data_ptr<float>(), int(parameters.numel())};
+  return {kind_of(kind),          int(n_components), int(dim), int(padded), parameters.const_data_ptr<float>(),
+          int(parameters.numel())};
 }
 
 cudaStream_t stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
 
 // x and, as asked for, mean and noise of the last step ("transition"), or target and variance ("target", "mirrored").
-std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_op(const at::Tensor& x0, const at::Tensor& steps, const at::Tensor& order,
-                                                           const at::Tensor& drift_scale, const at::Tensor& noise_std,
-                                                           const at::Tensor& parameters, const std::string& kind,
-                                                           int64_t n_components, int64_t padded, int64_t seed,
-                                                           int64_t first_path, const std::string& what, bool tiled) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_op(const at::Tensor& x0, const at::Tensor& steps,
+                                                           const at::Tensor& order, const at::Tensor& drift_scale,
+                                                           const at::Tensor& noise_std, const at::Tensor& parameters,
+                                                           const std::string& kind, int64_t n_components, int64_t padded,
+                                                           int64_t seed, int64_t first_path, const std::string& what,
+                                                           bool tiled) {
   const c10::cuda::CUDAGuard guard(x0.device());
   const int64_t rows = x0.size(0), d = x0.size(1);
   check("x0", x0, at::kFloat, {rows, d});
@@ -54,7 +57,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_op(const at::Tensor& x0,
   check("drift_scale", drift_scale, at::kFloat, {drift_scale.numel()});
   check("noise_std", noise_std, at::kFloat, {drift_scale.numel()});
   const bool transition = what == "transition", mirrored = what == "mirrored", target = mirrored || what == "target";
-  TORCH_CHECK_VALUE(transition || target || what == "state", "what: expected state, transition, target or mirrored, found ", what);
+  TORCH_CHECK_VALUE(transition || target || what == "state", "what: expected state, transition, target or mirrored, found ",
+                    what);
   const int64_t out_rows = rows * (mirrored ? 2 : 1);
   const auto like = [&](int64_t width) { return at::empty({out_rows, width}, x0.options()); };
   at::Tensor x = like(d), second, third;
@@ -81,8 +85,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_op(const at::Tensor& x0,
 }
 
 at::Tensor reverse_op(const at::Tensor& y, const at::Tensor& score, const at::Tensor& step, const at::Tensor& drift_scale,
-                      const at::Tensor& noise_std, const at::Tensor& parameters, const std::string& kind, int64_t n_components,
-                      int64_t padded, int64_t seed, int64_t first_path, const std::string& method, bool tiled) {
+                      const at::Tensor& noise_std, const at::Tensor& parameters, const std::string& kind,
+                      int64_t n_components, int64_t padded, int64_t seed, int64_t first_path, const std::string& method,
+                      bool tiled) {
   const c10::cuda::CUDAGuard guard(y.device());
   check("y", y, at::kFloat, {y.size(0), y.size(1)});
   check("score", score, at::kFloat, y.sizes());
@@ -106,12 +111,13 @@ at::Tensor reverse_op(const at::Tensor& y, const at::Tensor& score, const at::Te
 }
 
 // y_0, and the first step (they go down) that gave a value that is not finite, -1 if none did.
-std::tuple<at::Tensor, at::Tensor> sample_mlp_op(const at::Tensor& y, const at::Tensor& network, int64_t n_hidden, int64_t width,
-                                                 int64_t inputs, const at::Tensor& scales, const at::Tensor& shifts,
-                                                 const std::optional<at::Tensor>& inverse_std, double feature_scale,
-                                                 const at::Tensor& drift_scale, const at::Tensor& noise_std,
-                                                 const at::Tensor& parameters, const std::string& kind, int64_t n_components,
-                                                 int64_t seed, int64_t first_path, const std::string& method) {
+std::tuple<at::Tensor, at::Tensor> sample_mlp_op(const at::Tensor& y, const at::Tensor& network, int64_t n_hidden,
+                                                 int64_t width, int64_t inputs, const at::Tensor& scales,
+                                                 const at::Tensor& shifts, const std::optional<at::Tensor>& inverse_std,
+                                                 double feature_scale, const at::Tensor& drift_scale,
+                                                 const at::Tensor& noise_std, const at::Tensor& parameters,
+                                                 const std::string& kind, int64_t n_components, int64_t seed,
+                                                 int64_t first_path, const std::string& method) {
   const c10::cuda::CUDAGuard guard(y.device());
   const int64_t d = y.size(1), n_steps = drift_scale.numel(), outputs = (d + 7) / 8 * 8;
   check("y", y, at::kFloat, {y.size(0), d});
@@ -166,7 +172,8 @@ TORCH_LIBRARY(fastndsm_cuda, m) {
       "simulate(Tensor x0, Tensor steps, Tensor order, Tensor drift_scale, Tensor noise_std, Tensor parameters, str kind, "
       "int n_components, int padded, int seed, int first_path, str what, bool tiled) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "reverse_step(Tensor y, Tensor score, Tensor step, Tensor drift_scale, Tensor noise_std, Tensor parameters, str kind, "
+      "reverse_step(Tensor y, Tensor score, Tensor step, Tensor drift_scale, Tensor noise_std, Tensor parameters, str "
+      "kind, "
       "int n_components, int padded, int seed, int first_path, str method, bool tiled) -> Tensor");
   m.def(
       "sample_mlp(Tensor y, Tensor network, int n_hidden, int width, int inputs, Tensor scales, Tensor shifts, "

@@ -17,7 +17,8 @@ Shape shape_for(const MlpSampling& a) {
   int device = 0, most = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return {false, 0, 0};
   cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  const size_t each = a.width + a.inputs + padded8(a.mixture.dim) + record_floats(a.mixture.n_components + 3, a.mixture.dim);
+  const size_t each =
+      a.width + a.inputs + padded8(a.mixture.dim) + record_floats(a.mixture.n_components + 3, a.mixture.dim);
   for (const bool resident : {true, false}) {
     for (int tile = 8192 / a.width; tile >= 32; tile /= 2) {
       const size_t bytes = sizeof(float) * ((resident ? a.network_floats : 0) + tile * each);

@@ -72,7 +72,8 @@ __device__ __forceinline__ void dense(const float* w, int w_stride, const float*
 
 // The network on the tile's inputs [inputs, tile], by all threads of the block, to outputs [padded8(dim), tile].
 template <int kWidth>
-__device__ void network(const MlpSampling& a, const float* weights, int row, int tile, const float* inputs, float* h, float* outputs) {
+__device__ void network(const MlpSampling& a, const float* weights, int row, int tile, const float* inputs, float* h,
+                        float* outputs) {
   const int quads = tile / kSamples, own = threadIdx.x % quads * kSamples, group = threadIdx.x / quads * kOut;
   const float *scale = a.scales + int64_t(row) * a.n_hidden * kWidth + group, *shift = a.shifts + (scale - a.scales);
   const float* source = inputs;
@@ -114,7 +115,8 @@ __device__ void network(const MlpSampling& a, const float* weights, int row, int
     dense(weights + group, n_outputs, h + own, tile, kWidth, sum);
 #pragma unroll
     for (int g = 0; g < kOut; ++g) {
-      *reinterpret_cast<float4*>(outputs + (group + g) * tile + own) = make_float4(sum[g][0], sum[g][1], sum[g][2], sum[g][3]);
+      *reinterpret_cast<float4*>(outputs + (group + g) * tile + own) =
+          make_float4(sum[g][0], sum[g][1], sum[g][2], sum[g][3]);
     }
   }
   __syncthreads();

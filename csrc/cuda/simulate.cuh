@@ -78,8 +78,8 @@ __global__ void __launch_bounds__(kThreads, 1) reverse_kernel(const __grid_const
   float y[D];
 #pragma unroll
   for (int j = 0; j < D; ++j) y[j] = j < d ? a.y[row * d + j] : 0.0f;
-  reverse_step<kind, D>(process, PathCounters<uint32_t>(c0, c1), n, (a.ode ? 0.5f : 1.0f) * s * s, a.ode || n == 0 ? 0.0f : s,
-                        a.score + row * d, y);
+  reverse_step<kind, D>(process, PathCounters<uint32_t>(c0, c1), n, (a.ode ? 0.5f : 1.0f) * s * s,
+                        a.ode || n == 0 ? 0.0f : s, a.score + row * d, y);
 #pragma unroll
   for (int j = 0; j < D; ++j) {
     if (j < d) a.out[row * d + j] = y[j];

@@ -60,12 +60,16 @@ __device__ float* memory(const MixtureBlock& m, float* shared) {
 }
 
 template <Covariance kind, bool target, int N>
-__global__ void __launch_bounds__(kMostWarps * kWarp, 1) simulate_tiled_kernel(const __grid_constant__ Noising a) {
+__global__ void __launch_bounds__(kMostWarps* kWarp, 1) simulate_tiled_kernel(const __grid_constant__ Noising a) {
   extern __shared__ __align__(16) float shared[];
   constexpr Mode mode = target ? Mode::target : Mode::state;
   const MixtureBlock& m = a.mixture;
-  const TiledProcess<float> process{register_mixture<kind>(m.parameters, m.n_components, m.padded, false), m.dim, m.padded,
-                                    a.drift_scale, a.noise_std, NoiseStream(a.seed, kNoisingStream)};
+  const TiledProcess<float> process{register_mixture<kind>(m.parameters, m.n_components, m.padded, false),
+                                    m.dim,
+                                    m.padded,
+                                    a.drift_scale,
+                                    a.noise_std,
+                                    NoiseStream(a.seed, kNoisingStream)};
   const int64_t first = (int64_t(blockIdx.x) * (blockDim.x / kWarp) + threadIdx.x / kWarp) * N;
   const int64_t samples = a.rows * (a.mirrored ? 2 : 1);
   if (first >= samples) return;
@@ -82,11 +86,15 @@ __global__ void __launch_bounds__(kMostWarps * kWarp, 1) simulate_tiled_kernel(c
 }
 
 template <Covariance kind, int N>
-__global__ void __launch_bounds__(kMostWarps * kWarp, 1) reverse_tiled_kernel(const __grid_constant__ ReverseStep a) {
+__global__ void __launch_bounds__(kMostWarps* kWarp, 1) reverse_tiled_kernel(const __grid_constant__ ReverseStep a) {
   extern __shared__ __align__(16) float shared[];
   const MixtureBlock& m = a.mixture;
-  const TiledProcess<float> process{register_mixture<kind>(m.parameters, m.n_components, m.padded, false), m.dim, m.padded,
-                                    a.drift_scale, a.noise_std, NoiseStream(a.seed, kReverseStream)};
+  const TiledProcess<float> process{register_mixture<kind>(m.parameters, m.n_components, m.padded, false),
+                                    m.dim,
+                                    m.padded,
+                                    a.drift_scale,
+                                    a.noise_std,
+                                    NoiseStream(a.seed, kReverseStream)};
   const int64_t first = (int64_t(blockIdx.x) * (blockDim.x / kWarp) + threadIdx.x / kWarp) * N;
   if (first >= a.rows) return;
   TiledRows<float, N> rows;
@@ -99,7 +107,8 @@ __global__ void __launch_bounds__(kMostWarps * kWarp, 1) reverse_tiled_kernel(co
   const TiledArrays<float> arrays{a.y, a.score, a.out, nullptr, nullptr, nullptr, nullptr};
   const int n = int(*a.step);
   const float s = a.noise_std[n];
-  WarpTrajectory<DeviceWarp, float, kind, Mode::reverse, N>(process, rows, arrays, memory<kind, Mode::reverse, N>(m, shared), {})
+  WarpTrajectory<DeviceWarp, float, kind, Mode::reverse, N>(process, rows, arrays,
+                                                            memory<kind, Mode::reverse, N>(m, shared), {})
       .reverse(n, (a.ode ? 0.5f : 1.0f) * s * s, a.ode || n == 0 ? 0.0f : s);
 }
 

@@ -87,7 +87,8 @@ class MixtureTile {
     constexpr int G = C < kGroup ? C : kGroup;
     static_assert(C % G == 0, "whole groups");
     FASTNDSM_UNROLL
-    for (int i = 0; i < C; i += G) group<G>(x, z, j0 + i, score + i, with_product ? hvp + i : nullptr, rate ? rate + i : nullptr);
+    for (int i = 0; i < C; i += G)
+      group<G>(x, z, j0 + i, score + i, with_product ? hvp + i : nullptr, rate ? rate + i : nullptr);
   }
 
   // Of all dimensions.
@@ -520,7 +521,7 @@ class MixtureTile {
   MixtureScratch<V> t_;
   Components components_, summed_;  // of the first pass and of the second; slot i is of the i-th
   V maximum_, total_, inverse_;
-  V rate_;   // spherical: sum r_k P_k
+  V rate_;  // spherical: sum r_k P_k
   V along_;  // sum r_k g_k . z = score . z
   V slope_;  // spherical: sum r_k (g_k . z) P_k
 };

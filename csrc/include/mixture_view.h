@@ -48,9 +48,9 @@ FASTNDSM_HD V exp2_nonpositive(V x) {
 // Per-tile scratch, in vectors: `vectors(dim, ...)` of them.
 template <typename V>
 struct MixtureScratch {
-  V* weights;   // [min(K, kResident)]
+  V* weights;  // [min(K, kResident)]
   V* products;  // the same
-  V* a;         // [d] each: sums over components of weights and products with pulls and precisions
+  V* a;  // [d] each: sums over components of weights and products with pulls and precisions
   V* r;
   V* b;
   V* s;

@@ -24,13 +24,13 @@ enum class Mode { state, target, reverse };  // noising, noising with the path e
 template <typename S>
 struct RegisterMixture {
   int n_components;
-  const S* means;     // [K, D] spherical, full
-  const S* roots;     // [K, D] diag, as in MixtureView
+  const S* means;  // [K, D] spherical, full
+  const S* roots;  // [K, D] diag, as in MixtureView
   const S* shifts;
   const S* pulls;
-  const S* precisions;     // [K], [K, D] or [K or 1, D, D]
-  int precision_stride;    // of full ones
-  const S* log_scale;      // [K], in units of log 2
+  const S* precisions;  // [K], [K, D] or [K or 1, D, D]
+  int precision_stride;  // of full ones
+  const S* log_scale;  // [K], in units of log 2
 };
 
 template <Covariance kind>
@@ -51,11 +51,11 @@ class OnlineMixture {
   using S = scalar_of<V>;
   static constexpr S kHalfLog2e = S(0.72134752044448170368);
   // Components taken at once: on a GPU many parameters would cost as many registers, vectors have them in memory.
-  static constexpr int G = kind == Covariance::full          ? 1
-                           : lanes_of<V> > 1                 ? 8
-                           : D < 8                           ? kComponents<kind>
-                           : D >= 32 && with_product         ? 1
-                                                             : 2;
+  static constexpr int G = kind == Covariance::full  ? 1
+                           : lanes_of<V> > 1         ? 8
+                           : D < 8                   ? kComponents<kind>
+                           : D >= 32 && with_product ? 1
+                                                     : 2;
   static constexpr bool kDiag = kind == Covariance::diag, kFull = kind == Covariance::full;
   static constexpr bool kSpherical = kind == Covariance::spherical;
 
@@ -233,7 +233,7 @@ struct RegisterProcess {
   RegisterMixture<S> mixture;
   int dim;
   const S* drift_scale;  // a_n [N]
-  const S* noise_std;    // s_n [N]
+  const S* noise_std;  // s_n [N]
   NoiseStream noise;
 };
 
@@ -258,7 +258,7 @@ struct RegisterTrajectory {
   static constexpr bool kAhead = target || lanes_of<V> > 1;
 
   V x[D];
-  V* h;        // v H, element j at h[j stride]: the one array that is read only once a step, and may lie elsewhere
+  V* h;  // v H, element j at h[j stride]: the one array that is read only once a step, and may lie elsewhere
   int stride;
   V v[kRates], rate[kRates];
 

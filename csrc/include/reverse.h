@@ -52,7 +52,8 @@ struct ReverseTile {
     return MixtureScratch<V>::vectors(p.mixture.n_components, d) + 2 * d + 2 * padded_outputs(d) + 2 * p.net.widest();
   }
 
-  FASTNDSM_HD ReverseTile(const ReverseView<S>& view, V* base) : p(view), scratch(base, view.mixture.n_components, view.mixture.dim) {
+  FASTNDSM_HD ReverseTile(const ReverseView<S>& view, V* base)
+      : p(view), scratch(base, view.mixture.n_components, view.mixture.dim) {
     const int64_t d = p.mixture.dim;
     y = base + MixtureScratch<V>::vectors(p.mixture.n_components, d), euler = y + d;
     reference = euler + d, output = reference + padded_outputs(d);

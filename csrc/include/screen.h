@@ -37,16 +37,16 @@ FASTNDSM_HD bool screens(const MixtureView<S>& m) {
 // What a tile keeps from step to step: `vectors` and `integers` of memory.
 template <typename V>
 struct Screen {
-  V* origin;      // [d] x_0 in the metric
-  V* distance;    // [min(K, kResident)] N_k
-  V unseen;       // what rounding can hide of a move, where data lie far from 0
-  int32_t* all;   // [K] 0, 1, ...
+  V* origin;  // [d] x_0 in the metric
+  V* distance;  // [min(K, kResident)] N_k
+  V unseen;  // what rounding can hide of a move, where data lie far from 0
+  int32_t* all;  // [K] 0, 1, ...
   int32_t* near;  // [min(K, kResident)] components that steps visit while the screen holds
-  int32_t* heavy; // [min(K, kResident)] those that have weight at this step
+  int32_t* heavy;  // [min(K, kResident)] those that have weight at this step
   int64_t n_near;
-  bool holds;           // whether origin, distance and near are of this trajectory
-  int age;              // steps that it has held for
-  int wait, patience;   // steps to go without a screen, and how many when it next fails to pay
+  bool holds;  // whether origin, distance and near are of this trajectory
+  int age;  // steps that it has held for
+  int wait, patience;  // steps to go without a screen, and how many when it next fails to pay
 
   static int64_t kept(int64_t n_components) { return std::min<int64_t>(n_components, kResident); }
   static int64_t vectors(int64_t n_components, int64_t dim) { return kept(n_components) + dim; }
@@ -66,12 +66,12 @@ class ScreenedTile : public MixtureTile<V, kind, with_product, ListedComponents>
   static_assert(kind == Covariance::spherical || kind == Covariance::diag, "one metric bounds all components' distances");
   using Tile = MixtureTile<V, kind, with_product, ListedComponents>;
   using S = scalar_of<V>;
-  using typename Tile::Sums;
   using Tile::components_, Tile::m_, Tile::maximum_, Tile::summed_, Tile::t_;
+  using typename Tile::Sums;
 
   static constexpr S kCut = S(detail::kSingle<V> ? 64 : 128);
   static constexpr S kRounding = S(1) / 4096;  // of a distance: far more than it can lose
-  static constexpr int kAhead = 4;             // steps that the near components are chosen for
+  static constexpr int kAhead = 4;  // steps that the near components are chosen for
   static constexpr int kLongestWait = 32;
 
  public:
@@ -158,7 +158,8 @@ class ScreenedTile : public MixtureTile<V, kind, with_product, ListedComponents>
     screen_.n_near = 0;
     for (int64_t k = 0; k < m_.n_components; ++k) {
       screen_.distance[k] = sqrt(fastndsm::max(V(m_.log_scale[k] - t_.weights[k]), V{}));
-      if (any_lane(!(V(maximum_ - bound(k, ahead)) > kCut + S(1)))) screen_.near[screen_.n_near++] = static_cast<int32_t>(k);
+      if (any_lane(!(V(maximum_ - bound(k, ahead)) > kCut + S(1))))
+        screen_.near[screen_.n_near++] = static_cast<int32_t>(k);
     }
     screen_.holds = !brief && 4 * screen_.n_near <= 3 * m_.n_components;
     screen_.age = 0;

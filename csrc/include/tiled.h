@@ -66,8 +66,8 @@ class WarpTrajectory {
     return int64_t(N) * padded * (kRates ? 5 : kTarget ? 3 : 1) + int64_t(N) * n_components * (kTarget ? 2 : 1) + 4 * N;
   }
 
-  FASTNDSM_HD WarpTrajectory(const TiledProcess<S>& process, const TiledRows<S, N>& rows, const TiledArrays<S>& arrays, S* memory,
-                             Warp warp)
+  FASTNDSM_HD WarpTrajectory(const TiledProcess<S>& process, const TiledRows<S, N>& rows, const TiledArrays<S>& arrays,
+                             S* memory, Warp warp)
       : p_(process), rows_(rows), to_(arrays), warp_(warp), n_(process.mixture.n_components), blocks_(process.padded / 4) {
     const int size = N * p_.padded;
     x_ = memory, z_ = x_ + size, h_ = z_ + size, v_ = h_ + size, rate_ = v_ + size;

@@ -137,23 +137,23 @@ using bits_of = vec<detail::SignedBits<scalar_of<V>>, lanes_of<V>>;
 template <typename V>
 using words_of = vec<uint32_t, lanes_of<V>>;
 
-#define FASTNDSM_PACK_OPERATOR(op)                                                             \
-  template <typename V, int N>                                                                 \
-  FASTNDSM_HD auto operator op(Pack<V, N> a, Pack<V, N> b) {                                   \
-    return detail::each([](V x, V y) { return x op y; }, a, b);                                \
-  }                                                                                            \
+#define FASTNDSM_PACK_OPERATOR(op)                                                                  \
+  template <typename V, int N>                                                                      \
+  FASTNDSM_HD auto operator op(Pack<V, N> a, Pack<V, N> b) {                                        \
+    return detail::each([](V x, V y) { return x op y; }, a, b);                                     \
+  }                                                                                                 \
   template <typename V, int N, typename S, std::enable_if_t<std::is_arithmetic<S>::value, int> = 0> \
-  FASTNDSM_HD auto operator op(Pack<V, N> a, S b) {                                            \
-    return detail::each([b](V x) { return x op b; }, a);                                       \
-  }                                                                                            \
+  FASTNDSM_HD auto operator op(Pack<V, N> a, S b) {                                                 \
+    return detail::each([b](V x) { return x op b; }, a);                                            \
+  }                                                                                                 \
   template <typename V, int N, typename S, std::enable_if_t<std::is_arithmetic<S>::value, int> = 0> \
-  FASTNDSM_HD auto operator op(S a, Pack<V, N> b) {                                            \
-    return detail::each([a](V y) { return a op y; }, b);                                       \
+  FASTNDSM_HD auto operator op(S a, Pack<V, N> b) {                                                 \
+    return detail::each([a](V y) { return a op y; }, b);                                            \
   }
-#define FASTNDSM_PACK_ASSIGNMENT(op)                             \
-  template <typename V, int N, typename B>                       \
-  FASTNDSM_HD Pack<V, N>& operator op##=(Pack<V, N>& a, B b) {   \
-    return a = a op b;                                           \
+#define FASTNDSM_PACK_ASSIGNMENT(op)                              \
+  template <typename V, int N, typename B>                        \
+  FASTNDSM_HD Pack<V, N>& operator op## = (Pack<V, N> & a, B b) { \
+    return a = a op b;                                            \
   }
 FASTNDSM_PACK_OPERATOR(+)
 FASTNDSM_PACK_OPERATOR(-)
