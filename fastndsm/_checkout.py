@@ -37,4 +37,4 @@ def expose_kernels_and_sources() -> None:
     if not (root / "pyproject.toml").is_file() or not (root / "csrc").is_dir():
         return
     if not any(type(finder).__qualname__ == CheckoutFinder.__qualname__ for finder in sys.meta_path):
-        sys.meta_path.append(CheckoutFinder(root))
+        sys.meta_path.insert(0, CheckoutFinder(root))  # before an editable install of another checkout
