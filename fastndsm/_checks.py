@@ -140,3 +140,43 @@ def instance(name: str, value: Any, kind: type, expected: str) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"{name}: expected {expected}, found {type(value).__name__}")
     return value
+
+
+def steps(
+    name: str, value: Any, rows: int | None, maximum: int, device: torch.device | None, minimum: int = 0
+) -> Tensor:
+    """value as int64, 0-d or [rows] (rows None: 0-d alone), in minimum..maximum.
+
+    A tensor stays where it is if device is None. Values are looked at where that costs no synchronisation.
+    """
+    looks = not torch.compiler.is_compiling()
+    if isinstance(value, Tensor):
+        if value.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
+            raise TypeError(f"{name}: expected integers, found {value.dtype}")
+        if value.ndim > 1 or (value.ndim == 1 and value.shape[0] != rows):
+            expected = "one integer" if rows is None else f"an integer or shape [{rows}]"
+            raise ValueError(f"{name}: expected {expected}, found shape {tuple(value.shape)}")
+        out = value.to(device=value.device if device is None else device, dtype=torch.int64)
+        looks = looks and out.device.type == "cpu"
+        if looks:
+            low, high = (int(v) for v in torch.aminmax(out))
+            if low < 0 or high > maximum:
+                raise ValueError(f"{name}: expected values in 0..{maximum}, found {low}..{high}")
+    else:
+        if looks:
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
+                raise TypeError(f"{name}: expected an integer or an integer tensor, found {value!r}")
+            if not 0 <= value <= maximum:
+                raise ValueError(f"{name}: expected a value in 0..{maximum}, found {value}")
+            low = int(value)
+        out = torch.full((), value, dtype=torch.int64, device="cpu" if device is None else device)
+    if looks and low < minimum:
+        raise ValueError(f"{name}: expected at least {minimum}, found {low}")
+    return out
+
+
+def paths(x0: Any, dim: int, device: torch.device, seed_value: Any, first: Any) -> tuple[Tensor, int]:
+    """The seed and the first path's number of a simulation from x0 [B, ...], which must be finite and on `device`."""
+    data("x0", x0, dim)
+    same_device("x0", x0, "process", device)
+    return seed(seed_value), first_path(first)

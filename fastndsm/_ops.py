@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from . import reference
 from .backends import registry
-from .reference import MixtureOperands
+from .reference import MixtureOperands, ProcessOperands
 
 MIXTURE = "Tensor means, Tensor precisions, Tensor log_scale, str covariance_type"
 PROCESS = f"Tensor drift_scale, Tensor noise_std, {MIXTURE}"
@@ -52,21 +53,24 @@ for _name, _schema in SCHEMAS.items():
 _implementations: dict[str, Callable[..., Any]] = {}
 
 
-class _Ops:
-    """torch.ops.fastndsm; under torch.func and forward-mode AD, which do not see into an op, the plain reference."""
+def _entry(name: str) -> Callable[..., Any]:
+    op = getattr(torch.ops.fastndsm, name)
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
         if not torch.compiler.is_compiling() and _transforming():
-            return lambda *arguments: _implementations[name](*arguments[:-1], "reference")
-        return getattr(torch.ops.fastndsm, name)
+            return _implementations[name](*arguments[:-1], "reference")
+        return op(*arguments)
 
-
-ops = _Ops()
+    return call
 
 
 def _transforming() -> bool:
     """Inside a torch.func transform, or a forward-mode AD level."""
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+
+
+# torch.ops.fastndsm; under torch.func and forward-mode AD, which do not see into an op, the plain reference.
+ops = SimpleNamespace(**{_name: _entry(_name) for _name in SCHEMAS})
 
 
 def _implement(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -260,9 +264,9 @@ def _(n, cumulative_weights, means, factors, covariance_type, seed, first_path, 
 # --- simulation --------------------------------------------------------------------------------------------------
 
 
-def _process(x: Tensor, drift_scale: Tensor, noise_std: Tensor, *mixture: Any) -> Any:
+def _process(x: Tensor, drift_scale: Tensor, noise_std: Tensor, *mixture: Any) -> ProcessOperands:
     _, drift_scale, noise_std = _upcast(x, drift_scale, noise_std)
-    return drift_scale, noise_std, _operands(x, *mixture)
+    return ProcessOperands(drift_scale, noise_std, _operands(x, *mixture))
 
 
 def _simulate_op(name: str) -> None:
@@ -270,7 +274,7 @@ def _simulate_op(name: str) -> None:
     def _(x0, steps, *arguments):  # type: ignore[no-untyped-def]
         *process, seed, first_path, backend = arguments
         serve = registry.select(name, backend, x0.device, [x0.dtype])
-        out = serve(*_upcast(x0), steps, *_process(x0, *process), seed, first_path)
+        out = serve(*_upcast(x0), steps, _process(x0, *process), seed, first_path)
         return out.to(x0.dtype) if isinstance(out, Tensor) else tuple(o.to(x0.dtype) for o in out)
 
     @_fake(name)
@@ -306,8 +310,7 @@ _autograd("simulate_transition", _transition_backward, _save_simulation)
 def _rerun_simulate(x0, steps, *arguments):  # type: ignore[no-untyped-def]
     *process, seed, first_path = arguments
     (x,) = _upcast(x0)
-    drift_scale, noise_std, mixture = _process(x0, *process)
-    return reference.simulate(x, steps, drift_scale, noise_std, mixture, seed, first_path)
+    return reference.simulate(x, steps, _process(x0, *process), seed, first_path)
 
 
 _gradient_op("simulate_backward", 1, 2, _rerun_simulate)
@@ -317,7 +320,7 @@ _gradient_op("simulate_backward", 1, 2, _rerun_simulate)
 def _(x0, steps, *arguments):  # type: ignore[no-untyped-def]
     *process, seed, first_path, antithetic, backend = arguments
     serve = registry.select("simulate_target", backend, x0.device, [x0.dtype])
-    out = serve(*_upcast(x0), steps, *_process(x0, *process), seed, first_path, antithetic)
+    out = serve(*_upcast(x0), steps, _process(x0, *process), seed, first_path, antithetic)
     return tuple(o.to(x0.dtype) for o in out)
 
 
@@ -339,8 +342,7 @@ _autograd("simulate_target", _target_backward, _save_simulation)
 def _rerun_target(x0, steps, *arguments):  # type: ignore[no-untyped-def]
     *process, seed, first_path, antithetic = arguments
     (x,) = _upcast(x0)
-    drift_scale, noise_std, mixture = _process(x0, *process)
-    return reference.simulate_target(x, steps, drift_scale, noise_std, mixture, seed, first_path, antithetic)
+    return reference.simulate_target(x, steps, _process(x0, *process), seed, first_path, antithetic)
 
 
 _gradient_op("simulate_target_backward", 3, 4, _rerun_target)
@@ -452,7 +454,7 @@ _reference_autograd("dsm_loss_backward", _dsm_gradient, 3)
 def _(y, score, step, *arguments):  # type: ignore[no-untyped-def]
     *process, seed, first_path, method, backend = arguments
     serve = registry.select("reverse_step", backend, y.device, [y.dtype])
-    out = serve(*_upcast(y, score), step, *_process(y, *process), seed, first_path, method)
+    out = serve(*_upcast(y, score), step, _process(y, *process), seed, first_path, method)
     return out.to(y.dtype)
 
 

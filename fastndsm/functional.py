@@ -6,17 +6,15 @@ so a batch may be split, reordered over devices or simulated in pieces by moving
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from . import _checks
 from ._ops import ops
-
-if TYPE_CHECKING:
-    from .mixture import GaussianMixture
-    from .process import NoisingProcess
+from .dynamics import Dynamics
+from .reference import MixtureOperands
 
 __all__ = [
     "dsm_loss",
@@ -34,6 +32,30 @@ __all__ = [
 
 REDUCTIONS = ("mean", "sum", "none")
 METHODS = ("sde", "ode")
+
+
+class Mixture(Protocol):
+    """A Gaussian mixture, as `fastndsm.GaussianMixture` is one."""
+
+    event_shape: tuple[int, ...]
+
+    @property
+    def dim(self) -> int: ...
+    def operands(self, dtype: torch.dtype) -> MixtureOperands: ...
+    def sampling_operands(self) -> tuple[Tensor, Tensor, Tensor, str]: ...
+
+
+class Process(Protocol):
+    """A noising process, as `fastndsm.LangevinProcess` is one."""
+
+    noise_std: Tensor
+
+    @property
+    def dim(self) -> int: ...
+    @property
+    def n_steps(self) -> int: ...
+    @property
+    def dynamics(self) -> Dynamics: ...
 
 
 def philox_normal(
@@ -63,7 +85,7 @@ def philox_normal(
         raise TypeError(f"dtype: expected a floating point dtype, found {dtype}")
     if not 0 <= _checks.count("stream", stream, minimum=0) < 256:
         raise ValueError(f"stream: expected an integer in 0..255, found {stream}")
-    steps = _step_tensor("step", step, n_paths, 2**32 - 1, None if isinstance(step, Tensor) else torch.device("cpu"))
+    steps = _checks.steps("step", step, n_paths, 2**32 - 1, device=None)
     return ops.philox_normal(
         n_paths,
         dim,
@@ -77,47 +99,25 @@ def philox_normal(
     )
 
 
-def _step_tensor(name: str, step: Any, rows: int | None, maximum: int, device: torch.device | None) -> Tensor:
-    """step as int64, 0-d or [rows] (rows None: 0-d alone), in 0..maximum where checking costs no synchronisation."""
-    if isinstance(step, Tensor):
-        if step.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
-            raise TypeError(f"{name}: expected integers, found {step.dtype}")
-        if step.ndim > 1 or (step.ndim == 1 and step.shape[0] != rows):
-            expected = "one integer" if rows is None else f"an integer or shape [{rows}]"
-            raise ValueError(f"{name}: expected {expected}, found shape {tuple(step.shape)}")
-        out = step.to(device=device, dtype=torch.int64) if device is not None else step.to(torch.int64)
-        if out.device.type == "cpu" and not torch.compiler.is_compiling():
-            low, high = (int(v) for v in torch.aminmax(out))
-            if low < 0 or high > maximum:
-                raise ValueError(f"{name}: expected values in 0..{maximum}, found {low}..{high}")
-        return out
-    if not torch.compiler.is_compiling():
-        if isinstance(step, bool) or not hasattr(step, "__index__"):
-            raise TypeError(f"{name}: expected an integer or an integer tensor, found {step!r}")
-        if not 0 <= step <= maximum:
-            raise ValueError(f"{name}: expected a value in 0..{maximum}, found {step}")
-    return torch.full((), step, dtype=torch.int64, device=device)
-
-
-def _mixture_arguments(name: str, x: Tensor, mixture: GaussianMixture) -> tuple[Any, ...]:
+def _mixture_arguments(name: str, x: Tensor, mixture: Mixture) -> tuple[Any, ...]:
     operands = mixture.operands(x.dtype)
     _checks.same_device(name, x, "mixture", operands.means.device)
     return tuple(operands)
 
 
-def mixture_score(x: Tensor, mixture: GaussianMixture, *, backend: str = "auto") -> Tensor:
+def mixture_score(x: Tensor, mixture: Mixture, *, backend: str = "auto") -> Tensor:
     """grad log pi(x) for x [B, ...] -> like x. Differentiable in x (by the HVP), twice."""
     flat = _checks.batch("x", x, mixture.dim)
     return ops.mixture_score(flat, *_mixture_arguments("x", x, mixture), backend).reshape(x.shape)
 
 
-def mixture_log_prob(x: Tensor, mixture: GaussianMixture, *, backend: str = "auto") -> Tensor:
+def mixture_log_prob(x: Tensor, mixture: Mixture, *, backend: str = "auto") -> Tensor:
     """log pi(x) in nats for x [B, ...] -> [B]."""
     flat = _checks.batch("x", x, mixture.dim)
     return ops.mixture_log_prob(flat, *_mixture_arguments("x", x, mixture), backend)
 
 
-def mixture_hvp(x: Tensor, v: Tensor, mixture: GaussianMixture, *, backend: str = "auto") -> Tensor:
+def mixture_hvp(x: Tensor, v: Tensor, mixture: Mixture, *, backend: str = "auto") -> Tensor:
     """Hessian of log pi at x times v, for x, v [B, ...] -> like x."""
     flat = _checks.batch("x", x, mixture.dim)
     direction = _checks.like("v", v, "x", x).reshape(flat.shape)
@@ -126,7 +126,7 @@ def mixture_hvp(x: Tensor, v: Tensor, mixture: GaussianMixture, *, backend: str 
 
 def mixture_sample(
     n: int,
-    mixture: GaussianMixture,
+    mixture: Mixture,
     *,
     seed: int | Tensor | None,
     first_path: int = 0,
@@ -143,19 +143,18 @@ def mixture_sample(
 
 
 def _simulation_arguments(
-    x0: Tensor, process: NoisingProcess, steps: Any, minimum: int, seed: Any, first_path: Any
-) -> tuple[Tensor, Tensor, Tensor, int]:
-    flat = _checks.data("x0", x0, process.dim)
-    _checks.same_device("x0", x0, "process", process.noise_std.device)
-    taken = _step_tensor("steps", process.n_steps if steps is None else steps, len(flat), process.n_steps, x0.device)
-    if minimum and not torch.compiler.is_compiling() and taken.device.type == "cpu" and int(taken.min()) < minimum:
-        raise ValueError(f"steps: expected at least {minimum}, found {int(taken.min())}")
-    return flat, taken.expand(len(flat)), _checks.seed(seed), _checks.first_path(first_path)
+    x0: Tensor, process: Process, steps: Any, seed: Any, first_path: Any, minimum: int = 0
+) -> tuple[Tensor, Tensor, int]:
+    """Steps [B], seed and first path."""
+    key, start = _checks.paths(x0, process.dim, process.noise_std.device, seed, first_path)
+    rows, n_steps = len(x0), process.n_steps
+    taken = _checks.steps("steps", n_steps if steps is None else steps, rows, n_steps, x0.device, minimum)
+    return taken.expand(rows), key, start
 
 
 def simulate(
     x0: Tensor,
-    process: NoisingProcess,
+    process: Process,
     steps: int | Tensor | None = None,
     *,
     seed: int | Tensor | None,
@@ -166,13 +165,13 @@ def simulate(
 
     Source: Kloeden and Platen, Numerical Solution of SDEs; noise of path first_path + i at step n by `philox_normal`.
     """
-    flat, taken, key, start = _simulation_arguments(x0, process, steps, 0, seed, first_path)
-    return process._simulate(flat, taken, key, start, backend).reshape(x0.shape)
+    taken, key, start = _simulation_arguments(x0, process, steps, seed, first_path)
+    return process.dynamics.simulate(x0, taken, key, start, backend)
 
 
 def simulate_transition(
     x0: Tensor,
-    process: NoisingProcess,
+    process: Process,
     steps: int | Tensor | None = None,
     *,
     seed: int | Tensor | None,
@@ -180,14 +179,13 @@ def simulate_transition(
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x after `steps` (1..N) steps with the mean and the noise of the last one, each like x0 [B, ...]."""
-    flat, taken, key, start = _simulation_arguments(x0, process, steps, 1, seed, first_path)
-    x, mean, noise = process._simulate_transition(flat, taken, key, start, backend)
-    return x.reshape(x0.shape), mean.reshape(x0.shape), noise.reshape(x0.shape)
+    taken, key, start = _simulation_arguments(x0, process, steps, seed, first_path, minimum=1)
+    return process.dynamics.simulate_transition(x0, taken, key, start, backend)
 
 
 def simulate_target(
     x0: Tensor,
-    process: NoisingProcess,
+    process: Process,
     steps: int | Tensor | None = None,
     *,
     seed: int | Tensor | None,
@@ -202,11 +200,8 @@ def simulate_target(
         by z first, then those driven by -z. E[target | x] is the score of the law of x. Where steps = 0, target = 0
         and v = 0.
     """
-    flat, taken, key, start = _simulation_arguments(x0, process, steps, 0, seed, first_path)
-    x, target, variance = process._simulate_target(flat, taken, key, start, antithetic, backend)
-    shape = (len(x), *x0.shape[1:])
-    spread = variance[:, 0] if variance.shape[1] == 1 and process.scalar_variance else variance.reshape(shape)
-    return x.reshape(shape), target.reshape(shape), spread
+    taken, key, start = _simulation_arguments(x0, process, steps, seed, first_path)
+    return process.dynamics.simulate_target(x0, taken, key, start, antithetic, backend)
 
 
 def reduce(losses: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
@@ -296,7 +291,7 @@ def dsm_loss(
 def reverse_step(
     y: Tensor,
     score: Tensor,
-    process: NoisingProcess,
+    process: Process,
     step: int | Tensor,
     *,
     seed: int | Tensor | None,
@@ -311,9 +306,9 @@ def reverse_step(
     Source: Anderson 1982; Song et al. 2021.
     """
     _checks.choice("method", method, METHODS)
-    flat = _checks.batch("y", y, process.dim)
+    _checks.batch("y", y, process.dim)
     _checks.same_device("y", y, "process", process.noise_std.device)
-    slope = _checks.like("score", score, "y", y).reshape(flat.shape).to(flat.dtype)
-    n = _step_tensor("step", step, None, process.n_steps - 1, y.device)
+    slope = _checks.like("score", score, "y", y).to(y.dtype)
+    n = _checks.steps("step", step, None, process.n_steps - 1, y.device)
     key, start = _checks.seed(seed), _checks.first_path(first_path)
-    return process._reverse_step(flat, slope, n, key, start, method, backend).reshape(y.shape)
+    return process.dynamics.reverse_step(y, slope, n, key, start, method, backend)

@@ -94,7 +94,7 @@ class MLP(nn.Module):
         self.dim = _positive_int("dim", dim)
         self.in_dim = _positive_int("in_dim", dim if in_dim is None else in_dim)
         self.hidden = _positive_ints("hidden", hidden)
-        self.film = _FiLM(self.hidden, embedding_dim, horizon)
+        self.film = FiLM(self.hidden, embedding_dim, horizon)
         self.layers = nn.ModuleList(
             nn.Linear(a, b) for a, b in zip((self.in_dim, *self.hidden[:-1]), self.hidden, strict=True)
         )
@@ -183,7 +183,7 @@ class UNet(nn.Module):
         )
         self.middle = nn.ModuleList(_Block(widths[-1], widths[-1]) for _ in range(2))
         self.up = nn.ModuleList(_Block(2 * b, a) for a, b in zip(before[::-1], widths[::-1], strict=True))
-        self.film = _FiLM([*widths, widths[-1], widths[-1], *before[::-1]], embedding_dim, horizon)
+        self.film = FiLM([*widths, widths[-1], widths[-1], *before[::-1]], embedding_dim, horizon)
         self.last_norm = _group_norm(self.base)
         self.last = _zeroed(nn.Conv2d(self.base, self.channels, 3, padding=1))
 
@@ -238,7 +238,7 @@ def build(name: str, **config: Any) -> MLP | UNet:
     return _ARCHITECTURES[name](**config)
 
 
-class _FiLM(nn.Module):
+class FiLM(nn.Module):
     """t [B] -> a scale and a shift [B, width] for each width, all from one product of the embedded time."""
 
     def __init__(self, widths: Sequence[int], embedding_dim: int, horizon: float) -> None:

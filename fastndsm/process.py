@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 from . import _checks, functional
 from ._grid import time_grid, variance_recursion
-from ._ops import compute_dtype, ops
+from ._ops import ops
+from .dynamics import CallableDrift, CallableDynamics, Dynamics, MixtureDynamics
 from .mixture import GaussianMixture
 from .reference import philox
-from .reference.reverse_step import reverse_update
-from .reference.simulate import mirrored, walk, walk_with_target
 
 Sigma = float | Callable[[float], float]
 STABLE, REFUSED = 0.2, 1.0  # bounds on q = a_n lambda_max(P_k)
@@ -72,10 +71,12 @@ class NoisingProcess(nn.Module):
     noise_std: Tensor
     noise_variance: Tensor
     prior: Any
-    scalar_variance = False
 
-    def __init__(self, horizon: float | None, n_steps: int, sigma: Sigma, grid: str | Sequence[float] | Tensor) -> None:
+    def __init__(
+        self, dim: int, horizon: float | None, n_steps: int, sigma: Sigma, grid: str | Sequence[float] | Tensor
+    ) -> None:
         super().__init__()
+        self._dim = dim
         times = time_grid(horizon, n_steps, grid)
         self.sigma = sigma
         dt = times.diff()
@@ -99,9 +100,9 @@ class NoisingProcess(nn.Module):
         return float(self.times[-1])
 
     @property
-    @abstractmethod
     def dim(self) -> int:
         """d, the number of values in a sample."""
+        return self._dim
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -112,23 +113,10 @@ class NoisingProcess(nn.Module):
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
         """F(x, t) for x [B, ...] and t a number or [B] -> like x."""
 
+    @property
     @abstractmethod
-    def _simulate(self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, backend: str) -> Tensor: ...
-
-    @abstractmethod
-    def _simulate_transition(
-        self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, backend: str
-    ) -> tuple[Tensor, Tensor, Tensor]: ...
-
-    @abstractmethod
-    def _simulate_target(
-        self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, antithetic: bool, backend: str
-    ) -> tuple[Tensor, Tensor, Tensor]: ...
-
-    @abstractmethod
-    def _reverse_step(
-        self, y: Tensor, score: Tensor, step: Tensor, seed: Tensor, first_path: int, method: str, backend: str
-    ) -> Tensor: ...
+    def dynamics(self) -> Dynamics:
+        """The steps that it takes, with the tables as they are now."""
 
     def simulate(
         self, x0: Tensor, steps: int | Tensor | None = None, seed: int | Tensor | None = None, first_path: int = 0
@@ -138,20 +126,18 @@ class NoisingProcess(nn.Module):
 
     def draw_steps(self, n: int, seed: int | Tensor | None = None, first_path: int = 0) -> Tensor:
         """Steps uniform on 0..N-1, int64 [n]; that of a path depends on the seed and its number alone."""
-        key = _checks.seed(seed)
-        paths = philox.path_range(_checks.count("n", n), _checks.first_path(first_path), self.times.device)
-        zero = torch.zeros_like(paths[:, None])
-        words = philox.philox4x32_10(
-            (paths[:, None] & philox.MASK, (paths[:, None] >> 32) & 0xFFFFFF | philox.STEP << 24, zero, zero),
-            (key & philox.MASK, (key >> 32) & philox.MASK),
-        )
-        return (words[0][:, 0] * self.n_steps) >> 32
+        rows, start = _checks.count("n", n), _checks.first_path(first_path)
+        return philox.uniform_steps(rows, self.n_steps, _checks.seed(seed), start, self.times.device)
 
-    def _steps(self, x0: Tensor, step: int | Tensor | None, seed: Tensor, first_path: int) -> Tensor:
+    def _gate(
+        self, x0: Tensor, step: int | Tensor | None, seed: int | Tensor | None, first_path: int
+    ) -> tuple[Tensor, Tensor, int]:
+        """Steps [B], drawn if None; seed and first path."""
+        key, start = _checks.paths(x0, self._dim, self.times.device, seed, first_path)
         rows = len(x0)
         if step is None:
-            return self.draw_steps(rows, seed, first_path)
-        return functional._step_tensor("step", step, rows, self.n_steps - 1, x0.device).expand(rows)
+            return philox.uniform_steps(rows, self.n_steps, key, start, x0.device), key, start
+        return _checks.steps("step", step, rows, self.n_steps - 1, x0.device).expand(rows), key, start
 
     def transition(
         self,
@@ -167,10 +153,8 @@ class NoisingProcess(nn.Module):
             step: n in 0..N-1, int or [B]; drawn uniformly if None.
             antithetic: 2B rows, mean + s z with noise z first, then mean - s z with noise -z.
         """
-        _checks.data("x0", x0, self.dim)
-        key = _checks.seed(seed)
-        n = self._steps(x0, step, key, first_path)
-        x, mean, noise = functional.simulate_transition(x0, self, n + 1, seed=key, first_path=first_path)
+        n, key, start = self._gate(x0, step, seed, first_path)
+        x, mean, noise = self.dynamics.simulate_transition(x0, n + 1, key, start, "auto")
         std = self.noise_std[n].to(x.dtype)
         if antithetic:
             mirror = mean - std.reshape(-1, *[1] * (x.ndim - 1)) * noise
@@ -190,12 +174,8 @@ class NoisingProcess(nn.Module):
 
         The same x as `transition` gives for the same seed and step. Antithetic: two whole paths, driven by z and by -z.
         """
-        _checks.data("x0", x0, self.dim)
-        key = _checks.seed(seed)
-        n = self._steps(x0, step, key, first_path)
-        x, target, variance = functional.simulate_target(
-            x0, self, n + 1, seed=key, first_path=first_path, antithetic=antithetic
-        )
+        n, key, start = self._gate(x0, step, seed, first_path)
+        x, target, variance = self.dynamics.simulate_target(x0, n + 1, key, start, antithetic, "auto")
         n = torch.cat([n, n]) if antithetic else n
         return Noised(x, target, variance, self.times[n + 1].to(x.dtype), n)
 
@@ -248,9 +228,8 @@ class LangevinProcess(NoisingProcess):
         if T is None and isinstance(grid, str):
             at_zero = float(sigma(0.0)) if callable(sigma) else sigma
             T = 3.0 * slowest / _checks.positive("sigma", at_zero) ** 2
-        super().__init__(T, n_steps, sigma, grid)
+        super().__init__(reference.dim, T, n_steps, sigma, grid)
         self.reference = reference
-        self.scalar_variance = reference.covariance_type == "spherical"
         contraction = 1.0 - self.drift_scale / slowest
         self.register_buffer("noise_variance", variance_recursion(self.noise_std, contraction))
         self._check_stability(1.0 / smallest, grid)
@@ -288,10 +267,6 @@ class LangevinProcess(NoisingProcess):
         """Where sampling starts: pi itself."""
         return self.reference
 
-    @property
-    def dim(self) -> int:
-        return self.reference.dim
-
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
         score = self.reference.score(x)
         if not isinstance(t, Tensor):
@@ -301,29 +276,9 @@ class LangevinProcess(NoisingProcess):
         sigma = torch.tensor([self._sigma(float(value)) for value in t.reshape(-1)]).to(score)
         return 0.5 * (sigma**2).reshape(-1, *[1] * (score.ndim - 1)) * score
 
-    def _arguments(self, x: Tensor) -> tuple[Any, ...]:
-        dtype = compute_dtype(x.dtype)
-        return self.drift_scale.to(dtype), self.noise_std.to(dtype), *self.reference.operands(x.dtype)
-
-    def _simulate(self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, backend: str) -> Tensor:
-        return ops.simulate(x0, steps, *self._arguments(x0), seed, first_path, backend)
-
-    def _simulate_transition(
-        self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, backend: str
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        arguments = self._arguments(x0)
-        return ops.simulate_transition(x0, steps, *arguments, seed, first_path, backend)
-
-    def _simulate_target(
-        self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, antithetic: bool, backend: str
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        arguments = self._arguments(x0)
-        return ops.simulate_target(x0, steps, *arguments, seed, first_path, antithetic, backend)
-
-    def _reverse_step(
-        self, y: Tensor, score: Tensor, step: Tensor, seed: Tensor, first_path: int, method: str, backend: str
-    ) -> Tensor:
-        return ops.reverse_step(y, score, step, *self._arguments(y), seed, first_path, method, backend)
+    @property
+    def dynamics(self) -> MixtureDynamics:
+        return MixtureDynamics(self.drift_scale, self.noise_std, self.reference)
 
 
 class OUProcess(LangevinProcess):
@@ -364,45 +319,15 @@ class OUProcess(LangevinProcess):
         first_path: int = 0,
     ) -> Noised:
         """x_{t_{n+1}} in one draw, target -z / sqrt(v): the pair of classical denoising score matching."""
-        flat = _checks.data("x0", x0, self.dim)
-        key = _checks.seed(seed)
-        n = self._steps(x0, step, key, first_path)
+        n, key, start = self._gate(x0, step, seed, first_path)
         z = ops.philox_normal(
-            len(flat), self.dim, key, n.cpu(), philox.NOISING, first_path, x0.dtype, x0.device, "auto"
+            len(x0), self.dim, key, n.cpu(), philox.NOISING, start, x0.dtype, x0.device, "auto"
         ).reshape(x0.shape)
         scale, variance = (table[n].to(x0.dtype) for table in self.marginal())
         std = variance.sqrt()
         wide = [-1] + [1] * (x0.ndim - 1)
         x = scale.reshape(wide) * x0 + std.reshape(wide) * z
         return Noised(x, -z / std.reshape(wide), variance, self.times[n + 1].to(x0.dtype), n)
-
-
-class _CallableDrift:
-    """A Python drift as `reference.simulate.Drift`: a_n Hess z is the transposed Jacobian product of dt_n F."""
-
-    def __init__(self, process: DriftProcess, event_shape: tuple[int, ...]) -> None:
-        self.process, self.event_shape = process, event_shape
-
-    def increment(self, n: int, x: Tensor) -> Tensor:
-        process = self.process
-        t = process.times[n].to(x.dtype).expand(len(x))
-        shaped = x.reshape(len(x), *self.event_shape)
-        value = process.drift_function(shaped, t)
-        if value.shape != shaped.shape:
-            raise ValueError(
-                f"drift: expected output of the shape of x, {tuple(shaped.shape)}, found {tuple(value.shape)}"
-            )
-        return (process.times[n + 1] - process.times[n]).to(x.dtype) * value.reshape(x.shape)
-
-    def increment_and_product(self, n: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        increment, pullback, *_ = torch.func.vjp(lambda point: self.increment(n, point), x)
-        return increment, pullback(z)[0]
-
-    def contraction(self, n: int, p: Tensor) -> Tensor:
-        return 1.0 - (self.process.times[n + 1] - self.process.times[n]).to(p.dtype) * p
-
-    def rate(self, x0: Tensor) -> Tensor:
-        return x0.new_full((len(x0), 1), self.process.rate)
 
 
 class DriftProcess(NoisingProcess):
@@ -417,8 +342,6 @@ class DriftProcess(NoisingProcess):
         rate: rough contraction rate of the drift, -dF/dx, at which the path estimator forgets; any value leaves it
             unbiased, a good one lowers its variance.
     """
-
-    scalar_variance = True
 
     def __init__(
         self,
@@ -437,7 +360,7 @@ class DriftProcess(NoisingProcess):
             raise TypeError(f"prior: expected a GaussianMixture or the like, found {type(prior).__name__}")
         if T is None and isinstance(grid, str):
             raise ValueError("T: expected a horizon, found None; only a LangevinProcess has a default")
-        super().__init__(T, n_steps, sigma, grid)
+        super().__init__(int(prior.dim), T, n_steps, sigma, grid)
         self.drift_function = drift
         self.prior = prior
         self.rate = float(rate)
@@ -446,38 +369,12 @@ class DriftProcess(NoisingProcess):
             raise ValueError(f"rate: expected rate * dt below 1, found {rate} * {float(self.times.diff().max()):.3g}")
         self.register_buffer("noise_variance", variance_recursion(self.noise_std, contraction))
 
-    @property
-    def dim(self) -> int:
-        return int(self.prior.dim)
-
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
         _checks.batch("x", x, self.dim)
         times = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
         return self.drift_function(x, times)
 
-    def _std(self, x: Tensor) -> Tensor:
-        return self.noise_std.to(x.dtype)
-
-    def _simulate(self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, backend: str) -> Tensor:
-        return self._simulate_transition(x0, steps, seed, first_path, backend)[0]
-
-    def _simulate_transition(
-        self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, backend: str
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        paths = philox.path_range(len(x0), first_path, x0.device)
-        return walk(x0, steps, _CallableDrift(self, self.event_shape), self._std(x0), paths, int(seed))
-
-    def _simulate_target(
-        self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, antithetic: bool, backend: str
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        paths = philox.path_range(len(x0), first_path, x0.device)
-        x0, steps, paths, sign = mirrored(paths, x0, steps, antithetic)
-        drift = _CallableDrift(self, self.event_shape)
-        return walk_with_target(x0, steps, drift, self._std(x0), paths, sign, int(seed))
-
-    def _reverse_step(
-        self, y: Tensor, score: Tensor, step: Tensor, seed: Tensor, first_path: int, method: str, backend: str
-    ) -> Tensor:
-        n = int(step)
-        increment = _CallableDrift(self, self.event_shape).increment(n, y)
-        return reverse_update(y, increment, score, n, self._std(y), int(seed), first_path, method)
+    @property
+    def dynamics(self) -> CallableDynamics:
+        drift = CallableDrift(self.drift_function, self.times, self.event_shape, self.rate)
+        return CallableDynamics(drift, self.noise_std)

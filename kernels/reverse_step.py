@@ -18,8 +18,9 @@ from torch import Tensor
 
 from . import mixture_small, mixture_tiles
 from .configurations import architecture_of, configuration
-from .mixture_score import SMALL, Mixture, check, mixture_score, operands_of, scratch_of
+from .mixture_score import SMALL, check, mixture_score, operands_of, scratch_of
 from .mixture_split import shares
+from .operands import Process
 from .philox import normals, on_device, philox_words, seed_words
 from .precision_product import dot_precision
 
@@ -273,14 +274,12 @@ def reverse_step(
     y: Tensor,
     score: Tensor,
     step: Tensor,
-    drift_scale: Tensor,
-    noise_std: Tensor,
-    mixture: Mixture,
+    process: Process,
     seed: Tensor,
     first_path: int,
     method: str,
 ) -> Tensor:
-    """y, score [B, d], step and seed 0-d int64, drift_scale and noise_std [N] -> [B, d].
+    """y, score [B, d], step and seed 0-d int64 -> [B, d].
 
     step and seed are read when the launch runs if they lie on y's device, and when it is made otherwise.
 
@@ -288,6 +287,7 @@ def reverse_step(
         TypeError: if a dtype is not float32, or int64 for step and seed.
         ValueError: if a shape does not fit, or method is unknown.
     """
+    drift_scale, noise_std, mixture = process.drift_scale, process.noise_std, process.mixture
     check(mixture, y=y, score=score)
     _check(step, drift_scale, noise_std, seed, method)
     y, score = y.contiguous(), score.contiguous()

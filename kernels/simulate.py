@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .configurations import architecture_of, configuration
 from .mixture_score import Mixture
+from .operands import Process
 from .philox import on_device
 from .precision_product import dot_precision, precision_product
 from .simulate_full import simulate_full
@@ -39,9 +40,7 @@ ORDERED_ROWS, ORDERED_TILED_ROWS = 1 << 16, 1 << 8
 def simulate(
     x0: Tensor,
     steps: Tensor,
-    drift_scale: Tensor,
-    noise_std: Tensor,
-    mixture: Mixture,
+    process: Process,
     seed: Tensor,
     first_path: int,
 ) -> Tensor:
@@ -51,49 +50,44 @@ def simulate(
         TypeError: if a floating point argument is not float32, or steps or seed is not int64.
         ValueError: if shapes do not fit each other.
     """
-    return run(STATE, x0, steps, drift_scale, noise_std, mixture, seed, first_path, False)[0]
+    return run(STATE, x0, steps, process, seed, first_path, False)[0]
 
 
 def simulate_transition(
     x0: Tensor,
     steps: Tensor,
-    drift_scale: Tensor,
-    noise_std: Tensor,
-    mixture: Mixture,
+    process: Process,
     seed: Tensor,
     first_path: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x, and mean and noise of the last step, each [B, d], after steps [B] >= 1 steps; raises as `simulate`."""
-    return run(TRANSITION, x0, steps, drift_scale, noise_std, mixture, seed, first_path, False)
+    return run(TRANSITION, x0, steps, process, seed, first_path, False)
 
 
 def simulate_target(
     x0: Tensor,
     steps: Tensor,
-    drift_scale: Tensor,
-    noise_std: Tensor,
-    mixture: Mixture,
+    process: Process,
     seed: Tensor,
     first_path: int,
     antithetic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x [B, d], target [B, d] and variance ([B, 1] spherical, else [B, d]); 2B rows if antithetic, those driven by the
     mirrored noise last. Raises as `simulate`."""
-    return run(TARGET, x0, steps, drift_scale, noise_std, mixture, seed, first_path, antithetic)
+    return run(TARGET, x0, steps, process, seed, first_path, antithetic)
 
 
 def run(
     output: int,
     x0: Tensor,
     steps: Tensor,
-    drift_scale: Tensor,
-    noise_std: Tensor,
-    mixture: Mixture,
+    process: Process,
     seed: Tensor,
     first_path: int,
     mirrored: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x, with mean and noise (TRANSITION) or target and variance (TARGET), and x in place of what is not asked for."""
+    drift_scale, noise_std, mixture = process.drift_scale, process.noise_std, process.mixture
     check(x0, steps, drift_scale, noise_std, mixture, seed)
     kind = mixture.covariance_type
     dim, rows = x0.shape[1], x0.shape[0] * (2 if mirrored else 1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastndsm.backends.cuda import packed_mixture, packed_network
-from fastndsm.reference import MixtureOperands
+from fastndsm.reference import MixtureOperands, ProcessOperands
 from fastndsm.sampling.fused_mlp import FusedNetwork
 
 HERE = Path(__file__).resolve().parent
@@ -65,9 +65,7 @@ def run(
     samples_a_warp: int,
     start: Tensor,
     steps: Tensor,
-    drift_scale: Tensor,
-    noise_std: Tensor,
-    mixture: MixtureOperands,
+    process: ProcessOperands,
     seed: int,
     first_path: int,
     *,
@@ -80,6 +78,7 @@ def run(
 
     emulated: by the CUDA kernel itself. mode "reverse": steps holds one step, mirrored is the ode.
     """
+    mixture = process.mixture
     (rows, dim), kind = start.shape, mixture.covariance_type
     padded = padded_dimension(dim, samples_a_warp)
     block = packed_mixture(mixture, padded).contiguous()
@@ -90,8 +89,8 @@ def run(
         outputs += [torch.full_like(outputs[0], torch.nan), torch.full((out_rows, width), torch.nan, dtype=start.dtype)]
     kept: dict[str, Any] = {
         "parameters": block,
-        "drift_scale": drift_scale.contiguous(),
-        "noise_std": noise_std.contiguous(),
+        "drift_scale": process.drift_scale.contiguous(),
+        "noise_std": process.noise_std.contiguous(),
         "start": start.contiguous(),
         "steps": steps.contiguous(),
         "score": None if score is None else score.contiguous(),
@@ -147,7 +146,7 @@ def sample_mlp(
     tile: int,
 ) -> tuple[Tensor, int]:
     """y_0 and the step that failed, or -1, by the CUDA kernel, emulated."""
-    drift_scale, noise_std, means, precisions, log_scale, kind = process._arguments(y)
+    drift_scale, noise_std, means, precisions, log_scale, kind = process.dynamics.operands(y.dtype).flat
     if kind == "tied":
         kind, precisions = "full", precisions.expand(len(means), -1, -1)
     out, failed = torch.full_like(y, torch.nan), torch.full((), -1)

@@ -123,26 +123,26 @@ def test_the_bindings_compile(tmp_path: Path) -> None:
 LINKED = """
 import torch
 import fastndsm
-from fastndsm import _cuda, _jit_cuda
+from fastndsm.backends import cuda as backend
+from fastndsm.jit import cuda
 from fastndsm.sampling.fused_mlp import fused_network
 from fastndsm.networks import MLP
 
 torch.ops.load_library(cuda.build(architectures=(90,)))
-ops = _cuda._ops
+ops = torch.ops.fastndsm_cuda
 shapes = [("spherical", 32), ("spherical", 33), ("diag", 3), ("diag", 17), ("full", 8), ("tied", 9)]
 print([ops.register_dimension(*shape) for shape in shapes], ops.tiled_fits("full", 16, 3, False))
 
 def call(name, *arguments):
     try:
-        getattr(_cuda, name)(*arguments)
+        getattr(backend, name)(*arguments)
     except NotImplementedError as error:  # its arguments are those of the schema
         print(str(error).partition(" This could")[0])
 
 reference = fastndsm.GaussianMixture([1.0], [[1.0, 2.0]], [[1.0, 2.0]], "diag")
 process = fastndsm.LangevinProcess(reference, T=1.0, n_steps=20)
 x, last = torch.zeros(3, 2), torch.tensor(5)
-drift_scale, noise_std, *mixture = process._arguments(x)
-tables = drift_scale, noise_std, _cuda.MixtureOperands(*mixture), torch.tensor(1), 0
+tables = process.dynamics.operands(x.dtype), torch.tensor(1), 0
 call("simulate", x, last.expand(3), *tables)
 call("simulate_transition", x, last.expand(3), *tables)
 call("simulate_target", x, torch.tensor([3, 1, 2]), *tables, True)

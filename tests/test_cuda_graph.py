@@ -19,7 +19,7 @@ from helpers import normals, on_one_backend, random_mixture  # noqa: F401
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fastndsm import DriftProcess, GaussianMixture, LangevinProcess, functional, sample
+from fastndsm import DriftProcess, GaussianMixture, LangevinProcess, _checks, sample
 from fastndsm.backends import registry
 from fastndsm.sampling import cuda_graph
 
@@ -55,10 +55,10 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_logged", set())
     monkeypatch.setattr(Program, "made", 0)
     # whether a step is in range is asked on a CPU alone: elsewhere the answer would have to be waited for
-    checked = functional._step_tensor
+    checked = _checks.steps
     monkeypatch.setattr(
-        functional,
-        "_step_tensor",
+        _checks,
+        "steps",
         lambda name, step, *rest: step if isinstance(step, Tensor) else checked(name, step, *rest),
     )
 

@@ -49,10 +49,6 @@ def assert_agree(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> Non
         torch.testing.assert_close(one.double(), other, rtol=0.0, atol=share * max(1.0, float(other.abs().amax())))
 
 
-def tables(p: LangevinProcess, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return p.drift_scale.to(dtype), p.noise_std.to(dtype)
-
-
 @pytest.mark.parametrize("block", [0, 1, 767])
 @pytest.mark.parametrize("path", [0, 5, 2**32 - 1, 2**40 + 3])
 def test_words_bit_for_bit(path: int, block: int) -> None:
@@ -68,14 +64,14 @@ def test_words_bit_for_bit(path: int, block: int) -> None:
 def test_simulate(case: Case, dtype: torch.dtype) -> None:
     samples, *shape = case
     p, x, _, steps = problem(*shape)
-    process = (*tables(p, dtype), p.reference.operands(dtype))
-    exact = (*tables(p, torch.float64), p.reference.operands(torch.float64))
+    process = p.dynamics.operands(dtype)
+    exact = p.dynamics.operands(torch.float64)
     seed = torch.tensor(SEED)
-    found = run("state", samples, x.to(dtype), steps, *process, SEED, FIRST_PATH)
-    assert_agree(found, (reference.simulate(x, steps, *exact, seed, FIRST_PATH),))
+    found = run("state", samples, x.to(dtype), steps, process, SEED, FIRST_PATH)
+    assert_agree(found, (reference.simulate(x, steps, exact, seed, FIRST_PATH),))
     taken = steps.clamp(min=1)
-    found = run("state", samples, x.to(dtype), taken, *process, SEED, FIRST_PATH, transition=True)
-    assert_agree(found, reference.simulate_transition(x, taken, *exact, seed, FIRST_PATH))
+    found = run("state", samples, x.to(dtype), taken, process, SEED, FIRST_PATH, transition=True)
+    assert_agree(found, reference.simulate_transition(x, taken, exact, seed, FIRST_PATH))
 
 
 @cases
@@ -84,10 +80,10 @@ def test_simulate(case: Case, dtype: torch.dtype) -> None:
 def test_simulate_target(case: Case, dtype: torch.dtype, mirrored: bool) -> None:
     samples, *shape = case
     p, x, _, steps = problem(*shape)
-    process = (*tables(p, dtype), p.reference.operands(dtype))
-    exact = (*tables(p, torch.float64), p.reference.operands(torch.float64))
-    found = run("target", samples, x.to(dtype), steps, *process, SEED, FIRST_PATH, mirrored=mirrored)
-    assert_agree(found, reference.simulate_target(x, steps, *exact, torch.tensor(SEED), FIRST_PATH, mirrored))
+    process = p.dynamics.operands(dtype)
+    exact = p.dynamics.operands(torch.float64)
+    found = run("target", samples, x.to(dtype), steps, process, SEED, FIRST_PATH, mirrored=mirrored)
+    assert_agree(found, reference.simulate_target(x, steps, exact, torch.tensor(SEED), FIRST_PATH, mirrored))
 
 
 @cases
@@ -96,23 +92,23 @@ def test_simulate_target(case: Case, dtype: torch.dtype, mirrored: bool) -> None
 def test_reverse_step(case: Case, dtype: torch.dtype, method: str, step: int) -> None:
     samples, *shape = case
     p, y, score, _ = problem(*shape)
-    process = (*tables(p, dtype), p.reference.operands(dtype))
-    exact = (*tables(p, torch.float64), p.reference.operands(torch.float64))
+    process = p.dynamics.operands(dtype)
+    exact = p.dynamics.operands(torch.float64)
     n = torch.tensor(step)
     found = run(
-        "reverse", samples, y.to(dtype), n, *process, SEED, FIRST_PATH, score=score.to(dtype), mirrored=method == "ode"
+        "reverse", samples, y.to(dtype), n, process, SEED, FIRST_PATH, score=score.to(dtype), mirrored=method == "ode"
     )
-    assert_agree(found, (reference.reverse_step(y, score, n, *exact, torch.tensor(SEED), FIRST_PATH, method),))
+    assert_agree(found, (reference.reverse_step(y, score, n, exact, torch.tensor(SEED), FIRST_PATH, method),))
 
 
 @pytest.mark.parametrize("samples", [1, 4])
 @pytest.mark.parametrize("kind", ["spherical", "diag"])
 def test_a_sample_does_not_depend_on_its_warp(kind: str, samples: int) -> None:
     p, x, _, steps = problem(kind, 33, 3)
-    process = (*tables(p, torch.float32), p.reference.operands(torch.float32))
-    whole = run("target", samples, x.float(), steps, *process, SEED, FIRST_PATH)
+    process = p.dynamics.operands(torch.float32)
+    whole = run("target", samples, x.float(), steps, process, SEED, FIRST_PATH)
     for i in range(ROWS):
-        one = run("target", samples, x[i : i + 1].float(), steps[i : i + 1], *process, SEED, FIRST_PATH + i)
+        one = run("target", samples, x[i : i + 1].float(), steps[i : i + 1], process, SEED, FIRST_PATH + i)
         assert all(torch.equal(a[0], b[i]) for a, b in zip(one, whole, strict=True))
 
 
@@ -120,12 +116,12 @@ def test_far_points_and_many_components_stay_finite() -> None:
     """Where every logit is far below the running maximum's start, and where one component takes all."""
     p = quietly(random_mixture("spherical", 9, 2, ratio=8.0), T=0.3, n_steps=6)
     x = torch.tensor([[1e4, -1e4], [3e3, 0.0], [0.0, 0.0]])
-    process = (*tables(p, torch.float32), p.reference.operands(torch.float32))
-    exact = (*tables(p, torch.float64), p.reference.operands(torch.float64))
+    process = p.dynamics.operands(torch.float32)
+    exact = p.dynamics.operands(torch.float64)
     steps = torch.tensor([2, 2, 2])
-    expected = reference.simulate(x.double(), steps, *exact, torch.tensor(SEED), 0)
+    expected = reference.simulate(x.double(), steps, exact, torch.tensor(SEED), 0)
     for samples in (0, 1, 4):
-        (found,) = run("state", samples, x, steps, *process, SEED, 0)
+        (found,) = run("state", samples, x, steps, process, SEED, 0)
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
 
 
@@ -166,7 +162,7 @@ def test_emulated_kernels_give_what_their_headers_give(case: Case) -> None:
     samples, *shape = case
     p, x, score, steps = problem(*shape)
     x, score = x.float(), score.float()
-    process = (*tables(p, torch.float32), p.reference.operands(torch.float32), SEED, FIRST_PATH)
+    process = p.dynamics.operands(torch.float32), SEED, FIRST_PATH
     one, taken = torch.tensor(3), steps.clamp(min=1)
     for call in (
         lambda emulated: run("state", samples, x, steps, *process, emulated=emulated),

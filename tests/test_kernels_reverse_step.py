@@ -55,9 +55,8 @@ def arguments(
     process: LangevinProcess, y: Tensor, score: Tensor, method: str, step: int, dtype: torch.dtype = torch.float32
 ) -> tuple[Any, ...]:
     """Of the backend's function."""
-    tables = process.drift_scale.to(dtype), process.noise_std.to(dtype)
-    mixture = process.prior.operands(dtype)
-    return y.to(dtype), score.to(dtype), torch.tensor(step), *tables, mixture, torch.tensor(SEED), FIRST_PATH, method
+    operands = process.dynamics.operands(dtype)
+    return y.to(dtype), score.to(dtype), torch.tensor(step), operands, torch.tensor(SEED), FIRST_PATH, method
 
 
 def strided(t: Tensor) -> Tensor:
@@ -215,10 +214,12 @@ def interpreted_outputs() -> dict[str, Any]:
                 first = FIRST_PATH + rows.start
                 pieces.append(ops.reverse_step(y[rows], score[rows], *given[2:-2], first, "sde"))
             made[f"split {kind} {dim}"] = ops.reverse_step(*given), pieces
-            y_, score_, step, *tables, mixture, seed, first, method = given
-            odd = mixture._replace(**{n: strided(getattr(mixture, n)) for n in ("means", "precisions", "log_scale")})
-            tables = [strided(t) for t in tables]
-            other = ops.reverse_step(strided(y_), strided(score_), step, *tables, odd, seed, first, method)
+            y_, score_, step, operands, *rest = given
+            a, s, *mixture, _ = operands.flat
+            odd = reference.ProcessOperands(
+                strided(a), strided(s), reference.MixtureOperands(*map(strided, mixture), kind)
+            )
+            other = ops.reverse_step(strided(y_), strided(score_), step, odd, *rest)
             made[f"strided {kind} {dim}"] = ops.reverse_step(*given), other
         for dim in (3, 9):
             given = inputs(kind, (5, dim, 3))
@@ -252,13 +253,13 @@ def interpreted_outputs() -> dict[str, Any]:
         "step dtype": refusal(step=torch.tensor(1, dtype=torch.int32)),
         "step shape": refusal(step=torch.tensor([1])),
         "seed": refusal(seed=torch.tensor(1, dtype=torch.int32)),
-        "tables": refusal(noise_std=given["noise_std"][1:]),
+        "tables": refusal(process=dataclasses.replace(given["process"], noise_std=given["process"].noise_std[1:])),
         "method": refusal(method="heun"),
     }
     return made
 
 
-NAMES = ("y", "score", "step", "drift_scale", "noise_std", "mixture", "seed", "first_path", "method")
+NAMES = ("y", "score", "step", "process", "seed", "first_path", "method")
 
 # --- compiled ahead of time --------------------------------------------------------------------------------------
 

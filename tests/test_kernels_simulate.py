@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
@@ -38,7 +39,7 @@ BITWISE = [
 ]
 SPLIT = (1, 4)  # rows of the pieces but for the last
 
-Arguments = tuple[Any, ...]  # x0, steps, drift_scale, noise_std, mixture, seed, first_path
+Arguments = tuple[Any, ...]  # x0, steps, process, seed, first_path
 
 
 class Case:
@@ -52,9 +53,8 @@ class Case:
         self.steps[:3] = torch.tensor([N_STEPS, 0, 2])
 
     def arguments(self, rows: slice, dtype: torch.dtype = torch.float32) -> Arguments:
-        scales = (t.to(dtype) for t in (self.process.drift_scale, self.process.noise_std))
         start = FIRST_PATH + rows.indices(POOL)[0]
-        return self.x0[rows].to(dtype), self.steps[rows], *scales, self.mixture.operands(dtype), SEED, start
+        return self.x0[rows].to(dtype), self.steps[rows], self.process.dynamics.operands(dtype), SEED, start
 
 
 @functools.cache
@@ -107,15 +107,18 @@ def interpret() -> dict[str, Any]:
     for kind, shape in BITWISE:
         c = case(kind, *shape[1:])
         rows = shape[0]
-        x0, steps, a, s, mixture, seed, start = arguments = c.arguments(slice(rows))
+        x0, steps, process, seed, start = arguments = c.arguments(slice(rows))
         found = variants[title(kind, shape)] = {op: run(op, ops, arguments) for op in OPS}
         draws = [(rows, x0.shape[1], seed, step, 0, start) for step in (torch.tensor(0), (steps - 1).clamp(min=0))]
         found["first normals"], found["last normals"] = (ops.philox_normal(*d, torch.float32, CPU) for d in draws)
         starts = (*itertools.accumulate((0, *SPLIT)), rows)
         found["pieces"] = [run(TARGET, ops, c.arguments(slice(*ends))) for ends in itertools.pairwise(starts)]
-        parts = type(mixture)(*map(strided, mixture[:3]), kind)
+        a, s, *mixture, _ = process.flat
+        scattered = reference.ProcessOperands(
+            strided(a), strided(s), reference.MixtureOperands(*map(strided, mixture), kind)
+        )
         with mock.patch.multiple(simulate, ORDERED_ROWS=1, ORDERED_TILED_ROWS=1):
-            found["ordered"] = run(TARGET, ops, (*map(strided, (x0, steps, a, s)), parts, seed, start))
+            found["ordered"] = run(TARGET, ops, (strided(x0), strided(steps), scattered, seed, start))
         others = torch.where(torch.arange(rows) % 3 == 0, steps, N_STEPS - steps)
         found["others"] = run(TARGET, ops, (x0, others, *arguments[2:]))
         found["one step"] = run(f"mirrored {TARGET}", ops, (x0, torch.ones_like(steps), *arguments[2:]))
@@ -123,12 +126,18 @@ def interpret() -> dict[str, Any]:
 
 
 def refusals(op: Callable[..., Tensor]) -> dict[str, str]:
-    names = ("x0", "steps", "drift_scale", "noise_std", "mixture", "seed", "first_path")
+    names = ("x0", "steps", "process", "seed", "first_path")
     good = dict(zip(names, case("diag", 2, 3).arguments(slice(4)), strict=True))
+    fields = vars(good["process"])
     said = {}
     for name, changed in REFUSED.items():
         try:
-            op(**good | {key: change(good[key]) for key, change in changed[0].items()})
+            ((key, change),) = changed[0].items()
+            if key in fields:
+                given = {"process": dataclasses.replace(good["process"], **{key: change(fields[key])})}
+            else:
+                given = {key: change(good[key])}
+            op(**good | given)
             said[name] = "accepted"
         except (TypeError, ValueError) as error:
             said[name] = str(error)

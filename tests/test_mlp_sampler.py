@@ -231,11 +231,11 @@ def test_other_settings_are_refused_with_the_reason(monkeypatch: pytest.MonkeyPa
             sample(net, p, 3, fused=True)
     finally:
         handle.remove()
-    monkeypatch.setattr(LangevinProcess, "_reverse_step", lambda self, *arguments: arguments[0], raising=True)
 
     class Own(LangevinProcess):
-        def _reverse_step(self, *arguments: Any) -> Tensor:
-            return arguments[0]
+        @property
+        def dynamics(self) -> Any:
+            return super().dynamics
 
     with pytest.raises(ValueError, match="the process is no LangevinProcess but Own"):
         sample(net, Own(p.reference, T=1.0, n_steps=12), 3, fused=True)

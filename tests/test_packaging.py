@@ -79,9 +79,10 @@ import importlib.util, sys
 from pathlib import Path
 import torch
 import fastndsm
-from fastndsm import _jit, functional as F
+from fastndsm import functional as F
+from fastndsm.jit import core
 home = Path(sys.prefix).resolve()
-builder = _jit.csrc_builder()
+builder = core.csrc_builder()
 for path in (Path(fastndsm.__file__), *builder.sources, *builder.headers):
     assert path.resolve().is_relative_to(home), path
 assert importlib.util.find_spec("kernels") is None and importlib.util.find_spec("csrc") is None

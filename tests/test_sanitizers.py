@@ -140,7 +140,8 @@ def expected_mixture(kind: str, shape: Shape) -> list[Tensor]:
 @functools.cache
 def expected_trajectory(kind: str, shape: Shape, what: str) -> list[Tensor]:
     m, x, _, steps, drift_scale, noise_std = case(kind, shape)
-    arguments = x, steps, drift_scale, noise_std, m.operands(torch.float64), torch.tensor(SEED), FIRST_PATH
+    process = reference.ProcessOperands(drift_scale, noise_std, m.operands(torch.float64))
+    arguments = x, steps, process, torch.tensor(SEED), FIRST_PATH
     if what == "state":
         return [reference.simulate(*arguments)]
     if what == "transition":

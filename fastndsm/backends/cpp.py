@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..jit import core as jit
-from ..reference import MixtureOperands
+from ..reference import MixtureOperands, ProcessOperands
 from ..reference.loss import accumulation_dtype
 
 _ops = torch.ops.fastndsm_cpp
@@ -59,40 +59,34 @@ def mixture_sample(
 def simulate(
     x0: Tensor,
     steps: Tensor,
-    drift_scale: Tensor,
-    noise_std: Tensor,
-    mixture: MixtureOperands,
+    process: ProcessOperands,
     seed: Tensor,
     first_path: int,
 ) -> Tensor:
-    out = _ops.simulate(x0, steps, drift_scale, noise_std, *mixture, seed, first_path)
+    out = _ops.simulate(x0, steps, *process.flat, seed, first_path)
     return out
 
 
 def simulate_transition(
     x0: Tensor,
     steps: Tensor,
-    drift_scale: Tensor,
-    noise_std: Tensor,
-    mixture: MixtureOperands,
+    process: ProcessOperands,
     seed: Tensor,
     first_path: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out = _ops.simulate_transition(x0, steps, drift_scale, noise_std, *mixture, seed, first_path)
+    out = _ops.simulate_transition(x0, steps, *process.flat, seed, first_path)
     return out
 
 
 def simulate_target(
     x0: Tensor,
     steps: Tensor,
-    drift_scale: Tensor,
-    noise_std: Tensor,
-    mixture: MixtureOperands,
+    process: ProcessOperands,
     seed: Tensor,
     first_path: int,
     antithetic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out = _ops.simulate_target(x0, steps, drift_scale, noise_std, *mixture, seed, first_path, antithetic)
+    out = _ops.simulate_target(x0, steps, *process.flat, seed, first_path, antithetic)
     return out
 
 
@@ -100,14 +94,12 @@ def reverse_step(
     y: Tensor,
     score: Tensor,
     step: Tensor,
-    drift_scale: Tensor,
-    noise_std: Tensor,
-    mixture: MixtureOperands,
+    process: ProcessOperands,
     seed: Tensor,
     first_path: int,
     method: str,
 ) -> Tensor:
-    out = _ops.reverse_step(y, score, step, drift_scale, noise_std, *mixture, seed, first_path, method)
+    out = _ops.reverse_step(y, score, step, *process.flat, seed, first_path, method)
     return out
 
 
@@ -119,9 +111,7 @@ def sample_mlp(
     shifts: Tensor,
     inverse_std: Tensor | None,
     feature_scale: float,
-    drift_scale: Tensor,
-    noise_std: Tensor,
-    mixture: MixtureOperands,
+    process: ProcessOperands,
     seed: Tensor,
     first_path: int,
     method: str,
@@ -129,7 +119,7 @@ def sample_mlp(
     """y_N -> y_0 [B, d] with the network of `_mlp_sampler.FusedNetwork`; and the step, 0-d int64, that first gave
     values that are not finite (-1: none did)."""
     network = weights, biases, scales, shifts, inverse_std, feature_scale
-    out = _ops.sample_mlp(y, *network, drift_scale, noise_std, *mixture, seed, first_path, method)
+    out = _ops.sample_mlp(y, *network, *process.flat, seed, first_path, method)
     return out
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..jit import cuda as jit
-from ..reference import MixtureOperands
+from ..reference import MixtureOperands, ProcessOperands
 
 _ops = torch.ops.fastndsm_cuda
 LOG2_E = 1.44269504088896340736
@@ -89,24 +89,26 @@ def _served(op: str, mixture: MixtureOperands, target: bool) -> tuple[Tensor, in
     return packed_mixture(mixture, padded), padded, True
 
 
+def _tables(process: ProcessOperands) -> tuple[Tensor, Tensor]:
+    return process.drift_scale.contiguous(), process.noise_std.contiguous()
+
+
 def _simulate(
     what: str,
     x0: Tensor,
     steps: Tensor,
-    drift_scale: Tensor,
-    noise_std: Tensor,
-    mixture: MixtureOperands,
+    process: ProcessOperands,
     seed: Tensor,
     first_path: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    parameters, padded, tiled = _served("simulate", mixture, what in ("target", "mirrored"))
+    parameters, padded, tiled = _served("simulate", process.mixture, what in ("target", "mirrored"))
     rows = len(x0)
     if rows < 2 or steps.stride(0) == 0:  # all the same
         order = torch.arange(rows, device=x0.device)
     else:
         order = steps.argsort(descending=True, stable=True)
-    tables = x0.contiguous(), steps.contiguous(), order, drift_scale.contiguous(), noise_std.contiguous()
-    shape = mixture.covariance_type, len(mixture.means), padded
+    tables = x0.contiguous(), steps.contiguous(), order, *_tables(process)
+    shape = process.mixture.covariance_type, len(process.mixture.means), padded
     x, second, third = _ops.simulate(*tables, parameters, *shape, int(seed), first_path, what, tiled)
     return x, second, third
 
@@ -114,55 +116,47 @@ def _simulate(
 def simulate(
     x0: Tensor,
     steps: Tensor,
-    drift_scale: Tensor,
-    noise_std: Tensor,
-    mixture: MixtureOperands,
+    process: ProcessOperands,
     seed: Tensor,
     first_path: int,
 ) -> Tensor:
-    return _simulate("state", x0, steps, drift_scale, noise_std, mixture, seed, first_path)[0]
+    return _simulate("state", x0, steps, process, seed, first_path)[0]
 
 
 def simulate_transition(
     x0: Tensor,
     steps: Tensor,
-    drift_scale: Tensor,
-    noise_std: Tensor,
-    mixture: MixtureOperands,
+    process: ProcessOperands,
     seed: Tensor,
     first_path: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _simulate("transition", x0, steps, drift_scale, noise_std, mixture, seed, first_path)
+    return _simulate("transition", x0, steps, process, seed, first_path)
 
 
 def simulate_target(
     x0: Tensor,
     steps: Tensor,
-    drift_scale: Tensor,
-    noise_std: Tensor,
-    mixture: MixtureOperands,
+    process: ProcessOperands,
     seed: Tensor,
     first_path: int,
     antithetic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     what = "mirrored" if antithetic else "target"
-    return _simulate(what, x0, steps, drift_scale, noise_std, mixture, seed, first_path)
+    return _simulate(what, x0, steps, process, seed, first_path)
 
 
 def reverse_step(
     y: Tensor,
     score: Tensor,
     step: Tensor,
-    drift_scale: Tensor,
-    noise_std: Tensor,
-    mixture: MixtureOperands,
+    process: ProcessOperands,
     seed: Tensor,
     first_path: int,
     method: str,
 ) -> Tensor:
-    parameters, padded, tiled = _served("reverse_step", mixture, False)
-    tensors = y.contiguous(), score.contiguous(), step.to(y.device), drift_scale.contiguous(), noise_std.contiguous()
-    shape = mixture.covariance_type, len(mixture.means), padded
+    parameters, padded, tiled = _served("reverse_step", process.mixture, False)
+    tensors = y.contiguous(), score.contiguous(), step.to(y.device), *_tables(process)
+    shape = process.mixture.covariance_type, len(process.mixture.means), padded
     out: Tensor = _ops.reverse_step(*tensors, parameters, *shape, int(seed), first_path, method, tiled)
     return out
 
@@ -175,9 +169,7 @@ def sample_mlp(
     shifts: Tensor,
     inverse_std: Tensor | None,
     feature_scale: float,
-    drift_scale: Tensor,
-    noise_std: Tensor,
-    mixture: MixtureOperands,
+    process: ProcessOperands,
     seed: Tensor,
     first_path: int,
     method: str,
@@ -187,12 +179,12 @@ def sample_mlp(
     if len(widths) != 1 or not widths <= set(WIDTHS):
         raise NotImplementedError(f"backend 'cuda' serves hidden layers all of 64 or all of 128 units, found {widths}")
     (width,) = widths
-    means, precisions, log_scale, kind = mixture
+    means, precisions, log_scale, kind = process.mixture
     if kind == "tied":
         kind, precisions = "full", precisions.expand(len(means), -1, -1)
     parameters = packed_mixture(MixtureOperands(means, precisions, log_scale, kind), means.shape[1])
     network = packed_network(weights, biases), len(weights) - 1, width, weights[0].shape[1]
     tables = scales.contiguous(), shifts.contiguous(), inverse_std, feature_scale
-    process = drift_scale.contiguous(), noise_std.contiguous(), parameters, kind, len(means)
-    out, failed = _ops.sample_mlp(y.contiguous(), *network, *tables, *process, int(seed), first_path, method)
+    noising = *_tables(process), parameters, kind, len(means)
+    out, failed = _ops.sample_mlp(y.contiguous(), *network, *tables, *noising, int(seed), first_path, method)
     return out, failed

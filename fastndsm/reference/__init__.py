@@ -7,11 +7,13 @@ so that it is also the gradient oracle. Imports nothing but torch.
 from .loss import dsm_loss, dsm_loss_backward, ndsm_loss, ndsm_loss_backward
 from .mixture import MixtureOperands, mixture_hvp, mixture_log_prob, mixture_sample, mixture_score
 from .philox import philox4x32_10, philox_normal
+from .process import ProcessOperands
 from .reverse_step import reverse_step
 from .simulate import simulate, simulate_target, simulate_transition
 
 __all__ = [
     "MixtureOperands",
+    "ProcessOperands",
     "dsm_loss",
     "dsm_loss_backward",
     "mixture_hvp",

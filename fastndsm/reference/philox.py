@@ -71,6 +71,14 @@ def path_range(n_paths: int, first_path: int, device: torch.device) -> Tensor:
     return torch.arange(n_paths, device=device) + first_path
 
 
+def uniform_steps(n_paths: int, n_steps: int, seed: Tensor, first_path: int, device: torch.device) -> Tensor:
+    """Integers uniform on 0..n_steps-1, int64 [n_paths]: word 0 of stream STEP times n_steps, its high half."""
+    paths = path_range(n_paths, first_path, device)[:, None]
+    zero = torch.zeros_like(paths)
+    counter = (paths & MASK, (paths >> 32) & 0xFFFFFF | STEP << 24, zero, zero)
+    return (philox4x32_10(counter, (seed & MASK, (seed >> 32) & MASK))[0][:, 0] * n_steps) >> 32
+
+
 def philox_normal(
     n_paths: int,
     dim: int,

@@ -11,7 +11,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from . import philox
-from .mixture import MixtureOperands, mixture_score
+from .mixture import mixture_score
+from .process import ProcessOperands
 
 
 def reverse_update(
@@ -32,14 +33,12 @@ def reverse_step(
     y: Tensor,
     score: Tensor,
     step: Tensor,
-    drift_scale: Tensor,
-    noise_std: Tensor,
-    mixture: MixtureOperands,
+    process: ProcessOperands,
     seed: Tensor,
     first_path: int,
     method: str,
 ) -> Tensor:
     """y, score [B, d], step 0-d int64 -> [B, d]."""
     n = int(step)
-    drift = drift_scale[n] * mixture_score(y, mixture)
-    return reverse_update(y, drift, score, n, noise_std, int(seed), first_path, method)
+    drift = process.drift_scale[n] * mixture_score(y, process.mixture)
+    return reverse_update(y, drift, score, n, process.noise_std, int(seed), first_path, method)

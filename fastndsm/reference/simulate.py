@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from . import philox
-from .mixture import MixtureOperands, mean_precision_diagonal, mixture_score, score_and_hvp
+from .mixture import mean_precision_diagonal, mixture_score, score_and_hvp
+from .process import ProcessOperands
 
 
 class Drift(Protocol):
@@ -39,9 +40,9 @@ class Drift(Protocol):
 class LangevinDrift:
     """F = 1/2 sigma^2 grad log pi of a mixture."""
 
-    def __init__(self, mixture: MixtureOperands, drift_scale: Tensor) -> None:
-        self.mixture = mixture
-        self.drift_scale = drift_scale
+    def __init__(self, process: ProcessOperands) -> None:
+        self.mixture = process.mixture
+        self.drift_scale = process.drift_scale
 
     def increment(self, n: int, x: Tensor) -> Tensor:
         return self.drift_scale[n] * mixture_score(x, self.mixture)
@@ -127,29 +128,25 @@ def walk_with_target(
 def simulate(
     x0: Tensor,
     steps: Tensor,
-    drift_scale: Tensor,
-    noise_std: Tensor,
-    mixture: MixtureOperands,
+    process: ProcessOperands,
     seed: Tensor,
     first_path: int,
 ) -> Tensor:
     """x [B, d] after steps [B] steps of the Langevin process from x0 [B, d]."""
     paths = philox.path_range(len(x0), first_path, x0.device)
-    return walk(x0, steps, LangevinDrift(mixture, drift_scale), noise_std, paths, int(seed))[0]
+    return walk(x0, steps, LangevinDrift(process), process.noise_std, paths, int(seed))[0]
 
 
 def simulate_transition(
     x0: Tensor,
     steps: Tensor,
-    drift_scale: Tensor,
-    noise_std: Tensor,
-    mixture: MixtureOperands,
+    process: ProcessOperands,
     seed: Tensor,
     first_path: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x, and mean and noise of the last step, each [B, d], after steps [B] >= 1 steps."""
     paths = philox.path_range(len(x0), first_path, x0.device)
-    return walk(x0, steps, LangevinDrift(mixture, drift_scale), noise_std, paths, int(seed))
+    return walk(x0, steps, LangevinDrift(process), process.noise_std, paths, int(seed))
 
 
 def mirrored(paths: Tensor, x0: Tensor, steps: Tensor, antithetic: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -164,9 +161,7 @@ def mirrored(paths: Tensor, x0: Tensor, steps: Tensor, antithetic: bool) -> tupl
 def simulate_target(
     x0: Tensor,
     steps: Tensor,
-    drift_scale: Tensor,
-    noise_std: Tensor,
-    mixture: MixtureOperands,
+    process: ProcessOperands,
     seed: Tensor,
     first_path: int,
     antithetic: bool,
@@ -174,4 +169,4 @@ def simulate_target(
     """x [B, d], target [B, d] and variance ([B, 1] spherical, else [B, d]); 2B rows if antithetic."""
     paths = philox.path_range(len(x0), first_path, x0.device)
     x0, steps, paths, sign = mirrored(paths, x0, steps, antithetic)
-    return walk_with_target(x0, steps, LangevinDrift(mixture, drift_scale), noise_std, paths, sign, int(seed))
+    return walk_with_target(x0, steps, LangevinDrift(process), process.noise_std, paths, sign, int(seed))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..mixture import GaussianMixture
-from ..networks import MLP, TimeEmbedding, _FiLM
+from ..networks import MLP, FiLM, TimeEmbedding
 from ..process import LangevinProcess, NoisingProcess
 from ..reference import MixtureOperands
 from ..score import ResidualScore
@@ -70,7 +70,7 @@ def fused_network(score_net: Any, process: NoisingProcess, dtype: torch.dtype) -
 def _refuses_network(net: Any, dtype: torch.dtype) -> str | None:
     if type(net) is not MLP:
         return f"the network is no fastndsm.networks.MLP but {type(net).__name__}"
-    expected = [(net.film, _FiLM), (net.film.embedding, TimeEmbedding), (net.film.hidden, nn.Linear)]
+    expected = [(net.film, FiLM), (net.film.embedding, TimeEmbedding), (net.film.hidden, nn.Linear)]
     expected += [(layer, nn.Linear) for layer in (net.film.out, *net.layers, net.last)]
     for module, kind in expected:
         if type(module) is not kind:
@@ -90,8 +90,7 @@ def _refuses_network(net: Any, dtype: torch.dtype) -> str | None:
 
 def _changed(module: nn.Module) -> str | None:
     """Hooks, or a forward of its own, which the op would not call."""
-    everywhere = nn.modules.module
-    hooked = everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks
+    hooked = torch.nn.modules.module._global_forward_hooks or torch.nn.modules.module._global_forward_pre_hooks
     for part in module.modules():
         if isinstance(part, (NoisingProcess, GaussianMixture)):
             continue  # not called by the network
@@ -103,7 +102,7 @@ def _changed(module: nn.Module) -> str | None:
 
 def _refuses_process(process: NoisingProcess, residual: ResidualScore | None) -> str | None:
     for own in [process] if residual is None else [process, residual.process]:
-        if not isinstance(own, LangevinProcess) or type(own)._reverse_step is not LangevinProcess._reverse_step:
+        if not isinstance(own, LangevinProcess) or type(own).dynamics is not LangevinProcess.dynamics:
             return f"the process is no LangevinProcess but {type(own).__name__}"
         if type(own.reference) is not GaussianMixture:
             return f"the reference is no GaussianMixture but {type(own.reference).__name__}"

@@ -21,7 +21,6 @@ from .. import _checks, functional
 from ..backends import registry
 from ..objective import ScoreNet
 from ..process import NoisingProcess
-from ..reference import MixtureOperands
 from . import cuda_graph as graphs
 from .fused_mlp import FusedNetwork, fused_network
 
@@ -184,13 +183,12 @@ def _run_fused(
 ) -> Tensor | None:
     """y_N -> y_0, by the backend's own evaluation of the network; None where the backend has none for this network."""
     process: Any = reverse.process
-    drift_scale, noise_std, *mixture = process._arguments(y)
     try:
         flat, failed = serve(
             y.flatten(1),
             *(network.weights, network.biases, network.scales, network.shifts),
             *(network.inverse_std, network.feature_scale),
-            *(drift_scale, noise_std, MixtureOperands(*mixture)),
+            process.dynamics.operands(y.dtype),
             *(reverse.seed, reverse.first_path, reverse.method),
         )
     except NotImplementedError as error:

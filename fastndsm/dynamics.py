@@ -1,0 +1,173 @@
+"""What a noising process does to samples, step by step.
+
+    mean_n  = x_n + F(x_n, t_n) dt_n,    x_{n+1} = mean_n + s_n z_n
+
+A mixture's drift, F dt = a_n grad log pi, runs in the fused ops, a Python function's in the reference's loops. A
+process gives its `dynamics`, made of its tables as they are at the time; `functional` takes any object that has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ._ops import ops
+from .reference import MixtureOperands, ProcessOperands, philox
+from .reference.reverse_step import reverse_update
+from .reference.simulate import mirrored, walk, walk_with_target
+
+
+class Dynamics(Protocol):
+    """Steps of a noising process and of its reverse; arguments are checked already.
+
+    x0 and y [B, ...]; steps int64 [B], those that each row takes; step 0-d; seed 0-d int64.
+    """
+
+    def simulate(self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, backend: str) -> Tensor:
+        """Return x after `steps` steps, like x0."""
+
+    def simulate_transition(
+        self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, backend: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return x, and mean and noise of the last step, each like x0."""
+
+    def simulate_target(
+        self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, antithetic: bool, backend: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return x and target like x0 and the variance, [B] or like x0; 2B rows if antithetic."""
+
+    def reverse_step(
+        self, y: Tensor, score: Tensor, step: Tensor, seed: Tensor, first_path: int, method: str, backend: str
+    ) -> Tensor:
+        """Return y_n from y_{n+1} and the score there, like y."""
+
+
+class Mixture(Protocol):
+    """A Gaussian mixture, as far as its drift goes."""
+
+    @property
+    def covariance_type(self) -> str: ...
+    def operands(self, dtype: torch.dtype) -> MixtureOperands: ...
+
+
+@dataclass(frozen=True)
+class MixtureDynamics:
+    """Langevin dynamics towards a mixture: F dt = a_n grad log pi, in the fused ops."""
+
+    drift_scale: Tensor
+    noise_std: Tensor
+    mixture: Mixture
+
+    def operands(self, dtype: torch.dtype) -> ProcessOperands:
+        """Return what a backend takes for data of `dtype`."""
+        drift_scale, noise_std, *mixture = self._arguments(dtype)
+        return ProcessOperands(drift_scale, noise_std, MixtureOperands(*mixture))
+
+    def _arguments(self, dtype: torch.dtype) -> tuple[Any, ...]:
+        """The operands in a row, as op schemas list them."""
+        mixture = self.mixture.operands(dtype)
+        compute = mixture.means.dtype
+        return self.drift_scale.to(compute), self.noise_std.to(compute), *mixture
+
+    def simulate(self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, backend: str) -> Tensor:
+        operands = self._arguments(x0.dtype)
+        return ops.simulate(x0.flatten(1), steps, *operands, seed, first_path, backend).reshape(x0.shape)
+
+    def simulate_transition(
+        self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, backend: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        operands = self._arguments(x0.dtype)
+        x, mean, noise = ops.simulate_transition(x0.flatten(1), steps, *operands, seed, first_path, backend)
+        return x.reshape(x0.shape), mean.reshape(x0.shape), noise.reshape(x0.shape)
+
+    def simulate_target(
+        self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, antithetic: bool, backend: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        operands = self._arguments(x0.dtype)
+        made = ops.simulate_target(x0.flatten(1), steps, *operands, seed, first_path, antithetic, backend)
+        return _shaped(made, x0, scalar_variance=self.mixture.covariance_type == "spherical")
+
+    def reverse_step(
+        self, y: Tensor, score: Tensor, step: Tensor, seed: Tensor, first_path: int, method: str, backend: str
+    ) -> Tensor:
+        operands = self._arguments(y.dtype)
+        flat = y.flatten(1), score.flatten(1)
+        return ops.reverse_step(*flat, step, *operands, seed, first_path, method, backend).reshape(y.shape)
+
+
+@dataclass(frozen=True)
+class CallableDrift:
+    """A Python drift as `reference.simulate.Drift`: a_n Hess z is the transposed Jacobian product of dt_n F."""
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    times: Tensor
+    event_shape: tuple[int, ...]
+    contraction_rate: float
+
+    def _dt(self, n: int, dtype: torch.dtype) -> Tensor:
+        return (self.times[n + 1] - self.times[n]).to(dtype)
+
+    def increment(self, n: int, x: Tensor) -> Tensor:
+        t = self.times[n].to(x.dtype).expand(len(x))
+        shaped = x.reshape(len(x), *self.event_shape)
+        value = self.function(shaped, t)
+        if value.shape != shaped.shape:
+            raise ValueError(
+                f"drift: expected output of the shape of x, {tuple(shaped.shape)}, found {tuple(value.shape)}"
+            )
+        return self._dt(n, x.dtype) * value.reshape(x.shape)
+
+    def increment_and_product(self, n: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        increment, pullback, *_ = torch.func.vjp(lambda point: self.increment(n, point), x)
+        return increment, pullback(z)[0]
+
+    def contraction(self, n: int, p: Tensor) -> Tensor:
+        return 1.0 - self._dt(n, p.dtype) * p
+
+    def rate(self, x0: Tensor) -> Tensor:
+        return x0.new_full((len(x0), 1), self.contraction_rate)
+
+
+@dataclass(frozen=True)
+class CallableDynamics:
+    """The dynamics of a Python drift, in the reference's loops whatever the backend."""
+
+    drift: CallableDrift
+    noise_std: Tensor
+
+    def simulate(self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, backend: str) -> Tensor:
+        return self.simulate_transition(x0, steps, seed, first_path, backend)[0]
+
+    def simulate_transition(
+        self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, backend: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        paths = philox.path_range(len(x0), first_path, x0.device)
+        x, mean, noise = walk(x0.flatten(1), steps, self.drift, self.noise_std.to(x0.dtype), paths, int(seed))
+        return x.reshape(x0.shape), mean.reshape(x0.shape), noise.reshape(x0.shape)
+
+    def simulate_target(
+        self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, antithetic: bool, backend: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        paths = philox.path_range(len(x0), first_path, x0.device)
+        flat, steps, paths, sign = mirrored(paths, x0.flatten(1), steps, antithetic)
+        std = self.noise_std.to(x0.dtype)
+        made = walk_with_target(flat, steps, self.drift, std, paths, sign, int(seed))
+        return _shaped(made, x0, scalar_variance=True)
+
+    def reverse_step(
+        self, y: Tensor, score: Tensor, step: Tensor, seed: Tensor, first_path: int, method: str, backend: str
+    ) -> Tensor:
+        n, flat, slope = int(step), y.flatten(1), score.flatten(1)
+        increment, std = self.drift.increment(n, flat), self.noise_std.to(y.dtype)
+        return reverse_update(flat, increment, slope, n, std, int(seed), first_path, method).reshape(y.shape)
+
+
+def _shaped(made: tuple[Tensor, Tensor, Tensor], x0: Tensor, scalar_variance: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Give x, target and variance [., d] (the variance [., 1] if it is scalar) the event shape of x0."""
+    x, target, variance = made
+    shape = (len(x), *x0.shape[1:])
+    return x.reshape(shape), target.reshape(shape), variance[:, 0] if scalar_variance else variance.reshape(shape)

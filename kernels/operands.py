@@ -1,0 +1,20 @@
+"""What the ops take, as the fields that the kernels read (`fastndsm.reference` has the classes)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from .mixture_score import Mixture
+
+
+class Process(Protocol):
+    """drift_scale [N] (a_n), noise_std [N] (s_n) and the mixture that a Langevin process drifts towards."""
+
+    @property
+    def drift_scale(self) -> Tensor: ...
+    @property
+    def noise_std(self) -> Tensor: ...
+    @property
+    def mixture(self) -> Mixture: ...
