@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from fastndsm import functional
+from fastndsm.testing import deviation
 
 from . import floor, memory, peers_jax
-from .problems import CHECKED_ROWS, TINY, deviation
+from .problems import CHECKED_ROWS, TINY
 from .record import Memory, Record, Row
 
 FLOAT32 = 1e-5

@@ -14,9 +14,10 @@ from torch import Tensor
 
 import fastndsm
 from fastndsm import ResidualScore, networks
+from fastndsm.testing import deviation
 
 from . import floor
-from .problems import PLANAR, TINY, Problem, deviation
+from .problems import PLANAR, TINY, Problem
 from .record import Row
 
 PROBLEM = Problem(PLANAR.dim, PLANAR.components, *(64, 4) if TINY else (10_000, 200))

@@ -13,9 +13,10 @@ import pytest
 from torch import Tensor
 
 from fastndsm import functional
+from fastndsm.testing import deviation
 
 from . import floor, peers, peers_jax
-from .problems import CHECKED_ROWS, IMAGES, PLANAR, VECTORS, Problem, deviation, law_deviation
+from .problems import CHECKED_ROWS, IMAGES, PLANAR, VECTORS, Problem, law_deviation
 from .record import Row
 
 SIMULATE = {

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 import fastndsm
 from fastndsm import DSMLoss, GaussianMixture, LangevinProcess, NDSMLoss, OUProcess, ResidualScore, data, networks
+from fastndsm.testing import deviation
 
-from .problems import TINY, deviation
+from .problems import TINY
 from .record import Row
 
 TURNS = 2 if TINY else 4

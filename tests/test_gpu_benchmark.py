@@ -85,7 +85,8 @@ def test_tiny_run_agrees_and_is_written_down(tmp_path: Path) -> None:
 
 WRONG = """
 import sys, types
-from fastndsm import _backend, reference
+from fastndsm import reference
+from fastndsm.backends import registry
 from benchmarks.gpu.__main__ import main
 
 made_up = types.ModuleType("made_up")
@@ -108,8 +109,8 @@ borrows.__spec__ = types.SimpleNamespace()
 borrows.ndsm_loss, borrows.philox_normal = made_up.ndsm_loss, lambda *arguments: reference.philox_normal(*arguments)
 borrows.ndsm_loss_backward, borrows.dsm_loss = made_up.ndsm_loss_backward, lambda *arguments: 1 / 0
 sys.modules["made_up"], sys.modules["borrows"] = made_up, borrows
-_backend.BACKENDS["triton"] = _backend.Backend("triton", "made_up", devices=("cpu",))
-_backend.BACKENDS["cpp"] = _backend.Backend("cpp", "borrows", devices=("cpu",))
+registry.BACKENDS["triton"] = registry.Backend("triton", "made_up", devices=("cpu",))
+registry.BACKENDS["cpp"] = registry.Backend("cpp", "borrows", devices=("cpu",))
 sys.exit(main("check loss", "check philox", "check simulate", "check determinism"))
 """
 
@@ -138,7 +139,7 @@ def test_an_op_that_is_wrong_missing_refused_or_borrowed_is_told() -> None:
 
 NOT_BUILT = """
 import sys, types
-from fastndsm import _backend
+from fastndsm.backends import registry
 from fastndsm.jit.cache import BuildError, CompilationError
 from benchmarks.gpu.__main__ import main
 
@@ -152,7 +153,7 @@ def prepare():
 
 made_up.prepare = prepare
 sys.modules["made_up"] = made_up
-_backend.BACKENDS["cpp"] = _backend.Backend("cpp", "made_up", devices=("cpu",))
+registry.BACKENDS["cpp"] = registry.Backend("cpp", "made_up", devices=("cpu",))
 sys.exit(main("check philox", "time simulate", "peer eager"))
 """
 

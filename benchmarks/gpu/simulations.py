@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from fastndsm import GaussianMixture, functional
+from fastndsm.testing import deviation
 
 from .. import floor, peers, peers_jax
-from ..problems import CHECKED_ROWS, TINY, Problem, deviation, law_deviation
+from ..problems import CHECKED_ROWS, TINY, Problem, law_deviation
 from .device import Run, backends, device, refusal, timed, wall_clock
 from .log import Log, Row
 

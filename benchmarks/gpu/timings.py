@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from fastndsm import LangevinProcess, functional, sample, use_backend
+from fastndsm.testing import deviation
 
 from .. import floor, memory, peers
-from ..problems import TINY, deviation
+from ..problems import TINY
 from . import cases, ceilings
 from .device import Run, device, gpu_sets, lender, normals, refusal, timed, wall_clock
 from .log import Log, Row

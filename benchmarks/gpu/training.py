@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from fastndsm import DSMLoss, GaussianMixture, LangevinProcess, NDSMLoss, OUProcess, ResidualScore, networks
+from fastndsm.testing import deviation
 
-from ..problems import TINY, deviation
+from ..problems import TINY
 from .device import SECONDS, backends, device, timed
 from .log import Log, Row
 
