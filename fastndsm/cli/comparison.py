@@ -19,6 +19,7 @@ from torch import Tensor
 from .. import _checks
 from ..backends import registry
 from ..testing import CALLS, COVARIANCE_TYPES, Arguments, Call, deviation, random_arguments
+from .tables import columns
 
 __all__ = ["CASES", "Case", "Comparison", "compare", "format_comparisons"]
 
@@ -142,20 +143,14 @@ def compare(
 
 
 def format_comparisons(rows: Iterable[Comparison]) -> str:
-    """A table of text, one line a row."""
+    """Return a table of text, one line a row."""
     head = ("op", "case", "device", "backend", "deviation", "reference's", "ms", "speed-up")
-    body = [head]
+    body = []
     for row in rows:
         speed = "does not agree" if row.speed_up is None else f"{row.speed_up:.1f}x"
-        figures = (
-            f"{row.deviation:.1e}",
-            f"{row.reference_deviation:.1e}",
-            f"{row.seconds * 1e3:.3g}",
-            speed,
-        )
+        figures = f"{row.deviation:.1e}", f"{row.reference_deviation:.1e}", f"{row.seconds * 1e3:.3g}", speed
         body.append((row.op, row.case, row.device, row.backend, *figures))
-    widths = [max(len(line[i]) for line in body) for i in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in body)
+    return columns(head, body)
 
 
 def _compare_case(
