@@ -6,8 +6,6 @@ each figure. A backend agrees if it is within 1e-5 + 10 times that; speed is tol
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.benchmark import Timer
 
 from .. import _checks
 from ..backends import registry
@@ -24,7 +23,6 @@ from .tables import columns
 __all__ = ["CASES", "Case", "Comparison", "compare", "format_comparisons"]
 
 BUDGET = 0.2  # seconds spent on timing one op on one backend
-MOST_RUNS = 50
 Shape = tuple[int, int, int, int]  # rows B, dimension d, components K, steps N
 
 
@@ -164,7 +162,7 @@ def _compare_case(
     own = base = 0.0
     for name in ("reference", *(n for n in serving if backends is None or n in backends)):
         error = deviation(case.run(inputs, name), exact)
-        seconds = _median_seconds(partial(case.run, inputs, name), device)
+        seconds = _median_seconds(partial(case.run, inputs, name))
         if name == "reference":
             own, base = error, seconds
         row = Comparison(case.op, case.label(size), device.type, name, error, own, seconds, base / seconds)
@@ -174,15 +172,7 @@ def _compare_case(
     return rows
 
 
-def _median_seconds(run: Callable[[], Any], device: torch.device) -> float:
-    def once() -> float:
-        start = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-
-    times = [once(), once(), once()]
-    while sum(times) < BUDGET and len(times) < MOST_RUNS:
-        times.append(once())
-    return statistics.median(times)
+def _median_seconds(run: Callable[[], Any]) -> float:
+    """Time it on the threads that are set, synchronised; the comparison before has warmed it up."""
+    timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
+    return float(timer.blocked_autorange(min_run_time=BUDGET).median)
