@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.benchmark import Timer
 
 from .. import _checks
 from ..backends import registry
@@ -174,5 +173,7 @@ def _compare_case(
 
 def _median_seconds(run: Callable[[], Any]) -> float:
     """Time it on the threads that are set, synchronised; the comparison before has warmed it up."""
+    from torch.utils.benchmark import Timer  # it would take a tenth of the time in which the command line starts
+
     timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
     return float(timer.blocked_autorange(min_run_time=BUDGET).median)
