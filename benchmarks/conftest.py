@@ -42,7 +42,8 @@ from fastndsm.jit import core  # noqa: E402
 
 from . import floor  # noqa: E402
 from .problems import TINY  # noqa: E402
-from .record import Record, Row  # noqa: E402
+from .record import SHARE_OF_FLOOR, Record  # noqa: E402
+from .rows import Row  # noqa: E402
 
 RECORD = pytest.StashKey[Record]()
 SECONDS = 0.0 if TINY else 1.5  # of rounds, for one contender and turn
@@ -98,7 +99,9 @@ def race(benchmark: Any, record: Record) -> Callable[..., None]:
         benchmark.extra_info.update(contender=row.contender, configuration=row.configuration)
         benchmark.pedantic(configurations[row.configuration], rounds=rounds, iterations=1)
         if benchmark.stats is not None:  # --benchmark-disable
-            record.add(row, benchmark.stats.stats.data)
+            row.seconds = list(benchmark.stats.stats.data)
+            row.share = None if row.floor_seconds is None else SHARE_OF_FLOOR
+            record.rows.add(row)
 
     return run
 

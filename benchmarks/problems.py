@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastndsm import GaussianMixture, LangevinProcess
 from fastndsm.functional import philox_normal
+from fastndsm.testing import generator, random_mixture
 
 TINY = os.environ.get("FASTNDSM_BENCH_SIZE", "full") == "tiny"
 CHECKED_ROWS = 8 if TINY else 32  # paths compared one by one
@@ -52,14 +53,7 @@ class Problem:
 
     @cached_property
     def mixture(self) -> GaussianMixture:
-        generator = torch.Generator().manual_seed(self.dim)
-
-        def uniform(*shape: int) -> Tensor:
-            return torch.rand(*shape, generator=generator, dtype=torch.float64)
-
-        weights, means = 0.2 + uniform(self.components), 4.0 * uniform(self.components, self.dim) - 2.0
-        variances = 0.3 + uniform(self.components, self.dim)
-        return GaussianMixture(weights / weights.sum(), means, variances, "diag")
+        return random_mixture("diag", self.components, self.dim, seed=generator(self.dim), overlapping=True)
 
     @cached_property
     def weighing(self) -> float:
@@ -99,15 +93,6 @@ class Problem:
 PLANAR = Problem(2, 8, *(128, 3) if TINY else (65_536, 100))
 VECTORS = Problem(16, 10, *(128, 3) if TINY else (8_192, 100))
 IMAGES = Problem(784, 10, *(128, 3) if TINY else (1_024, 50))
-
-
-def deviation(found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> float:
-    """Largest absolute error over the largest absolute value; a NaN anywhere makes it NaN, which is below no bound."""
-    errors = [
-        (f.double() - e.double()).abs().max() / e.double().abs().max().clamp_min(1e-300)
-        for f, e in zip(found, exact, strict=True)
-    ]
-    return float(torch.stack(errors).max())
 
 
 def law_deviation(found: Tensor, other: Tensor) -> float:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import fastndsm
 from fastndsm import GaussianMixture, LangevinProcess, NDSMLoss, OUProcess, ResidualScore, data, metrics, networks
+from fastndsm.cli.tables import markdown
 from fastndsm.training.trainer import TrainConfig, Trainer
 
 RESULTS = Path(__file__).parent / "results"
@@ -192,11 +193,8 @@ def variance(seed: int = 0, steps: int = 4000, n: int = 1000) -> list[Row]:
 def table(rows: list[Row]) -> str:
     """The rows as Markdown."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    for row in rows:
-        cells = (row.get(c, "") for c in columns)
-        lines.append("| " + " | ".join(f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells) + " |")
-    return "\n".join(lines)
+    cells = ((row.get(c, "") for c in columns) for row in rows)
+    return markdown(columns, ((f"{c:.4g}" if isinstance(c, float) else str(c) for c in line) for line in cells))
 
 
 def _planar_job(job: tuple[str, str, int], steps: int) -> list[Row]:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from fastndsm import functional
+from fastndsm.testing import deviation
 
 from . import floor, memory, peers_jax
-from .problems import CHECKED_ROWS, TINY, deviation
-from .record import Memory, Record, Row
+from .problems import CHECKED_ROWS, TINY
+from .record import Memory, Record
+from .rows import Row
 
 FLOAT32 = 1e-5
 MATMUL_FORM = 1e-3
@@ -50,7 +52,7 @@ def test_philox_normal(contender: str, race: Any) -> None:
     if contender == "ours":
         error = deviation((philox("cpp")[:1024],), (philox("reference", min(PATHS, 1024)),))
         assert error <= FLOAT32
-        ours = Row("philox_normal", case, contender, "a value", VALUES, error, "reference, same counters")
+        ours = Row("philox_normal", case, contender, "a value", VALUES, "reference, same counters", deviation=error)
         ours.targets = {"eager": 6.0}
         race(ours, partial(philox, "cpp"))
         return
@@ -59,7 +61,7 @@ def test_philox_normal(contender: str, race: Any) -> None:
     run = normals(contender)
     z = standard(run())
     assert z <= LARGEST_Z
-    race(Row("philox_normal", case, contender, "a value", VALUES, 0.0, f"moments, largest z {z:.2g}"), run)
+    race(Row("philox_normal", case, contender, "a value", VALUES, f"moments, largest z {z:.2g}", deviation=0.0), run)
 
 
 # --- the losses --------------------------------------------------------------------------------------------------
@@ -132,7 +134,7 @@ def test_loss(op: str, contender: str, race: Any) -> None:
     error = deviation(run(), getattr(losses(), op)("reference"))
     assert error <= FLOAT32
     case = f"forward + backward B={ROWS:,} d={WIDTH}"
-    row = Row(op, case, contender, "a value", ROWS * WIDTH, error, "reference")
+    row = Row(op, case, contender, "a value", ROWS * WIDTH, "reference", deviation=error)
     if contender == "ours":
         bandwidth = floor.bandwidth(losses().footprint(op))
         row.floor_seconds = loss_traffic(op) / bandwidth
@@ -176,7 +178,7 @@ def test_mixture_score(contender: str, rates: floor.Rates, race: Any) -> None:
     error = deviation((run(x)[: len(few)],), (exact,))
     assert error <= (FLOAT32 + 10.0 * own if contender == "ours" else MATMUL_FORM)
     case = f"d={PIXELS} K={COMPONENTS:,} B={POINTS} spherical"
-    row = Row("mixture_score", case, contender, "a sample", POINTS, error, "float64 reference")
+    row = Row("mixture_score", case, contender, "a sample", POINTS, "float64 reference", deviation=error)
     if contender == "ours":
         row.floor_seconds = POINTS * rates.floor(floor.spherical_score_multiply_adds(PIXELS, COMPONENTS))
         row.floor, row.targets = "arithmetic", {"eager": 1.0}

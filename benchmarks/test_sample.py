@@ -14,10 +14,11 @@ from torch import Tensor
 
 import fastndsm
 from fastndsm import ResidualScore, networks
+from fastndsm.testing import deviation
 
 from . import floor
-from .problems import PLANAR, TINY, Problem, deviation
-from .record import Row
+from .problems import PLANAR, TINY, Problem
+from .rows import Row
 
 PROBLEM = Problem(PLANAR.dim, PLANAR.components, *(64, 4) if TINY else (10_000, 200))
 HIDDEN = (16 if TINY else 128,) * 3
@@ -43,7 +44,9 @@ def test_sample(contender: str, rates: floor.Rates, race: Any) -> None:
     error = deviation((draw(CONTENDERS[contender]),), (draw(not CONTENDERS[contender]),))
     assert error <= SAME_SAMPLES
     case, d = f"MLP {len(HIDDEN)}x{HIDDEN[0]}, {PROBLEM.label}", PROBLEM.dim
-    row = Row("sample", case, contender, "a sample-step", PROBLEM.sample_steps, error, "the other, same noise")
+    row = Row(
+        "sample", case, contender, "a sample-step", PROBLEM.sample_steps, "the other, same noise", deviation=error
+    )
     if contender == "ours":
         arithmetic = floor.mlp_multiply_adds([d, *HIDDEN, d]) + floor.simulate_multiply_adds(d, PROBLEM.components)
         row.floor_seconds = PROBLEM.sample_steps * rates.floor(arithmetic, d)

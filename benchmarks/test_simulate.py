@@ -13,10 +13,11 @@ import pytest
 from torch import Tensor
 
 from fastndsm import functional
+from fastndsm.testing import deviation
 
 from . import floor, peers, peers_jax
-from .problems import CHECKED_ROWS, IMAGES, PLANAR, VECTORS, Problem, deviation, law_deviation
-from .record import Row
+from .problems import CHECKED_ROWS, IMAGES, PLANAR, VECTORS, Problem, law_deviation
+from .rows import Row
 
 SIMULATE = {
     PLANAR: {"jax": 8.0, "eager": 25.0, "torchsde": 60.0},
@@ -65,7 +66,7 @@ def checked(problem: Problem, target: bool) -> tuple[tuple[Tensor, ...], tuple[T
 
 def row(problem: Problem, target: bool, contender: str, error: float, check: str) -> Row:
     op = "simulate_target" if target else "simulate"
-    return Row(op, problem.label, contender, "a sample-step", problem.sample_steps, error, check)
+    return Row(op, problem.label, contender, "a sample-step", problem.sample_steps, check, deviation=error)
 
 
 def run_ours(problem: Problem, target: bool, targets: dict[str, float], rates: floor.Rates, race: Any) -> None:

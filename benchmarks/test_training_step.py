@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 import fastndsm
 from fastndsm import DSMLoss, GaussianMixture, LangevinProcess, NDSMLoss, OUProcess, ResidualScore, data, networks
+from fastndsm.testing import deviation
 
-from .problems import TINY, deviation
-from .record import Row
+from .problems import TINY
+from .rows import Row
 
 TURNS = 2 if TINY else 4
 BOUND = 1.15
@@ -114,7 +115,9 @@ def test_training_step(name: str, turn: int, contender: str, race: Any) -> None:
     step, error = training(name, contender)
     assert error <= AGREEMENT
     label = SETS[name]().label
-    row = Row("training step", label, contender, "a step", 1, error, "reference, same noise: loss and gradients")
+    row = Row(
+        "training step", label, contender, "a step", 1, "reference, same noise: loss and gradients", deviation=error
+    )
     if contender == "ours":
         row.targets = {"dsm": 1.0 / BOUND}
     race(row, step)

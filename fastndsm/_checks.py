@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +20,22 @@ def floating(name: str, x: Any) -> Tensor:
     if x.dtype not in FLOATS:
         raise TypeError(f"{name}: expected a floating point dtype, found {x.dtype}")
     return x
+
+
+def tensor(
+    name: str, x: Any, expected: str = "a Tensor", dtypes: tuple[torch.dtype, ...] = (), found: str | None = None
+) -> Tensor:
+    """x as it is, if it is a tensor, of one of the dtypes if there are any; found: what the message says of it."""
+    if not isinstance(x, Tensor) or (dtypes and x.dtype not in dtypes):
+        of_what = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name}: expected {expected}, found {of_what if found is None else found}")
+    return x
+
+
+def shape(name: str, x: Any, expected: Sequence[int], note: str = "") -> None:
+    """x must have that shape."""
+    if tuple(x.shape) != tuple(expected):
+        raise ValueError(f"{name}: expected shape {tuple(expected)}{note}, found {tuple(x.shape)}")
 
 
 def batch(name: str, x: Any, dim: int) -> Tensor:
@@ -39,13 +57,104 @@ def data(name: str, x: Any, dim: int) -> Tensor:
     return flat
 
 
-def finite(name: str, x: Tensor) -> Tensor:
-    """x as it is, if every value is finite."""
+def finite(name: str, x: Tensor, located: bool = True) -> Tensor:
+    """x as it is, if every value is finite; located: the message tells where the first is that is not."""
+    # A finite sum has finite terms alone, and reads x once; one that overflows, or is not finite, settles nothing.
+    if bool(x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32)).isfinite()):
+        return x
     bad = ~torch.isfinite(x)
     if bool(bad.any()):
         first = tuple(int(i) for i in bad.nonzero()[0])
-        raise ValueError(f"{name}: expected finite values, found {int(bad.sum())} NaN or infinite, first at {first}")
+        found = f"NaN or infinite, first at {first}" if located else "that are not"
+        raise ValueError(f"{name}: expected finite values, found {int(bad.sum())} {found}")
     return x
+
+
+def samples(
+    name: str,
+    x: Any,
+    least: int | None = 1,
+    dtype: torch.dtype | None = None,
+    events: tuple[int, ...] | None = None,
+) -> Tensor:
+    """x [n, *event] as it is, if it holds `least` or more (None: any) finite samples, of that dtype and event shape."""
+    if dtype is None:
+        tensor(name, x, "a floating-point Tensor", FLOATS)
+    else:
+        tensor(name, x, f"a {str(dtype).removeprefix('torch.')} Tensor", (dtype,))
+    if x.ndim < 2 or len(x) < (least or 1) or x.numel() == 0:
+        expected = "a non-empty [n, *event]" if least is None else f"[n, *event] with n >= {least}"
+        raise ValueError(f"{name}: expected {expected}, found shape {tuple(x.shape)}")
+    if events is not None and tuple(x.shape[1:]) != events:
+        raise ValueError(f"{name}: expected events {events} as in train, found {tuple(x.shape[1:])}")
+    return finite(name, x, located=False)
+
+
+def pair(x_name: str, x: Any, y_name: str, y: Any, least: int = 1) -> tuple[Tensor, Tensor]:
+    """Two sets of samples of the same dimension on the same device, as [n, d] and [m, d] float64."""
+    if isinstance(x, Tensor) and isinstance(y, Tensor) and x.device != y.device:
+        raise ValueError(f"{y_name}: expected a Tensor on {x.device} as {x_name} is, found {y.device}")
+    x, y = (samples(n, s, least).detach().flatten(1).double() for n, s in ((x_name, x), (y_name, y)))
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"{y_name}: expected {x.shape[1]} values a sample as in {x_name}, found {y.shape[1]}")
+    return x, y
+
+
+def labels(name: str, y: Any, n: int, of: str = "") -> Tensor:
+    """y [n], int64 from 0, as it is; of: the samples that have them."""
+    tensor(name, y, "an int64 Tensor", (torch.int64,))
+    if y.shape != (n,):
+        raise ValueError(f"{name}: expected [{n}], one for each sample{of and f' of {of}'}, found {tuple(y.shape)}")
+    if int(y.min()) < 0:
+        raise ValueError(f"{name}: expected labels from 0, found {int(y.min())}")
+    return y
+
+
+def probabilities(name: str, p: Any, ndim: int) -> Tensor:
+    """p [C] or [n, C], non-negative with sums of one along the last dimension, as float64."""
+    tensor(name, p, "a floating-point Tensor", FLOATS)
+    if p.ndim != ndim or p.numel() == 0:
+        raise ValueError(f"{name}: expected {'[C]' if ndim == 1 else '[n, C]'}, found shape {tuple(p.shape)}")
+    p = p.detach().to(torch.float64)
+    if not (bool((p >= 0).all()) and bool(((p.sum(-1) - 1).abs() < 1e-4).all())):
+        least, sums = float(p.min()), p.sum(-1)
+        raise ValueError(
+            f"{name}: expected values >= 0 that sum to one, found a least value of {least:.4g} and "
+            f"sums of {float(sums.min()):.4g} to {float(sums.max()):.4g}"
+        )
+    return p
+
+
+def weights(name: str, w: Tensor, n: int) -> Tensor:
+    """w [n] as it is, if it is non-negative and sums to one."""
+    shape(name, w, (n,))
+    smallest, total = float(w.min()), float(w.double().sum())
+    if smallest < 0 or abs(total - 1.0) > 1e-4:
+        found = f"{smallest:.6g} among them" if smallest < 0 else f"sum {total:.6g}"
+        raise ValueError(f"{name}: expected non-negative values that sum to 1, found {found}")
+    return w
+
+
+def parameter(name: str, value: Any) -> Tensor:
+    """Numbers of any kind as a tensor of their own, floating point and finite."""
+    made = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(np.asarray(value))
+    if not made.dtype.is_floating_point:
+        if made.dtype.is_complex or made.dtype == torch.bool:
+            raise TypeError(f"{name}: expected a floating point dtype, found {made.dtype}")
+        made = made.double()
+    return finite(name, made)
+
+
+def points(name: str, X: Any) -> tuple[np.ndarray[Any, np.dtype[np.float64]], tuple[int, ...]]:
+    """Data [n, ...] of any kind as float64 [n, d], finite, and its event shape."""
+    array = X.detach().cpu().double().numpy() if isinstance(X, Tensor) else np.asarray(X)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name}: expected numbers, found dtype {array.dtype}")
+    if array.ndim < 2 or array.size == 0:
+        raise ValueError(f"{name}: expected shape [n, ...] with n >= 1, found {array.shape}")
+    array = array.astype(np.float64, copy=False)
+    finite(name, torch.from_numpy(array))
+    return array.reshape(len(array), -1), array.shape[1:]
 
 
 def like(name: str, x: Any, other_name: str, other: Tensor) -> Tensor:
@@ -78,6 +187,28 @@ def positive(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 < float(value) < float("inf"):
         raise ValueError(f"{name}: expected a finite positive number, found {value!r}")
     return float(value)
+
+
+def non_negative(name: str, value: Any, expected: str = "a non-negative number") -> float:
+    """value as a float, finite and 0 or more."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 <= float(value) < float("inf"):
+        raise ValueError(f"{name}: expected {expected}, found {value!r}")
+    return float(value)
+
+
+def integer(name: str, value: Any, least: int | None = None) -> int:
+    """value, if it is an int, of at least `least` (None: positive)."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < (1 if least is None else least):
+        expected = "a positive int" if least is None else f"an int >= {least}"
+        raise ValueError(f"{name}: expected {expected}, found {value!r}")
+    return value
+
+
+def integers(name: str, values: Any) -> tuple[int, ...]:
+    """One or more positive ints, as a tuple."""
+    if not isinstance(values, Iterable) or not (listed := tuple(values)):
+        raise ValueError(f"{name}: expected one or more positive ints, found {values!r}")
+    return tuple(integer(name, value) for value in listed)
 
 
 def count(name: str, value: Any, minimum: int = 1) -> int:
@@ -122,6 +253,21 @@ def network(name: str, value: Any) -> None:
     """value must be callable as (x [B, ...], t [B]) -> like x."""
     if not callable(value):
         raise TypeError(f"{name}: expected a callable (x, t) -> like x, found {type(value).__name__}")
+
+
+def network_inputs(x: Any, t: Any, weight: Tensor) -> None:
+    """x [B, *event] and t [B] must be what a network with this weight can take."""
+    for name, value in (("x", x), ("t", t)):
+        tensor(name, value)
+        tensor(name, value, "a floating-point Tensor", FLOATS)
+        if value.device != weight.device:
+            raise ValueError(f"{name}: expected the network's device, {weight.device}, found {value.device}")
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"x: expected {weight.dtype}, the network's dtype, found {x.dtype}")
+    if x.ndim < 2 or x.shape[0] == 0:
+        raise ValueError(f"x: expected [B, *event] with B >= 1, found {tuple(x.shape)}")
+    if t.shape != x.shape[:1]:
+        raise ValueError(f"t: expected [B] = [{x.shape[0]}] as x has, found {tuple(t.shape)}")
 
 
 def score_output(found: Any, x: Tensor) -> Tensor:

@@ -149,8 +149,7 @@ class Autoencoder(Encoder):
         self, dim: int, event_shape: Sequence[int], hidden: Sequence[int] = (512, 256), kl_weight: float = 0.0
     ) -> None:
         super().__init__(dim, event_shape)
-        if isinstance(kl_weight, bool) or not isinstance(kl_weight, int | float) or not 0 <= kl_weight < math.inf:
-            raise ValueError(f"kl_weight: expected a number >= 0, found {kl_weight!r}")
+        _checks.non_negative("kl_weight", kl_weight, "a number >= 0")
         self.kl_weight = float(kl_weight)
         size = math.prod(self.event_shape)
         self.encoder = _layers([size, *hidden, 2 * dim if kl_weight else dim])
@@ -258,8 +257,7 @@ class LatentModel(nn.Module):
             config: of the training; its seed is that of the mixture and of the network too.
             loss_options, process_options: as NDSMLoss and LangevinProcess take them (estimator; n_steps, T, grid).
         """
-        if not isinstance(encoder, Encoder):
-            raise TypeError(f"encoder: expected an Encoder, found {type(encoder).__name__}")
+        _checks.instance("encoder", encoder, Encoder, "an Encoder")
         config = TrainConfig() if config is None else config
         z = encoder.encode(X)
         reference = GaussianMixture.fit(
@@ -291,13 +289,8 @@ def _layers(widths: Sequence[int]) -> nn.Sequential:
 
 def _training(X: Any) -> Tensor:
     """X [n, *event], two or more finite floating-point samples, as [n, D]."""
-    if not isinstance(X, Tensor) or not X.is_floating_point():
-        raise TypeError(f"X: expected a floating-point Tensor, found {_shown(X)}")
-    if X.ndim < 2 or len(X) < 2 or X.numel() == 0:
-        raise ValueError(f"X: expected [n, *event] with n >= 2, found shape {tuple(X.shape)}")
-    if bad := int((~torch.isfinite(X)).sum()):
-        raise ValueError(f"X: expected finite values, found {bad} that are not")
-    return X.detach().flatten(1)
+    _checks.tensor("X", X, "a floating-point Tensor", _checks.FLOATS, found=_shown(X))
+    return _checks.samples("X", X, least=2).detach().flatten(1)
 
 
 def _chunked(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

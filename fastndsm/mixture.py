@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,23 +56,15 @@ class GaussianMixture(nn.Module):
     ) -> None:
         super().__init__()
         self.covariance_type = _checks.choice("covariance_type", covariance_type, COVARIANCE_TYPES)
-        means = _parameter("means", means)
-        weights = _parameter("weights", weights).to(means)
-        covariances = _parameter("covariances", covariances).to(means)
+        means = _checks.parameter("means", means)
+        weights = _checks.parameter("weights", weights).to(means)
+        covariances = _checks.parameter("covariances", covariances).to(means)
         if means.ndim != 2 or means.numel() == 0:
             raise ValueError(f"means: expected shape [K, d], found {tuple(means.shape)}")
         n_components, dim = means.shape
-        if weights.shape != (n_components,):
-            raise ValueError(f"weights: expected shape ({n_components},), found {tuple(weights.shape)}")
-        smallest, total = float(weights.min()), float(weights.double().sum())
-        if smallest < 0 or abs(total - 1.0) > 1e-4:
-            found = f"{smallest:.6g} among them" if smallest < 0 else f"sum {total:.6g}"
-            raise ValueError(f"weights: expected non-negative values that sum to 1, found {found}")
+        _checks.weights("weights", weights, n_components)
         expected = _covariance_shape(covariance_type, n_components, dim)
-        if covariances.shape != expected:
-            raise ValueError(
-                f"covariances: expected shape {expected} for {covariance_type!r}, found {tuple(covariances.shape)}"
-            )
+        _checks.shape("covariances", covariances, expected, f" for {covariance_type!r}")
         self.event_shape = (dim,) if event_shape is None else tuple(event_shape)
         if math.prod(self.event_shape) != dim:
             raise ValueError(f"event_shape: expected {dim} values, found {self.event_shape}")
@@ -141,13 +132,12 @@ class GaussianMixture(nn.Module):
 
         _checks.count("n_components", n_components)
         _checks.choice("covariance_type", covariance_type, COVARIANCE_TYPES)
-        points, event_shape = _points("X", X)
+        points, event_shape = _checks.points("X", X)
         if len(points) < n_components:
             raise ValueError(
                 f"n_components: expected at most the number of samples, {len(points)}, found {n_components}"
             )
-        if isinstance(reg_covar, bool) or not isinstance(reg_covar, Real) or not 0.0 <= float(reg_covar) < math.inf:
-            raise ValueError(f"reg_covar: expected a non-negative number, found {reg_covar!r}")
+        _checks.non_negative("reg_covar", reg_covar)
         estimator = Estimator(
             n_components,
             covariance_type=covariance_type,
@@ -177,7 +167,7 @@ class GaussianMixture(nn.Module):
     @classmethod
     def from_points(cls, X: Any, bandwidth: float) -> GaussianMixture:
         """Kernel density estimate: a spherical component of deviation `bandwidth` at each row of X [n, ...]."""
-        points, event_shape = _points("X", X)
+        points, event_shape = _checks.points("X", X)
         n = len(points)
         variances = np.full(n, _checks.positive("bandwidth", bandwidth) ** 2)
         return cls(np.full(n, 1.0 / n), points, variances, "spherical", event_shape=event_shape)
@@ -221,8 +211,7 @@ class GaussianMixture(nn.Module):
         """A and b of the map x -> A x + b."""
         device = self.means.device
         if isinstance(given, Tensor):
-            if given.shape != (self.dim, self.dim):
-                raise ValueError(f"{name}: expected shape ({self.dim}, {self.dim}), found {tuple(given.shape)}")
+            _checks.shape(name, given, (self.dim, self.dim))
             return given.to(device, torch.float64), torch.zeros(self.dim, dtype=torch.float64, device=device)
         eye = torch.eye(self.dim, dtype=torch.float64, device=device)
         if not callable(given):
@@ -354,25 +343,3 @@ def _covariance_shape(covariance_type: str, n_components: int, dim: int) -> tupl
         "tied": (dim, dim),
         "full": (n_components, dim, dim),
     }[covariance_type]
-
-
-def _parameter(name: str, value: Any) -> Tensor:
-    """value as a detached floating point tensor of its own dtype, finite."""
-    tensor = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(np.asarray(value))
-    if not tensor.dtype.is_floating_point:
-        if tensor.dtype.is_complex or tensor.dtype == torch.bool:
-            raise TypeError(f"{name}: expected a floating point dtype, found {tensor.dtype}")
-        tensor = tensor.double()
-    return _checks.finite(name, tensor)
-
-
-def _points(name: str, X: Any) -> tuple[np.ndarray[Any, np.dtype[np.float64]], tuple[int, ...]]:
-    """Data [n, ...] as float64 [n, d], and its event shape."""
-    array = X.detach().cpu().double().numpy() if isinstance(X, Tensor) else np.asarray(X)
-    if array.dtype.kind not in "fiu":
-        raise TypeError(f"{name}: expected numbers, found dtype {array.dtype}")
-    if array.ndim < 2 or array.size == 0:
-        raise ValueError(f"{name}: expected shape [n, ...] with n >= 1, found {array.shape}")
-    array = array.astype(np.float64, copy=False)
-    _checks.finite(name, torch.from_numpy(array))
-    return array.reshape(len(array), -1), array.shape[1:]

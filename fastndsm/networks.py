@@ -9,12 +9,14 @@ makes an untrained network like it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from . import _checks
 
 __all__ = ["MLP", "TimeEmbedding", "UNet", "build"]
 
@@ -35,7 +37,7 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, dim: int, horizon: float = 1.0) -> None:
         super().__init__()
-        if _positive_int("embedding_dim", dim) % 4:
+        if _checks.integer("embedding_dim", dim) % 4:
             raise ValueError(f"embedding_dim: expected a multiple of 4, found {dim}")
         if not (math.isfinite(horizon) and horizon > 0):
             raise ValueError(f"horizon: expected a positive finite time, found {horizon}")
@@ -91,9 +93,9 @@ class MLP(nn.Module):
         embedding_dim: int = 64,
     ) -> None:
         super().__init__()
-        self.dim = _positive_int("dim", dim)
-        self.in_dim = _positive_int("in_dim", dim if in_dim is None else in_dim)
-        self.hidden = _positive_ints("hidden", hidden)
+        self.dim = _checks.integer("dim", dim)
+        self.in_dim = _checks.integer("in_dim", dim if in_dim is None else in_dim)
+        self.hidden = _checks.integers("hidden", hidden)
         self.film = FiLM(self.hidden, embedding_dim, horizon)
         self.layers = nn.ModuleList(
             nn.Linear(a, b) for a, b in zip((self.in_dim, *self.hidden[:-1]), self.hidden, strict=True)
@@ -112,7 +114,7 @@ class MLP(nn.Module):
         }
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        _check_inputs(x, t, self.last.weight)
+        _checks.network_inputs(x, t, self.last.weight)
         if x.ndim < 2 or x[0].numel() != self.in_dim:
             raise ValueError(f"x: expected [B, *event] of {self.in_dim} values each, found {tuple(x.shape)}")
         h = x.flatten(1)
@@ -158,13 +160,13 @@ class UNet(nn.Module):
         embedding_dim: int = 128,
     ) -> None:
         super().__init__()
-        self.channels = _positive_int("channels", channels)
-        self.in_channels = _positive_int("in_channels", channels if in_channels is None else in_channels)
-        self.size = _positive_ints("size", (size, size) if isinstance(size, int) else size)
+        self.channels = _checks.integer("channels", channels)
+        self.in_channels = _checks.integer("in_channels", channels if in_channels is None else in_channels)
+        self.size = _checks.integers("size", (size, size) if isinstance(size, int) else size)
         if len(self.size) != 2:
             raise ValueError(f"size: expected one side or (H, W), found {size!r}")
-        self.base = _positive_int("base", base)
-        self.multipliers = _positive_ints("multipliers", multipliers)
+        self.base = _checks.integer("base", base)
+        self.multipliers = _checks.integers("multipliers", multipliers)
 
         widths = [self.base * m for m in self.multipliers]
         before = [self.base, *widths[:-1]]  # channels entering each level from above
@@ -201,7 +203,7 @@ class UNet(nn.Module):
         }
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        _check_inputs(x, t, self.last.weight)
+        _checks.network_inputs(x, t, self.last.weight)
         image = (self.in_channels, *self.size)
         if tuple(x.shape[1:]) not in (image, (math.prod(image),)):
             listed = ", ".join(map(str, image))
@@ -287,31 +289,3 @@ def _zeroed(layer: Any) -> Any:
 
 def _geometric(low: float, high: float, n: int) -> Tensor:
     return torch.logspace(math.log10(low), math.log10(high), n, dtype=torch.float64).float()
-
-
-def _positive_int(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: expected a positive int, found {value!r}")
-    return value
-
-
-def _positive_ints(name: str, values: Iterable[Any]) -> tuple[int, ...]:
-    if not isinstance(values, Iterable) or not (listed := tuple(values)):
-        raise ValueError(f"{name}: expected one or more positive ints, found {values!r}")
-    return tuple(_positive_int(name, v) for v in listed)
-
-
-def _check_inputs(x: Tensor, t: Tensor, weight: Tensor) -> None:
-    for name, value in (("x", x), ("t", t)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a Tensor, found {type(value).__name__}")
-        if not value.is_floating_point():
-            raise TypeError(f"{name}: expected a floating-point Tensor, found {value.dtype}")
-        if value.device != weight.device:
-            raise ValueError(f"{name}: expected the network's device, {weight.device}, found {value.device}")
-    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
-        raise TypeError(f"x: expected {weight.dtype}, the network's dtype, found {x.dtype}")
-    if x.ndim < 2 or x.shape[0] == 0:
-        raise ValueError(f"x: expected [B, *event] with B >= 1, found {tuple(x.shape)}")
-    if t.shape != x.shape[:1]:
-        raise ValueError(f"t: expected [B] = [{x.shape[0]}] as x has, found {tuple(t.shape)}")

@@ -1,4 +1,4 @@
-"""Shared by the tests of the core: mixtures to test on, independent references, and one statistic.
+"""Shared by the tests of the core: the backend, independent references, and one statistic.
 
 The laws are checked on the backend that FASTNDSM_BACKEND names, by default the reference.
 """
@@ -6,18 +6,30 @@ The laws are checked on the backend that FASTNDSM_BACKEND names, by default the 
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastndsm import GaussianMixture, LangevinProcess, use_backend
+from fastndsm import GaussianMixture, use_backend
+from fastndsm.testing import COVARIANCE_TYPES, generator, normals, random_mixture
+from fastndsm.testing import coarse_process as quietly
+
+__all__ = [
+    "BACKEND",
+    "COVARIANCE_TYPES",
+    "full_covariances",
+    "generator",
+    "normals",
+    "on_one_backend",
+    "quietly",
+    "random_mixture",
+    "torch_mixture",
+    "z_score",
+]
 
 BACKEND = os.environ.get("FASTNDSM_BACKEND") or "reference"
-COVARIANCE_TYPES = ("spherical", "diag", "tied", "full")
 
 
 @pytest.fixture(autouse=True)
@@ -26,45 +38,6 @@ def on_one_backend() -> Iterator[None]:
     torch.set_num_threads(1)
     with use_backend(BACKEND):
         yield
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normals(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64).to(dtype)
-
-
-def quietly(*arguments: Any, **options: Any) -> LangevinProcess:
-    """A process with large steps, without the warning."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return LangevinProcess(*arguments, **options)
-
-
-def random_mixture(
-    covariance_type: str, n_components: int, dim: int, *, seed: int = 0, ratio: float = 30.0, **options: Any
-) -> GaussianMixture:
-    """Means spread over about [-2, 2], standard deviations between 1/sqrt(ratio) and 1, unequal weights; float64."""
-    g = generator(1000 * seed + 10 * n_components + dim)
-    weights = torch.rand(n_components, generator=g, dtype=torch.float64) + 0.2
-    means = 2.0 * torch.randn(n_components, dim, generator=g, dtype=torch.float64)
-
-    def variances(*shape: int) -> Tensor:
-        return ratio ** -torch.rand(*shape, generator=g, dtype=torch.float64)
-
-    def matrices(count: int) -> Tensor:
-        basis = torch.linalg.qr(torch.randn(count, dim, dim, generator=g, dtype=torch.float64))[0]
-        return basis @ torch.diag_embed(variances(count, dim)) @ basis.mT
-
-    covariances = {
-        "spherical": lambda: variances(n_components),
-        "diag": lambda: variances(n_components, dim),
-        "tied": lambda: matrices(1)[0],
-        "full": lambda: matrices(n_components),
-    }[covariance_type]()
-    return GaussianMixture(weights / weights.sum(), means, covariances, covariance_type, **options)
 
 
 def full_covariances(m: GaussianMixture) -> Tensor:

@@ -20,6 +20,7 @@ from fastndsm import (
     NDSMLoss,
     OUProcess,
     ResidualScore,
+    _checks,
     functional,
     log_likelihood,
     sample,
@@ -367,3 +368,18 @@ def test_message(case: Case) -> None:
 
 def test_ids_are_unique() -> None:
     assert len({case.id for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "large"), [(torch.float16, 6e4), (torch.bfloat16, 3e38), (torch.float32, 3e38), (torch.float64, 1e308)]
+)
+def test_finite_values_whose_sum_is_not_are_finite(dtype: torch.dtype, large: float) -> None:
+    x = torch.full((9, 3), large, dtype=dtype)
+    assert _checks.finite("x", x) is x
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        x[4, 1] = bad
+        with pytest.raises(ValueError, match=r"x: expected finite values, found 1 NaN or infinite, first at \(4, 1\)"):
+            _checks.finite("x", x)
+    opposed = torch.tensor([float("inf"), -float("inf")], dtype=dtype)
+    with pytest.raises(ValueError, match="found 2 NaN or infinite"):
+        _checks.finite("x", opposed)

@@ -18,7 +18,7 @@ import fastndsm
 from fastndsm import reference
 from fastndsm.backends import registry
 from fastndsm.cli import COMMANDS, comparison, main, parser, report
-from fastndsm.cli.comparison_cases import CASES
+from fastndsm.cli.comparison import CASES
 from fastndsm.data import load
 from fastndsm.jit import cuda
 from fastndsm.jit.cache import make_private

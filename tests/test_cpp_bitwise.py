@@ -12,18 +12,16 @@ import pytest
 import torch
 from cpp_cases import (  # noqa: F401
     BITWISE,
-    FIRST_PATH,
     LOSSES,
     OPS,
     POOL,
-    SEED,
-    Case,
     assert_same,
     case,
     dtypes,
     kernels,
     kinds,
     loss_inputs,
+    new_case,
     one_thread,
     run,
     sizes,
@@ -33,6 +31,7 @@ from torch import Tensor
 
 from fastndsm import functional
 from fastndsm._ops import ops
+from fastndsm.testing import FIRST_PATH, SEED
 
 PIECES = (1, 15, 16, 17, 2, 13)  # of POOL rows; tiles hold 4 to 32
 
@@ -73,9 +72,9 @@ def test_results_do_not_depend_on_threads_or_on_how_a_batch_is_split(
 def test_mixture_ops_do_not_depend_on_the_order_of_rows(kind: str, dtype: torch.dtype) -> None:
     order = torch.randperm(POOL, generator=torch.Generator().manual_seed(0))
     for size in BITWISE:
-        c, moved = case(kind, *size), Case(kind, *size)
+        c, moved = case(kind, *size), new_case(kind, *size)
         moved.x, moved.v = c.x[order], c.v[order]
-        for op in ("log_prob", "score", "hvp", "reverse ode", "last reverse sde"):
+        for op in ("mixture_log_prob", "mixture_score", "mixture_hvp", "reverse_step ode", "reverse_step last sde"):
             assert_same(run(op, moved, "cpp", dtype), tuple(t[order] for t in run(op, c, "cpp", dtype)))
 
 
@@ -83,10 +82,10 @@ def test_mixture_ops_do_not_depend_on_the_order_of_rows(kind: str, dtype: torch.
 @kinds
 def test_a_trajectory_does_not_depend_on_the_steps_of_others(kind: str, dtype: torch.dtype) -> None:
     for size in BITWISE:
-        c, other = case(kind, *size), Case(kind, *size)
+        c, other = case(kind, *size), new_case(kind, *size)
         kept = torch.arange(POOL) % 3 == 0
         other.steps = torch.where(kept, c.steps, 12 - c.steps)
-        for op in ("simulate", "transition", "target", "mirrored target"):
+        for op in ("simulate", "simulate_transition", "simulate_target", "simulate_target antithetic"):
             before, after = run(op, c, "cpp", dtype), run(op, other, "cpp", dtype)
             for one, two in zip(before, after, strict=True):
                 rows = kept.repeat(len(one) // POOL)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from cpp_cases import (  # noqa: F401
-    Case,
     assert_same,
     case,
     dtypes,
@@ -17,9 +16,9 @@ from cpp_cases import (  # noqa: F401
     kinds,
     loss_inputs,
     loss_kinds,
+    new_case,
     one_thread,
     run,
-    strided,
 )
 from helpers import COVARIANCE_TYPES, normals, random_mixture
 from test_ops import op_arguments
@@ -28,6 +27,7 @@ from torch import Tensor
 import fastndsm
 from fastndsm import GaussianMixture, LangevinProcess, NDSMLoss, functional
 from fastndsm._ops import SCHEMAS, ops
+from fastndsm.testing import strided
 
 # --- inputs ------------------------------------------------------------------------------------------------------
 
@@ -36,7 +36,7 @@ from fastndsm._ops import SCHEMAS, ops
 @kinds
 def test_any_strides_and_nothing_is_written_into_inputs(kind: str, op: str) -> None:
     c = case(kind, 5, 3)
-    odd = Case(kind, 5, 3)
+    odd = new_case(kind, 5, 3)
     odd.x, odd.v, odd.steps = strided(c.x), strided(c.v), strided(c.steps)
     m = odd.mixture
     for name in ("means", "_precisions", "_log_scale", "_factors"):
@@ -50,10 +50,10 @@ def test_any_strides_and_nothing_is_written_into_inputs(kind: str, op: str) -> N
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @every_op
 def test_low_precision_is_float32_rounded(op: str, dtype: torch.dtype) -> None:
-    c, rounded = case("diag", 5, 3), Case("diag", 5, 3)
+    c, rounded = case("diag", 5, 3), new_case("diag", 5, 3)
     rounded.x, rounded.v = (t.to(dtype).double() for t in (c.x, c.v))
     expected = run(op, rounded, "cpp", torch.float32)
-    if op == "sample":  # draws are made in the dtype of the mixture
+    if op == "mixture_sample":  # draws are made in the dtype of the mixture
         expected = run(op, rounded, "cpp", torch.float64)
     assert_same(run(op, rounded, "cpp", dtype), tuple(t.to(dtype) for t in expected))
 

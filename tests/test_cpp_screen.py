@@ -6,11 +6,12 @@ import time
 
 import pytest
 import torch
-from cpp_cases import SEED, assert_same, dtypes, kernels, one_thread  # noqa: F401
+from cpp_cases import assert_same, dtypes, kernels, one_thread  # noqa: F401
 from helpers import normals, quietly
 from torch import Tensor
 
 from fastndsm import GaussianMixture, LangevinProcess, functional
+from fastndsm.testing import SEED
 
 ROWS = 75
 kinds = pytest.mark.parametrize("kind", ["spherical", "diag"])

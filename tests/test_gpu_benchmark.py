@@ -20,7 +20,8 @@ import pytest
 import torch
 from _kernels import ROOT, TARGETS, Row, check_resources, compile_ahead, compiled_by, interpreted_by, main
 
-from benchmarks.gpu import device, log, simulations, suite
+from benchmarks import rows
+from benchmarks.gpu import device, simulations, suite
 from benchmarks.gpu.report import Report
 from fastndsm import functional
 from fastndsm.jit import core
@@ -177,12 +178,12 @@ def test_what_is_to_be_reached_against_another_backend() -> None:
     times |= {("simulate", "large", "triton"): 2.1, ("simulate", "large", "cuda"): 1.0}
     found = []
     for (op, case, contender), seconds in times.items():
-        row = log.Row(op, case, contender, "a step", 1, "", [seconds] * 3)
+        row = rows.Row(op, case, contender, "a step", 1, "", [seconds] * 3)
         row.targets = simulations.RACES[case == "large"].targets.get(contender, {})
         found.append(asdict(row))
     section = suite.Section("time", "nothing:nothing", 1.0)
     report = Report([suite.Outcome(section, "ok", 1.0, {"row": found})], 1.0)
-    assert report.missed() == ["simulate small, cuda: 1.2 of triton's time, to reach 1.3"]
+    assert report.rows.missed() == ["simulate small, cuda: 1.2 of triton's time, to reach 1.3"]
     lines = [line.split(" | ") for line in report._speeds().splitlines()[2:]]
     assert [(line[2], line[8].rstrip(" |")) for line in lines if "triton" not in line[2]] == [
         ("cuda", "1.2e+06, **1.2x** (to reach 1.3x)"),

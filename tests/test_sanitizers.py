@@ -225,12 +225,13 @@ UNDER_SANITIZERS = """
 import sys
 sys.path.insert(0, sys.argv[2])
 import torch
-from fastndsm import _jit
+from fastndsm import functional
+from fastndsm.jit import core
 torch.ops.load_library(sys.argv[1])
 core.load = lambda: None  # it is loaded
-from cpp_cases import BITWISE, FIRST_PATH, LOSSES, OPS, SHAPES, SEED, case, functional, loss_inputs, run
-from helpers import COVARIANCE_TYPES
+from cpp_cases import BITWISE, LOSSES, OPS, SHAPES, case, loss_inputs, run
 from fastndsm._ops import ops
+from fastndsm.testing import COVARIANCE_TYPES, FIRST_PATH, SEED
 import test_cpp_refusals
 sizes = sorted({shape[1:] for shape in SHAPES} | set(BITWISE))
 for threads in (1, 2):

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastndsm import GaussianMixture, LangevinProcess, ResidualScore, functional, networks, sample, use_backend
+from fastndsm import LangevinProcess, ResidualScore, networks, sample, use_backend
+from fastndsm.testing import CALLS, COVARIANCE_TYPES, FIRST_PATH, LOSSES, SEED, Arguments, random_arguments, strided
+from fastndsm.testing import Call as OpCall
 
 from ..problems import TINY
-from .device import device, normals
+from .device import device
 
-KINDS = ("spherical", "diag", "tied", "full")
 SIZES = [(1, 1, 1), (33, 1, 3), (1031, 2, 8), (31, 3, 5), (257, 4, 300), (33, 5, 30), (65, 16, 10), (33, 67, 3)]
 WIDE = [(65, 784, 10)]  # not for full and tied covariances, whose matrices take long to set up
 SIZES, WIDE = ([(1, 1, 1), (5, 2, 3)], [(3, 67, 2)]) if TINY else (SIZES, WIDE)
@@ -31,11 +31,11 @@ SAMPLED = [(1, 1, 1, (64,), "alone"), (5, 2, 3, (128, 128), "features")]
 if not TINY:
     SAMPLED += [(1031, 2, 8, (128, 128, 128), "residual"), (67, 5, 30, (64, 64), "features")]
     SAMPLED += [(33, 16, 5, (128, 128), "residual"), (257, 3, 70, (64,) * 4, "alone")]
-STEPS = 12
-SEED, FIRST_PATH = -0x123456789ABCDEF, 2**32 - 9
+LOSS_SIZES = [(5, 3), (9, 67)] if TINY else [(1, 1), (1031, 2), (31, 33), (257, 16), (65, 784), (3, 5000)]
+NOISE_SIZES = [(1, 1), (33, 3), (1031, 2), (257, 16), (33, 67)]
+NOT_CONTIGUOUS = {"mixture_score": "x", "mixture_hvp": "v"}  # op -> the argument that is not
 
 Call = Callable[[str, torch.dtype], tuple[Tensor, ...]]
-Options = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -48,33 +48,9 @@ class Case:
 
 
 @cache
-def process(kind: str, dim: int, components: int) -> LangevinProcess:
-    """Means spread over about [-2, 2], standard deviations between 0.2 and 1, unequal weights."""
-    generator = torch.Generator().manual_seed(10 * components + dim)
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator, dtype=torch.float64)
-
-    def matrices(count: int) -> Tensor:
-        basis = torch.linalg.qr(torch.randn(count, dim, dim, generator=generator, dtype=torch.float64))[0]
-        return basis @ torch.diag_embed(30.0 ** -uniform(count, dim)) @ basis.mT
-
-    weights, means = 0.2 + uniform(components), 4.0 * uniform(components, dim) - 2.0
-    covariances = {
-        "spherical": lambda: 30.0 ** -uniform(components),
-        "diag": lambda: 30.0 ** -uniform(components, dim),
-        "tied": lambda: matrices(1)[0],
-        "full": lambda: matrices(components),
-    }[kind]()
-    mixture = GaussianMixture(weights / weights.sum(), means, covariances, kind).to(device())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the steps are large
-        return LangevinProcess(mixture, T=0.4, n_steps=STEPS)
-
-
-def sizes(kind: str) -> list[tuple[int, int, int]]:
-    """Rows, d and K."""
-    return SIZES + (WIDE if kind in ("spherical", "diag") else [])
+def arguments(kind: str, rows: int, dim: int, components: int) -> Arguments:
+    """On the device, float32."""
+    return random_arguments(kind, rows, dim, components, dtype=torch.float32, device=device())
 
 
 def of(family: str) -> Iterator[Case]:
@@ -82,137 +58,37 @@ def of(family: str) -> Iterator[Case]:
     return FAMILIES[family]()
 
 
+def case(op: str, label: str, inputs: Arguments, ways: Sequence[str] | None = None) -> Case:
+    """The op called in these ways, by default in all, with gradients, on the same inputs."""
+    calls = [call for call in CALLS if call.op == op and (ways is None or call.way in ways)]
+    if field := NOT_CONTIGUOUS.get(op):
+        inputs = replace(inputs, **{field: strided(getattr(inputs, field))})
+    return Case(op, label, partial(_called, calls, inputs))
+
+
+def _called(calls: list[OpCall], inputs: Arguments, backend: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    cast = inputs.to(dtype)
+    return tuple(found for call in calls for found in call.with_gradients(cast, backend))
+
+
+def mixture_cases(*ops: str) -> Iterator[Case]:
+    """Ops of a mixture or its process, with every kind of covariances."""
+    for kind in COVARIANCE_TYPES:
+        for rows, dim, components in SIZES + (WIDE if kind in ("spherical", "diag") else []):
+            inputs, label = arguments(kind, rows, dim, components), f"{kind} B={rows} d={dim} K={components}"
+            yield from (case(op, label, inputs) for op in ops)
+
+
 def philox_cases() -> Iterator[Case]:
-    steps = torch.arange(1031, device=device()) * 7
-    for rows, dim in ((1, 1), (33, 3), (1031, 2), (257, 16), (33, 67)):
-
-        def call(backend: str, dtype: torch.dtype, rows: int = rows, dim: int = dim) -> tuple[Tensor, ...]:
-            options: Options = {"seed": SEED, "stream": 3, "dtype": dtype, "device": device(), "backend": backend}
-            one = functional.philox_normal(rows, dim, step=5, first_path=FIRST_PATH, **options)
-            each = functional.philox_normal(rows, dim, step=steps[:rows], first_path=2**56 - rows, **options)
-            return one, each
-
-        yield Case("philox_normal", f"{rows}x{dim}", call)
-
-
-def differentiated(function: Callable[..., Tensor], *inputs: Tensor, seed: int = 9) -> tuple[Tensor, ...]:
-    """The result, and its gradients along a fixed direction."""
-    points = [x.detach().requires_grad_() for x in inputs]
-    out = function(*points)
-    direction = normals(*out.shape, seed=seed, dtype=out.dtype)
-    return out.detach(), *torch.autograd.grad(out, points, direction)
-
-
-def mixture_cases() -> Iterator[Case]:
-    for kind in KINDS:
-        for rows, dim, components in sizes(kind):
-            mixture = process(kind, dim, components).reference
-            x, v = (2.0 * normals(rows, dim, seed=i) for i in range(2))
-            strided = torch.stack([x, v], dim=2)[..., 0]  # values 2 apart
-            label = f"{kind} B={rows} d={dim} K={components}"
-
-            def score(
-                backend: str, dtype: torch.dtype, m: GaussianMixture = mixture, x: Tensor = strided
-            ) -> tuple[Tensor, ...]:
-                return differentiated(lambda x: functional.mixture_score(x, m, backend=backend), x.to(dtype))
-
-            def log_prob(
-                backend: str, dtype: torch.dtype, m: GaussianMixture = mixture, x: Tensor = x
-            ) -> tuple[Tensor, ...]:
-                return differentiated(lambda x: functional.mixture_log_prob(x, m, backend=backend), x.to(dtype))
-
-            def hvp(
-                backend: str, dtype: torch.dtype, m: GaussianMixture = mixture, x: Tensor = x, v: Tensor = strided
-            ) -> tuple[Tensor, ...]:
-                return (functional.mixture_hvp(x.to(dtype), v.to(dtype), m, backend=backend),)
-
-            yield Case("mixture_score", label, score)
-            yield Case("mixture_log_prob", label, log_prob)
-            yield Case("mixture_hvp", label, hvp)
-
-
-def simulate_cases() -> Iterator[Case]:
-    """Each sample with a last step of its own, 0 and N among them."""
-    for kind in KINDS:
-        for rows, dim, components in sizes(kind):
-            p = process(kind, dim, components)
-            x0 = normals(rows, dim)
-            steps = (torch.arange(rows, device=device()) * 5 + STEPS) % (STEPS + 1)
-            label = f"{kind} B={rows} d={dim} K={components}"
-
-            def simulate(
-                backend: str, dtype: torch.dtype, p: LangevinProcess = p, x: Tensor = x0, n: Tensor = steps
-            ) -> tuple[Tensor, ...]:
-                options: Options = {"seed": SEED, "first_path": FIRST_PATH, "backend": backend}
-                return (functional.simulate(x.to(dtype), p, n, **options),)
-
-            def transition(
-                backend: str, dtype: torch.dtype, p: LangevinProcess = p, x: Tensor = x0, n: Tensor = steps
-            ) -> tuple[Tensor, ...]:
-                options: Options = {"seed": SEED, "first_path": FIRST_PATH, "backend": backend}
-                return functional.simulate_transition(x.to(dtype), p, n.clamp(min=1), **options)
-
-            def target(
-                backend: str, dtype: torch.dtype, p: LangevinProcess = p, x: Tensor = x0, n: Tensor = steps
-            ) -> tuple[Tensor, ...]:
-                options: Options = {"seed": SEED, "first_path": FIRST_PATH, "backend": backend}
-                one = functional.simulate_target(x.to(dtype), p, n, **options)
-                return *one, *functional.simulate_target(x.to(dtype), p, n, antithetic=True, **options)
-
-            yield Case("simulate", label, simulate)
-            yield Case("simulate_transition", label, transition)
-            yield Case("simulate_target", label, target)
-
-
-def reverse_step_cases() -> Iterator[Case]:
-    for kind in KINDS:
-        for rows, dim, components in sizes(kind):
-            p = process(kind, dim, components)
-            y, score = (normals(rows, dim, seed=i) for i in range(2))
-
-            def call(
-                backend: str, dtype: torch.dtype, p: LangevinProcess = p, y: Tensor = y, score: Tensor = score
-            ) -> tuple[Tensor, ...]:
-                made: list[Tensor] = []
-                for n, method in ((3, "sde"), (0, "sde"), (3, "ode")):
-                    options: Options = {"seed": SEED, "first_path": FIRST_PATH, "method": method, "backend": backend}
-                    step = torch.full((), n, device=device())
-                    run = partial(functional.reverse_step, process=p, step=step, **options)
-                    made += differentiated(run, y.to(dtype), score.to(dtype))
-                return tuple(made)
-
-            yield Case("reverse_step", f"{kind} B={rows} d={dim} K={components}", call)
+    for rows, dim in NOISE_SIZES:
+        yield case("philox_normal", f"{rows}x{dim}", arguments("spherical", rows, dim, 1))
 
 
 def loss_cases() -> Iterator[Case]:
-    kinds = {"plain": ("plain", False), "antithetic": ("plain", True), "control_variate": ("control_variate", False)}
-    for rows, dim in [(5, 3), (9, 67)] if TINY else [(1, 1), (1031, 2), (31, 33), (257, 16), (65, 784), (3, 5000)]:
-        noise, std = normals(rows, dim, seed=1), 0.1 + normals(rows, seed=2).abs()
-        for name, (estimator, antithetic) in kinds.items():
-            scores = normals(rows * (1 if name == "plain" else 2), dim)
-
-            fixed: Options = {"estimator": estimator, "antithetic": antithetic, "reduction": "none"}
-
-            def ndsm(
-                backend: str,
-                dtype: torch.dtype,
-                s: Tensor = scores,
-                z: Tensor = noise,
-                std: Tensor = std,
-                fixed: Options = fixed,
-            ) -> tuple[Tensor, ...]:
-                z, std = z.to(dtype), std.to(dtype)
-                return differentiated(lambda s: functional.ndsm_loss(s, z, std, **fixed, backend=backend), s.to(dtype))
-
-            yield Case("ndsm_loss", f"{name} B={rows} d={dim}", ndsm)
-
-        score = normals(rows, dim)
-
-        def dsm(backend: str, dtype: torch.dtype, s: Tensor = score, target: Tensor = noise) -> tuple[Tensor, ...]:
-            run = partial(functional.dsm_loss, reduction="none", backend=backend)
-            return differentiated(run, s.to(dtype), target.to(dtype))
-
-        yield Case("dsm_loss", f"B={rows} d={dim}", dsm)
+    for rows, dim in LOSS_SIZES:
+        inputs, label = arguments("spherical", rows, dim, 1), f"B={rows} d={dim}"
+        yield from (case("ndsm_loss", f"{name} {label}", inputs, [name]) for name in LOSSES)
+        yield case("dsm_loss", label, inputs)
 
 
 @contextlib.contextmanager
@@ -244,9 +120,9 @@ def sampled(net: nn.Module, p: LangevinProcess, n: int, backend: str, dtype: tor
 
 
 def sampler_cases() -> Iterator[Case]:
-    for kind in KINDS:
+    for kind in COVARIANCE_TYPES:
         for rows, dim, components, hidden, what in SAMPLED:
-            p = process(kind, dim, components)
+            p = arguments(kind, rows, dim, components).process
             net = score_network(p, hidden, what)
 
             def call(
@@ -261,9 +137,9 @@ def sampler_cases() -> Iterator[Case]:
 
 FAMILIES: dict[str, Callable[[], Iterator[Case]]] = {
     "philox": philox_cases,
-    "mixture": mixture_cases,
-    "simulate": simulate_cases,
-    "reverse step": reverse_step_cases,
+    "mixture": partial(mixture_cases, "mixture_score", "mixture_log_prob", "mixture_hvp"),
+    "simulate": partial(mixture_cases, "simulate", "simulate_transition", "simulate_target"),
+    "reverse step": partial(mixture_cases, "reverse_step"),
     "loss": loss_cases,
     "mlp sampler": sampler_cases,
 }

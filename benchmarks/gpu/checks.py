@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fastndsm import functional, sample
 from fastndsm.sampling.sampler import FEWEST_STEPS_FOR_A_GRAPH
+from fastndsm.testing import deviation, differentiated
 
-from ..problems import deviation
 from . import cases, paths
 from .device import device, lender, normals, refusal
 from .log import Check, Log
@@ -81,7 +81,7 @@ def check_low_precision(log: Log, backend: str) -> None:
             return 0.5 * s.square().sum(1) + (z * s).sum(1) / std.to(s.dtype)
 
         def both(function: Callable[..., Tensor], s: Tensor, z: Tensor) -> tuple[Tensor, ...]:
-            return cases.differentiated(lambda s: function(s, z), s)
+            return differentiated(lambda s: function(s, z), s)
 
         exact = both(eager, score.double(), noise.double())
         for name, found, peer, truth in zip(
@@ -110,7 +110,7 @@ def _check_bits(log: Log, op: str, label: str, run: paths.Call) -> None:
 
 def check_sampler(log: Log) -> None:
     """Replays of a CUDA graph give the bits of the plain loop and leave PyTorch's random numbers where it does."""
-    p = cases.process("diag", 2, 3)
+    p = cases.arguments("diag", 5, 2, 3).process
     if device().type != "cuda":
         plain, auto = (sample(lambda x, t: -x, p, 8, seed=1, cuda_graph=how) for how in (False, "auto"))
         log.check(Check("sample", "auto on a CPU", "bit for bit", torch.equal(plain, auto)))

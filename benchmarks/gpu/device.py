@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastndsm import testing
 from fastndsm.backends import registry
 from fastndsm.sampling.cuda_graph import CUDAGraph
 
@@ -169,5 +170,4 @@ def gpu_sets(nbytes: int) -> int:
 
 def normals(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normals on the device; the same on every machine."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device(), dtype)
+    return testing.normals(*shape, seed=seed, dtype=dtype, device=device())

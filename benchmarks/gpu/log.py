@@ -6,11 +6,11 @@ import json
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..spread import Spread
+from ..rows import Row
 
 
 @dataclass
@@ -21,35 +21,6 @@ class Check:
     case: str
     found: str
     passed: bool
-
-
-@dataclass
-class Row(Spread):
-    """One contender on one case. Times are seconds of one call, of every sample; counts are those of one call."""
-
-    op: str
-    case: str
-    contender: str  # a backend, or a family of peers
-    unit: str  # what `count` counts
-    count: int
-    check: str  # what holds for its results
-    seconds: list[float] = field(default_factory=list)
-    how: str = ""  # graph, events or wall clock
-    configuration: str = ""
-    # what ours cannot do without
-    multiply_adds: float = 0.0
-    normals: float = 0.0
-    bytes: float = 0.0
-    share: float | None = None  # of the time that these take at the rates of ceilings.py, to reach
-    targets: dict[str, float] = field(default_factory=dict)  # family of peers -> times ahead, to reach
-    rate: float | None = None  # units per second, to reach
-
-    def floor(self, rates: dict[str, float]) -> float | None:
-        """Seconds: arithmetic and normals, or the bytes where those take longer. None where nothing was counted."""
-        if not rates or not (self.multiply_adds or self.normals or self.bytes):
-            return None
-        arithmetic = self.multiply_adds / rates["fma"] + self.normals / rates["normals"]
-        return max(arithmetic, self.bytes / rates["bandwidth"])
 
 
 class Log:

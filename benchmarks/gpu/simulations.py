@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from fastndsm import GaussianMixture, functional
+from fastndsm.testing import deviation
 
 from .. import floor, peers, peers_jax
-from ..problems import CHECKED_ROWS, TINY, Problem, deviation, law_deviation
+from ..problems import CHECKED_ROWS, TINY, Problem, law_deviation
+from ..rows import Row
 from .device import Run, backends, device, refusal, timed, wall_clock
-from .log import Log, Row
+from .log import Log
 
 FLOAT32 = 1e-5  # plus ten times the reference's own error in float32
 MATMUL_FORM = 5e-5  # x P x - 2 x b cancels

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from fastndsm import LangevinProcess, functional, sample, use_backend
+from fastndsm.testing import deviation
 
 from .. import floor, memory, peers
-from ..problems import TINY, deviation
+from ..problems import TINY
+from ..rows import Row
 from . import cases, ceilings
 from .device import Run, device, gpu_sets, lender, normals, refusal, timed, wall_clock
-from .log import Log, Row
+from .log import Log
 from .simulations import FLOAT32, IMAGES, MATMUL_FORM, PLANAR, OnDevice
 
 LOSS_SHARE = 0.8  # of copy bandwidth, to reach

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from fastndsm import DSMLoss, GaussianMixture, LangevinProcess, NDSMLoss, OUProcess, ResidualScore, networks
+from fastndsm.testing import deviation
 
-from ..problems import TINY, deviation
+from ..problems import TINY
+from ..rows import Row
 from .device import SECONDS, backends, device, timed
-from .log import Log, Row
+from .log import Log
 
 BOUND = 1.1  # times a linear step's
 NOISING_STEPS = 100

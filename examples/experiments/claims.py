@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from fastndsm.cli.tables import markdown
+
 from . import imbalance, latent_space, methods, planar, small, stiff, symmetry
 from .tables import Results, Spread
 
@@ -156,10 +158,10 @@ def _marked(verdict: str, seeds: int) -> str:
 
 def table(results: Mapping[str, Results]) -> str:
     """Markdown of all verdicts."""
-    lines = ["| claim | verdict, case by case |", "| --- | --- |"]
+    body = []
     for claim in all_claims():
         found = judge(claim, results)
         if found:
             cells = (f"{name}: **{verdict}**, {numbers}" for name, (verdict, numbers) in found.items())
-            lines.append(f"| {claim.text} | {'<br>'.join(cells)} |")
-    return "\n".join(lines) if len(lines) > 2 else "*Nothing run yet.*"
+            body.append([claim.text, "<br>".join(cells)])
+    return markdown(["claim", "verdict, case by case"], body) if body else "*Nothing run yet.*"

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from fastndsm.cli.tables import markdown
+
 from . import (
     EXPERIMENTS,
     claims,
@@ -21,7 +23,7 @@ from . import (
     tuning,
 )
 from .store import Store
-from .tables import Results, table
+from .tables import NOT_RUN, Results, shown, table
 
 TEMPLATE = Path(__file__).resolve().parent / "README.md"
 MARK = re.compile(r"(<!-- table: (?P<name>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -91,11 +93,11 @@ def every_row(results: Results) -> str:
 
 def progress(results: dict[str, Results]) -> str:
     """What has been run and what has not, and what it cost."""
-    lines = ["| experiment | runs done | of | processor minutes |", "| --- | --- | --- | --- |"]
+    body = []
     for name, found in results.items():
         minutes = sum(row["result"]["cpu_seconds"] for row in found.rows) / 60
-        lines.append(f"| {name} | {len(found.rows)} | {found.planned} | {minutes:.0f} |")
-    return "\n".join(lines)
+        body.append([name, str(len(found.rows)), str(found.planned), f"{minutes:.0f}"])
+    return markdown(["experiment", "runs done", "of", "processor minutes"], body)
 
 
 def by_size(results: Results, data: str) -> str:
@@ -111,36 +113,35 @@ def by_size(results: Results, data: str) -> str:
 
 def tries(results: Results) -> str:
     """Energy or Frechet distance of each try; the best of a family in each column is what is used."""
-    lines = ["| try | four modes, energy | moons, energy | MNIST, Frechet |", "| --- | --- | --- | --- |"]
+    body = []
     for name in tuning.TRIES:
         cells = [
             results.spread("energy", **{"try": name}, data="four_modes"),
             results.spread("energy", **{"try": name}, data="moons"),
             results.spread("frechet", **{"try": name}, kind="imbalance"),
         ]
-        lines.append(f"| {name} | {' | '.join('' if c is None else str(c) for c in cells)} |")
-    return "\n".join(lines)
+        body.append([name, *map(shown, cells)])
+    return markdown(["try", "four modes, energy", "moons, energy", "MNIST, Frechet"], body)
 
 
 def spaces(results: Results) -> str:
     """Quality against cost in every space."""
     head = ["space", "row", "steps", "Frechet to raw images", "confidence", "class TV", "encoder s", "train s", "seeds"]
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    body = []
     metrics = ("frechet_raw", "confidence", "class_tv", "encoder_seconds", "train_seconds")
     for encoder in latent_space.ENCODERS:
         for row in (methods.HELD_OUT, methods.PI, methods.FULL, methods.LINEAR, methods.PATH):
             for steps in (0, *latent_space.LENGTHS, latent_space.LONG):
                 cells = [results.spread(m, encoder=encoder, row=row, steps=steps) for m in metrics]
                 if cells[0] is not None:
-                    shown = " | ".join("" if c is None else str(c) for c in cells)
-                    lines.append(f"| {encoder} | {row} | {steps or ''} | {shown} | {cells[0].seeds} |")
-    return "\n".join(lines) if len(lines) > 2 else "*Not run yet.*"
+                    body.append([encoder, row, str(steps or ""), *map(shown, cells), str(cells[0].seeds)])
+    return markdown(head, body) if body else NOT_RUN
 
 
 def references(results: Results) -> str:
     """Stiffness, and what pi alone and path with it give."""
     head = ["coordinates", "covariances", "reg_covar", "eigenvalue ratio", "steps needed", "pi", "path", "train s"]
-    lines = [f"| {' | '.join(head)} | seeds |", f"|{' --- |' * (len(head) + 1)}"]
+    body = []
     for case in results.values("case"):
         for kind, reg in stiff.REFERENCES:
             wanted = {"case": case, "covariance": kind, "reg_covar": reg}
@@ -150,18 +151,18 @@ def references(results: Results) -> str:
             path, seconds = (results.spread(m, row=methods.PATH, **wanted) for m in ("frechet", "train_seconds"))
             if ratio is not None:
                 tried = "too stiff" if results.select(row=methods.PATH, **wanted) else ""
-                cells = (ratio, needed, pi, tried if path is None else path, "" if seconds is None else seconds)
-                lines.append(f"| {case} | {kind} | {reg} | {' | '.join(map(str, cells))} | {ratio.seeds} |")
+                cells = (ratio, needed, pi, tried if path is None else path, seconds)
+                body.append([case, kind, str(reg), *map(shown, cells), str(ratio.seeds)])
         held = results.spread("frechet", case=case, row=methods.HELD_OUT)
         if held is not None:
-            lines.append(f"| {case} | held-out data | | | | {held} | | | {held.seeds} |")
-    return "\n".join(lines) if len(lines) > 2 else "*Not run yet.*"
+            body.append([case, "held-out data", "", "", "", str(held), "", "", str(held.seeds)])
+    return markdown([*head, "seeds"], body) if body else NOT_RUN
 
 
 def swept(results: Results) -> str:
     """Every variation: what was changed, and what pi alone and path with it give."""
     head = ["sweep", "setting", "eigenvalue ratio", "steps needed", "pi", "path", "TV", "train s", "sample s"]
-    lines = [f"| {' | '.join(head)} | seeds |", f"|{' --- |' * (len(head) + 1)}"]
+    body = []
 
     def line(name: str, setting: str, metric: str, wanted: dict[str, object]) -> None:
         pi = results.spread(metric, row=methods.PI, **wanted)
@@ -172,8 +173,7 @@ def swept(results: Results) -> str:
         if results.select(row=methods.PATH, **wanted):
             seen = max(c.seeds for c in (path, *rest) if c is not None)
             cells = [*rest, pi, "too stiff" if path is None else path, tv, *times]
-            shown = " | ".join("" if c is None else str(c) for c in cells)
-            lines.append(f"| {name} | {setting} | {shown} | {seen} |")
+            body.append([name, setting, *map(shown, cells), str(seen)])
 
     for name, variations in sweeps.VARIATIONS.items():
         for varied in variations:
@@ -184,8 +184,8 @@ def swept(results: Results) -> str:
             line(f"plane, {data}", name, "energy", {"sweep": f"plane: {name}", "data": data})
     held = results.spread("frechet", sweep="held-out")
     if held is not None:
-        lines.append(f"| held-out data | | | | {held} | | | | | {held.seeds} |")
-    return "\n".join(lines) if len(lines) > 2 else "*Not run yet.*"
+        body.append(["held-out data", "", "", "", str(held), "", "", "", "", str(held.seeds)])
+    return markdown([*head, "seeds"], body) if body else NOT_RUN
 
 
 def _setting(name: str, value: object) -> str:

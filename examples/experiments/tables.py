@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fastndsm.cli.tables import markdown
+
 from . import EXPERIMENTS
 from .store import Row, Store, key
+
+NOT_RUN = "*Not run yet.*"
 
 
 class Spread(NamedTuple):
@@ -66,10 +70,15 @@ def table(
     results: Results, columns: Mapping[str, str], field: str = "row", names: Sequence[Any] | None = None, **wanted: Any
 ) -> str:
     """Markdown: a line for each value of `field`, a column for each metric (by heading), means and ranges of seeds."""
-    lines = [f"| {' | '.join(['', *columns])} | seeds |", f"|{' --- |' * (len(columns) + 2)}"]
+    body = []
     for value in results.values(field, **wanted) if names is None else names:
         cells = [results.spread(metric, **{field: value}, **wanted) for metric in columns.values()]
         if any(cell is not None for cell in cells):
             seeds = max(cell.seeds for cell in cells if cell is not None)
-            lines.append(f"| {' | '.join([str(value), *('' if c is None else str(c) for c in cells)])} | {seeds} |")
-    return "\n".join(lines) if len(lines) > 2 else "*Not run yet.*"
+            body.append([str(value), *map(shown, cells), str(seeds)])
+    return markdown(["", *columns, "seeds"], body) if body else NOT_RUN
+
+
+def shown(cell: Any) -> str:
+    """The text of a cell; of None, nothing."""
+    return "" if cell is None else str(cell)

@@ -8,8 +8,7 @@ from dataclasses import asdict
 
 from ..backends import registry
 from . import _common
-from .comparison import compare, format_comparisons
-from .comparison_cases import CASES
+from .comparison import CASES, compare, format_comparisons
 from .diagnosis import machine, versions
 
 NAME = "compare"

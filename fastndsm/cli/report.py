@@ -20,6 +20,7 @@ from ..training.config import Row
 from ..training.storage import write_text
 from .diagnosis import machine, versions
 from .pictures import PicturesMissingError, draw_curve, draw_samples
+from .tables import markdown
 
 __all__ = ["Evaluation", "PicturesMissingError", "Report", "draw_samples", "evaluate_samples", "write_report"]
 
@@ -40,7 +41,7 @@ class Evaluation:
         names = list(self.metrics["samples"])
         head = ["", *(f"{ROWS[row]} (n = {self.counts[row]:,})" for row in self.metrics)]
         body = [[name, *(_figure(self.metrics[row].get(name)) for row in self.metrics)] for name in names]
-        return _markdown([head, *body])
+        return markdown(head, body, aligned=True)
 
     def weights_table(self) -> str:
         """The label weights as a Markdown table, one label a line; empty without labels."""
@@ -49,7 +50,7 @@ class Evaluation:
         titles = {"data": "training data", **ROWS}
         columns = list(self.weights.values())
         body = [[str(i), *(f"{column[i]:.3f}" for column in columns)] for i in range(len(columns[0]))]
-        return _markdown([["label", *(titles[row] for row in self.weights)], *body])
+        return markdown(["label", *(titles[row] for row in self.weights)], body, aligned=True)
 
 
 @dataclass(frozen=True)
@@ -156,27 +157,18 @@ def _prose(dataset: Dataset, evaluation: Evaluation, pictures: Mapping[str, str]
     if evaluation.weights:
         parts += ["## Label weights", evaluation.weights_table()]
     if document["seconds"]:
-        parts += [
-            "## Seconds",
-            _markdown([["", "s"], *([k, f"{v:.1f}"] for k, v in document["seconds"].items())]),
-        ]
+        body = [[name, f"{value:.1f}"] for name, value in document["seconds"].items()]
+        parts += ["## Seconds", markdown(["", "s"], body, aligned=True)]
     if "missing" in pictures:
         parts.append(f"No pictures: {pictures['missing']}")
     parts += [f"![{name}]({file})" for name, file in pictures.items() if name != "missing"]
     if document["config"]:
         settings = [[key, str(value)] for key, value in document["config"].items() if value is not None]
-        parts += ["## Settings", _markdown([["", "value"], *settings])]
+        parts += ["## Settings", markdown(["", "value"], settings, aligned=True)]
     known = {key: value for key, value in document["versions"].items() if value is not None}
     parts.append(", ".join(f"{key} {value}" for key, value in known.items()))
     parts.append(f"{document['machine']['processor']}, {document['machine']['threads']} threads")
     return "\n\n".join(parts) + "\n"
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-    return "\n".join(lines)
 
 
 def _figure(value: float | None) -> str:

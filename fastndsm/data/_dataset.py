@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import _checks
+
 __all__ = ["Dataset"]
 
 
@@ -37,14 +39,15 @@ class Dataset:
     description: str = ""
 
     def __post_init__(self) -> None:
-        _check_samples("train", self.train, None)
-        _check_samples("test", self.test, self.event_shape)
+        _checks.samples("train", self.train, None, torch.float32)
+        _checks.samples("test", self.test, None, torch.float32, self.event_shape)
         if (self.labels is None) != (self.test_labels is None):
             raise ValueError("labels, test_labels: expected both or neither, found one of them")
-        _check_labels("labels", self.labels, self.train)
-        _check_labels("test_labels", self.test_labels, self.test)
+        if self.labels is not None:
+            _checks.labels("labels", self.labels, len(self.train))
+            _checks.labels("test_labels", self.test_labels, len(self.test))
         if self.centers is not None:
-            _check_samples("centers", self.centers, self.event_shape)
+            _checks.samples("centers", self.centers, None, torch.float32, self.event_shape)
             found = -1 if self.labels is None else int(self.labels.max())
             if not 0 <= found < len(self.centers):
                 raise ValueError(f"centers: expected one per label, found {len(self.centers)}, and labels to {found}")
@@ -84,27 +87,3 @@ class Dataset:
     def restore(self, x: Tensor) -> Tensor:
         """Samples in the data's original units, x * scale + shift."""
         return x * self.scale + self.shift
-
-
-def _check_samples(name: str, x: Tensor, event_shape: tuple[int, ...] | None) -> None:
-    if not isinstance(x, Tensor) or x.dtype != torch.float32:
-        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{name}: expected a float32 Tensor, found {found}")
-    if x.ndim < 2 or x.numel() == 0:
-        raise ValueError(f"{name}: expected a non-empty [n, *event], found shape {tuple(x.shape)}")
-    if event_shape is not None and tuple(x.shape[1:]) != event_shape:
-        raise ValueError(f"{name}: expected events {event_shape} as in train, found {tuple(x.shape[1:])}")
-    if bad := int((~x.isfinite()).sum()):
-        raise ValueError(f"{name}: expected finite values, found {bad} that are not")
-
-
-def _check_labels(name: str, labels: Tensor | None, samples: Tensor) -> None:
-    if labels is None:
-        return
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        found = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"{name}: expected an int64 Tensor, found {found}")
-    if labels.shape != samples.shape[:1]:
-        raise ValueError(f"{name}: expected [{len(samples)}], one for each sample, found {tuple(labels.shape)}")
-    if int(labels.min()) < 0:
-        raise ValueError(f"{name}: expected labels from 0, found {int(labels.min())}")

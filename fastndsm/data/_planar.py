@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .. import _checks
 from ._dataset import Dataset
 
 __all__ = ["four_modes", "moons", "ring"]
@@ -83,8 +84,7 @@ def _dataset(
     centers: Sequence[Sequence[float]] | None = None,
 ) -> Dataset:
     for argument, value, least in (("n", n, 2), ("n_test", n_test, 2), ("seed", seed, 0)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{argument}: expected an int >= {least}, found {value!r}")
+        _checks.integer(argument, value, least)
     train, labels = draw(np.random.default_rng([seed, 0]), n)
     test, test_labels = draw(np.random.default_rng([seed, 1]), n_test)
     return Dataset(

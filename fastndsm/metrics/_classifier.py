@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import _checks
+from .. import _checks
 
 __all__ = ["FeatureClassifier"]
 
@@ -36,8 +36,7 @@ class FeatureClassifier(nn.Module):
     def __init__(self, event_shape: tuple[int, ...], n_classes: int, feature_dim: int = 64) -> None:
         super().__init__()
         for name, value, least in (("n_classes", n_classes, 2), ("feature_dim", feature_dim, 1)):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}: expected an int >= {least}, found {value!r}")
+            _checks.integer(name, value, least)
         self.event_shape, self.n_classes, self.feature_dim = tuple(event_shape), n_classes, feature_dim
         dim = math.prod(self.event_shape)
         self.body: nn.Module
@@ -79,8 +78,7 @@ class FeatureClassifier(nn.Module):
         least = int(labels.max()) + 1
         if n_classes is not None and n_classes < least:
             raise ValueError(f"n_classes: expected {least} or more for labels to {least - 1}, found {n_classes}")
-        if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps: expected a positive int, found {steps!r}")
+        _checks.integer("steps", steps)
         devices = [train.device] if train.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)

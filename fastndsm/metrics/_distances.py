@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from . import _checks
+from .. import _checks
 
 __all__ = ["energy_distance", "frechet_distance", "nearest_distance", "sliced_wasserstein"]
 
@@ -39,8 +39,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, n_projections: int = 128, seed: int
     are about n^(-1/2) apart.
     """
     x, y = _checks.pair("x", x, "y", y)
-    if not isinstance(n_projections, int) or n_projections < 1:
-        raise ValueError(f"n_projections: expected a positive int, found {n_projections!r}")
+    _checks.integer("n_projections", n_projections)
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(n_projections, x.shape[1], generator=generator, dtype=x.dtype).to(x.device)
     directions /= directions.norm(dim=1, keepdim=True)

@@ -7,8 +7,8 @@ import warnings
 import torch
 from torch import Tensor
 
+from .. import _checks
 from ..data import Dataset
-from . import _checks
 from ._classifier import FeatureClassifier
 from ._distances import energy_distance, frechet_distance, nearest_distance, nearest_index, sliced_wasserstein
 from ._weights import class_balance, confidence, mode_weights, total_variation
@@ -64,8 +64,7 @@ def evaluate(
         seed: of the projections, the choice of `max_points` and the classifier.
         max_points: the three distances use at most this many samples, and as many held out, chosen at random.
     """
-    if not isinstance(max_points, int) or max_points < 2:
-        raise ValueError(f"max_points: expected an int >= 2, found {max_points!r}")
+    _checks.integer("max_points", max_points, 2)
     samples = _like(samples, dataset)
     held_out = samples.shape == dataset.test.shape and torch.equal(samples, dataset.test)
     generator = torch.Generator().manual_seed(seed)

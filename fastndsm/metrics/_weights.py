@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _checks
+from .. import _checks
 
 __all__ = ["class_balance", "confidence", "mode_weights", "total_variation"]
 
