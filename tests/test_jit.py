@@ -123,7 +123,7 @@ def _until(condition: Callable[[], bool]) -> None:
 COLD = """
 import json, sys
 import torch
-from fastndsm import _jit
+from fastndsm.jit import core
 before = core.status()
 core.load()
 after = core.status()
@@ -211,7 +211,7 @@ def test_without_a_build_the_library_works_on_the_reference(
 AS_ORDINARY_USER = """
 import os, sys
 from pathlib import Path
-from fastndsm import _jit
+from fastndsm.jit import core
 root = Path(sys.argv[1])
 if os.geteuid() == 0:
     os.chown(root, 65534, 65534)
