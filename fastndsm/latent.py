@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -91,10 +92,14 @@ class PCA(Encoder):
 
     @classmethod
     def fit(cls, X: Tensor, dim: int | None = None, whiten: bool = False) -> PCA:
-        """The first `dim` (default: all) principal components of X [n, *event], found in float64.
+        """Find the first `dim` (default: all) principal components of X [n, *event] in float64, by scikit-learn's PCA.
+
+        The largest entry of a component is positive.
 
         Raises ValueError if dim exceeds min(n - 1, D), or a whitened component has no variance.
         """
+        from sklearn.decomposition import PCA as Estimator
+
         flat = _training(X)
         n, size = flat.shape
         most = min(n - 1, size)
@@ -102,13 +107,11 @@ class PCA(Encoder):
         if dim > most:
             raise ValueError(f"dim: expected at most min(n - 1, D) = {most}, found {dim}")
         mean = flat.double().mean(0)
-        centred = flat.double() - mean
-        if n > size:
-            values, vectors = torch.linalg.eigh(centred.T @ centred / (n - 1))
-            values, rows = values.flip(0).clamp_min(0.0), vectors.T.flip(0)
-        else:
-            _, singular, rows = torch.linalg.svd(centred, full_matrices=False)
-            values = singular.square() / (n - 1)
+        centred = flat.double() - mean  # "covariance_eigh" squares first and centres then, which costs digits
+        with np.errstate(invalid="ignore"):  # shares of no variance, which is refused below
+            estimator = Estimator(svd_solver="covariance_eigh" if n > size else "full", copy=False)
+            estimator.fit(centred.cpu().numpy())
+        values, rows = map(torch.from_numpy, (estimator.explained_variance_, estimator.components_))
         kept = values[:dim]
         if float(kept[-1 if whiten else 0]) <= 1e-12 * float(values.sum()):
             found = int((kept > 1e-12 * values.sum()).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import fastndsm
 from fastndsm import reference
 from fastndsm.backends import registry
 from fastndsm.cli import COMMANDS, comparison, main, parser, report
+from fastndsm.cli._settings import Settings
 from fastndsm.cli.comparison import CASES
 from fastndsm.data import load
 from fastndsm.jit import cuda
@@ -26,6 +28,7 @@ from fastndsm.jit.toolchain import find_compiler
 from fastndsm.networks import UNet
 from fastndsm.training import checkpoint
 from fastndsm.training.checkpoint import load_model
+from fastndsm.training.trainer import TrainConfig
 
 TINY = [
     "--steps",
@@ -182,6 +185,15 @@ class TestTrain:
             run("train", "--out", tmp_path / "b", "--resume", "--lr", 0.1, "--data", "moons"),
             "expected the settings of the run, found --data moons (run: ring), --lr 0.1 (run: 0.002)",
         )
+
+    def test_settings_are_stored_flat_and_a_run_from_before_a_field_of_the_training_takes_its_default(self) -> None:
+        settings = Settings(data="ring", training=TrainConfig(steps=7, pool_passes=3), samples=9)
+        stored = settings.flat()
+        assert (stored["data"], stored["steps"], stored["samples"]) == ("ring", 7, 9)
+        assert set(stored) >= {field.name for field in dataclasses.fields(TrainConfig)}
+        assert Settings.from_flat(json.loads(json.dumps(stored))) == settings
+        del stored["pool_passes"]
+        assert Settings.from_flat(stored).training == TrainConfig(steps=7)
 
     def test_an_old_run_is_kept_unless_told_otherwise(self, tmp_path: Path, run: Any) -> None:
         first = ["train", "--data", "ring", "--n-train", 100, "--out", tmp_path / "r", *TINY]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -15,7 +17,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import fastndsm.jit.cache
 from fastndsm.jit import core, toolchain
+from fastndsm.jit.cache import locked, make_private
 from fastndsm.jit.core import Builder, BuildError
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -104,6 +108,34 @@ def test_killed_builder_harms_nobody(tmp_path: Path, tiny: Path, cache: Path, st
         assert len(entries(cache)) == 1 and not set(entries(cache)) & set(unfinished)
     finally:
         stalled.rmdir()  # the orphaned compiler goes its way
+
+
+def test_the_lock_is_the_systems_and_is_not_waited_for_without_end(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fastndsm.jit.cache, "WAIT_SECONDS", 0.3)
+    make_private(cache)
+    with open(cache / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(BuildError, match=f"another process has held {cache / 'lock'} for 0 s"):
+            with locked(cache, "tiny"):
+                raise AssertionError("two hold the lock")
+    assert [record.getMessage() for record in caplog.records if record.name == "fastndsm"] == [
+        f"waiting for another process, which is building tiny in {cache}"
+    ]
+    with locked(cache, "tiny"), open(cache / "lock") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_file_system_without_locks_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    make_private(cache)
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(BuildError, match=f"{cache / 'lock'} cannot be locked: .*{os.strerror(errno.ENOSYS)}"):
+        with locked(cache, "tiny"):
+            raise AssertionError("held without a lock")
 
 
 def _go(process: subprocess.Popen[str]) -> None:

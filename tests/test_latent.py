@@ -65,6 +65,12 @@ def test_pca_agrees_with_scikit_learn(n: int, digits: data.Dataset) -> None:
     torch.testing.assert_close(ours.scale, torch.full((6,), scale, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("n", [40, 500], ids=["fewer samples than values", "more"])
+def test_a_component_s_sign_is_settled(n: int, digits: data.Dataset) -> None:
+    rows = latent.PCA.fit(digits.train[:n], 6).components
+    assert bool((rows.gather(1, rows.abs().argmax(1, keepdim=True)) > 0).all())
+
+
 def test_all_components_lose_nothing() -> None:
     x = torch.randn(50, 2, 3, dtype=torch.float64) * torch.tensor([1.0, 5.0, 0.1])
     for whiten in (False, True):

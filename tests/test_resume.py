@@ -91,6 +91,7 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "amsgrad": lambda p: torch.optim.AdamW(p, lr=1e-3, amsgrad=True),
     "plain-sgd": lambda p: torch.optim.SGD(p, lr=0.05),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, centered=True),
+    "two-groups": lambda p: torch.optim.AdamW([{"params": p[:3], "lr": 5e-3}, {"params": p[3:]}], lr=1e-3),
 }
 RUNS: dict[str, dict[str, Any]] = {
     "path": {},

@@ -127,6 +127,13 @@ class TestStep:
         expected = [0.05 * (1 + math.cos(math.pi * step / 12)) for step in range(12)]
         assert recording.rates == pytest.approx(expected)
 
+    def test_an_optimizer_that_another_run_has_used_starts_from_its_own_rate(self) -> None:
+        first, _ = self.run()
+        again = Trainer(first.score_net, first.loss, data(), config(), optimizer=lambda p: first.optimizer)
+        again.fit(progress=False)
+        assert isinstance(first.optimizer, Recording)
+        assert first.optimizer.rates[12:] == pytest.approx(first.optimizer.rates[:12])
+
     def test_average_of_the_weights(self) -> None:
         trainer, recording = self.run(ema=0.5)
         average = [p.detach().clone() for p in network().parameters()]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import nn
@@ -43,16 +44,21 @@ class Settings:
     base: int = 32
     features: bool | None = None
     residual: bool = True
-    steps: int = 4000
-    batch_size: int = 256
-    lr: float = 2e-3
-    ema: float = 0.99
-    grad_clip: float | None = None
-    paths: str | int = "fresh"
-    noised_ahead: int = 4
-    checkpoint_every: int = 500
-    seed: int = 0
+    training: TrainConfig = field(default_factory=TrainConfig)
     samples: int = 2000
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Any]) -> Settings:
+        """Make settings of values by name, as options and a run's folder give them, the training's among the others."""
+        names = {known.name for known in fields(TrainConfig)}
+        training = TrainConfig(**{name: value for name, value in values.items() if name in names})
+        return cls(**{name: value for name, value in values.items() if name not in names}, training=training)
+
+    def flat(self) -> dict[str, Any]:
+        """Return every value by name; `from_flat` makes the settings again."""
+        values = dataclasses.asdict(self)
+        training = values.pop("training")
+        return {**values, **training}
 
     def resolved(self, dataset: Dataset) -> Settings:
         """Every choice made."""
@@ -86,11 +92,6 @@ class Settings:
             features=features,
         )
 
-    def train_config(self) -> TrainConfig:
-        """The part of the Trainer."""
-        names = {field.name for field in dataclasses.fields(TrainConfig)}
-        return TrainConfig(**{k: v for k, v in dataclasses.asdict(self).items() if k in names})
-
 
 def make_process(settings: Settings, dataset: Dataset) -> LangevinProcess:
     """The noising process of resolved settings; fits the mixture."""
@@ -103,7 +104,7 @@ def make_process(settings: Settings, dataset: Dataset) -> LangevinProcess:
         settings.components,
         settings.covariance,
         settings.reg_covar,
-        random_state=settings.seed,
+        random_state=settings.training.seed,
     )
     return LangevinProcess(reference, **options)
 
@@ -130,11 +131,11 @@ def make_loss(settings: Settings, process: LangevinProcess) -> NDSMLoss | DSMLos
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Options that define a run; those not given are absent from the namespace."""
-    defaults = Settings()
+    defaults = Settings().flat()
 
     def add(name: str, about: str, **options: Any) -> None:
         key = name.removeprefix("--").replace("-", "_")
-        default = getattr(defaults, key)
+        default = defaults[key]
         shown = "" if default is None or isinstance(default, bool) else f"; default {default}"
         group.add_argument(name, help=about + shown, default=argparse.SUPPRESS, **options)
 

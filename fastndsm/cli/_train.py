@@ -7,7 +7,6 @@ OUT/model/  what `sample` and `evaluate` read        OUT/report/       metrics a
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import shutil
 import time
 from pathlib import Path
@@ -45,22 +44,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train, sample, report."""
     out = Path(arguments.out)
-    names = [field.name for field in dataclasses.fields(Settings)]
-    explicit = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    explicit = {name: getattr(arguments, name) for name in Settings().flat() if hasattr(arguments, name)}
     with _common.running(arguments) as device:
         stored = _open(out, arguments.resume, arguments.overwrite)
-        asked = Settings(**explicit) if stored is None else _merged(stored[0], explicit)
+        asked = Settings.from_flat(explicit) if stored is None else _merged(stored[0], explicit)
         if asked.samples < 2:
             raise ValueError(f"--samples: expected at least 2, found {asked.samples}")
         dataset = _common.load_data(asked.data, asked.n_train)
         settings = asked.resolved(dataset)
-        config = settings.train_config()
+        config = settings.training
         seconds: dict[str, float] = {}
         began = time.perf_counter()
         process = make_process(settings, dataset) if stored is None else stored[1]
         seconds["fit the mixture"] = time.perf_counter() - began
         described, tensors = checkpoint.process_parts(process)
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(config.seed)
         score_net = make_network(settings, dataset, process).to(device)
         process = process.to(device)
         trainer = Trainer(
@@ -69,31 +67,31 @@ def run(arguments: argparse.Namespace) -> int:
             dataset.train,
             config,
             directory=out / "checkpoints",
-            meta=dataclasses.asdict(settings),
+            meta=settings.flat(),
         )
-        document = {"settings": dataclasses.asdict(asked), "process": described}
+        document = {"settings": asked.flat(), "process": described}
         write_folder(out / "setup", "setup.json", "setup", document, {"reference.safetensors": tensors})
         _announce(dataset, settings, process, score_net, device)
         if arguments.resume and (step := trainer.resume()):
             print(f"resumed at step {step:,} of {config.steps:,}")
         trainer.fit(progress=arguments.progress)
         seconds["train"] = trainer.seconds
-        meta = {"data": settings.data, "n_train": settings.n_train, "settings": dataclasses.asdict(settings)}
+        meta = {"data": settings.data, "n_train": settings.n_train, "settings": settings.flat()}
         checkpoint.save_model(out / "model", trainer.ema_net, process, meta=meta)
         began = time.perf_counter()
-        options = {"seed": settings.seed, "batch_size": _common.SAMPLE_ROWS}
+        options = {"seed": config.seed, "batch_size": _common.SAMPLE_ROWS}
         samples = _common.draw(trainer.ema_net, process, settings.samples, arguments, **options)
         seconds["sample"] = time.perf_counter() - began
-        reference = process.reference.sample(settings.samples, seed=settings.seed + 1).float().cpu()
+        reference = process.reference.sample(settings.samples, seed=config.seed + 1).float().cpu()
         report = write_report(
             out / "report",
             samples,
             dataset,
             reference=reference,
             history=trainer.history,
-            config={**dataclasses.asdict(settings), "T": process.T},
+            config={**settings.flat(), "T": process.T},
             seconds=seconds,
-            seed=settings.seed,
+            seed=config.seed,
         )
     if "missing" in report.pictures:
         print(f"no pictures: {report.pictures['missing']}")
@@ -129,21 +127,22 @@ def _open(out: Path, resume: bool, overwrite: bool) -> tuple[Settings, LangevinP
     document, tensors = read_folder(out / "setup", "setup.json", "setup", ("reference.safetensors",))
     try:
         process = checkpoint.process_from(document["process"], tensors["reference.safetensors"])
-        return Settings(**document["settings"]), process
+        return Settings.from_flat(document["settings"]), process
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{out / 'setup'}: expected settings of this version, found: {error}") from error
 
 
 def _merged(stored: Settings, explicit: dict[str, Any]) -> Settings:
-    """The stored settings, if those given agree with them."""
+    """Return the stored settings, if those given agree with them."""
+    known = stored.flat()
     unequal = [
-        f"--{name.replace('_', '-')} {value} (run: {getattr(stored, name)})"
+        f"--{name.replace('_', '-')} {value} (run: {known[name]})"
         for name, value in explicit.items()
-        if name not in CHANGEABLE and value != getattr(stored, name)
+        if name not in CHANGEABLE and value != known[name]
     ]
     if unequal:
         raise ValueError(f"--resume: expected the settings of the run, found {', '.join(unequal)}")
-    return dataclasses.replace(stored, **explicit)
+    return Settings.from_flat({**known, **explicit})
 
 
 def _announce(

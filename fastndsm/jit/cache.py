@@ -7,9 +7,10 @@ import logging
 import os
 import shutil
 import stat
-import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import Timeout, UnixFileLock
 
 logger = logging.getLogger("fastndsm")
 
@@ -69,34 +70,25 @@ def is_built(library: Path) -> bool:
 
 @contextlib.contextmanager
 def locked(root: Path, name: str) -> Iterator[None]:
-    """Holds the cache's lock. It is the system's, tied to an open file: it never outlives its process."""
-    import fcntl
-
+    """Hold the cache's lock. It is the system's, tied to an open file: it never outlives its process."""
+    path = root / "lock"  # not followed if it is a symbolic link
+    lock = UnixFileLock(path, mode=0o600, fallback_to_soft=False, preserve_lock_file=True)
     try:
-        lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            logger.warning("waiting for another process, which is building %s in %s", name, root)
+            lock.acquire(timeout=WAIT_SECONDS, poll_interval=0.1)
+    except Timeout:
+        raise BuildError(f"another process has held {path} for {WAIT_SECONDS:.0f} s") from None
     except OSError as error:
+        if error.filename is None:  # of flock, which knows no name
+            raise BuildError(f"{path} cannot be locked: {error}") from error
         raise BuildError(f"the cache directory {root} cannot be written to: {error}") from error
     try:
-        deadline, told = time.monotonic() + WAIT_SECONDS, False
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not told:
-                    logger.warning("waiting for another process, which is building %s in %s", name, root)
-                    told = True
-                if time.monotonic() > deadline:
-                    raise BuildError(f"another process has held {root / 'lock'} for {WAIT_SECONDS:.0f} s") from None
-                time.sleep(0.1)
-            except OSError as error:
-                raise BuildError(f"{root / 'lock'} cannot be locked: {error}") from error
-        try:
-            yield
-        finally:
-            fcntl.flock(lock, fcntl.LOCK_UN)
+        yield
     finally:
-        os.close(lock)
+        lock.release()
 
 
 def remove_leftovers(root: Path, entry: Path) -> None:

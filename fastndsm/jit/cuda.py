@@ -1,6 +1,6 @@
 """Builds csrc/cuda on first use, for the GPUs at hand, and loads it: the ops ``torch.ops.fastndsm_cuda``.
 
-As `_jit` does for the C++ library, in the same cache and under the same lock; the key hashes nvcc, its flags and the
+As `core` does for the C++ library, in the same cache and under the same lock; the key hashes nvcc, its flags and the
 architecture besides. Environment: ``CUDA_HOME`` or ``CUDA_PATH``, else the nvcc on ``PATH``.
 """
 

@@ -18,7 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from ..objective import DSMLoss, NDSMLoss
@@ -80,8 +83,9 @@ class Trainer:
         extra = [] if self._control_variate is None else list(self._control_variate.parameters())
         self._parameters = self._weights + [p for p in extra if p.requires_grad and id(p) not in known]
         self.optimizer = _adam(self._parameters, config.lr) if optimizer is None else optimizer(self._parameters)
-        for group in self.optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
+        for group in self.optimizer.param_groups:  # one that was scheduled before starts anew
+            group["lr"] = copy.deepcopy(group.setdefault("initial_lr", group["lr"]))
+        self._schedule = CosineAnnealingLR(self.optimizer, config.steps)
         self._settings = [
             {k: repr(v) for k, v in g.items() if k not in ("params", "lr")} for g in self.optimizer.param_groups
         ]
@@ -150,15 +154,14 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        norm = get_total_norm(gradients)
         if self.config.grad_clip is not None:
-            torch._foreach_mul_(gradients, (self.config.grad_clip / (norm + 1e-12)).clamp(max=1.0))
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * self._cosine(self.step)
+            clip_grads_with_norm_(self._parameters, self.config.grad_clip, norm)
+        if self._schedule.last_epoch < self.step:  # before the step: a checkpoint holds the rate of its last one
+            self._schedule.step()
         self.optimizer.step()
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(self._average, self._weights, 1.0 - decay)
+        get_ema_multi_avg_fn(decay)(self._average, self._weights, None)
         self._recent.append((loss.detach(), norm))
 
     def _seed_dropout(self) -> None:
@@ -166,9 +169,6 @@ class Trainer:
         torch.default_generator.manual_seed(seed)  # torch.manual_seed costs 100 times as much
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(seed)
-
-    def _cosine(self, step: int) -> float:
-        return 0.5 * (1.0 + math.cos(math.pi * step / self.config.steps))
 
     def _record(self) -> None:
         """Look at the losses since the last look, name the first bad step, and add a row to the history."""
@@ -233,6 +233,8 @@ class Trainer:
                     tensor.copy_(stored[name])
         self.optimizer.load_state_dict(loaded.optimizer)
         self.step, self.seconds = loaded.step, float(loaded.state["seconds"])
+        # what the schedule knows besides the rates, which the optimizer has
+        self._schedule.load_state_dict({"last_epoch": max(self.step - 1, 0), "_step_count": self.step + 1})
         self.history = [Row(*row) for row in loaded.state["history"]]
         self._recent = []
         return self.step
