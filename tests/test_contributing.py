@@ -124,7 +124,8 @@ else:
     raise AssertionError("accepted")
 from fastndsm.backends import registry
 assert registry.serving("huber_loss", torch.device("cpu"), torch.float32) == ["cpp", "reference"]
-raise SystemExit(pytest.main(["tests/test_huber_loss.py", "tests/test_ops.py", "-q", "-p", "no:cacheprovider", "-k", sys.argv[2]]))
+files = ["tests/test_huber_loss.py", "tests/test_ops.py"]
+raise SystemExit(pytest.main([*files, "-q", "-p", "no:cacheprovider", "-k", sys.argv[2]]))
 """
 
 
