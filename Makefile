@@ -4,15 +4,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+CONSTRAINTS := constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 # Threads that wait by spinning bring each other to a halt on a machine that is busy with other things.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help test test-slow lint demo bench clean
+.PHONY: help install test test-slow lint demo bench clean
 
 help:
 	@echo 'make test       lint, types and tests'
+	@echo 'make install    set up alone; CONSTRAINTS=file for other versions than those of constraints.txt'
 	@echo 'make demo       train on the handwritten digits, with a report in runs/demo'
 	@echo 'make test-slow  the tests that take minutes'
 	@echo 'make lint       formatting, ruff and mypy alone'
@@ -20,12 +22,14 @@ help:
 	@echo 'make clean      remove .venv, build products and caches'
 
 # torch comes first and by itself, so that its pinned version decides which build is taken.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@echo 'Setting up $(VENV) (once; a few minutes) ...'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) torch setuptools
 	$(PIP_INSTALL) --no-build-isolation --editable '.[test]'
 	@touch $@
+
+install: $(INSTALLED)
 
 $(VENV)/.installed-benchmarks: $(INSTALLED)
 	$(PIP_INSTALL) --no-build-isolation --editable '.[test,benchmarks]'

@@ -17,7 +17,7 @@ import fastndsm
 from fastndsm import GaussianMixture, LangevinProcess, data, latent
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
-from experiments import EXPERIMENTS, claims, images, imbalance, methods, page, planar, run, symmetry, tables
+from experiments import EXPERIMENTS, claims, images, imbalance, methods, page, planar, run, small, symmetry, tables
 from experiments.store import Store, key
 
 
@@ -219,6 +219,33 @@ def test_page_keeps_the_prose_and_refuses_unknown_tables(tmp_path: Path, monkeyp
     template.write_text("<!-- table: nonsense -->\n<!-- end -->\n")
     with pytest.raises(ValueError, match="found 'nonsense'"):
         page.write(tmp_path, Store(tmp_path / "rows"), 1)
+
+
+def test_figures_of_missing_samples_stay_until_samples_makes_them_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows are not measured again, and the tables are written meanwhile."""
+    store, rows = Store(tmp_path / "rows"), tmp_path / "rows" / "small.jsonl"
+    shown = [c for c in small.configs(0) if c["n"] == 200][:3]
+    for config in shown:
+        result = {"frechet_raw": 5.0, "nearest_ratio": 1.0, "copies": 0.5, "class_tv": 0.25, "cpu_seconds": 60.0}
+        store.add("small", config, small.VERSION, result, torch.zeros(40, 1, 4, 4))
+    page_alone, again = ["page", "--out", str(tmp_path)], ["samples", "--out", str(tmp_path)]
+    assert run.main(page_alone) == 0 and capsys.readouterr().out == ""
+    figure, measured = tmp_path / "figures" / "small-samples.png", rows.read_text()
+    drawn = figure.read_bytes()
+
+    for kept in list((tmp_path / "rows" / "samples").iterdir())[:2]:
+        kept.unlink()
+    (tmp_path / "README.md").unlink()
+    assert run.main(page_alone) == 0
+    assert "of 2 runs are missing; `python examples/experiments/run.py samples` makes" in capsys.readouterr().out
+    assert figure.read_bytes() == drawn and "| 5 | 1 | 0.5 | 0.25 | 1 |" in (tmp_path / "README.md").read_text()
+
+    monkeypatch.setattr(small, "perform", lambda config: ({"frechet_raw": 7.0}, torch.ones(40, 1, 4, 4)))
+    assert run.main(again) == 0
+    assert "missing" not in capsys.readouterr().out
+    assert figure.read_bytes() != drawn and rows.read_text() == measured
 
 
 def test_every_claim_names_rows_that_are_planned() -> None:

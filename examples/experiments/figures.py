@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from . import images, imbalance, latent_space, methods, planar, small, symmetry
+from .store import Row
 from .tables import Results
 
 SHOWN = (methods.LINEAR, methods.LINEAR_MIXTURE, methods.ONE, methods.PATH)
@@ -33,8 +34,11 @@ COLOURS = {
 }
 
 
-def write(folder: Path, results: Mapping[str, Results]) -> list[str]:
-    """Draw every figure that has its rows; returns their names."""
+def write(folder: Path, results: Mapping[str, Results]) -> list[tuple[str, Row]]:
+    """Draw every figure that has its rows and samples; returns the experiment and row of the samples that are missing.
+
+    A figure that lacks samples stays as it is.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     found = {
         "planar-samples": lambda: plane_samples(results[planar.NAME]),
@@ -50,13 +54,16 @@ def write(folder: Path, results: Mapping[str, Results]) -> list[str]:
         "latent-cost": lambda: cost(results[latent_space.NAME]),
         "latent-samples": lambda: spaces(results[latent_space.NAME]),
     }
-    drawn = []
+    missing: dict[str, tuple[str, Row]] = {}
     for name, draw in found.items():
         figure = draw()
-        if figure is not None:
+        lacking = {row["key"]: (part.name, row) for part in results.values() for row in part.missing}
+        for part in results.values():
+            part.missing.clear()
+        if figure is not None and not lacking:
             figure.savefig(folder / f"{name}.png", dpi=100)
-            drawn.append(name)
-    return drawn
+        missing |= lacking
+    return list(missing.values())
 
 
 def _all_rows() -> tuple[str, ...]:

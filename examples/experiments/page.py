@@ -22,7 +22,7 @@ from . import (
     symmetry,
     tuning,
 )
-from .store import Store
+from .store import Row, Store
 from .tables import NOT_RUN, Results, shown, table
 
 TEMPLATE = Path(__file__).resolve().parent / "README.md"
@@ -36,10 +36,10 @@ IMAGE_COLUMNS = {
 }
 
 
-def write(folder: Path, store: Store, seeds: int, quick: bool = False) -> None:
-    """Redraw the figures in folder/figures and rewrite folder/README.md."""
+def write(folder: Path, store: Store, seeds: int, quick: bool = False) -> list[tuple[str, Row]]:
+    """Redraw the figures in folder/figures and rewrite folder/README.md; returns what `figures.write` does."""
     results = {name: Results(name, store, seeds, quick) for name in EXPERIMENTS}
-    figures.write(folder / "figures", results)
+    missing = figures.write(folder / "figures", results)
     made = tables(results)
 
     def fill(match: re.Match[str]) -> str:
@@ -52,6 +52,7 @@ def write(folder: Path, store: Store, seeds: int, quick: bool = False) -> None:
     part = page.with_suffix(".part")
     part.write_text(text)
     part.replace(page)
+    return missing
 
 
 def tables(results: dict[str, Results]) -> dict[str, Callable[[], str]]:

@@ -56,14 +56,18 @@ class Store:
             "torch": torch.__version__,
             "fastndsm": fastndsm.__version__,
         }
-        if samples is not None:
-            np.savez_compressed(self.folder / "samples" / f"{identity}.npz", x=samples.numpy().astype(np.float16))
+        self.keep(identity, samples)
         with self._locked():
             rows = self.read(name) | {identity: row}
             path = self.folder / f"{name}.jsonl"
             part = path.with_suffix(".part")
             part.write_text("".join(json.dumps(r) + "\n" for r in rows.values()))
             os.replace(part, path)
+
+    def keep(self, identity: str, samples: Tensor | None) -> None:
+        """Keep the samples of a run, if it gave any."""
+        if samples is not None:
+            np.savez_compressed(self.folder / "samples" / f"{identity}.npz", x=samples.numpy().astype(np.float16))
 
     def samples(self, identity: str) -> Tensor | None:
         """The samples kept of a run, if any were."""

@@ -43,6 +43,7 @@ class Results:
         keys = [key(c, experiment.VERSION) for seed in range(seeds) for c in experiment.configs(seed, quick)]
         self.planned = len(keys)
         self.rows: list[Row] = [found[k] for k in keys if k in found]
+        self.missing: list[Row] = []  # whose samples were asked for and are not there
 
     def select(self, **wanted: Any) -> list[Row]:
         """The rows whose configuration has these values."""
@@ -58,11 +59,12 @@ class Results:
         return list(dict.fromkeys(r["config"].get(field) for r in self.select(**wanted)))
 
     def samples(self, **wanted: Any) -> Any:
-        """The kept samples of the first row there is, or None."""
-        for row in self.select(**wanted):
+        """The samples of the row of seed 0, the only ones that are kept; or None."""
+        for row in self.select(seed=0, **wanted):
             found = self.store.samples(row["key"])
-            if found is not None:
-                return found
+            if found is None:
+                self.missing.append(row)
+            return found
         return None
 
 
