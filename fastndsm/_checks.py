@@ -38,6 +38,13 @@ def shape(name: str, x: Any, expected: Sequence[int], note: str = "") -> None:
         raise ValueError(f"{name}: expected shape {tuple(expected)}{note}, found {tuple(x.shape)}")
 
 
+def floating_dtype(name: str, dtype: Any) -> torch.dtype:
+    """dtype, if data may be of it."""
+    if dtype not in FLOATS:
+        raise TypeError(f"{name}: expected a floating point dtype, found {dtype}")
+    return dtype  # type: ignore[no-any-return]
+
+
 def batch(name: str, x: Any, dim: int) -> Tensor:
     """x [B, ...] as [B, dim]; B >= 1."""
     floating(name, x)
@@ -137,7 +144,7 @@ def weights(name: str, w: Tensor, n: int) -> Tensor:
 
 def parameter(name: str, value: Any) -> Tensor:
     """Numbers of any kind as a tensor of their own, floating point and finite."""
-    made = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(np.asarray(value))
+    made = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(np.asarray(value), device="cpu")
     if not made.dtype.is_floating_point:
         if made.dtype.is_complex or made.dtype == torch.bool:
             raise TypeError(f"{name}: expected a floating point dtype, found {made.dtype}")
@@ -225,7 +232,7 @@ def count(name: str, value: Any, minimum: int = 1) -> int:
 def seed(value: Any) -> Tensor:
     """A seed as a 0-d int64 tensor; None draws one from PyTorch's default generator."""
     if value is None:
-        return torch.randint(0, 2**63 - 1, (), dtype=torch.int64)
+        return torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device="cpu")
     if isinstance(value, Tensor):
         if value.numel() != 1 or value.dtype.is_floating_point or value.dtype == torch.bool:
             raise TypeError(f"seed: expected one integer, found {value.dtype} of shape {tuple(value.shape)}")
@@ -237,7 +244,7 @@ def seed(value: Any) -> Tensor:
         if not -(2**63) <= value < 2**64:
             raise ValueError(f"seed: expected an integer of at most 64 bits, found {value}")
         value -= (value >> 63 & 1) << 64 if value > 0 else 0  # the same 64 bits, signed
-    return torch.full((), value, dtype=torch.int64)
+    return torch.full((), value, dtype=torch.int64, device="cpu")
 
 
 def first_path(value: Any) -> int:
@@ -326,3 +333,12 @@ def paths(x0: Any, dim: int, device: torch.device, seed_value: Any, first: Any) 
     data("x0", x0, dim)
     same_device("x0", x0, "process", device)
     return seed(seed_value), first_path(first)
+
+
+def loss_weights(name: str, value: Tensor) -> Tensor:
+    """value, if it is finite and nowhere negative (on the CPU; elsewhere the check would stall the device)."""
+    if not torch.compiler.is_compiling() and value.device.type == "cpu":
+        wrong = ~((value >= 0) & value.isfinite())
+        if bool(wrong.any()):
+            raise ValueError(f"{name}: expected finite weights of at least 0, found {float(value[wrong][0]):g}")
+    return value

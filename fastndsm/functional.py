@@ -81,8 +81,7 @@ def philox_normal(
     """
     _checks.count("n_paths", n_paths)
     _checks.count("dim", dim)
-    if dtype not in _checks.FLOATS:
-        raise TypeError(f"dtype: expected a floating point dtype, found {dtype}")
+    _checks.floating_dtype("dtype", dtype)
     if not 0 <= _checks.count("stream", stream, minimum=0) < 256:
         raise ValueError(f"stream: expected an integer in 0..255, found {stream}")
     steps = _checks.steps("step", step, n_paths, 2**32 - 1, device=None)
@@ -214,8 +213,10 @@ def reduce(losses: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
 
 
 def _check_weight(weight: Tensor | None, rows: int) -> None:
-    if weight is not None and _checks.floating("weight", weight).shape != (rows,):
-        raise ValueError(f"weight: expected shape ({rows},), found {tuple(weight.shape)}")
+    if weight is not None:
+        if _checks.floating("weight", weight).shape != (rows,):
+            raise ValueError(f"weight: expected shape ({rows},), found {tuple(weight.shape)}")
+        _checks.loss_weights("weight", weight)
 
 
 def ndsm_loss(

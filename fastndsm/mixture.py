@@ -5,15 +5,20 @@ Covariances have scikit-learn's shapes: [K] spherical, [K, d] diag, [d, d] tied,
 
 from __future__ import annotations
 
+import builtins
+import contextlib
+import hashlib
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import _checks, functional
+from ._state import KeepsDtype
 from .reference.mixture import MixtureOperands, component_scores
 
 if TYPE_CHECKING:
@@ -22,10 +27,11 @@ if TYPE_CHECKING:
 COVARIANCE_TYPES = ("spherical", "diag", "tied", "full")
 
 
-class GaussianMixture(nn.Module):
+class GaussianMixture(KeepsDtype):
     """A Gaussian mixture with its parameters in buffers, on any device.
 
-    Parameters keep the dtype they are given in (a fit is float64); densities and scores are computed in the dtype of x.
+    Parameters keep the dtype they are given in (a fit is float64), whatever a module around them is cast to; densities
+    and scores are computed in the dtype of x.
 
     Args:
         weights: [K], non-negative, summing to one.
@@ -56,9 +62,10 @@ class GaussianMixture(nn.Module):
     ) -> None:
         super().__init__()
         self.covariance_type = _checks.choice("covariance_type", covariance_type, COVARIANCE_TYPES)
-        means = _checks.parameter("means", means)
-        weights = _checks.parameter("weights", weights).to(means)
-        covariances = _checks.parameter("covariances", covariances).to(means)
+        with torch.inference_mode(False):  # tensors made inside could never be part of a gradient
+            means = _checks.parameter("means", means)
+            weights = _checks.parameter("weights", weights).to(means)
+            covariances = _checks.parameter("covariances", covariances).to(means)
         if means.ndim != 2 or means.numel() == 0:
             raise ValueError(f"means: expected shape [K, d], found {tuple(means.shape)}")
         n_components, dim = means.shape
@@ -74,8 +81,9 @@ class GaussianMixture(nn.Module):
         for name in ("_precisions", "_log_scale", "_factors"):
             self.register_buffer(name, None, persistent=False)
         self._derive()
-        self.register_load_state_dict_post_hook(lambda module, _: module._derive())  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_derive_again)  # type: ignore[no-untyped-call]
 
+    @torch.inference_mode(False)
     def _derive(self) -> None:
         """Precisions, log normalisers and Cholesky factors, in float64 and then in the parameters' dtype."""
         weights, covariances = self.weights.double(), self.covariances.double()
@@ -103,11 +111,73 @@ class GaussianMixture(nn.Module):
         log_scale = weights.log() + 0.5 * log_det - 0.5 * self.dim * math.log(2.0 * math.pi)
         dtype = self.means.dtype
         self._precisions, self._log_scale, self._factors = (t.to(dtype) for t in (precisions, log_scale, factors))
+        self._forget()
+
+    def _forget(self) -> None:
+        """What is kept of the parameters no longer holds."""
         self._cast: dict[torch.dtype, MixtureOperands] = {}
+        self._eigenvalues: tuple[Tensor, Tensor] | None = None
+        self._largest: builtins.float | None = None
+        self._digest: str | None = None
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> GaussianMixture:
-        self._cast = {}
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._forget()
+        return super()._apply(fn, recurse)
+
+    # A module around the mixture does not change its dtype (see KeepsDtype); asked itself, it changes.
+
+    def to(self, *args: Any, **kwargs: Any) -> GaussianMixture:
+        """Move to a device, cast to a dtype, or both, as torch.nn.Module.to does; in place."""
+        super().to(*args, **kwargs)
+        dtype = torch._C._nn._parse_to(*args, **kwargs)[1]
+        return self if dtype is None else self._cast_to(dtype)
+
+    def float(self) -> GaussianMixture:
+        """Cast to float32."""
+        return self._cast_to(torch.float32)
+
+    def double(self) -> GaussianMixture:
+        """Cast to float64."""
+        return self._cast_to(torch.float64)
+
+    def half(self) -> GaussianMixture:
+        """Cast to float16."""
+        return self._cast_to(torch.float16)
+
+    def bfloat16(self) -> GaussianMixture:
+        """Cast to bfloat16."""
+        return self._cast_to(torch.bfloat16)
+
+    def _cast_to(self, dtype: torch.dtype) -> GaussianMixture:
+        with torch.inference_mode(False):
+            for name, buffer in self.named_buffers():
+                setattr(self, name, buffer.to(dtype))
+        self._forget()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cast": {}}
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):  # shapes alone do not tell tied from diag where K = d
+            destination._metadata.setdefault(prefix[:-1], {})["covariance_type"] = self.covariance_type
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
+        stored = local_metadata.get("covariance_type", self.covariance_type)
+        if stored != self.covariance_type:
+            raise ValueError(f"state_dict: expected {self.covariance_type!r} covariances, found {stored!r}")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)  # type: ignore[no-untyped-call]
+
+    @property
+    def digest(self) -> str:
+        """A hash of type and parameters: that of equal mixtures is equal, on every device."""
+        if self._digest is None:
+            made = hashlib.sha256(self.covariance_type.encode())
+            for tensor in (self.weights, self.means, self.covariances):
+                made.update(tensor.detach().double().cpu().numpy().tobytes())
+            self._digest = made.hexdigest()
+        return self._digest
 
     # --- construction ------------------------------------------------------------------------------------------
 
@@ -117,7 +187,7 @@ class GaussianMixture(nn.Module):
         X: Any,
         n_components: int,
         covariance_type: str = "spherical",
-        reg_covar: float = 1e-2,
+        reg_covar: builtins.float = 1e-2,
         random_state: int | None = None,
         **sklearn_options: Any,
     ) -> GaussianMixture:
@@ -126,6 +196,7 @@ class GaussianMixture(nn.Module):
         Args:
             X: data [n, ...], finite, n >= n_components; the event shape is kept.
             reg_covar: added to the covariances' diagonal, in squared units of the data; 1e-2 suits data of unit scale.
+                Warns where it exceeds a tenth of the data's variance.
             random_state, sklearn_options: as scikit-learn's.
         """
         from sklearn.mixture import GaussianMixture as Estimator
@@ -138,6 +209,13 @@ class GaussianMixture(nn.Module):
                 f"n_components: expected at most the number of samples, {len(points)}, found {n_components}"
             )
         _checks.non_negative("reg_covar", reg_covar)
+        spread = float(points.var(axis=0).mean())
+        if reg_covar > 0.1 * spread:
+            warnings.warn(
+                f"reg_covar: expected at most a tenth of the data's mean variance, {0.1 * spread:.3g}, found "
+                f"{reg_covar:g}, which widens every component; give a smaller one, or standardise the data",
+                stacklevel=2,
+            )
         estimator = Estimator(
             n_components,
             covariance_type=covariance_type,
@@ -145,7 +223,13 @@ class GaussianMixture(nn.Module):
             random_state=random_state,
             **sklearn_options,
         )
-        return cls.from_sklearn(estimator.fit(points), event_shape=event_shape)
+        # About the mean: far from 0, variances would be differences of large numbers.
+        centre = points.mean(axis=0)
+        if estimator.means_init is not None:
+            estimator.means_init = np.asarray(estimator.means_init, dtype=np.float64) - centre
+        estimator.fit(points - centre)
+        estimator.means_ += centre
+        return cls.from_sklearn(estimator, event_shape=event_shape)
 
     @classmethod
     def from_sklearn(
@@ -161,11 +245,10 @@ class GaussianMixture(nn.Module):
     def standard_normal(cls, d: int) -> GaussianMixture:
         """N(0, I) in d dimensions, the stationary law of the Ornstein-Uhlenbeck process."""
         _checks.count("d", d)
-        ones = torch.ones(1, dtype=torch.float64)
-        return cls(ones, torch.zeros(1, d, dtype=torch.float64), ones, "spherical")
+        return cls([1.0], np.zeros((1, d)), [1.0], "spherical")
 
     @classmethod
-    def from_points(cls, X: Any, bandwidth: float) -> GaussianMixture:
+    def from_points(cls, X: Any, bandwidth: builtins.float) -> GaussianMixture:
         """Kernel density estimate: a spherical component of deviation `bandwidth` at each row of X [n, ...]."""
         points, event_shape = _checks.points("X", X)
         n = len(points)
@@ -259,7 +342,7 @@ class GaussianMixture(nn.Module):
         if self.covariance_type in ("spherical", "diag"):
             gm.precisions_cholesky_ = precisions.sqrt().numpy()
         else:  # scikit-learn keeps the upper factor U with U U^T = P
-            eye = torch.eye(self.dim, dtype=torch.float64).expand_as(precisions)
+            eye = torch.eye(self.dim, dtype=torch.float64, device="cpu").expand_as(precisions)
             factors = self._factors.double().cpu()
             gm.precisions_cholesky_ = torch.linalg.solve_triangular(factors, eye, upper=False).mT.contiguous().numpy()
         gm.precisions_ = precisions.numpy()
@@ -281,6 +364,12 @@ class GaussianMixture(nn.Module):
 
     def covariance_eigenvalues(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest eigenvalue of each covariance, float64 [K] ([1] if tied)."""
+        if self._eigenvalues is None:
+            with torch.inference_mode(False):
+                self._eigenvalues = self._extreme_eigenvalues()
+        return self._eigenvalues
+
+    def _extreme_eigenvalues(self) -> tuple[Tensor, Tensor]:
         covariances = self.covariances.detach().double().cpu()
         if self.covariance_type == "spherical":
             return covariances, covariances
@@ -289,15 +378,27 @@ class GaussianMixture(nn.Module):
         eigenvalues = torch.linalg.eigvalsh(covariances.reshape(-1, self.dim, self.dim))
         return eigenvalues[:, 0], eigenvalues[:, -1]
 
+    @property
+    def largest_variance(self) -> builtins.float:
+        """lambda_max, the largest eigenvalue of any covariance."""
+        if self._largest is None:
+            self._largest = float(self.covariance_eigenvalues()[1].max())
+        return self._largest
+
     def operands(self, dtype: torch.dtype) -> MixtureOperands:
         """What the ops take, in the compute dtype of data of `dtype` (kept: a mixture may have 60,000 components)."""
         compute = torch.float64 if dtype == torch.float64 else torch.float32
-        if compute not in self._cast:
+        if compute in self._cast:
+            return self._cast[compute]
+        inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+        with torch.inference_mode(False) if inference else contextlib.nullcontext():
             means, precisions, log_scale = (
                 t.to(compute).contiguous() for t in (self.means, self._precisions, self._log_scale)
             )
-            self._cast[compute] = MixtureOperands(means, precisions, log_scale, self.covariance_type)
-        return self._cast[compute]
+        made = MixtureOperands(means, precisions, log_scale, self.covariance_type)
+        if type(means) is Tensor:  # what a mode of the moment made, of fake tensors, say, ends with it
+            self._cast[compute] = made
+        return made
 
     def sampling_operands(self) -> tuple[Tensor, Tensor, Tensor, str]:
         """Cumulative weights (float64), means, Cholesky factors or standard deviations, covariance type."""
@@ -334,6 +435,11 @@ class GaussianMixture(nn.Module):
     def sample(self, n: int, seed: int | Tensor | None = None, *, first_path: int = 0) -> Tensor:
         """n exact draws [n, d] ([n, *event_shape]); draw i depends on seed and first_path + i alone."""
         return functional.mixture_sample(n, self, seed=seed, first_path=first_path)
+
+
+def _derive_again(mixture: GaussianMixture, _: Any) -> None:
+    mixture._derive()
+    _ = mixture.largest_variance  # as a constant of what may be compiled
 
 
 def _covariance_shape(covariance_type: str, n_components: int, dim: int) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import _checks
+from ._state import ExtraState, KeepsDtype
 
 __all__ = ["MLP", "TimeEmbedding", "UNet", "build"]
 
@@ -24,7 +25,7 @@ _SMALLEST_TIME = 1e-5  # of t / horizon; keeps log(t / horizon) finite at t = 0
 _SMALLEST_SIDE = 4  # pixels: a level of the U-Net never halves an image below this
 
 
-class TimeEmbedding(nn.Module):
+class TimeEmbedding(ExtraState, KeepsDtype):
     """Sinusoids of u = t / horizon and of log u: t [B] -> [B, dim].
 
     The sinusoids of u, at 1/4 to 16 periods over the horizon, resolve late times; those of log u, with
@@ -45,6 +46,13 @@ class TimeEmbedding(nn.Module):
         n, pi = dim // 4, math.pi
         self.register_buffer("u_frequencies", _geometric(pi / 2, 32 * pi, n), persistent=False)
         self.register_buffer("log_frequencies", _geometric(pi / 12, 2 * pi, n), persistent=False)
+
+    def get_extra_state(self) -> Tensor:
+        """The horizon, which defines the values as weights do."""
+        return torch.tensor(self.horizon, dtype=torch.float64, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.horizon = float(state)
 
     def forward(self, t: Tensor) -> Tensor:
         # low-precision times would merge neighbouring steps of a fine grid

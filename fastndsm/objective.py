@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from . import _checks, functional
 from .process import Noised, NoisingProcess, OUProcess, Transition
+from .score import check_process
 
 ScoreNet = Callable[[Tensor, Tensor], Tensor]
 Weighting = str | None | Callable[[Tensor], Tensor]
@@ -58,7 +59,7 @@ class _Loss(nn.Module):
         if not isinstance(weight, Tensor) or weight.shape != t.shape:
             found = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
             raise ValueError(f"weighting: expected it to return shape {tuple(t.shape)}, found {found}")
-        return weight
+        return _checks.loss_weights("weighting", weight)
 
     def draw(self, x0: Tensor, seed: Any = None, step: Any = None, first_path: int | None = None) -> Any:
         """What `evaluate` needs of x0 [B, ...]: noised samples. No network is called."""
@@ -85,6 +86,7 @@ class _Loss(nn.Module):
             first_path: number of the first path; default 0, or a range of its own for each torch.distributed rank.
         """
         _checks.network("score_net", score_net)
+        check_process(score_net, self.process)
         return self.evaluate(score_net, self.draw(x0, seed, step, first_path))
 
 

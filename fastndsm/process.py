@@ -16,11 +16,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import _checks, functional
 from ._grid import time_grid, variance_recursion
 from ._ops import ops
+from ._state import ExtraState, KeepsDtype
 from .dynamics import CallableDrift, CallableDynamics, Dynamics, MixtureDynamics
 from .mixture import GaussianMixture
 from .reference import philox
@@ -29,11 +30,16 @@ Sigma = float | Callable[[float], float]
 STABLE, REFUSED = 0.2, 1.0  # bounds on q = a_n lambda_max(P_k)
 
 
+def coordinate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of times and deviations beside data of `dtype`: bfloat16 would merge half of a thousand steps."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 class Transition(NamedTuple):
     """One step of the noising process: x = mean + std * noise.
 
-    x, mean, noise [B, ...]; std [B], t [B] (of x) and step [B] with x = x_{step+1}, t = t_{step+1}. Antithetic: 2B
-    rows, the B samples first, then their mirror images.
+    x, mean, noise [B, ...]; std [B], t [B] (of x), both float32 at least, and step [B] with x = x_{step+1},
+    t = t_{step+1}. Antithetic: 2B rows, the B samples first, then their mirror images.
     """
 
     x: Tensor
@@ -47,7 +53,8 @@ class Transition(NamedTuple):
 class Noised(NamedTuple):
     """A noised sample and a regression target whose conditional mean is the score of its law.
 
-    x, target [B, ...]; variance v_{n+1} [B] or like x; t [B]; step [B]. Antithetic: 2B rows, as in `Transition`.
+    x, target [B, ...]; variance v_{n+1} [B] or like x; t [B], float32 at least; step [B]. Antithetic: 2B rows, as in
+    `Transition`.
     """
 
     x: Tensor
@@ -57,12 +64,16 @@ class Noised(NamedTuple):
     step: Tensor
 
 
-class NoisingProcess(nn.Module):
+def _read_tables_again(process: NoisingProcess, _: Any) -> None:
+    process._read_tables()
+
+
+class NoisingProcess(ExtraState, KeepsDtype):
     """The time grid, its tables, and draws of noised samples; subclasses give the drift.
 
     Attributes:
         times [N+1], drift_scale [N] (a_n), noise_std [N] (s_n), noise_variance [N] (v_{n+1} at the reference's slowest
-        rate): float64 buffers.
+        rate): float64 buffers, whatever a module around the process is cast to.
         prior: where sampling starts, a mixture (or, for DriftProcess, anything with sample(n, seed=, first_path=)).
     """
 
@@ -77,13 +88,40 @@ class NoisingProcess(nn.Module):
     ) -> None:
         super().__init__()
         self._dim = dim
-        times = time_grid(horizon, n_steps, grid)
         self.sigma = sigma
-        dt = times.diff()
-        sigmas = torch.tensor([self._sigma(float(t)) for t in times[:-1]], dtype=torch.float64)
-        self.register_buffer("times", times)
-        self.register_buffer("drift_scale", 0.5 * sigmas**2 * dt)
-        self.register_buffer("noise_std", sigmas * dt.sqrt())
+        with torch.inference_mode(False):  # tensors made inside could never be part of a gradient
+            times = time_grid(horizon, n_steps, grid)
+            dt = times.diff()
+            sigmas = torch.tensor([self._sigma(t) for t in times[:-1].tolist()], dtype=torch.float64, device="cpu")
+            self.register_buffer("times", times)
+            self.register_buffer("drift_scale", 0.5 * sigmas**2 * dt)
+            self.register_buffer("noise_std", sigmas * dt.sqrt())
+        self._read_tables()
+        self.register_load_state_dict_post_hook(_read_tables_again)  # type: ignore[no-untyped-call]
+
+    def _read_tables(self) -> None:
+        """Numbers that are asked for where the tables are out of reach: on a device, or on none (meta)."""
+        self._horizon, self._shortest = float(self.times[-1]), float(self.noise_std.amin())
+
+    def _register_noise_variance(self, contraction: Tensor) -> None:
+        with torch.inference_mode(False):
+            self.register_buffer("noise_variance", variance_recursion(self.noise_std, contraction))
+
+    def get_extra_state(self) -> Tensor:
+        """sigma and, of a DriftProcess, the rate; NaN for a sigma that is a callable."""
+        sigma = math.nan if callable(self.sigma) else self.sigma
+        return torch.tensor([sigma, getattr(self, "rate", 0.0)], dtype=torch.float64, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        sigma, rate = state.tolist()
+        if math.isnan(sigma) != callable(self.sigma):
+            found = "a callable" if math.isnan(sigma) else f"{sigma:g}"
+            own = "a callable" if callable(self.sigma) else f"{self.sigma:g}"
+            raise ValueError(f"state_dict: expected a process with sigma {own}, found {found}")
+        if not callable(self.sigma):
+            self.sigma = sigma
+        if hasattr(self, "rate"):
+            self.rate = rate
 
     def _sigma(self, t: float) -> float:
         value = float(self.sigma(t)) if callable(self.sigma) else self.sigma
@@ -97,7 +135,7 @@ class NoisingProcess(nn.Module):
     @property
     def T(self) -> float:
         """The horizon t_N."""
-        return float(self.times[-1])
+        return self._horizon
 
     @property
     def dim(self) -> int:
@@ -155,12 +193,12 @@ class NoisingProcess(nn.Module):
         """
         n, key, start = self._gate(x0, step, seed, first_path)
         x, mean, noise = self.dynamics.simulate_transition(x0, n + 1, key, start, "auto")
-        std = self.noise_std[n].to(x.dtype)
+        std = self.noise_std[n].to(coordinate_dtype(x.dtype))
         if antithetic:
-            mirror = mean - std.reshape(-1, *[1] * (x.ndim - 1)) * noise
+            mirror = (mean - std.reshape(-1, *[1] * (x.ndim - 1)) * noise).to(x.dtype)
             x, mean, noise = torch.cat([x, mirror]), torch.cat([mean, mean]), torch.cat([noise, -noise])
             std, n = torch.cat([std, std]), torch.cat([n, n])
-        return Transition(x, mean, noise, std, self.times[n + 1].to(x.dtype), n)
+        return Transition(x, mean, noise, std, self.times[n + 1].to(coordinate_dtype(x.dtype)), n)
 
     def noised(
         self,
@@ -177,7 +215,15 @@ class NoisingProcess(nn.Module):
         n, key, start = self._gate(x0, step, seed, first_path)
         x, target, variance = self.dynamics.simulate_target(x0, n + 1, key, start, antithetic, "auto")
         n = torch.cat([n, n]) if antithetic else n
-        return Noised(x, target, variance, self.times[n + 1].to(x.dtype), n)
+        return Noised(x, target, variance, self.times[n + 1].to(coordinate_dtype(x.dtype)), n)
+
+    def same_law(self, other: NoisingProcess) -> bool:
+        """Whether the other process noises data alike, on whatever grid: one mixture or drift, one sigma, one T."""
+        return self is other or self._law() == other._law()
+
+    def _law(self) -> tuple[Any, ...]:
+        sigma = self.sigma if callable(self.sigma) else float(self.sigma)
+        return type(self.prior), sigma, float(f"{self.T:.6g}")
 
     def variance_at(self, t: Tensor) -> Tensor:
         """noise_variance at times t [B], linear between grid points and constant before t_1; in the dtype of t."""
@@ -223,18 +269,17 @@ class LangevinProcess(NoisingProcess):
     ) -> None:
         if not isinstance(reference, GaussianMixture):
             raise TypeError(f"reference: expected a GaussianMixture, found {type(reference).__name__}")
-        smallest, largest = reference.covariance_eigenvalues()
-        slowest = float(largest.max())
+        smallest, _ = reference.covariance_eigenvalues()
+        slowest = reference.largest_variance
         if T is None and isinstance(grid, str):
             at_zero = float(sigma(0.0)) if callable(sigma) else sigma
             T = 3.0 * slowest / _checks.positive("sigma", at_zero) ** 2
         super().__init__(reference.dim, T, n_steps, sigma, grid)
         self.reference = reference
-        contraction = 1.0 - self.drift_scale / slowest
-        self.register_buffer("noise_variance", variance_recursion(self.noise_std, contraction))
+        self._register_noise_variance(1.0 - self.drift_scale / slowest)
         self._check_stability(1.0 / smallest, grid)
-        for name in ("times", "drift_scale", "noise_std", "noise_variance"):
-            self.register_buffer(name, getattr(self, name).to(reference.means.device))
+        with torch.inference_mode(False):
+            self.to(reference.means.device)
 
     def _check_stability(self, precisions: Tensor, grid: str | Sequence[float] | Tensor) -> None:
         """q = a_n lambda_max(P_k) at the worst step n and component k."""
@@ -262,6 +307,9 @@ class LangevinProcess(NoisingProcess):
             stacklevel=3 if type(self) is LangevinProcess else 4,
         )
 
+    def _law(self) -> tuple[Any, ...]:
+        return *super()._law(), self.reference.digest
+
     @property
     def prior(self) -> GaussianMixture:  # type: ignore[override]
         """Where sampling starts: pi itself."""
@@ -273,7 +321,8 @@ class LangevinProcess(NoisingProcess):
             return 0.5 * self._sigma(float(t)) ** 2 * score
         if not callable(self.sigma):
             return 0.5 * self.sigma**2 * score
-        sigma = torch.tensor([self._sigma(float(value)) for value in t.reshape(-1)]).to(score)
+        values = [self._sigma(value) for value in t.reshape(-1).tolist()]
+        sigma = torch.tensor(values, dtype=torch.float64, device="cpu").to(score)
         return 0.5 * (sigma**2).reshape(-1, *[1] * (score.ndim - 1)) * score
 
     @property
@@ -302,8 +351,7 @@ class OUProcess(LangevinProcess):
         event_shape: Sequence[int] | None = None,
     ) -> None:
         _checks.count("dim", dim)
-        one = torch.ones(1, dtype=torch.float64)
-        reference = GaussianMixture(one, one.new_zeros(1, dim), one, "spherical", event_shape=event_shape)
+        reference = GaussianMixture([1.0], [[0.0] * dim], [1.0], "spherical", event_shape=event_shape)
         super().__init__(reference, T, n_steps, sigma, grid)
 
     def marginal(self) -> tuple[Tensor, Tensor]:
@@ -327,7 +375,7 @@ class OUProcess(LangevinProcess):
         std = variance.sqrt()
         wide = [-1] + [1] * (x0.ndim - 1)
         x = scale.reshape(wide) * x0 + std.reshape(wide) * z
-        return Noised(x, -z / std.reshape(wide), variance, self.times[n + 1].to(x0.dtype), n)
+        return Noised(x, -z / std.reshape(wide), variance, self.times[n + 1].to(coordinate_dtype(x0.dtype)), n)
 
 
 class DriftProcess(NoisingProcess):
@@ -367,12 +415,15 @@ class DriftProcess(NoisingProcess):
         contraction = 1.0 - self.rate * self.times.diff()
         if not bool((contraction > 0).all()):
             raise ValueError(f"rate: expected rate * dt below 1, found {rate} * {float(self.times.diff().max()):.3g}")
-        self.register_buffer("noise_variance", variance_recursion(self.noise_std, contraction))
+        self._register_noise_variance(contraction)
 
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
         _checks.batch("x", x, self.dim)
         times = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
         return self.drift_function(x, times)
+
+    def _law(self) -> tuple[Any, ...]:
+        return *super()._law(), self.drift_function
 
     @property
     def dynamics(self) -> CallableDynamics:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -23,15 +26,18 @@ class ResidualScore(nn.Module):
 
     def __init__(self, net: nn.Module, process: NoisingProcess, features: bool = False) -> None:
         super().__init__()
-        reference = getattr(process, "reference", None)
-        if reference is None:
+        if getattr(process, "reference", None) is None:
             raise TypeError(f"process: expected a LangevinProcess, found {type(process).__name__}")
         if not callable(net):
             raise TypeError(f"net: expected a module (x, t) -> like x, found {type(net).__name__}")
         self.net = net
         self.process: Any = process
         self.features = bool(features)
-        self.feature_scale = float(reference.covariance_eigenvalues()[1].max()) ** 0.5
+
+    @property
+    def feature_scale(self) -> float:
+        """sqrt(lambda_max) of the process's mixture, also after another one was loaded into it."""
+        return float(self.process.reference.largest_variance) ** 0.5
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """The score at x [B, ...] and t [B] -> like x."""
@@ -39,4 +45,54 @@ class ResidualScore(nn.Module):
         inputs = torch.cat([x, reference * self.feature_scale], dim=1) if self.features else x
         correction = _checks.score_output(self.net(inputs, t), x)
         scale = self.process.variance_at(t).rsqrt().reshape(-1, *[1] * (x.ndim - 1))
-        return reference + correction * scale
+        return (reference + correction * scale).to(x.dtype)
+
+
+def unwrapped(net: Any) -> Any:
+    """Return the user's module inside DistributedDataParallel and torch.compile."""
+    while True:
+        inner = net.module if isinstance(net, nn.parallel.DistributedDataParallel) else getattr(net, "_orig_mod", net)
+        if inner is net:
+            return net
+        net = inner
+
+
+def network_dtype(net: Any) -> torch.dtype | None:
+    """Return the floating point dtype that most of a network's parameters have; None where it has none."""
+    sizes: Counter[torch.dtype] = Counter()
+    for parameter in net.parameters() if isinstance(net, nn.Module) else ():
+        if parameter.is_floating_point():
+            sizes[parameter.dtype] += parameter.numel()
+    return sizes.most_common(1)[0][0] if sizes else None
+
+
+@contextlib.contextmanager
+def evaluating(net: Any) -> Iterator[None]:
+    """Put a module and all in it into eval mode, and back into the modes they came in."""
+    modules = list(net.modules()) if isinstance(net, nn.Module) else []
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def check_process(score_net: Any, process: NoisingProcess) -> None:
+    """Refuse a ResidualScore that is not of this process, nor of one that differs from it in the grid alone."""
+    net = unwrapped(score_net)
+    if torch.compiler.is_compiling() or not isinstance(net, ResidualScore) or net.process is process:
+        return
+    if not net.process.same_law(process):
+        raise ValueError(
+            "score_net: expected a ResidualScore on the mixture, sigma and T of process, "
+            f"{_named(process)}, found one on {_named(net.process)}"
+        )
+
+
+def _named(process: Any) -> str:
+    mixture = getattr(process, "reference", None)
+    parts = [process.extra_repr(), f"sigma={process.sigma!r}", "" if mixture is None else mixture.extra_repr()]
+    return f"{type(process).__name__}({', '.join(part for part in parts if part)})"

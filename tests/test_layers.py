@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the bottom up; a module may import from its own layer (in no circle) and from those before it.
 LAYERS = (
-    ("fastndsm.reference", "fastndsm._version"),
+    ("fastndsm.reference", "fastndsm._version", "fastndsm._state"),
     ("fastndsm.kernels", "fastndsm.jit"),
     ("fastndsm.backends", "fastndsm._checks"),
     ("fastndsm._ops", "fastndsm._grid"),
@@ -126,7 +126,13 @@ def test_nothing_private_of_another_package_is_imported() -> None:
     assert not wrong
 
 
-PROTOCOL = {"_asdict", "_replace", "_forward_hooks", "_forward_pre_hooks"}  # of named tuples and torch's modules
+PROTOCOL = {
+    "_asdict",
+    "_replace",
+    "_metadata",
+    "_forward_hooks",
+    "_forward_pre_hooks",
+}  # of named tuples and torch's modules
 
 
 def test_no_object_is_asked_for_what_is_private() -> None:

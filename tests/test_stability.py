@@ -100,6 +100,8 @@ def test_the_other_advice_helps_too() -> None:
         stiff(T=0.1, n_steps=40)
         stiff(T=1.0, n_steps=40, sigma=0.3)
         X = torch.randn(50, 2, generator=generator(0)).numpy() * [1.0, 1e-4]
-        LangevinProcess(GaussianMixture.fit(X, 2, "full", reg_covar=0.1, random_state=0), T=1.0, n_steps=40)
+        with pytest.warns(UserWarning, match="reg_covar: expected at most a tenth"):
+            regularised = GaussianMixture.fit(X, 2, "full", reg_covar=0.1, random_state=0)
+        LangevinProcess(regularised, T=1.0, n_steps=40)
     with pytest.raises(ValueError, match="larger reg_covar"):
         LangevinProcess(GaussianMixture.fit(X, 2, "full", reg_covar=1e-6, random_state=0), T=1.0, n_steps=40)

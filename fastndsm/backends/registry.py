@@ -7,15 +7,14 @@ a backend named outright that cannot serve raises BackendError, with the reason 
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
+import functools
 import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -70,7 +69,7 @@ class Backend:
         return getattr((REFERENCE if op in self.left else self).load(), op)
 
 
-@cache
+@functools.cache
 def _load(module: str) -> ModuleType:
     loaded = importlib.import_module(module)
     prepare = getattr(loaded, "prepare", None)  # builds compiled code on first use
@@ -79,7 +78,7 @@ def _load(module: str) -> ModuleType:
     return loaded
 
 
-@cache
+@functools.cache
 def _unavailable(backend: Backend) -> str | None:
     try:
         if importlib.util.find_spec(backend.module) is None:
@@ -117,9 +116,11 @@ def requested(backend: str = "auto") -> str:
     return _check_name(os.environ.get(ENVIRONMENT) or "auto", ENVIRONMENT)
 
 
-@contextlib.contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Serve every op inside the `with` block by the backend `name`.
+class use_backend:
+    """Serve every op by the backend `name`: from this call on, or inside a `with` block or a decorated function.
+
+    Like torch.set_grad_enabled it acts when it is called, in the calling thread, and a `with` block restores at its end
+    what was in force before.
 
     Args:
         name: reference, cpp, triton, cuda or auto.
@@ -127,11 +128,32 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: if the name is unknown. An op that the named backend cannot serve raises BackendError when called.
     """
-    token = _requested.set(_check_name(name, "name"))
-    try:
-        yield
-    finally:
-        _requested.reset(token)
+
+    def __init__(self, name: str) -> None:
+        self.name = _check_name(name, "name")
+        self._before: list[str | None] = [_requested.get()]
+        self._entered = False
+        _requested.set(self.name)
+
+    def __enter__(self) -> None:
+        if self._entered:  # the call itself set it the first time
+            self._before.append(_requested.get())
+            _requested.set(self.name)
+        self._entered = True
+
+    def __exit__(self, *_: object) -> None:
+        _requested.set(self._before.pop())
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorate a function; outside it, what was in force before the decorator is."""
+        _requested.set(self._before.pop())
+
+        @functools.wraps(function)
+        def decorated(*arguments: Any, **options: Any) -> Any:
+            with use_backend(self.name):
+                return function(*arguments, **options)
+
+        return decorated
 
 
 def serving(op: str, device: torch.device, dtype: torch.dtype) -> list[str]:

@@ -14,6 +14,7 @@ from .. import _checks, functional
 from ..objective import ScoreNet
 from ..process import NoisingProcess
 from ..reference import philox
+from ..score import check_process, evaluating, network_dtype
 
 EXACT_DIVERGENCE_DIM = 16
 
@@ -26,21 +27,34 @@ def log_likelihood(
     n_probes: int = 8,
     seed: int | Tensor | None = 0,
 ) -> Tensor:
-    """log p(x) in nats under the probability-flow ODE, x [B, ...] -> [B].
+    """log p(x) in nats under the probability-flow ODE, x [B, ...] -> [B], in the wider of x's and the network's dtypes.
 
     log p_0(x) = log prior(x_T) + int_0^T div(F - 1/2 sigma^2 s) dt, by Heun's method on the process's grid; in the
     first interval the score is taken at t_1, the earliest time it was trained at. The divergence is exact up to 16
     dimensions and by Hutchinson's estimator with `n_probes` Rademacher probes (from `seed`) beyond.
 
+    A module is evaluated in eval mode and in its own dtype, and left in the modes it came in.
+
     Source: Song et al. 2021; Hutchinson 1989.
     """
     _checks.network("score_net", score_net)
     _checks.instance("process", process, NoisingProcess, "a noising process")
-    flat = _checks.data("x", x, process.dim)
+    check_process(score_net, process)
+    _checks.data("x", x, process.dim)
+    _checks.same_device("x", x, "process", process.times.device)
     _checks.count("n_probes", n_probes)
-    shape = x.shape
-    probes = _probes(flat, n_probes, _checks.seed(seed))
-    times = process.times.to(x.dtype)
+    key = _checks.seed(seed)
+    with torch.inference_mode(False), torch.no_grad(), evaluating(score_net):
+        return _integrated(score_net, process, x, n_probes, key)
+
+
+def _integrated(score_net: ScoreNet, process: NoisingProcess, x: Tensor, n_probes: int, seed: Tensor) -> Tensor:
+    evaluated = network_dtype(score_net) or x.dtype
+    dtype = torch.promote_types(torch.promote_types(x.dtype, evaluated), torch.float32)
+    x = x.detach().to(dtype, copy=True)  # an inference tensor could not be part of a gradient
+    flat, shape = x.flatten(1), x.shape
+    probes = _probes(flat, n_probes, seed)
+    times = process.times.to(dtype)
 
     def slope(y: Tensor, step: int, t: Tensor) -> tuple[Tensor, Tensor]:
         """dy/dt [B, d] and its divergence [B] with the coefficients of `step`."""
@@ -48,7 +62,9 @@ def log_likelihood(
         with torch.enable_grad():
             y = y.detach().requires_grad_()
             shaped = y.reshape(shape)
-            score = _checks.score_output(score_net(shaped, t.expand(len(y))), shaped)
+            point = shaped.to(evaluated)
+            t_of_rows = t.to(torch.promote_types(evaluated, torch.float32)).expand(len(y))
+            score = _checks.score_output(score_net(point, t_of_rows), point).to(dtype)
             drift = process.drift(shaped, float(process.times[step]))
             half = 0.5 * (process.noise_std[step] ** 2).to(y.dtype) / dt
             velocity = (drift - half * score).reshape(y.shape)
@@ -59,7 +75,7 @@ def log_likelihood(
         scale = 1.0 if _exact(flat) else 1.0 / len(probes)
         return velocity.detach(), divergence.detach() * scale
 
-    y, integral = flat.detach(), torch.zeros_like(flat[:, 0])
+    y, integral = flat, torch.zeros_like(flat[:, 0])
     for step in range(process.n_steps):
         dt = times[step + 1] - times[step]
         k1, d1 = slope(y, step, times[max(step, 1)])

@@ -21,6 +21,7 @@ from .. import _checks, functional
 from ..backends import registry
 from ..objective import ScoreNet
 from ..process import NoisingProcess
+from ..score import check_process, evaluating, network_dtype
 from . import cuda_graph as graphs
 from .fused_mlp import FusedNetwork, fused_network
 
@@ -39,12 +40,14 @@ def sample(
     progress: bool = False,
     cuda_graph: str | bool = "auto",
     fused: str | bool = "auto",
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """n samples [n, *event_shape]; sample i's noise depends on seed and first_path + i alone, not on batch_size.
 
     Args:
-        score_net: callable (x [B, ...], t [B]) -> like x.
-        process: the noising process it was trained on.
+        score_net: callable (x [B, ...], t [B]) -> like x. A module is evaluated in eval mode, and left in the modes it
+            came in.
+        process: the noising process it was trained on, or one of the same mixture, sigma and T on another grid.
         method: "sde", or "ode" (probability flow; two evaluations a step).
         batch_size: samples held at once; default all.
         progress: show a bar.
@@ -56,6 +59,8 @@ def sample(
             result to rounding: for `networks.MLP`, alone or in `ResidualScore`, in up to 32 dimensions and in float32.
             "auto": where that is possible, and cuda_graph is not True. True: raise where it is not. False: call the
             network.
+        dtype: of the samples; default that of the network's parameters, or PyTorch's default dtype where it has none.
+            The network is evaluated in its own; what is carried from step to step is at least float32.
 
     Raises:
         FloatingPointError: if the samples become non-finite, naming the step.
@@ -68,21 +73,26 @@ def sample(
     _checks.count("n", n)
     _checks.choice("method", method, functional.METHODS)
     _check_cuda_graph(cuda_graph, process)
-    network = _fused(score_net, process, fused, cuda_graph)
+    evaluated = network_dtype(score_net)
+    dtype = _checks.floating_dtype("dtype", dtype or evaluated or torch.get_default_dtype())
+    state = torch.promote_types(dtype, torch.float32)
     first_path = _checks.first_path(first_path)
     batch_size = n if batch_size is None else _checks.count("batch_size", batch_size)
     key = _checks.seed(seed)
     batches = []
     steps = len(range(0, n, batch_size)) * process.n_steps
-    with tqdm(total=steps, disable=not progress, desc="sample", unit="step") as bar:
+    with evaluating(score_net), tqdm(total=steps, disable=not progress, desc="sample", unit="step") as bar:
+        network = _fused(score_net, process, fused, cuda_graph, state)
+        check_process(score_net, process)
         for start in range(0, n, batch_size):
             rows = min(batch_size, n - start)
-            reverse = _Reverse(score_net, process, method, key, first_path + start)
-            y = _prior_draw(process, rows, key, reverse.first_path)
+            reverse = _Reverse(score_net, process, method, key, first_path + start, evaluated or state)
+            y = process.prior.sample(rows, seed=key, first_path=reverse.first_path)
+            y = y.to(device=process.times.device, dtype=state)
             done = None if network is None else _run_fused(reverse, y, fused, *network)
             if done is not None:
                 bar.update(process.n_steps)
-            batches.append(_run(reverse, y, cuda_graph, bar.update) if done is None else done)
+            batches.append((_run(reverse, y, cuda_graph, bar.update) if done is None else done).to(dtype))
     return torch.cat(batches)
 
 
@@ -95,12 +105,15 @@ class _Reverse:
     method: str
     seed: Tensor
     first_path: int
+    evaluated: torch.dtype  # of the network
 
     def score(self, y: Tensor, n: int | Tensor) -> Tensor:
-        """The network at t_n."""
+        """The network at t_n, in its own dtype but for t."""
         times = self.process.times
         t = times.index_select(0, n.reshape(1)) if isinstance(n, Tensor) else times[n]
-        return _checks.score_output(self.score_net(y, t.to(y.dtype).expand(len(y))), y)
+        x = y.to(self.evaluated)
+        t = t.to(torch.promote_types(x.dtype, torch.float32)).expand(len(y))
+        return _checks.score_output(self.score_net(x, t), x).to(y.dtype)
 
     def euler(self, y: Tensor, score: Tensor, n: int | Tensor) -> Tensor:
         return functional.reverse_step(
@@ -150,14 +163,13 @@ def _check_finite(failed: Tensor, process: NoisingProcess) -> None:
 
 
 def _fused(
-    score_net: ScoreNet, process: NoisingProcess, fused: str | bool, cuda_graph: str | bool
+    score_net: ScoreNet, process: NoisingProcess, fused: str | bool, cuda_graph: str | bool, dtype: torch.dtype
 ) -> tuple[Callable[..., tuple[Tensor, Tensor]], FusedNetwork] | None:
     """Who evaluates the network itself, and what of it; None where the network is to be called."""
     if not isinstance(fused, bool) and fused != "auto":
         raise ValueError(f"fused: expected 'auto', True or False, found {fused!r}")
     if fused is False or (fused == "auto" and cuda_graph is True):
         return None
-    dtype = torch.get_default_dtype()  # that of the prior's draws
     network = fused_network(score_net, process, dtype)
     serve = network if isinstance(network, str) else registry.find("sample_mlp", process.times.device, dtype)
     if not isinstance(network, str) and not isinstance(serve, str):
@@ -222,9 +234,3 @@ def _check_cuda_graph(cuda_graph: str | bool, process: NoisingProcess) -> None:
         raise ValueError(
             f"cuda_graph: expected 'auto' or False for a process on {device}, found True; move it to a GPU with .to()"
         )
-
-
-def _prior_draw(process: NoisingProcess, rows: int, seed: Tensor, first_path: int) -> Tensor:
-    """Draws of the prior in the default dtype, as a score network expects."""
-    y = process.prior.sample(rows, seed=seed, first_path=first_path)
-    return y.to(torch.get_default_dtype()).to(process.times.device)

@@ -154,8 +154,9 @@ def load_model(
     try:
         process = process_from(document["process"], reference).to(device)
         net: nn.Module = networks.build(document["network"]["name"], **document["network"]["config"])
-        net = net.to(device, next(iter(weights.values())).dtype)
-        net.load_state_dict(weights)
+        for name, parameter in net.named_parameters():
+            parameter.data = parameter.data.to(device, weights[name].dtype)
+        net.to(device).load_state_dict(weights)
         score_net = ResidualScore(net, process, document["features"]) if document["residual"] else net
         meta = dict(document["meta"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -18,7 +18,7 @@ def state_tensors(module: nn.Module) -> dict[str, Tensor]:
     seen = {id(tensor) for process in processes for tensor in process.state_dict(keep_vars=True).values()}
     tensors = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor) and id(tensor) not in seen:
+        if isinstance(tensor, Tensor) and id(tensor) not in seen and not name.endswith("_extra_state"):
             seen.add(id(tensor))
             tensors[name] = tensor.detach()
     return tensors
@@ -37,7 +37,7 @@ def fingerprint(loss: NDSMLoss | DSMLoss, data: Tensor) -> dict[str, Any]:
         "data": {"shape": list(data.shape), "dtype": str(data.dtype), "sha256": tensor_digest(data)},
         "process": {
             "type": type(loss.process).__name__,
-            "sha256": tensor_digest(*(t for t in buffers.values() if isinstance(t, Tensor))),
+            "sha256": tensor_digest(*(t for name, t in buffers.items() if not name.endswith("_extra_state"))),
         },
         "loss": {
             "type": type(loss).__name__,
