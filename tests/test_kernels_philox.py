@@ -250,7 +250,7 @@ def test_the_backend_takes_float32_on_a_gpu(device: str, dtype: torch.dtype, rea
 WHY_NOT = """
 import sys
 import fastndsm
-from fastndsm import _backend
+from fastndsm.backends import registry
 fastndsm.functional.philox_normal(2, 2, seed=0)
 assert "triton" not in sys.modules
 if sys.argv[1] == "absent":
