@@ -43,6 +43,7 @@ IN_REGISTERS = {2: 96, 4: 128, 8: 184, 16: 255, 32: 255}
 REVERSE = {2: 64, 4: 64, 8: 96, 16: 128, 32: 168}
 IN_WARPS, IN_WARPS_REVERSE = 232, 160  # 256 threads
 SAMPLER = 200  # 256 threads
+PACKING = 64
 
 
 def register_kernels() -> Iterator[tuple[Kernel, int]]:
@@ -68,7 +69,13 @@ def sampler_kernels() -> Iterator[tuple[Kernel, int]]:
             yield ("sample_kernel", (width, resident)), SAMPLER
 
 
+def packing_kernels() -> Iterator[tuple[Kernel, int]]:
+    for kind in COVARIANCES.values():
+        yield ("pack_kernel", (kind,)), PACKING
+
+
 SOURCES = {
+    "pack.cu": dict(packing_kernels()),
     "simulate.cu": dict(register_kernels()),
     "simulate_tiled.cu": dict(tiled_kernels()),
     "sample_mlp.cu": dict(sampler_kernels()),
@@ -123,18 +130,19 @@ def test_the_bindings_compile(tmp_path: Path) -> None:
 LINKED = """
 import torch
 import fastndsm
-from fastndsm import _cuda, _jit_cuda
+from fastndsm.backends import cuda as backend
+from fastndsm.jit import cuda
 from fastndsm.sampling.fused_mlp import fused_network
 from fastndsm.networks import MLP
 
 torch.ops.load_library(cuda.build(architectures=(90,)))
-ops = _cuda._ops
+ops = backend._ops
 shapes = [("spherical", 32), ("spherical", 33), ("diag", 3), ("diag", 17), ("full", 8), ("tied", 9)]
 print([ops.register_dimension(*shape) for shape in shapes], ops.tiled_fits("full", 16, 3, False))
 
 def call(name, *arguments):
     try:
-        getattr(_cuda, name)(*arguments)
+        getattr(backend, name)(*arguments)
     except NotImplementedError as error:  # its arguments are those of the schema
         print(str(error).partition(" This could")[0])
 
@@ -142,7 +150,7 @@ reference = fastndsm.GaussianMixture([1.0], [[1.0, 2.0]], [[1.0, 2.0]], "diag")
 process = fastndsm.LangevinProcess(reference, T=1.0, n_steps=20)
 x, last = torch.zeros(3, 2), torch.tensor(5)
 drift_scale, noise_std, *mixture = process._arguments(x)
-tables = drift_scale, noise_std, _cuda.MixtureOperands(*mixture), torch.tensor(1), 0
+tables = drift_scale, noise_std, backend.MixtureOperands(*mixture), torch.tensor(1), 0
 call("simulate", x, last.expand(3), *tables)
 call("simulate_transition", x, last.expand(3), *tables)
 call("simulate_target", x, torch.tensor([3, 1, 2]), *tables, True)
