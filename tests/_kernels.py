@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,6 +32,8 @@ TARGETS = {
     "sm_100": ("cuda", 100, 32),
     "gfx942": ("hip", "gfx942", 64),
 }
+if "ONE_TARGET" in os.environ:
+    TARGETS = {os.environ["ONE_TARGET"]: TARGETS[os.environ["ONE_TARGET"]]}
 SHARED_MEMORY = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}  # bytes a block
 
 Row = dict[str, Any]
@@ -57,9 +60,15 @@ def interpreted_by(file: str, place: Path, **environment: str) -> Any:
     return torch.load(in_own_process(file, "interpret", place, TRITON_INTERPRET="1", **environment))
 
 
-def compiled_by(file: str, place: Path, **environment: str) -> list[Row]:
-    """What the file's `compile_all` yielded, in a process where kernels are compiled."""
-    return json.loads(in_own_process(file, "compile", place, **environment).read_text())
+def compiled_by(file: str, place: Path, targets: Iterable[str] = TARGETS, **environment: str) -> list[Row]:
+    """What the file's `compile_all` yielded, in processes where kernels are compiled: one a target, in parallel."""
+
+    def rows(target: str) -> list[Row]:
+        (place / target).mkdir()
+        return json.loads(in_own_process(file, "compile", place / target, ONE_TARGET=target, **environment).read_text())
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [row for part in pool.map(rows, targets) for row in part]
 
 
 def main(interpret: Callable[[], Any], compile_all: Callable[[], Iterable[Row]]) -> None:
