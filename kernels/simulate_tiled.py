@@ -81,6 +81,7 @@ def simulate_tiled_kernel(
     steps = tl.minimum(tl.load(steps_ptr + row), n_steps).to(tl.int32)
     last = tl.max(steps, axis=0)
     key_low, key_high = seed_words(seed_ptr)
+    outputs = (x_ptr, second_ptr, third_ptr)
     mixture = (means_ptr, precisions_ptr, log_scale_ptr, pulls_ptr)
     at_row = row * D
     array = n_rows * D
@@ -93,9 +94,7 @@ def simulate_tiled_kernel(
     q_row = scratch_ptr + (array * place(SUM_Q, KIND, OUTPUT, RESIDENT) + at_row)
     scratch_rows, sum_rows = (z_row, rate_row, px_row, pz_row), (a_row, b_row, q_row)
 
-    start_paths(
-        x_ptr, second_ptr, third_ptr, x0_ptr + at_row, at_row, array, inside, KIND, OUTPUT, MIRRORED, D, ROWS, COLUMNS
-    )
+    start_paths(x_ptr, second_ptr, third_ptr, x0_ptr, at_row, array, inside, KIND, OUTPUT, MIRRORED, D, ROWS, COLUMNS)
     rate = tl.zeros((ROWS, 1), tl.float32)  # if spherical, as is the variance
     variance = rate
     for n in range(0, last):
@@ -119,13 +118,14 @@ def simulate_tiled_kernel(
             )  # fmt: skip
             if n == 0:
                 rate = found[2]
-            output_rows = (x_row, second_ptr + at_member, third_ptr + at_member)
             move(
-                output_rows, scratch_rows, sum_rows, mixture, found, rate, variance, key_low, key_high, path,
+                outputs, at_member, scratch_rows, sum_rows, mixture, found, rate, variance, key_low, key_high, path,
                 n, a, s, sign, active, final, KIND, OUTPUT, RESIDENT, D, ROWS, COLUMNS,
             )  # fmt: skip
         if KIND == "spherical":
             c = 1.0 - a * rate
             variance = tl.where(active[:, None], tl.fma(c, c * variance, s * s), variance)
     if PRODUCT:
-        finish_targets(second_ptr, third_ptr, row, n_rows, inside, variance, KIND, MIRRORED, D, ROWS, COLUMNS)
+        finish_targets(
+            second_ptr, third_ptr, row, at_row, n_rows, array, inside, variance, KIND, MIRRORED, D, ROWS, COLUMNS
+        )

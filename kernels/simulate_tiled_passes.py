@@ -1,7 +1,7 @@
 """The passes of `simulate_tiled_kernel` over the tiles of d, one function each.
 
-Rows are pointers [ROWS]: output_rows to x, second and third, scratch_rows and sum_rows to the arrays that
-`simulate_tiled` names. A barrier ends every pass that writes what a later one reads.
+outputs are pointers to x, second and third, whose rows start at at_row [ROWS]; scratch_rows and sum_rows are pointers
+[ROWS] to rows of the arrays that `simulate_tiled` names. A barrier ends every pass that writes what a later one reads.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def start_paths(
     x_ptr,
     second_ptr,
     third_ptr,
-    x0_row,
+    x0_ptr,
     at_row,
     array,
     inside,
@@ -60,7 +60,7 @@ def start_paths(
         column = start + tl.arange(0, COLUMNS)
         mask = in_row(column, D, COLUMNS)
         moving = both(inside, mask)
-        x = load_rows(x0_row[:, None] + column[None, :], mask, ROWS, LANES)
+        x = load_rows(x0_ptr + at_row[:, None] + column[None, :], mask, ROWS, LANES)
         zero = minus(x, x)
         for member in range(1 + MIRRORED):
             at = (at_row + member * array)[:, None] + column[None, :]
@@ -197,19 +197,22 @@ def hessian_product(
     n,
     sign,
     KIND: tl.constexpr,
+    RESIDENT: tl.constexpr,
     D: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """Hess z of a tile, and p(x_0) unless spherical (which diag keeps in the scratch from the first step on)."""
     LANES: tl.constexpr = COLUMNS // 4
-    sum_b, sum_q = sums
+    sum_b, sum_q, q_row = sums
     inverse, along, q, c = means
     value = plus(scaled(sum_b, inverse), score, -along)
     if KIND == "spherical":
         value = plus(plus(value, x, -c), z, -q)
         p = ()
     elif KIND == "diag":
+        if not RESIDENT:
+            sum_q = load_rows(q_row[:, None] + column[None, :], mask, ROWS, LANES)
         precision = scaled(sum_q, inverse)
         value = minus(value, times(precision, z))
         p = precision
@@ -226,7 +229,8 @@ def hessian_product(
 
 @triton.jit
 def move(
-    output_rows,
+    outputs,
+    at_row,
     scratch_rows,
     sum_rows,
     mixture,
@@ -252,7 +256,7 @@ def move(
     """The second pass: x and the other outputs after step n, from what `weigh_components` found."""
     LANES: tl.constexpr = COLUMNS // 4
     PRODUCT: tl.constexpr = OUTPUT == "target"
-    x_row, second_row, third_row = output_rows
+    x_ptr, second_ptr, third_ptr = outputs
     z_row, rate_row, px_row, pz_row = scratch_rows
     a_row, b_row, q_row = sum_rows
     inverse, along, q, c, weights, slopes = found
@@ -260,7 +264,8 @@ def move(
         column = start + tl.arange(0, COLUMNS)
         mask = in_row(column, D, COLUMNS)
         moving = both(active, mask)
-        x = load_rows(x_row[:, None] + column[None, :], mask, ROWS, LANES)
+        at = at_row[:, None] + column[None, :]
+        x = load_rows(x_ptr + at, mask, ROWS, LANES)
         if RESIDENT:
             sum_a = minus(x, x)
             sum_a, sum_b, sum_q = add_components(
@@ -268,11 +273,7 @@ def move(
             )
         else:
             sum_a = load_rows(a_row[:, None] + column[None, :], mask, ROWS, LANES)
-            sum_b, sum_q = sum_a, sum_a
-            if PRODUCT:
-                sum_b = load_rows(b_row[:, None] + column[None, :], mask, ROWS, LANES)
-                if KIND == "diag":
-                    sum_q = load_rows(q_row[:, None] + column[None, :], mask, ROWS, LANES)
+            sum_b, sum_q = sum_a, sum_a  # read later, or they would only take registers
         score = scaled(sum_a, inverse)
         px = x
         if KIND == "spherical":
@@ -285,24 +286,26 @@ def move(
         else:
             z = scaled(noise(key_low, key_high, path, n, start, LANES), sign)
         mean = plus(x, score, a)
-        store_rows(x_row[:, None] + column[None, :], plus(mean, z, s), moving, ROWS, LANES)
+        store_rows(x_ptr + at, plus(mean, z, s), moving, ROWS, LANES)
         if OUTPUT == "transition":
-            store_rows(second_row[:, None] + column[None, :], mean, both(final, mask), ROWS, LANES)
-            store_rows(third_row[:, None] + column[None, :], z, both(final, mask), ROWS, LANES)
+            store_rows(second_ptr + at, mean, both(final, mask), ROWS, LANES)
+            store_rows(third_ptr + at, z, both(final, mask), ROWS, LANES)
         elif OUTPUT == "target":
+            if not RESIDENT:
+                sum_b = load_rows(b_row[:, None] + column[None, :], mask, ROWS, LANES)
             hessian_z, p = hessian_product(
-                score, x, px, z, (sum_b, sum_q), (inverse, along, q, c), pz_row, rate_row, mixture[1], column, mask,
-                moving, n, sign, KIND, D, ROWS, COLUMNS,
+                score, x, px, z, (sum_b, sum_q, q_row), (inverse, along, q, c), pz_row, rate_row, mixture[1], column,
+                mask, moving, n, sign, KIND, RESIDENT, D, ROWS, COLUMNS,
             )  # fmt: skip
             if KIND == "spherical":
                 p, v = (rate,), (variance,)
             else:
-                v = load_rows(third_row[:, None] + column[None, :], mask, ROWS, LANES)
-            h = load_rows(second_row[:, None] + column[None, :], mask, ROWS, LANES)
+                v = load_rows(third_ptr + at, mask, ROWS, LANES)
+            h = load_rows(second_ptr + at, mask, ROWS, LANES)
             h, v = target_step(h, v, p, hessian_z, 1.0, z, a, s)
-            store_rows(second_row[:, None] + column[None, :], h, moving, ROWS, LANES)
+            store_rows(second_ptr + at, h, moving, ROWS, LANES)
             if KIND != "spherical":
-                store_rows(third_row[:, None] + column[None, :], v, moving, ROWS, LANES)
+                store_rows(third_ptr + at, v, moving, ROWS, LANES)
     tl.debug_barrier()
 
 
@@ -311,7 +314,9 @@ def finish_targets(
     second_ptr,
     third_ptr,
     row,
+    at_row,
     n_rows,
+    array,
     inside,
     variance,
     KIND: tl.constexpr,
@@ -326,7 +331,7 @@ def finish_targets(
         for start in range(0, D, COLUMNS):
             column = start + tl.arange(0, COLUMNS)
             mask = in_row(column, D, COLUMNS)
-            at = ((row + member * n_rows) * D)[:, None] + column[None, :]
+            at = (at_row + member * array)[:, None] + column[None, :]
             h = load_rows(second_ptr + at, mask, ROWS, LANES)
             v = (variance,)
             if KIND != "spherical":
