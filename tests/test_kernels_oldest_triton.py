@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from _kernels import ROOT, Row, compiled_by
 
 OLDEST = Path(sys.prefix) / "triton-oldest"
-FILES = ("loss", "mixture_score", "philox", "reverse_step", "simulate_compiled")
+FILES = ("simulate_compiled", "loss", "mixture_score", "philox", "reverse_step")
 
 pytestmark = pytest.mark.skipif(not OLDEST.is_dir(), reason=f"{OLDEST} is not there: make test sets it up")
 
@@ -20,9 +21,14 @@ pytestmark = pytest.mark.skipif(not OLDEST.is_dir(), reason=f"{OLDEST} is not th
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Row]]:
     """What the tests of the kernels compile, for one target."""
     path = os.pathsep.join((str(OLDEST), str(ROOT)))
-    files = {name: str(Path(__file__).with_name(f"test_kernels_{name}.py")) for name in FILES}
-    place = tmp_path_factory.mktemp
-    return {name: compiled_by(file, place(name), ["sm_90"], PYTHONPATH=path) for name, file in files.items()}
+    places = [tmp_path_factory.mktemp(name) for name in FILES]
+
+    def rows(name: str, place: Path) -> list[Row]:
+        file = Path(__file__).with_name(f"test_kernels_{name}.py")
+        return compiled_by(str(file), place, ["sm_90"], PYTHONPATH=path)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(FILES, pool.map(rows, FILES, places), strict=True))
 
 
 @pytest.mark.parametrize("name", FILES)
