@@ -51,7 +51,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 test: lint $(VENV)/.triton-oldest
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
