@@ -5,7 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CONSTRAINTS := constraints.txt
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP_INSTALL := $(PIP) --constraint $(CONSTRAINTS)
+# The oldest Triton that pyproject.toml allows, beside the newest: the tests compile every kernel with both.
+OLDEST_TRITON := $(shell sed -n 's/.*"triton>=\([0-9.]*\).*/\1/p' pyproject.toml)
 
 # Threads that wait by spinning bring each other to a halt on a machine that is busy with other things.
 export OMP_WAIT_POLICY ?= passive
@@ -35,14 +38,20 @@ $(VENV)/.installed-benchmarks: $(INSTALLED)
 	$(PIP_INSTALL) --no-build-isolation --editable '.[test,benchmarks]'
 	@touch $@
 
+$(VENV)/.triton-oldest: pyproject.toml $(INSTALLED)
+	rm -rf $(VENV)/triton-oldest
+	$(PIP) --no-deps --target $(VENV)/triton-oldest triton==$(OLDEST_TRITON) || \
+	    { echo 'Triton $(OLDEST_TRITON) cannot be downloaded; without it: $(BIN)/python -m pytest' >&2; exit 1; }
+	@touch $@
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
 	$(BIN)/mypy
 
-test: lint
-	$(BIN)/python -m pytest
+test: lint $(VENV)/.triton-oldest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

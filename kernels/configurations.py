@@ -11,6 +11,8 @@ from functools import cache
 
 import torch
 
+SMALL = 4  # the largest dimension whose samples are held in registers
+
 
 @dataclass(frozen=True)
 class Configuration:

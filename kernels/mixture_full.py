@@ -8,6 +8,8 @@ and online softmax over the blocks, with weights no smaller than 2^-100 of the l
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,36 +21,52 @@ MAX_BLOCK = 65_535  # components: one grid dimension of CUDA and HIP
 FLOOR = -100.0 * math.log(2.0)
 
 
-def posterior_means(
-    x: Tensor, v: Tensor | None, means: Tensor, precisions: Tensor, log_scale: Tensor, moments: int
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """log pi(x) [B], the score [B, d] if moments >= 1, and H v [B, d] if moments == 2."""
-    n_components = means.shape[0]
-    block = max(1, min(n_components, MAX_BLOCK, BLOCK_ELEMENTS // max(1, x.numel())))
-    lowest = torch.finfo(x.dtype).min
-    maximum = x.new_full((x.shape[0],), lowest)
+class Block(NamedTuple):
+    """A block of components, and the sums so far."""
+
+    part: slice
+    g: Tensor  # [k, B, d]
+    weights: Tensor  # [k, B]
+    shrink: Tensor  # [B]: the factor of what was summed before
+    maximum: Tensor  # [B]
+    total: Tensor  # [B]
+
+
+def blocks(x: Tensor, means: Tensor, precisions: Tensor, log_scale: Tensor) -> Iterator[Block]:
+    """All components at x [B, d], weighed under a running maximum."""
+    size = max(1, min(MAX_BLOCK, BLOCK_ELEMENTS // max(1, x.numel())))
+    maximum = x.new_full((x.shape[0],), torch.finfo(x.dtype).min)
     total = torch.zeros_like(maximum)
-    along = torch.zeros_like(maximum)
-    first, second = torch.zeros_like(x), torch.zeros_like(x)
-    for start in range(0, n_components, block):
-        part = slice(start, start + block)
-        g = precision_product(x, precisions[part], means[part])  # [k, B, d]
+    for start in range(0, len(means), size):
+        part = slice(start, start + size)
+        g = precision_product(x, precisions[part], means[part])
         squares = torch.linalg.vecdot(means[part, None, :] - x, g)  # [k, B]
         logits = torch.add(log_scale[part, None], squares, alpha=-0.5)
         peak = torch.maximum(maximum, logits.amax(0))
         shrink = (maximum - peak).clamp_(min=FLOOR).exp_()
         weights = (logits - peak).clamp_(min=FLOOR).exp_()
-        total = total * shrink + weights.sum(0)
+        maximum, total = peak, total * shrink + weights.sum(0)
+        yield Block(part, g, weights, shrink, maximum, total)
+
+
+def posterior_means(
+    x: Tensor, v: Tensor | None, means: Tensor, precisions: Tensor, log_scale: Tensor, moments: int
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """log pi(x) [B], the score [B, d] if moments >= 1, and H v [B, d] if moments == 2."""
+    along = x.new_zeros(x.shape[0])
+    first, second = torch.zeros_like(x), torch.zeros_like(x)
+    for block in blocks(x, means, precisions, log_scale):
         if moments >= 1:
-            first = first * shrink[:, None] + (weights[:, :, None] * g).sum(0)
+            first = first * block.shrink[:, None] + (block.weights[:, :, None] * block.g).sum(0)
         if moments == 2:
             assert v is not None
-            slopes = weights * torch.linalg.vecdot(g, v)
-            along = along * shrink + slopes.sum(0)
-            moved = precision_product(v, precisions[part])
-            second = second * shrink[:, None] + (slopes[:, :, None] * g - weights[:, :, None] * moved).sum(0)
-        maximum = peak
-    log_prob = torch.where(maximum > lowest, maximum + total.log(), -math.inf)
+            slopes = block.weights * torch.linalg.vecdot(block.g, v)
+            along = along * block.shrink + slopes.sum(0)
+            moved = precision_product(v, precisions[block.part])
+            change = (slopes[:, :, None] * block.g - block.weights[:, :, None] * moved).sum(0)
+            second = second * block.shrink[:, None] + change
+    maximum, total = block.maximum, block.total
+    log_prob = torch.where(maximum > torch.finfo(x.dtype).min, maximum + total.log(), -math.inf)
     log_prob = torch.where(total.isnan(), total, log_prob)
     if moments == 0:
         return log_prob, None, None
@@ -56,3 +74,13 @@ def posterior_means(
     if moments == 1:
         return log_prob, score, None
     return log_prob, score, (second - score * along[:, None]) / total[:, None]
+
+
+def mean_precision_diagonal(x: Tensor, means: Tensor, precisions: Tensor, log_scale: Tensor) -> Tensor:
+    """p_j(x) = sum_k r_k(x) (P_k)_jj [B, d]."""
+    diagonals = precisions.diagonal(dim1=1, dim2=2)
+    sums = torch.zeros_like(x)
+    for block in blocks(x, means, precisions, log_scale):
+        added = (block.weights[:, :, None] * diagonals[block.part, None, :]).sum(0)
+        sums = sums * block.shrink[:, None] + added
+    return sums / block.total[:, None]

@@ -14,21 +14,19 @@ Source of the running maximum: Milakov, Gimelshein, "Online normalizer calculati
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import mixture_full, mixture_small, mixture_tiles
-from .configurations import Configuration, architecture_of, configuration
+from . import mixture_full, mixture_products, mixture_small
+from .configurations import SMALL, Configuration, architecture_of, configuration
 from .mixture_small import LOWEST, log_of_sum
 from .mixture_split import merge, shares
+from .operands import Mixture
 from .precision_product import dot_precision, precision_product
-
-SMALL = 4  # the largest d whose samples are held in registers
-
 
 # --- kernels -----------------------------------------------------------------------------------------------------
 
@@ -125,10 +123,10 @@ def mixture_score_whole_kernel(
     columns = tl.arange(0, DIMS)
     in_rows = lanes < n_rows - row
     inside = in_rows[:, None] & (columns < dim)[None, :]
-    a, u, v, w = mixture_tiles.sample_tile(
+    a, u, v, w = mixture_products.sample_tile(
         x_ptr, u_ptr, v_ptr, w_ptr, means_ptr, keys_ptr, row, lanes, columns, inside, dim, KIND, HVP
     )
-    maximum, total, rate, along, slope, A, R, B, S = mixture_tiles.sums_of_whole_rows(
+    maximum, total, rate, along, slope, A, R, B, S = mixture_products.sums_of_whole_rows(
         a, u, v, means_ptr, keys_ptr, log_scale_ptr, columns, begin, end, dim,
         KIND, MOMENTS, COMPONENTS, PRECISION,
     )  # fmt: skip
@@ -140,13 +138,13 @@ def mixture_score_whole_kernel(
     elif MOMENTS == 0:
         tl.store(mass_ptr + out + lanes, log_of_sum(maximum, total), mask=in_rows)
     if MOMENTS >= 1:
-        score, second = mixture_tiles.posterior_means(a, u, v, w, A, R, B, S, total, rate, along, slope, KIND, HVP)
+        score, second = mixture_products.posterior_means(a, u, v, w, A, R, B, S, total, rate, along, slope, KIND, HVP)
         if score_ptr is not None:
-            mixture_tiles.store_tile(score_ptr, out, lanes, columns, inside, dim, score)
+            mixture_products.store_tile(score_ptr, out, lanes, columns, inside, dim, score)
         if HVP:
             if not PARTIAL:
                 second = tl.fma(-score, (along / total)[:, None], second)
-            mixture_tiles.store_tile(second_ptr, out, lanes, columns, inside, dim, second)
+            mixture_products.store_tile(second_ptr, out, lanes, columns, inside, dim, second)
 
 
 @triton.jit(do_not_specialize=["n_rows", "n_components", "share", "size"])
@@ -195,7 +193,7 @@ def mixture_score_tiled_kernel(
     total = tl.zeros((ROWS,), tl.float32)
     rate, along, slope = total, total, total
     for start in range(begin, end, COMPONENTS):
-        weights, products, shrink, maximum, total, rate, along, slope = mixture_tiles.block_of_tiles(
+        weights, products, shrink, maximum, total, rate, along, slope = mixture_products.block_of_tiles(
             x_ptr, u_ptr, v_ptr, w_ptr, means_ptr, keys_ptr, log_scale_ptr, row, lanes, in_rows, start, end, dim,
             maximum, total, rate, along, slope, KIND, HVP, COMPONENTS, DIMS, DIRECT, PRECISION,
         )  # fmt: skip
@@ -203,25 +201,27 @@ def mixture_score_tiled_kernel(
             for j in range(0, dim, DIMS):
                 columns = j + tl.arange(0, DIMS)
                 inside = in_rows[:, None] & (columns < dim)[None, :]
-                A, R, B, S = mixture_tiles.tile_of_sums(
+                A, R, B, S = mixture_products.tile_of_sums(
                     scratch_ptr, size, start > begin, weights, products, shrink, means_ptr, keys_ptr, start, slots, end,
                     out, lanes, columns, inside, dim, KIND, HVP, PRECISION,
                 )  # fmt: skip
                 if start + COMPONENTS < end:
-                    mixture_tiles.store_sums(scratch_ptr, size, out, lanes, columns, inside, dim, A, R, B, S, KIND, HVP)
+                    mixture_products.store_sums(
+                        scratch_ptr, size, out, lanes, columns, inside, dim, A, R, B, S, KIND, HVP
+                    )
                 else:
-                    a, u, v, w = mixture_tiles.sample_tile(
+                    a, u, v, w = mixture_products.sample_tile(
                         x_ptr, u_ptr, v_ptr, w_ptr, means_ptr, keys_ptr, row, lanes, columns, inside, dim, KIND, HVP
                     )
-                    score, second = mixture_tiles.posterior_means(
+                    score, second = mixture_products.posterior_means(
                         a, u, v, w, A, R, B, S, total, rate, along, slope, KIND, HVP
                     )
                     if score_ptr is not None:
-                        mixture_tiles.store_tile(score_ptr, out, lanes, columns, inside, dim, score)
+                        mixture_products.store_tile(score_ptr, out, lanes, columns, inside, dim, score)
                     if HVP:
                         if not PARTIAL:
                             second = tl.fma(-score, (along / total)[:, None], second)
-                        mixture_tiles.store_tile(second_ptr, out, lanes, columns, inside, dim, second)
+                        mixture_products.store_tile(second_ptr, out, lanes, columns, inside, dim, second)
             tl.debug_barrier()  # another thread may load what this one stored
     if PARTIAL:
         tl.store(mass_ptr + out + lanes, maximum + tl.log2(total), mask=in_rows)
@@ -232,15 +232,6 @@ def mixture_score_tiled_kernel(
 
 
 # --- launches ----------------------------------------------------------------------------------------------------
-
-
-class Mixture(Protocol):
-    """means [K, d]; precisions [K], [K, d], [d, d] or [K, d, d]; log_scale [K]; covariance_type."""
-
-    means: Tensor
-    precisions: Tensor
-    log_scale: Tensor
-    covariance_type: str
 
 
 class Operands(NamedTuple):

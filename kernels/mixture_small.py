@@ -1,10 +1,11 @@
-"""Device functions of a Gaussian mixture in at most 4 dimensions, for every kernel that needs one in place.
+"""Device functions of a Gaussian mixture in at most 4 dimensions, in registers, for every kernel that needs one.
 
     log w_k N(x; m_k, Sigma_k) = log_scale_k - 1/2 (x - m_k)^T P_k (x - m_k),    g_k = P_k (m_k - x)
     score = sum_k r_k g_k,    second = sum_k r_k (g_k (g_k . v) - P_k v),    H v = second - score (score . v)
 
 Each thread has samples of its own: a vector is a tuple of D tensors [ROWS], parameters are scalars that all threads
-share, and nothing is exchanged between threads. Exponents are in base 2. KIND is the covariance type.
+share, and nothing is exchanged between threads. Exponents are in base 2. KIND is the covariance type. Trajectories sum
+over the same components in `simulate_small_sums`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ def weight_of(exponent):
 def log_of_sum(maximum, total):
     """log(2^maximum total); -infinity where every component's density is 0 in float32; NaN for a total of NaN."""
     return tl.where((maximum == LOWEST) & (total == total), float("-inf"), (maximum + tl.log2(total)) * LN_2)
+
+
+# --- vectors, as tuples of tensors -------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -73,90 +77,12 @@ def zeros_like_vector(x):
 
 
 @triton.jit
-def dot(x, y):
-    """x . y"""
-    total = x[0] * y[0]
-    for j in tl.static_range(1, len(x)):
-        total = tl.fma(x[j], y[j], total)
+def dot(x, y, START: tl.constexpr = 0):
+    """sum_j x[START + j] y[j]"""
+    total = x[START] * y[0]
+    for j in tl.static_range(1, len(y)):
+        total = tl.fma(x[START + j], y[j], total)
     return total
-
-
-@triton.jit
-def precision_product(precisions, k, v, KIND: tl.constexpr):
-    """P_k v"""
-    D: tl.constexpr = len(v)
-    out = ()
-    if KIND == "spherical":
-        p = tl.load(precisions + k)
-        for j in tl.static_range(D):
-            out += (p * v[j],)
-    elif KIND == "diag":
-        for j in tl.static_range(D):
-            out += (tl.load(precisions + k * D + j) * v[j],)
-    else:
-        matrix = precisions
-        if KIND == "full":
-            matrix = precisions + k * (D * D)
-        for i in tl.static_range(D):
-            product = tl.load(matrix + i * D) * v[0]
-            for j in tl.static_range(1, D):
-                product = tl.fma(v[j], tl.load(matrix + i * D + j), product)
-            out += (product,)
-    return out
-
-
-@triton.jit
-def component(x, means, precisions, log_scale, k, end, KIND: tl.constexpr):
-    """log2 of w_k N(x; m_k, Sigma_k), -infinity from k = end on, and g_k; k is int64."""
-    D: tl.constexpr = len(x)
-    inside = k < end
-    k = tl.minimum(k, end - 1)
-    diff = ()
-    for j in tl.static_range(D):
-        diff += (tl.load(means + k * D + j) - x[j],)
-    g = precision_product(precisions, k, diff, KIND)
-    scale = tl.where(inside, tl.load(log_scale + k) * LOG2_E, float("-inf"))
-    return tl.fma(dot(diff, g), -0.5 * LOG2_E, scale), g
-
-
-@triton.jit
-def moments(x, v, means, precisions, log_scale, begin, end, KIND: tl.constexpr, MOMENTS: tl.constexpr):
-    """Sums over the components begin <= k < end (int64), with weights 2^(l_k - maximum), l_k = log2 of w_k N_k(x).
-
-    Returns maximum and total, the sums of g_k (MOMENTS >= 1) and of g_k (g_k . v) - P_k v (MOMENTS == 2), x else.
-    """
-    D: tl.constexpr = len(x)
-    maximum = tl.full(x[0].shape, LOWEST, tl.float32)
-    total = tl.zeros_like(x[0])
-    first = zeros_like_vector(x)
-    second = zeros_like_vector(x)
-    for start in range(begin, end, UNROLL):
-        logits, scores = (), ()
-        peak = maximum
-        for i in tl.static_range(UNROLL):
-            logit, g = component(x, means, precisions, log_scale, start + i, end, KIND)
-            logits += (logit,)
-            scores += (g,)
-            peak = tl.maximum(peak, logit)
-        shrink = weight_of(maximum - peak)
-        maximum = peak
-        total *= shrink
-        new_first, new_second = (), ()
-        for j in tl.static_range(D):
-            new_first += (first[j] * shrink,)
-            new_second += (second[j] * shrink,)
-        for i in tl.static_range(UNROLL):
-            weight = weight_of(logits[i] - peak)
-            total += weight
-            g = scores[i]
-            if MOMENTS >= 1:
-                new_first = add_multiple(new_first, weight, g)
-            if MOMENTS == 2:
-                new_second = add_multiple(new_second, weight * dot(g, v), g)
-                pv = precision_product(precisions, tl.minimum(start + i, end - 1), v, KIND)
-                new_second = add_multiple(new_second, -weight, pv)
-        first, second = new_first, new_second
-    return maximum, total, first, second
 
 
 @triton.jit
@@ -175,3 +101,124 @@ def scaled(x, factor):
     for j in tl.static_range(len(x)):
         out += (x[j] * factor,)
     return out
+
+
+# --- components, as tuples of numbers ----------------------------------------------------------------------------
+
+
+@triton.jit
+def load_matrix(matrix_ptr, SCALE: tl.constexpr, D: tl.constexpr):
+    """A symmetric [D, D] matrix times SCALE, row by row."""
+    values = ()
+    for i in tl.static_range(D):
+        for j in tl.static_range(D):
+            if j < i:
+                values += (values[j * D + i],)
+            else:
+                values += (tl.load(matrix_ptr + i * D + j) * SCALE,)
+    return values
+
+
+@triton.jit
+def load_precisions(precisions_ptr, k, SCALE: tl.constexpr, KIND: tl.constexpr, D: tl.constexpr):
+    """P_k times SCALE: 1 number if spherical, D if diag, D * D if full; nothing if tied, where it is no component's."""
+    values = ()
+    if KIND == "spherical":
+        values = (tl.load(precisions_ptr + k) * SCALE,)
+    elif KIND == "diag":
+        for j in tl.static_range(D):
+            values += (tl.load(precisions_ptr + k * D + j) * SCALE,)
+    elif KIND == "full":
+        values = load_matrix(precisions_ptr + k * (D * D), SCALE, D)
+    return values
+
+
+@triton.constexpr_function
+def start_of(i, KIND, D):
+    """Where the i-th of several components' precisions starts."""
+    return i * {"spherical": 1, "diag": D, "tied": 0, "full": D * D}[KIND]
+
+
+@triton.jit
+def load_mean(means_ptr, k, D: tl.constexpr):
+    values = ()
+    for j in tl.static_range(D):
+        values += (tl.load(means_ptr + k * D + j),)
+    return values
+
+
+@triton.jit
+def precision_product(precisions, START: tl.constexpr, v, KIND: tl.constexpr):
+    """P v, of precisions as `load_precisions` gives them from START on, or one matrix if tied."""
+    D: tl.constexpr = len(v)
+    out = ()
+    for j in tl.static_range(D):
+        if KIND == "spherical":
+            out += (precisions[START] * v[j],)
+        elif KIND == "diag":
+            out += (precisions[START + j] * v[j],)
+        else:
+            out += (dot(precisions, v, START + j * D),)
+    return out
+
+
+# --- log-density, score and Hessian-vector product, component by component -----------------------------------------
+
+
+@triton.jit
+def component(x, means, precisions, log_scale, k, end, KIND: tl.constexpr):
+    """log2 of w_k N(x; m_k, Sigma_k), -infinity from k = end on, g_k and P_k; k is int64."""
+    D: tl.constexpr = len(x)
+    inside = k < end
+    k = tl.minimum(k, end - 1)
+    diff = ()
+    mean = load_mean(means, k, D)
+    for j in tl.static_range(D):
+        diff += (mean[j] - x[j],)
+    if KIND == "tied":
+        precision = load_matrix(precisions, 1.0, D)
+    else:
+        precision = load_precisions(precisions, k, 1.0, KIND, D)
+    g = precision_product(precision, 0, diff, KIND)
+    scale = tl.where(inside, tl.load(log_scale + k) * LOG2_E, float("-inf"))
+    return tl.fma(dot(diff, g), -0.5 * LOG2_E, scale), g, precision
+
+
+@triton.jit
+def moments(x, v, means, precisions, log_scale, begin, end, KIND: tl.constexpr, MOMENTS: tl.constexpr):
+    """Sums over the components begin <= k < end (int64), with weights 2^(l_k - maximum), l_k = log2 of w_k N_k(x).
+
+    Returns maximum and total, the sums of g_k (MOMENTS >= 1) and of g_k (g_k . v) - P_k v (MOMENTS == 2), x else.
+    """
+    D: tl.constexpr = len(x)
+    maximum = tl.full(x[0].shape, LOWEST, tl.float32)
+    total = tl.zeros_like(x[0])
+    first = zeros_like_vector(x)
+    second = zeros_like_vector(x)
+    for start in range(begin, end, UNROLL):
+        logits, scores, own = (), (), ()
+        peak = maximum
+        for i in tl.static_range(UNROLL):
+            logit, g, precision = component(x, means, precisions, log_scale, start + i, end, KIND)
+            logits += (logit,)
+            scores += (g,)
+            own += (precision,)
+            peak = tl.maximum(peak, logit)
+        shrink = weight_of(maximum - peak)
+        maximum = peak
+        total *= shrink
+        new_first, new_second = (), ()
+        for j in tl.static_range(D):
+            new_first += (first[j] * shrink,)
+            new_second += (second[j] * shrink,)
+        for i in tl.static_range(UNROLL):
+            weight = weight_of(logits[i] - peak)
+            total += weight
+            g = scores[i]
+            if MOMENTS >= 1:
+                new_first = add_multiple(new_first, weight, g)
+            if MOMENTS == 2:
+                new_second = add_multiple(new_second, weight * dot(g, v), g)
+                new_second = add_multiple(new_second, -weight, precision_product(own[i], 0, v, KIND))
+        first, second = new_first, new_second
+    return maximum, total, first, second

@@ -6,7 +6,14 @@ from typing import Protocol
 
 from torch import Tensor
 
-from .mixture_score import Mixture
+
+class Mixture(Protocol):
+    """means [K, d]; precisions [K], [K, d], [d, d] or [K, d, d]; log_scale [K]; covariance_type."""
+
+    means: Tensor
+    precisions: Tensor
+    log_scale: Tensor
+    covariance_type: str
 
 
 class Process(Protocol):

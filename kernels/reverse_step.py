@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import mixture_small, mixture_tiles
-from .configurations import architecture_of, configuration
-from .mixture_score import SMALL, check, mixture_score, operands_of, scratch_of
+from . import mixture_products, mixture_small
+from .configurations import SMALL, architecture_of, configuration
+from .mixture_score import check, mixture_score, operands_of, scratch_of
 from .mixture_split import shares
 from .operands import Process
 from .philox import normals, on_device, philox_words, seed_words
@@ -152,20 +152,20 @@ def reverse_step_whole_kernel(
     lanes = tl.arange(0, ROWS)
     columns = tl.arange(0, DIMS)
     inside = (lanes < n_rows - row)[:, None] & (columns < dim)[None, :]
-    centred, u, v, w = mixture_tiles.sample_tile(
+    centred, u, v, w = mixture_products.sample_tile(
         y_ptr, u_ptr, y_ptr, y_ptr, means_ptr, keys_ptr, row, lanes, columns, inside, dim, KIND, False
     )
     begin = tl.zeros_like(n_components)
-    _, total, rate, along, slope, A, R, B, S = mixture_tiles.sums_of_whole_rows(
+    _, total, rate, along, slope, A, R, B, S = mixture_products.sums_of_whole_rows(
         centred, u, v, means_ptr, keys_ptr, log_scale_ptr, columns, begin, n_components, dim,
         KIND, 1, COMPONENTS, PRECISION,
     )  # fmt: skip
-    drift, _ = mixture_tiles.posterior_means(centred, u, v, w, A, R, B, S, total, rate, along, slope, KIND, False)
-    y = mixture_tiles.load_tile(y_ptr, row, lanes, columns, inside, dim)
-    score = mixture_tiles.load_tile(score_ptr, row, lanes, columns, inside, dim)
+    drift, _ = mixture_products.posterior_means(centred, u, v, w, A, R, B, S, total, rate, along, slope, KIND, False)
+    y = mixture_products.load_tile(y_ptr, row, lanes, columns, inside, dim)
+    score = mixture_products.load_tile(score_ptr, row, lanes, columns, inside, dim)
     paths = first_path + row + lanes
     out = updated_tile(y, drift, score, a, weight, std, key_low, key_high, paths, n, columns, METHOD)
-    mixture_tiles.store_tile(out_ptr, row, lanes, columns, inside, dim, out)
+    mixture_products.store_tile(out_ptr, row, lanes, columns, inside, dim, out)
 
 
 @triton.jit(do_not_specialize=["n_rows", "n_components", "first_path", "size"])
@@ -204,34 +204,36 @@ def reverse_step_tiled_kernel(
     total = tl.zeros((ROWS,), tl.float32)
     rate, along, slope = total, total, total
     for start in range(tl.zeros_like(n_components), n_components, COMPONENTS):
-        weights, products, shrink, maximum, total, rate, along, slope = mixture_tiles.block_of_tiles(
+        weights, products, shrink, maximum, total, rate, along, slope = mixture_products.block_of_tiles(
             y_ptr, u_ptr, y_ptr, y_ptr, means_ptr, keys_ptr, log_scale_ptr, row, lanes, in_rows, start, n_components,
             dim, maximum, total, rate, along, slope, KIND, False, COMPONENTS, DIMS, DIRECT, PRECISION,
         )  # fmt: skip
         for j in range(0, dim, DIMS):
             columns = j + tl.arange(0, DIMS)
             inside = in_rows[:, None] & (columns < dim)[None, :]
-            A, R, B, S = mixture_tiles.tile_of_sums(
+            A, R, B, S = mixture_products.tile_of_sums(
                 scratch_ptr, size, start > 0, weights, products, shrink, means_ptr, keys_ptr, start, slots,
                 n_components, row, lanes, columns, inside, dim, KIND, False, PRECISION,
             )  # fmt: skip
             if start + COMPONENTS < n_components:
-                mixture_tiles.store_sums(scratch_ptr, size, row, lanes, columns, inside, dim, A, R, B, S, KIND, False)
+                mixture_products.store_sums(
+                    scratch_ptr, size, row, lanes, columns, inside, dim, A, R, B, S, KIND, False
+                )
             else:
-                centred, u, v, w = mixture_tiles.sample_tile(
+                centred, u, v, w = mixture_products.sample_tile(
                     y_ptr, u_ptr, y_ptr, y_ptr, means_ptr, keys_ptr, row, lanes, columns, inside, dim, KIND, False
                 )
-                drift, _ = mixture_tiles.posterior_means(
+                drift, _ = mixture_products.posterior_means(
                     centred, u, v, w, A, R, B, S, total, rate, along, slope, KIND, False
                 )
-                y = mixture_tiles.load_tile(y_ptr, row, lanes, columns, inside, dim)
-                score = mixture_tiles.load_tile(score_ptr, row, lanes, columns, inside, dim)
+                y = mixture_products.load_tile(y_ptr, row, lanes, columns, inside, dim)
+                score = mixture_products.load_tile(score_ptr, row, lanes, columns, inside, dim)
                 # read here and not above: in the loop over the components they would only take registers
                 n, a, weight, std = coefficients(step_ptr, drift_scale_ptr, noise_std_ptr, METHOD)
                 key_low, key_high = seed_words(seed_ptr)
                 paths = first_path + row + lanes
                 out = updated_tile(y, drift, score, a, weight, std, key_low, key_high, paths, n, columns, METHOD)
-                mixture_tiles.store_tile(out_ptr, row, lanes, columns, inside, dim, out)
+                mixture_products.store_tile(out_ptr, row, lanes, columns, inside, dim, out)
         tl.debug_barrier()  # another thread may load what this one stored
 
 
@@ -259,12 +261,12 @@ def reverse_step_update_kernel(
     lanes = tl.arange(0, ROWS)
     columns = tl.program_id(1) * DIMS + tl.arange(0, DIMS)
     inside = (lanes < n_rows - row)[:, None] & (columns < dim)[None, :]
-    y = mixture_tiles.load_tile(y_ptr, row, lanes, columns, inside, dim)
-    drift = mixture_tiles.load_tile(drift_ptr, row, lanes, columns, inside, dim)
-    score = mixture_tiles.load_tile(score_ptr, row, lanes, columns, inside, dim)
+    y = mixture_products.load_tile(y_ptr, row, lanes, columns, inside, dim)
+    drift = mixture_products.load_tile(drift_ptr, row, lanes, columns, inside, dim)
+    score = mixture_products.load_tile(score_ptr, row, lanes, columns, inside, dim)
     paths = first_path + row + lanes
     out = updated_tile(y, drift, score, a, weight, std, key_low, key_high, paths, n, columns, METHOD)
-    mixture_tiles.store_tile(out_ptr, row, lanes, columns, inside, dim, out)
+    mixture_products.store_tile(out_ptr, row, lanes, columns, inside, dim, out)
 
 
 # --- launches ----------------------------------------------------------------------------------------------------

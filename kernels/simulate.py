@@ -18,20 +18,17 @@ import torch
 import triton
 from torch import Tensor
 
-from .configurations import architecture_of, configuration
-from .mixture_score import Mixture
-from .operands import Process
+from .configurations import SMALL, architecture_of, configuration
+from .mixture_lanes import pitch
+from .operands import Mixture, Process
 from .philox import on_device
 from .precision_product import dot_precision, precision_product
 from .simulate_full import simulate_full
 from .simulate_small import simulate_small_kernel
 from .simulate_tiled import scratch_arrays, simulate_tiled_kernel
-from .simulate_tiled_mixture import pitch
 
-KINDS = {"spherical": 0, "diag": 1, "tied": 2, "full": 3}
-STATE, TRANSITION, TARGET = range(3)
+KINDS = ("spherical", "diag", "tied", "full")
 NOTHING = -2.0e38  # log density scale of a component that weighs nothing, as energy still a number of float32
-SMALL = 4  # largest dimension whose state stays in registers
 # Rows from which on they are ordered by their last step, so that those of a program finish together: below, in small
 # dimensions all programs run at once, and the ordering would take longer than what it saves.
 ORDERED_ROWS, ORDERED_TILED_ROWS = 1 << 16, 1 << 8
@@ -50,7 +47,7 @@ def simulate(
         TypeError: if a floating point argument is not float32, or steps or seed is not int64.
         ValueError: if shapes do not fit each other.
     """
-    return run(STATE, x0, steps, process, seed, first_path, False)[0]
+    return run("state", x0, steps, process, seed, first_path, False)[0]
 
 
 def simulate_transition(
@@ -61,7 +58,7 @@ def simulate_transition(
     first_path: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x, and mean and noise of the last step, each [B, d], after steps [B] >= 1 steps; raises as `simulate`."""
-    return run(TRANSITION, x0, steps, process, seed, first_path, False)
+    return run("transition", x0, steps, process, seed, first_path, False)
 
 
 def simulate_target(
@@ -74,11 +71,11 @@ def simulate_target(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x [B, d], target [B, d] and variance ([B, 1] spherical, else [B, d]); 2B rows if antithetic, those driven by the
     mirrored noise last. Raises as `simulate`."""
-    return run(TARGET, x0, steps, process, seed, first_path, antithetic)
+    return run("target", x0, steps, process, seed, first_path, antithetic)
 
 
 def run(
-    output: int,
+    output: str,
     x0: Tensor,
     steps: Tensor,
     process: Process,
@@ -86,16 +83,16 @@ def run(
     first_path: int,
     mirrored: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x, with mean and noise (TRANSITION) or target and variance (TARGET), and x in place of what is not asked for."""
+    """x, with mean and noise (transition) or target and variance (target), and x in place of what is not asked for."""
     drift_scale, noise_std, mixture = process.drift_scale, process.noise_std, process.mixture
     check(x0, steps, drift_scale, noise_std, mixture, seed)
     kind = mixture.covariance_type
     dim, rows = x0.shape[1], x0.shape[0] * (2 if mirrored else 1)
     x = torch.empty((rows, dim), dtype=x0.dtype, device=x0.device)
     second, third = x, x
-    if output != STATE:
+    if output != "state":
         second = torch.empty_like(x)
-        width = 1 if output == TARGET and kind == "spherical" else dim
+        width = 1 if output == "target" and kind == "spherical" else dim
         third = torch.empty((rows, width), dtype=x0.dtype, device=x0.device)
     if x.numel() == 0:
         return x, second, third
@@ -143,7 +140,7 @@ def order_of(steps: Tensor, n_steps: int, ordered_rows: int) -> Tensor | None:
 
 def launch_small(
     outputs: tuple[Tensor, Tensor, Tensor],
-    output: int,
+    output: str,
     operands: list[Tensor],
     parameters: tuple[Tensor, Tensor, Tensor],
     kind: str,
@@ -165,7 +162,7 @@ def launch_small(
         *outputs,
         x0,
         steps,
-        steps if order is None else order,
+        order,
         *operands[2:],
         *parameters,
         on_device(seed, x0.device),
@@ -173,10 +170,9 @@ def launch_small(
         n_steps,
         len(parameters[0]),
         first_path,
-        KIND=KINDS[kind],
+        KIND=kind,
         OUTPUT=output,
         MIRRORED=mirrored,
-        ORDERED=order is not None,
         RESIDENT=resident,
         D=dim,
         **options,
@@ -186,7 +182,7 @@ def launch_small(
 
 def launch_tiled(
     outputs: tuple[Tensor, Tensor, Tensor],
-    output: int,
+    output: str,
     operands: list[Tensor],
     parameters: tuple[Tensor, Tensor, Tensor],
     kind: str,
@@ -210,13 +206,13 @@ def launch_tiled(
     means, pulls = (whole_tiles(t, dim, tile["COLUMNS"]) for t in (means, pulls))
     if kind != "spherical":
         precisions = whole_tiles(precisions, dim, tile["COLUMNS"], square=kind == "tied")
-    arrays = sum(scratch_arrays(KINDS[kind], output, resident))
+    arrays = sum(scratch_arrays(kind, output, resident))
     scratch = torch.empty((arrays, rows, dim), dtype=x0.dtype, device=x0.device) if arrays else x0
     simulate_tiled_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
         *outputs,
         x0,
         steps,
-        steps if order is None else order,
+        order,
         *operands[2:],
         means,
         precisions,
@@ -228,10 +224,9 @@ def launch_tiled(
         n_steps,
         n_components,
         first_path,
-        KIND=KINDS[kind],
+        KIND=kind,
         OUTPUT=output,
         MIRRORED=mirrored,
-        ORDERED=order is not None,
         RESIDENT=resident,
         D=dim,
         PRECISION=dot_precision(architecture),

@@ -11,17 +11,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .mixture_full import BLOCK_ELEMENTS, FLOOR, posterior_means
+from .mixture_full import mean_precision_diagonal, posterior_means
 from .philox import philox_normal
-from .precision_product import precision_product
 
-TRANSITION, TARGET = 1, 2
 NOISING = 0  # the stream of these normals
 
 
 def simulate_full(
     outputs: tuple[Tensor, Tensor, Tensor],
-    output: int,
+    output: str,
     x0: Tensor,
     steps: Tensor,
     drift_scale: Tensor,
@@ -47,8 +45,8 @@ def simulate_full(
     rows, signs = rows[order], signs[order]
 
     x = x0[rows]
-    second, third = (torch.zeros_like(x) if output == TARGET else x.clone()), torch.zeros_like(x)
-    rate = mean_precision_diagonal(x, *mixture) if output == TARGET else x
+    second, third = (torch.zeros_like(x) if output == "target" else x.clone()), torch.zeros_like(x)
+    rate = mean_precision_diagonal(x, *mixture) if output == "target" else x
     for n, m in enumerate(active):
         if m == 0:
             break
@@ -56,7 +54,7 @@ def simulate_full(
         z = philox_normal(n_rows, dim, seed, step, NOISING, first_path, x.dtype, x.device)[rows[:m]] * signs[:m]
         now = x[:m]
         a, s = drift_scale[n], noise_std[n]
-        if output == TARGET:
+        if output == "target":
             _, score, product = posterior_means(now, z, *mixture, 2)
             c = 1.0 - a * rate[:m]
             v = third[:m]
@@ -67,31 +65,11 @@ def simulate_full(
         else:
             _, score, _ = posterior_means(now, None, *mixture, 1)
         mean = now + a * score
-        if output == TRANSITION:
+        if output == "transition":
             second[:m], third[:m] = mean, z
         x[:m] = mean + s * z
-    if output == TARGET:
+    if output == "target":
         second = -second
     outputs[0][order] = x
-    if output in (TRANSITION, TARGET):
+    if output != "state":
         outputs[1][order], outputs[2][order] = second, third
-
-
-def mean_precision_diagonal(x: Tensor, means: Tensor, precisions: Tensor, log_scale: Tensor) -> Tensor:
-    """p_j(x) = sum_k r_k(x) (P_k)_jj [B, d], online over blocks of components."""
-    block = max(1, BLOCK_ELEMENTS // max(1, x.numel()))
-    diagonals = precisions.diagonal(dim1=1, dim2=2)
-    maximum = x.new_full((x.shape[0],), torch.finfo(x.dtype).min)
-    total, sums = torch.zeros_like(maximum), torch.zeros_like(x)
-    for start in range(0, len(means), block):
-        part = slice(start, start + block)
-        g = precision_product(x, precisions[part], means[part])  # [k, B, d]
-        squares = torch.linalg.vecdot(means[part, None, :] - x, g)
-        logits = torch.add(log_scale[part, None], squares, alpha=-0.5)
-        peak = torch.maximum(maximum, logits.amax(0))
-        shrink = (maximum - peak).clamp_(min=FLOOR).exp_()
-        weights = (logits - peak).clamp_(min=FLOOR).exp_()
-        total = total * shrink + weights.sum(0)
-        sums = sums * shrink[:, None] + (weights[:, :, None] * diagonals[part, None, :]).sum(0)
-        maximum = peak
-    return sums / total[:, None]

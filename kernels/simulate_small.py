@@ -1,7 +1,7 @@
 """Whole trajectories of the Langevin noising process in small dimensions: the state never leaves the registers.
 
 A lane is a path, and every dimension a tensor of lanes of its own: no lane waits for another, and what a path gets
-depends neither on its lane nor on its neighbours. The mixture is that of `simulate_small_mixture`, the recursion of the
+depends neither on its lane nor on its neighbours. The mixture is that of `simulate_small_sums`, the recursion of the
 target that of `trajectory`.
 """
 
@@ -11,15 +11,8 @@ import triton
 import triton.language as tl
 
 from .philox import normals, philox_words, seed_words
-from .simulate_small_mixture import (
-    curvature,
-    load_components,
-    load_matrix,
-    mixture_sums,
-    rates,
-    reciprocal,
-)
-from .trajectory import TARGET, TIED, TRANSITION, TWO_LN2, target_of, target_step
+from .simulate_small_sums import curvature, load_common, load_components, mixture_sums, rates, reciprocal
+from .trajectory import TWO_LN2, target_of, target_step
 
 
 @triton.jit
@@ -31,7 +24,7 @@ def noise(key_low, key_high, path, step, D: tl.constexpr):
         n0, n1 = normals(w0, w1)
         n2, n3 = normals(w2, w3)
         z += (n0, n1, n2, n3)
-    return z
+    return z[:D]
 
 
 @triton.jit
@@ -77,7 +70,7 @@ def step(
         D,
         COMPONENTS,
         RESIDENT,
-        OUTPUT == TARGET,
+        OUTPUT == "target",
     )
     u = reciprocal(sums[0]) * TWO_LN2
     pull = a * u
@@ -85,9 +78,9 @@ def step(
     for j in tl.static_range(D):
         mean += (tl.fma(-pull, sums[1 + j], x[j]),)
         after += (tl.fma(s, z[j], mean[j]),)
-    if OUTPUT == TRANSITION:
+    if OUTPUT == "transition":
         second, third = kept(active, mean, second, D), kept(active, z, third, D)
-    elif OUTPUT == TARGET:
+    elif OUTPUT == "target":
         hessian_z = curvature(sums, u, z, resident, KIND, D, RESIDENT)
         h, v = target_step(second, third, p, hessian_z, u, z, a, s)
         second, third = kept(active, h, second, D), kept(active, v, third, len(v))
@@ -105,10 +98,10 @@ def store(ptr, row, inside, values, D: tl.constexpr):
 def write(x_ptr, second_ptr, third_ptr, row, inside, x, second, third, OUTPUT: tl.constexpr, D: tl.constexpr):
     """The outputs of one path each."""
     store(x_ptr, row, inside, x, D)
-    if OUTPUT == TRANSITION:
+    if OUTPUT == "transition":
         store(second_ptr, row, inside, second, D)
         store(third_ptr, row, inside, third, D)
-    elif OUTPUT == TARGET:
+    elif OUTPUT == "target":
         store(second_ptr, row, inside, target_of(second, third), D)
         store(third_ptr, row, inside, third, len(third))
 
@@ -134,7 +127,6 @@ def simulate_small_kernel(
     KIND: tl.constexpr,
     OUTPUT: tl.constexpr,
     MIRRORED: tl.constexpr,
-    ORDERED: tl.constexpr,
     RESIDENT: tl.constexpr,
     D: tl.constexpr,
     COMPONENTS: tl.constexpr,
@@ -142,16 +134,16 @@ def simulate_small_kernel(
 ):
     """x [n_rows, D] from x0: x <- x + a_n score(x) + s_n z_n for n < steps[row], z_n normals of path first_path + row.
 
-    OUTPUT = TRANSITION also writes mean and noise of the last step [n_rows, D] as second and third, OUTPUT = TARGET
+    OUTPUT "transition" also writes mean and noise of the last step [n_rows, D] as second and third, "target"
     target [n_rows, D] and variance ([n_rows, 1] if spherical, else [n_rows, D]). MIRRORED: all outputs have n_rows more
-    rows, for paths driven by -z_n. ORDERED: a program takes rows order[i], order[i + 1], ... instead of i, i + 1, ...
+    rows, for paths driven by -z_n. With order a program takes rows order[i], order[i + 1], ..., not i, i + 1, ...
     RESIDENT: there are COMPONENTS components, whose parameters stay in registers; else their number is a multiple of
     that, and they are read in blocks of COMPONENTS under a running minimum of the energies (online softmax).
     """
     lanes = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = lanes < n_rows
     row = lanes
-    if ORDERED:
+    if order_ptr is not None:
         row = tl.load(order_ptr + lanes, mask=inside, other=0)
     path = first_path + row
     steps = tl.minimum(tl.load(steps_ptr + row, mask=inside, other=0), n_steps).to(tl.int32)
@@ -159,10 +151,10 @@ def simulate_small_kernel(
     key_low, key_high = seed_words(seed_ptr)
     if RESIDENT:
         resident = load_components(means_ptr, precisions_ptr, log_scale_ptr, 0, KIND, D, COMPONENTS)
-        if KIND == TIED:
-            resident = (resident[0], resident[1], load_matrix(precisions_ptr, D))
-    elif KIND == TIED:
-        resident = load_matrix(precisions_ptr, D)
+        if KIND == "tied":
+            resident = (resident[0], resident[1], load_common(precisions_ptr, D))
+    elif KIND == "tied":
+        resident = load_common(precisions_ptr, D)
     else:
         resident = ()
 
@@ -173,7 +165,7 @@ def simulate_small_kernel(
     for j in tl.static_range(D):
         zeros += (tl.zeros_like(x[j]),)
     second, third, p = x, zeros, ()
-    if OUTPUT == TARGET:
+    if OUTPUT == "target":
         # z plays no part in the rate
         sums = mixture_sums(
             x,

@@ -1,4 +1,4 @@
-"""What the kernels of trajectories share: names of covariance types and outputs, the recursion of the target.
+"""What the kernels of trajectories share: the recursion of the target.
 
 With h_n = v_n H_n the target -H of `fastndsm.reference.simulate` needs no division until the end:
 
@@ -12,9 +12,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-SPHERICAL, DIAG, TIED, FULL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
-STATE, TRANSITION, TARGET = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-LOG2_E = tl.constexpr(1.4426950408889634)
 TWO_LN2 = tl.constexpr(1.3862943611198906)
 HIGHEST = tl.constexpr(3.0e38)  # of all energies: the difference of infinite ones is NaN
 

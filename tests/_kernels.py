@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,6 +32,8 @@ TARGETS = {
     "sm_100": ("cuda", 100, 32),
     "gfx942": ("hip", "gfx942", 64),
 }
+if "ONE_TARGET" in os.environ:
+    TARGETS = {os.environ["ONE_TARGET"]: TARGETS[os.environ["ONE_TARGET"]]}
 SHARED_MEMORY = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}  # bytes a block
 
 Row = dict[str, Any]
@@ -57,9 +60,15 @@ def interpreted_by(file: str, place: Path, **environment: str) -> Any:
     return torch.load(in_own_process(file, "interpret", place, TRITON_INTERPRET="1", **environment))
 
 
-def compiled_by(file: str, place: Path, **environment: str) -> list[Row]:
-    """What the file's `compile_all` yielded, in a process where kernels are compiled."""
-    return json.loads(in_own_process(file, "compile", place, **environment).read_text())
+def compiled_by(file: str, place: Path, targets: Iterable[str] = TARGETS, **environment: str) -> list[Row]:
+    """What the file's `compile_all` yielded, in processes where kernels are compiled: one a target, in parallel."""
+
+    def rows(target: str) -> list[Row]:
+        (place / target).mkdir()
+        return json.loads(in_own_process(file, "compile", place / target, ONE_TARGET=target, **environment).read_text())
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [row for part in pool.map(rows, targets) for row in part]
 
 
 def main(interpret: Callable[[], Any], compile_all: Callable[[], Iterable[Row]]) -> None:
@@ -67,7 +76,8 @@ def main(interpret: Callable[[], Any], compile_all: Callable[[], Iterable[Row]])
     _, purpose, result = sys.argv
     torch.set_num_threads(1)
     if purpose == "interpret":
-        torch.save(interpret(), result)
+        with ordered_products():
+            torch.save(interpret(), result)
     else:
         Path(result).write_text(json.dumps(list(compile_all())))
 
@@ -107,6 +117,29 @@ def poisoned(op: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[A
     return out, untouched
 
 
+def product(a: Any, b: Any) -> Any:
+    """a b [..., m, n] of float32 arrays, summed in one order: a BLAS gives a row other bits among other rows."""
+    import numpy as np
+
+    total = np.zeros((*a.shape[:-1], b.shape[-1]), np.float32)
+    term = np.empty_like(total)
+    for k in range(a.shape[-1]):
+        total += np.multiply(a[..., k, None], b[..., None, k, :], out=term)
+    return total
+
+
+@contextlib.contextmanager
+def ordered_products() -> Iterator[None]:
+    """Make tl.dot in the interpreter add in one order, so that bits are those of no processor's BLAS."""
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
+        return TensorHandle(product(a.data, b.data) + d.data, d.dtype.scalar)
+
+    with mock.patch.object(InterpreterBuilder, "create_dot", dot):
+        yield
+
+
 @contextlib.contextmanager
 def tensor_cores() -> Iterator[None]:
     """tl.dot of precision tf32x3 in the interpreter as tensor cores give it: three products of tf32 parts."""
@@ -124,8 +157,8 @@ def tensor_cores() -> Iterator[None]:
         if precision.name != "TF32x3":
             return exact(self, a, b, d, precision, *rest)
         (a_high, a_low), (b_high, b_low) = parts(a.data), parts(b.data)
-        small = a_low @ b_high + a_high @ b_low
-        return TensorHandle(np.where(np.isnan(small), 0, small) + a_high @ b_high + d.data, d.dtype.scalar)
+        small = product(a_low, b_high) + product(a_high, b_low)
+        return TensorHandle(np.where(np.isnan(small), 0, small) + product(a_high, b_high) + d.data, d.dtype.scalar)
 
     with mock.patch.object(InterpreterBuilder, "create_dot", dot):
         yield

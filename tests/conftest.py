@@ -14,6 +14,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Threads of busy machines spin, and the tests run in several processes: one each, unless a test says otherwise.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _same_start(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

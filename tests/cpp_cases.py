@@ -25,12 +25,6 @@ def kernels() -> None:
     core.load()
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Unless a test says otherwise (threads of busy machines spin)."""
-    torch.set_num_threads(1)
-
-
 # --- cases -------------------------------------------------------------------------------------------------------
 
 SHAPES: list[Shape] = [(1, 1, 1), (33, 1, 3), (31, 2, 10), (33, 3, 3), (31, 4, 300), (1, 4, 10), (33, 5, 300)]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastndsm.backends.cuda import packed_mixture, packed_network
+from fastndsm.backends.cuda import packed_network
 from fastndsm.reference import MixtureOperands, ProcessOperands
 from fastndsm.sampling.fused_mlp import FusedNetwork
 
@@ -55,6 +55,30 @@ def words(c0: int, c1: int, step: int, block: int, seed: int) -> tuple[list[int]
     return list(out[:4]), list(out[4:])
 
 
+class Packing(ctypes.Structure):
+    _fields_ = (
+        *((name, POINTER) for name in ("means", "precisions", "log_scale", "parameters")),
+        *((name, INTEGER) for name in ("kind", "n_components", "dim", "padded")),
+    )
+
+
+def packed_mixture(mixture: MixtureOperands, padded: int, *, emulated: bool = False) -> Tensor:
+    """The block of parameters that csrc/include/parameters.h describes; emulated: by the CUDA kernel."""
+    (n, dim), kind = mixture.means.shape, mixture.covariance_type
+    tensors = [t.contiguous() for t in (mixture.means, mixture.precisions, mixture.log_scale)]
+    arguments = Packing(*(t.data_ptr() for t in tensors), None, KINDS.index(kind), n, dim, padded)
+    pack = library().pack_double if mixture.means.dtype == torch.float64 else library().pack_float
+    pack.restype = INTEGER
+    size = pack(ctypes.byref(arguments))
+    block = torch.full((size,), torch.nan, dtype=mixture.means.dtype)
+    arguments.parameters = block.data_ptr()
+    if emulated:
+        library().pack_kernel(ctypes.byref(arguments), INTEGER(size))
+    else:
+        pack(ctypes.byref(arguments))
+    return block
+
+
 def padded_dimension(dim: int, samples_a_warp: int) -> int:
     """What the backend pads to: a power of two in registers, a multiple of four in warps."""
     return dim + -dim % 4 if samples_a_warp else max(2, 1 << (dim - 1).bit_length())
@@ -81,7 +105,7 @@ def run(
     mixture = process.mixture
     (rows, dim), kind = start.shape, mixture.covariance_type
     padded = padded_dimension(dim, samples_a_warp)
-    block = packed_mixture(mixture, padded).contiguous()
+    block = packed_mixture(mixture, padded, emulated=emulated)
     out_rows = rows * (2 if mirrored and mode == "target" else 1)
     outputs = [torch.full((out_rows, dim), torch.nan, dtype=start.dtype)]
     if mode == "target" or transition:
@@ -151,7 +175,7 @@ def sample_mlp(
         kind, precisions = "full", precisions.expand(len(means), -1, -1)
     out, failed = torch.full_like(y, torch.nan), torch.full((), -1)
     tensors = {
-        "parameters": packed_mixture(MixtureOperands(means, precisions, log_scale, kind), y.shape[1]).contiguous(),
+        "parameters": packed_mixture(MixtureOperands(means, precisions, log_scale, kind), y.shape[1], emulated=True),
         "drift_scale": drift_scale.contiguous(),
         "noise_std": noise_std.contiguous(),
         "inverse_std": network.inverse_std,

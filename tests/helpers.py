@@ -34,8 +34,7 @@ BACKEND = os.environ.get("FASTNDSM_BACKEND") or "reference"
 
 @pytest.fixture(autouse=True)
 def on_one_backend() -> Iterator[None]:
-    """Every op of the test on one backend and one thread (threads of busy machines spin)."""
-    torch.set_num_threads(1)
+    """Every op of the test on one backend."""
     with use_backend(BACKEND):
         yield
 

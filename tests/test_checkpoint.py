@@ -21,11 +21,6 @@ from fastndsm.training import checkpoint, storage
 from fastndsm.training.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint, save_model
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def save(directory: Path, step: int = 3, **options: Any) -> Path:
     weights = {
         "w": torch.arange(6.0).reshape(2, 3),

@@ -45,11 +45,6 @@ TINY = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)  # the networks are tiny
-
-
 class Result(SimpleNamespace):
     status: int
     out: str

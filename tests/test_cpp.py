@@ -20,7 +20,6 @@ from cpp_cases import (  # noqa: F401
     kinds,
     loss_inputs,
     loss_kinds,
-    one_thread,
     reference_pool,
     run,
     shapes,

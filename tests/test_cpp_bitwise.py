@@ -22,7 +22,6 @@ from cpp_cases import (  # noqa: F401
     kinds,
     loss_inputs,
     new_case,
-    one_thread,
     run,
     sizes,
 )

@@ -17,7 +17,6 @@ from cpp_cases import (  # noqa: F401
     loss_inputs,
     loss_kinds,
     new_case,
-    one_thread,
     run,
 )
 from helpers import COVARIANCE_TYPES, normals, random_mixture

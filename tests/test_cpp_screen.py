@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from cpp_cases import assert_same, dtypes, kernels, one_thread  # noqa: F401
+from cpp_cases import assert_same, dtypes, kernels  # noqa: F401
 from helpers import normals, quietly
 from torch import Tensor
 

@@ -43,6 +43,7 @@ IN_REGISTERS = {2: 96, 4: 128, 8: 184, 16: 255, 32: 255}
 REVERSE = {2: 64, 4: 64, 8: 96, 16: 128, 32: 168}
 IN_WARPS, IN_WARPS_REVERSE = 232, 160  # 256 threads
 SAMPLER = 200  # 256 threads
+PACKING = 64
 
 
 def register_kernels() -> Iterator[tuple[Kernel, int]]:
@@ -68,7 +69,13 @@ def sampler_kernels() -> Iterator[tuple[Kernel, int]]:
             yield ("sample_kernel", (width, resident)), SAMPLER
 
 
+def packing_kernels() -> Iterator[tuple[Kernel, int]]:
+    for kind in COVARIANCES.values():
+        yield ("pack_kernel", (kind,)), PACKING
+
+
 SOURCES = {
+    "pack.cu": dict(packing_kernels()),
     "simulate.cu": dict(register_kernels()),
     "simulate_tiled.cu": dict(tiled_kernels()),
     "sample_mlp.cu": dict(sampler_kernels()),

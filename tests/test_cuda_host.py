@@ -7,12 +7,12 @@ import math
 
 import pytest
 import torch
-from gpu_host import COMPILER, run, sample_mlp, words
+from gpu_host import COMPILER, packed_mixture, run, sample_mlp, words
 from helpers import normals, quietly, random_mixture
 from torch import Tensor
 
 from fastndsm import LangevinProcess, ResidualScore, reference, sample, use_backend
-from fastndsm.backends.cuda import packed_mixture, packed_network
+from fastndsm.backends.cuda import packed_network
 from fastndsm.networks import MLP
 from fastndsm.reference.philox import philox4x32_10
 from fastndsm.sampling.fused_mlp import FusedNetwork, fused_network

@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from _kernels import TARGETS, Row, check_resources, compile_ahead, main
+from _kernels import TARGETS, Row, check_resources, compile_ahead, compiled_by, main
 
 OPS = ("simulate_small", "simulate_spherical", "simulate_diag", "simulate_tied")
 REGISTERS = dict.fromkeys(TARGETS, 255) | {"gfx942": 320}  # a thread
 SHARED = 16 << 10  # bytes
 LARGE = 784  # a dimension that is no multiple of a tile's columns
+WHOLE = 128  # one that is
+SOME = ("sm_80", "sm_100")  # targets for which each op's last configuration, which serves everything, speaks for all
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_kernels_compile_for(target: str, compiled: list[Row]) -> None:
-    """Every configuration that may be taken, in a heavy variant: no spills, registers below a ceiling."""
+def check_all(target: str, compiled: list[Row]) -> None:
     rows = [row for row in compiled if row["target"] == target]
     assert {row["op"] for row in rows} == set(OPS)
     for row in rows:
         check_resources(row, REGISTERS[target], SHARED)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_kernels_compile_for(target: str, compiled: list[Row]) -> None:
+    """In a heavy variant: no spills, registers below a ceiling."""
+    check_all(target, compiled)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", SOME)
+def test_every_configuration_compiles_for(target: str, tmp_path: Path) -> None:
+    check_all(target, compiled_by(__file__, tmp_path, [target], EVERY_CONFIGURATION="1"))
 
 
 def test_small_kernels_are_light(compiled: list[Row]) -> None:
@@ -32,9 +46,10 @@ def test_small_kernels_are_light(compiled: list[Row]) -> None:
 
 
 def compile_all() -> Iterator[Row]:
-    """Resources of every configuration on every target: the path target of rows in order, of mirrored pairs at that.
+    """Resources of every configuration, on SOME targets only with EVERY_CONFIGURATION.
 
-    In small dimensions, where a pair doubles the program, only on two targets, for the time it takes to compile.
+    The variant is the path target of rows in order, of mirrored pairs at that; in small dimensions, where a pair
+    doubles the program, only on two targets, for the time it takes to compile.
     """
     from fastndsm.kernels import simulate_small, simulate_tiled
     from fastndsm.kernels.configurations import configurations
@@ -52,31 +67,37 @@ def compile_all() -> Iterator[Row]:
         if op != "simulate_small":
             constants["PRECISION"] = dot_precision(target)
         constants = dict(tile.constants) | constants
-        made = compile_ahead(kernel, signature(kernel), constants, target, **tile.options, enable_fp_fusion=False)
+        types = {name: kind for name, kind in signature(kernel).items() if name not in constants}
+        made = compile_ahead(kernel, types, constants, target, **tile.options, enable_fp_fusion=False)
         return made | {"op": op, "heavy": heavy}
 
     for target, op in itertools.product(TARGETS, OPS):
         for tile in configurations(op, target):
             resident = tile.components is not None
-            yield row(
-                op,
-                target,
-                tile,
-                KIND=3 if op == "simulate_small" else OPS.index(op) - 1,
-                OUTPUT=2,
-                MIRRORED=op != "simulate_small" or target in ("sm_90", "gfx942"),
-                ORDERED=True,
-                RESIDENT=resident,
-                D=tile.dim or (4 if op == "simulate_small" else LARGE),
-            )
-            if tile.dim is None and not resident:
-                break  # serves everything: those that follow are for other architectures
-    plain = {"OUTPUT": 0, "MIRRORED": False, "ORDERED": False, "RESIDENT": True}
+            last = tile.dim is None and not resident  # serves everything: those that follow are for other architectures
+            small = op == "simulate_small"
+            dims = [tile.dim or (4 if small else LARGE)] + [WHOLE] * (last and not small and target == "sm_90")
+            for dim in dims if last or target not in SOME or "EVERY_CONFIGURATION" in os.environ else ():
+                yield row(
+                    op,
+                    target,
+                    tile,
+                    KIND="full" if small else op.removeprefix("simulate_"),
+                    OUTPUT="target",
+                    MIRRORED=not small or target in ("sm_90", "gfx942"),
+                    RESIDENT=resident,
+                    D=dim,
+                )
+            if last:
+                break
+    if "sm_90" not in TARGETS:
+        return
+    plain = {"OUTPUT": "state", "MIRRORED": False, "RESIDENT": True, "order_ptr": None}
     for tile in configurations("simulate_small", "sm_90"):
         if tile.components is not None and tile.dim == 2:
-            yield row("simulate_small", "sm_90", tile, False, KIND=1, D=2, COMPONENTS=8, **plain)
+            yield row("simulate_small", "sm_90", tile, False, KIND="diag", D=2, COMPONENTS=8, **plain)
         if tile.components is not None and tile.dim == 4:
-            yield row("simulate_small", "sm_90", tile, False, KIND=0, D=3, COMPONENTS=1, **plain)
+            yield row("simulate_small", "sm_90", tile, False, KIND="spherical", D=3, COMPONENTS=1, **plain)
 
 
 if __name__ == "__main__":

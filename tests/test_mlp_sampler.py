@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cpp_cases import kernels, one_thread  # noqa: F401
+from cpp_cases import kernels  # noqa: F401
 from helpers import COVARIANCE_TYPES, quietly, random_mixture
 from torch import Tensor, nn
 

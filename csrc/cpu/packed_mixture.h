@@ -15,22 +15,22 @@ class PackedMixture {
  public:
   PackedMixture(Covariance kind, int64_t n_components, int64_t dim, const S* means, const S* precisions, const S* log_scale)
       : log_scale_(n_components) {
-    for (int64_t k = 0; k < n_components; ++k) log_scale_[k] = S(log_scale[k] * 1.44269504088896340736);
+    for (int64_t k = 0; k < n_components; ++k) log_scale_[k] = packed_log_scale(log_scale[k]);
     const int64_t n = n_components * dim;
     double squares = 0;
     if (kind == Covariance::spherical || kind == Covariance::diag) {
       metric_.assign(kind == Covariance::diag ? dim : 1, S(0));
       const int64_t rates = static_cast<int64_t>(metric_.size());
       for (int64_t i = 0; i < n_components * rates; ++i) metric_[i % rates] = std::max(metric_[i % rates], precisions[i]);
-      for (S& m : metric_) m = S(std::sqrt(m) * kRootScale), squares += double(m) * m;
+      for (S& m : metric_) m = packed_root(m), squares += double(m) * m;
       squares *= double(dim) / rates;
     }
     if (kind == Covariance::diag) {
       roots_.resize(n), shifts_.resize(n), pulls_.resize(n);
       for (int64_t i = 0; i < n; ++i) {
-        roots_[i] = S(std::sqrt(precisions[i]) * kRootScale);
-        shifts_[i] = -roots_[i] * means[i];
-        pulls_[i] = precisions[i] * means[i];
+        roots_[i] = packed_root(precisions[i]);
+        shifts_[i] = packed_shift(roots_[i], means[i]);
+        pulls_[i] = packed_pull(precisions[i], means[i]);
       }
     } else if (kind == Covariance::tied) {
       pulls_.resize(n);

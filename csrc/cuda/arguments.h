@@ -18,6 +18,14 @@ struct MixtureBlock {
   int floats;  // in the block
 };
 
+// A mixture's tensors and where its block is to be written.
+struct Packing {
+  Kind kind;
+  int n_components, dim, padded;
+  const float *means, *precisions, *log_scale;
+  float* parameters;
+};
+
 struct Noising {
   MixtureBlock mixture;
   const float* drift_scale;  // [N]

@@ -13,6 +13,10 @@ int register_dimension(Kind kind, int dim);
 // Whether the tiled kernels find room for it: d up to 3072, spherical and diagonal covariances.
 bool tiled_fits(Kind kind, int dim, int n_components, bool target);
 
+// Numbers in the block of a mixture's parameters.
+int64_t block_size(Kind kind, int n_components, int padded);
+
+cudaError_t pack(const Packing&, cudaStream_t);
 cudaError_t simulate(const Noising&, cudaStream_t);
 cudaError_t simulate_tiled(const Noising&, cudaStream_t);
 cudaError_t reverse_step(const ReverseStep&, cudaStream_t);

@@ -1,4 +1,4 @@
-// The ops torch.ops.fastndsm_cuda: from tensors to the launches of launch.h. Parameters come packed, see parameters.h.
+// The ops torch.ops.fastndsm_cuda: from tensors to the launches of launch.h. Mixtures are packed first, see parameters.h.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
@@ -33,22 +33,50 @@ void check_launch(const char* op, cudaError_t error) {
   TORCH_CHECK(error == cudaSuccess, op, ": the kernel could not be launched: ", cudaGetErrorString(error));
 }
 
-MixtureBlock block(const at::Tensor& parameters, const std::string& kind, int64_t n_components, int64_t dim,
-                   int64_t padded) {
-  check("parameters", parameters, at::kFloat, {parameters.numel()});
-  return {kind_of(kind),          int(n_components), int(dim), int(padded), parameters.const_data_ptr<float>(),
-          int(parameters.numel())};
-}
-
 cudaStream_t stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
+
+// A mixture's block, and the memory that it lies in.
+class PackedMixture {
+ public:
+  PackedMixture(const at::Tensor& means, const at::Tensor& precisions, const at::Tensor& log_scale, const std::string& name,
+                int64_t dim, int64_t padded) {
+    const Kind kind = kind_of(name);
+    const int64_t n = means.size(0);
+    check("means", means, at::kFloat, {n, dim});
+    switch (kind) {
+      case Kind::spherical: check("precisions", precisions, at::kFloat, {n}); break;
+      case Kind::diag: check("precisions", precisions, at::kFloat, {n, dim}); break;
+      case Kind::tied: check("precisions", precisions, at::kFloat, {dim, dim}); break;
+      case Kind::full: check("precisions", precisions, at::kFloat, {n, dim, dim}); break;
+    }
+    check("log_scale", log_scale, at::kFloat, {n});
+    memory_ = at::empty({block_size(kind, int(n), int(padded))}, means.options());
+    const Packing a{kind,
+                    int(n),
+                    int(dim),
+                    int(padded),
+                    means.const_data_ptr<float>(),
+                    precisions.const_data_ptr<float>(),
+                    log_scale.const_data_ptr<float>(),
+                    memory_.mutable_data_ptr<float>()};
+    check_launch("pack", pack(a, stream()));
+    block_ = {kind, a.n_components, a.dim, a.padded, a.parameters, int(memory_.numel())};
+  }
+
+  const MixtureBlock& block() const { return block_; }
+
+ private:
+  at::Tensor memory_;
+  MixtureBlock block_;
+};
 
 // x and, as asked for, mean and noise of the last step ("transition"), or target and variance ("target", "mirrored").
 std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_op(const at::Tensor& x0, const at::Tensor& steps,
                                                            const at::Tensor& order, const at::Tensor& drift_scale,
-                                                           const at::Tensor& noise_std, const at::Tensor& parameters,
-                                                           const std::string& kind, int64_t n_components, int64_t padded,
-                                                           int64_t seed, int64_t first_path, const std::string& what,
-                                                           bool tiled) {
+                                                           const at::Tensor& noise_std, const at::Tensor& means,
+                                                           const at::Tensor& precisions, const at::Tensor& log_scale,
+                                                           const std::string& kind, int64_t padded, int64_t seed,
+                                                           int64_t first_path, const std::string& what, bool tiled) {
   const c10::cuda::CUDAGuard guard(x0.device());
   const int64_t rows = x0.size(0), d = x0.size(1);
   check("x0", x0, at::kFloat, {rows, d});
@@ -64,7 +92,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_op(const at::Tensor& x0,
   at::Tensor x = like(d), second, third;
   if (transition || target) second = like(d), third = like(transition || kind != "spherical" ? d : 1);
   const auto pointer = [](const at::Tensor& t, bool wanted) { return wanted ? t.mutable_data_ptr<float>() : nullptr; };
-  const Noising a{block(parameters, kind, n_components, d, padded),
+  const PackedMixture mixture(means, precisions, log_scale, kind, d, padded);
+  const Noising a{mixture.block(),
                   drift_scale.const_data_ptr<float>(),
                   noise_std.const_data_ptr<float>(),
                   seed,
@@ -85,9 +114,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_op(const at::Tensor& x0,
 }
 
 at::Tensor reverse_op(const at::Tensor& y, const at::Tensor& score, const at::Tensor& step, const at::Tensor& drift_scale,
-                      const at::Tensor& noise_std, const at::Tensor& parameters, const std::string& kind,
-                      int64_t n_components, int64_t padded, int64_t seed, int64_t first_path, const std::string& method,
-                      bool tiled) {
+                      const at::Tensor& noise_std, const at::Tensor& means, const at::Tensor& precisions,
+                      const at::Tensor& log_scale, const std::string& kind, int64_t padded, int64_t seed,
+                      int64_t first_path, const std::string& method, bool tiled) {
   const c10::cuda::CUDAGuard guard(y.device());
   check("y", y, at::kFloat, {y.size(0), y.size(1)});
   check("score", score, at::kFloat, y.sizes());
@@ -95,7 +124,8 @@ at::Tensor reverse_op(const at::Tensor& y, const at::Tensor& score, const at::Te
   check("noise_std", noise_std, at::kFloat, {drift_scale.numel()});
   TORCH_CHECK_VALUE(method == "sde" || method == "ode", "method: expected sde or ode, found ", method);
   at::Tensor out = at::empty(y.sizes(), y.options());
-  const ReverseStep a{block(parameters, kind, n_components, y.size(1), padded),
+  const PackedMixture mixture(means, precisions, log_scale, kind, y.size(1), padded);
+  const ReverseStep a{mixture.block(),
                       drift_scale.const_data_ptr<float>(),
                       noise_std.const_data_ptr<float>(),
                       seed,
@@ -111,13 +141,11 @@ at::Tensor reverse_op(const at::Tensor& y, const at::Tensor& score, const at::Te
 }
 
 // y_0, and the first step (they go down) that gave a value that is not finite, -1 if none did.
-std::tuple<at::Tensor, at::Tensor> sample_mlp_op(const at::Tensor& y, const at::Tensor& network, int64_t n_hidden,
-                                                 int64_t width, int64_t inputs, const at::Tensor& scales,
-                                                 const at::Tensor& shifts, const std::optional<at::Tensor>& inverse_std,
-                                                 double feature_scale, const at::Tensor& drift_scale,
-                                                 const at::Tensor& noise_std, const at::Tensor& parameters,
-                                                 const std::string& kind, int64_t n_components, int64_t seed,
-                                                 int64_t first_path, const std::string& method) {
+std::tuple<at::Tensor, at::Tensor> sample_mlp_op(
+    const at::Tensor& y, const at::Tensor& network, int64_t n_hidden, int64_t width, int64_t inputs,
+    const at::Tensor& scales, const at::Tensor& shifts, const std::optional<at::Tensor>& inverse_std, double feature_scale,
+    const at::Tensor& drift_scale, const at::Tensor& noise_std, const at::Tensor& means, const at::Tensor& precisions,
+    const at::Tensor& log_scale, const std::string& kind, int64_t seed, int64_t first_path, const std::string& method) {
   const c10::cuda::CUDAGuard guard(y.device());
   const int64_t d = y.size(1), n_steps = drift_scale.numel(), outputs = (d + 7) / 8 * 8;
   check("y", y, at::kFloat, {y.size(0), d});
@@ -131,7 +159,8 @@ std::tuple<at::Tensor, at::Tensor> sample_mlp_op(const at::Tensor& y, const at::
   TORCH_CHECK_VALUE(inputs == d || inputs == 2 * d, "inputs: expected ", d, " or ", 2 * d, ", found ", inputs);
   TORCH_CHECK_VALUE(method == "sde" || method == "ode", "method: expected sde or ode, found ", method);
   at::Tensor out = at::empty(y.sizes(), y.options()), failed = at::full({}, -1, y.options().dtype(at::kLong));
-  const MlpSampling a{block(parameters, kind, n_components, d, d),
+  const PackedMixture mixture(means, precisions, log_scale, kind, d, d);
+  const MlpSampling a{mixture.block(),
                       drift_scale.const_data_ptr<float>(),
                       noise_std.const_data_ptr<float>(),
                       inverse_std ? inverse_std->const_data_ptr<float>() : nullptr,
@@ -151,10 +180,14 @@ std::tuple<at::Tensor, at::Tensor> sample_mlp_op(const at::Tensor& y, const at::
                       out.mutable_data_ptr<float>(),
                       failed.mutable_data_ptr<int64_t>(),
                       method == "ode"};
-  TORCH_CHECK_NOT_IMPLEMENTED(sample_mlp_fits(a), "sample_mlp: the network and ", n_components,
+  TORCH_CHECK_NOT_IMPLEMENTED(sample_mlp_fits(a), "sample_mlp: the network and ", means.size(0),
                               " components find no room in shared memory");
   if (y.size(0) > 0) check_launch("sample_mlp", sample_mlp(a, stream()));
   return {out, failed};
+}
+
+int64_t block_size_op(const std::string& kind, int64_t n_components, int64_t padded) {
+  return block_size(kind_of(kind), int(n_components), int(padded));
 }
 
 int64_t register_dimension_op(const std::string& kind, int64_t dim) {
@@ -169,16 +202,19 @@ bool tiled_fits_op(const std::string& kind, int64_t dim, int64_t n_components, b
 
 TORCH_LIBRARY(fastndsm_cuda, m) {
   m.def(
-      "simulate(Tensor x0, Tensor steps, Tensor order, Tensor drift_scale, Tensor noise_std, Tensor parameters, str kind, "
-      "int n_components, int padded, int seed, int first_path, str what, bool tiled) -> (Tensor, Tensor, Tensor)");
+      "simulate(Tensor x0, Tensor steps, Tensor order, Tensor drift_scale, Tensor noise_std, Tensor means, Tensor "
+      "precisions, "
+      "Tensor log_scale, str kind, int padded, int seed, int first_path, str what, bool tiled) -> (Tensor, Tensor, "
+      "Tensor)");
   m.def(
-      "reverse_step(Tensor y, Tensor score, Tensor step, Tensor drift_scale, Tensor noise_std, Tensor parameters, str "
-      "kind, "
-      "int n_components, int padded, int seed, int first_path, str method, bool tiled) -> Tensor");
+      "reverse_step(Tensor y, Tensor score, Tensor step, Tensor drift_scale, Tensor noise_std, Tensor means, "
+      "Tensor precisions, Tensor log_scale, str kind, int padded, int seed, int first_path, str method, bool tiled) -> "
+      "Tensor");
   m.def(
       "sample_mlp(Tensor y, Tensor network, int n_hidden, int width, int inputs, Tensor scales, Tensor shifts, "
-      "Tensor? inverse_std, float feature_scale, Tensor drift_scale, Tensor noise_std, Tensor parameters, str kind, "
-      "int n_components, int seed, int first_path, str method) -> (Tensor, Tensor)");
+      "Tensor? inverse_std, float feature_scale, Tensor drift_scale, Tensor noise_std, Tensor means, Tensor precisions, "
+      "Tensor log_scale, str kind, int seed, int first_path, str method) -> (Tensor, Tensor)");
+  m.def("block_size(str kind, int n_components, int padded) -> int", block_size_op);
   m.def("register_dimension(str kind, int dim) -> int", register_dimension_op);
   m.def("tiled_fits(str kind, int dim, int n_components, bool target) -> bool", tiled_fits_op);
 }

@@ -12,7 +12,26 @@ enum class Covariance { spherical, diag, tied, full };
 
 constexpr int kResident = 256;  // components whose weights a tile keeps
 constexpr int kBlockK = 8;      // components a pass holds in registers
+constexpr double kLog2e = 1.44269504088896340736;
 constexpr double kRootScale = 0.84932180028801904272;  // sqrt(log2(e) / 2)
+
+// What is made of a mixture's parameters before anything is computed with them.
+template <typename S>
+FASTNDSM_HD S packed_log_scale(S log_scale) {
+  return S(log_scale * kLog2e);
+}
+template <typename S>
+FASTNDSM_HD S packed_root(S precision) {
+  return S(fastndsm::sqrt(precision) * kRootScale);
+}
+template <typename S>
+FASTNDSM_HD S packed_shift(S root, S mean) {
+  return -root * mean;
+}
+template <typename S>
+FASTNDSM_HD S packed_pull(S precision, S mean) {
+  return precision * mean;
+}
 
 template <typename S>
 struct MixtureView {

@@ -18,9 +18,6 @@ from ..jit import cuda as jit
 from ..reference import MixtureOperands, ProcessOperands
 
 _ops = torch.ops.fastndsm_cuda
-LOG2_E = 1.44269504088896340736
-NEVER_CHOSEN = -1.0e38  # log_scale of a component that fills up a group
-GROUP = 4  # components that spherical and diagonal kernels take at once
 MOST_REGISTER_PARAMETERS = 16384  # numbers in shared memory beside threads that hold their state in registers
 WIDTHS = (64, 128)  # of networks
 OTHERS = (
@@ -46,23 +43,6 @@ def __getattr__(name: str) -> Callable[..., Any]:
     return getattr(importlib.import_module("fastndsm.kernels.ops"), name)
 
 
-def packed_mixture(mixture: MixtureOperands, padded: int) -> Tensor:
-    """The block of parameters that csrc/include/parameters.h describes, dimensions padded with zeros."""
-    means, precisions, log_scale, kind = mixture
-    n, extra = len(means), padded - means.shape[1]
-    means, log_scale = F.pad(means, (0, extra)), log_scale * LOG2_E
-    if kind in ("tied", "full"):
-        return torch.cat([means.flatten(), F.pad(precisions, (0, extra, 0, extra)).flatten(), log_scale])
-    more = -n % GROUP
-    log_scale = F.pad(log_scale, (0, more), value=NEVER_CHOSEN)
-    if kind == "spherical":
-        return torch.cat([F.pad(means, (0, 0, 0, more)).flatten(), F.pad(precisions, (0, more)), log_scale])
-    precisions = F.pad(precisions, (0, extra))
-    roots = (precisions * (0.5 * LOG2_E)).sqrt()
-    rows = [F.pad(t, (0, 0, 0, more)).flatten() for t in (roots, -roots * means, precisions * means, precisions)]
-    return torch.cat([*rows, log_scale])
-
-
 def packed_network(weights: list[Tensor], biases: list[Tensor]) -> Tensor:
     """Each layer's weights as [inputs, outputs], then its biases; outputs padded to a multiple of 8."""
     parts = []
@@ -72,21 +52,23 @@ def packed_network(weights: list[Tensor], biases: list[Tensor]) -> Tensor:
     return torch.cat(parts)
 
 
-def _served(op: str, mixture: MixtureOperands, target: bool) -> tuple[Tensor, int, bool]:
-    """Packed parameters, the dimension they are padded to, and whether the tiled kernels serve."""
+def _served(op: str, mixture: MixtureOperands, target: bool) -> tuple[int, bool]:
+    """The dimension that parameters are padded to, and whether the tiled kernels serve."""
     (n, dim), kind = mixture.means.shape, mixture.covariance_type
     padded: int = _ops.register_dimension(kind, dim)
-    if padded:
-        parameters = packed_mixture(mixture, padded)
-        if parameters.numel() <= MOST_REGISTER_PARAMETERS:
-            return parameters, padded, False
+    if padded and _ops.block_size(kind, n, padded) <= MOST_REGISTER_PARAMETERS:
+        return padded, False
     if not _ops.tiled_fits(kind, dim, n, target):
         raise NotImplementedError(
             f"backend 'cuda' cannot serve {op} in {dim} dimensions with {n} {kind} components: expected spherical or "
             "diag up to 3072, tied or full up to 8, and room for the state on chip; triton and reference can"
         )
-    padded = dim + -dim % 4
-    return packed_mixture(mixture, padded), padded, True
+    return dim + -dim % 4, True
+
+
+def _contiguous(mixture: MixtureOperands) -> MixtureOperands:
+    means, precisions, log_scale, kind = mixture
+    return MixtureOperands(means.contiguous(), precisions.contiguous(), log_scale.contiguous(), kind)
 
 
 def _tables(process: ProcessOperands) -> tuple[Tensor, Tensor]:
@@ -101,15 +83,14 @@ def _simulate(
     seed: Tensor,
     first_path: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    parameters, padded, tiled = _served("simulate", process.mixture, what in ("target", "mirrored"))
+    padded, tiled = _served("simulate", process.mixture, what in ("target", "mirrored"))
     rows = len(x0)
     if rows < 2 or steps.stride(0) == 0:  # all the same
         order = torch.arange(rows, device=x0.device)
     else:
         order = steps.argsort(descending=True, stable=True)
     tables = x0.contiguous(), steps.contiguous(), order, *_tables(process)
-    shape = process.mixture.covariance_type, len(process.mixture.means), padded
-    x, second, third = _ops.simulate(*tables, parameters, *shape, int(seed), first_path, what, tiled)
+    x, second, third = _ops.simulate(*tables, *_contiguous(process.mixture), padded, int(seed), first_path, what, tiled)
     return x, second, third
 
 
@@ -154,10 +135,10 @@ def reverse_step(
     first_path: int,
     method: str,
 ) -> Tensor:
-    parameters, padded, tiled = _served("reverse_step", process.mixture, False)
+    padded, tiled = _served("reverse_step", process.mixture, False)
     tensors = y.contiguous(), score.contiguous(), step.to(y.device), *_tables(process)
-    shape = process.mixture.covariance_type, len(process.mixture.means), padded
-    out: Tensor = _ops.reverse_step(*tensors, parameters, *shape, int(seed), first_path, method, tiled)
+    mixture = _contiguous(process.mixture)
+    out: Tensor = _ops.reverse_step(*tensors, *mixture, padded, int(seed), first_path, method, tiled)
     return out
 
 
@@ -182,9 +163,9 @@ def sample_mlp(
     means, precisions, log_scale, kind = process.mixture
     if kind == "tied":
         kind, precisions = "full", precisions.expand(len(means), -1, -1)
-    parameters = packed_mixture(MixtureOperands(means, precisions, log_scale, kind), means.shape[1])
+    mixture = _contiguous(MixtureOperands(means, precisions, log_scale, kind))
     network = packed_network(weights, biases), len(weights) - 1, width, weights[0].shape[1]
     tables = scales.contiguous(), shifts.contiguous(), inverse_std, feature_scale
-    noising = *_tables(process), parameters, kind, len(means)
+    noising = *_tables(process), *mixture
     out, failed = _ops.sample_mlp(y.contiguous(), *network, *tables, *noising, int(seed), first_path, method)
     return out, failed

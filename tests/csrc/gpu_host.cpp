@@ -2,6 +2,7 @@
 // are one vector, and the kernels themselves, emulated. Called from Python by plain pointers.
 #include "cuda_emulation.h"
 // the above first
+#include "../../csrc/cuda/pack.cuh"
 #include "../../csrc/cuda/sample_mlp.cuh"
 #include "../../csrc/cuda/simulate.cuh"
 #include "../../csrc/cuda/simulate_tiled.cuh"
@@ -182,6 +183,35 @@ void run(int kind, int mode, int samples_a_warp, const Arguments<S>& a) {
   }
 }
 
+// ---- the block of parameters ------------------------------------------------------------------------------------
+
+template <typename S>
+struct Packing {
+  const S *means, *precisions, *log_scale;
+  S* parameters;
+  int64_t kind, n_components, dim, padded;
+};
+
+template <Covariance kind, typename S>
+int64_t pack(const Packing<S>& a, bool tied) {
+  const int n = int(a.n_components), D = int(a.padded);
+  const MixtureTensors<S> mixture{n, int(a.dim), tied, a.means, a.precisions, a.log_scale};
+  const int64_t size = block_size<kind>(n, D, tied);
+  for (int64_t i = 0; a.parameters && i < size; ++i) a.parameters[i] = parameter<kind>(mixture, D, i);
+  return size;
+}
+
+// Fills parameters, if given; their number.
+template <typename S>
+int64_t pack(const Packing<S>& a) {
+  switch (static_cast<Covariance>(a.kind)) {
+    case Covariance::spherical: return pack<Covariance::spherical>(a, false);
+    case Covariance::diag: return pack<Covariance::diag>(a, false);
+    case Covariance::tied: return pack<Covariance::full>(a, true);
+    default: return pack<Covariance::full>(a, false);
+  }
+}
+
 // ---- the kernels, emulated --------------------------------------------------------------------------------------
 
 constexpr int kEmulatedWarps = 2;  // a block
@@ -287,6 +317,21 @@ void sample_mlp_kernel(const Sampling* a) {
   auto kernel = a->resident ? sample_kernel<128, true> : sample_kernel<128, false>;
   if (a->width == 64) kernel = a->resident ? sample_kernel<64, true> : sample_kernel<64, false>;
   emulation::launch(kernel, blocks, threads, arguments, tile);
+}
+
+int64_t pack_float(const fastndsm::Packing<float>* a) { return fastndsm::pack(*a); }
+int64_t pack_double(const fastndsm::Packing<double>* a) { return fastndsm::pack(*a); }
+
+// As pack_float, by the kernel, of `size` numbers.
+void pack_kernel(const fastndsm::Packing<float>* a, int64_t size) {
+  using namespace fastndsm;
+  const cuda::Packing arguments{static_cast<cuda::Kind>(a->kind), int(a->n_components), int(a->dim), int(a->padded),
+                                a->means, a->precisions, a->log_scale, a->parameters};
+  const unsigned blocks = unsigned((size + cuda::kPackThreads - 1) / cuda::kPackThreads);
+  auto kernel = cuda::pack_kernel<Covariance::full>;
+  if (a->kind == int(Covariance::spherical)) kernel = cuda::pack_kernel<Covariance::spherical>;
+  if (a->kind == int(Covariance::diag)) kernel = cuda::pack_kernel<Covariance::diag>;
+  emulation::launch(kernel, blocks, unsigned(cuda::kPackThreads), arguments);
 }
 
 // kind: as Covariance; mode: as Mode; samples_a_warp: 0 in registers.

@@ -1,4 +1,6 @@
-"""The mixture in large dimensions, for `simulate_tiled`: its parts of the two passes over the tiles of d.
+"""The mixture in large dimensions, a component at a time in the lanes of a warp: for `simulate_tiled`.
+
+Its parts of the two passes over the tiles of d; a mixture is its pointers (means, precisions, log_scale, pulls).
 
 A quad is a tuple of four arrays [ROWS, LANES], four consecutive dimensions a lane. With w_k = 2^(E_min - E_k) and
 E_k = -log2 of the component's weight times its density,
@@ -17,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .trajectory import DIAG, LOG2_E, SPHERICAL, TIED
+from .mixture_small import LOG2_E
 
 # --- quads -------------------------------------------------------------------------------------------------------
 
@@ -30,29 +32,23 @@ def pitch(D, COLUMNS):
 
 @triton.jit
 def in_row(column, D: tl.constexpr, COLUMNS: tl.constexpr):
-    """[1, COLUMNS], or None where every tile is a whole one."""
+    """[1, COLUMNS]; a constant where every tile is a whole one, so that no load is masked."""
     if D % COLUMNS == 0:
-        return None
+        return tl.full((1, COLUMNS), 1, tl.int1)
     else:
         return (column < D)[None, :]
 
 
 @triton.jit
 def both(row_mask, column_mask):
-    """[ROWS, COLUMNS], or [ROWS, 1] where every tile is a whole one."""
-    if column_mask is None:
-        return row_mask[:, None]
-    else:
-        return row_mask[:, None] & column_mask
+    """[ROWS, COLUMNS]"""
+    return row_mask[:, None] & column_mask
 
 
 @triton.jit
 def load_rows(ptr, mask, ROWS: tl.constexpr, LANES: tl.constexpr):
     """The quad at [ROWS, 4 LANES] addresses."""
-    if mask is None:
-        values = tl.load(ptr)
-    else:
-        values = tl.load(ptr, mask=mask, other=0.0)
+    values = tl.load(ptr, mask=mask, other=0.0)
     even, odd = tl.split(tl.reshape(values, (ROWS, LANES, 2, 2)))
     v0, v2 = tl.split(even)
     v1, v3 = tl.split(odd)
@@ -117,10 +113,7 @@ def energies(
     x_ptr,
     px_ptr,
     z_ptr,
-    means_ptr,
-    precisions_ptr,
-    log_scale_ptr,
-    pulls_ptr,
+    mixture,
     first,
     sign,
     PRODUCT: tl.constexpr,
@@ -135,6 +128,7 @@ def energies(
     x_ptr, px_ptr and z_ptr are [ROWS]; of z the sign is that of this path's member of a mirrored pair.
     """
     PITCH: tl.constexpr = pitch(D, 4 * LANES)
+    means_ptr, precisions_ptr, log_scale_ptr, pulls_ptr = mixture
     columns = tl.arange(0, 4 * LANES)
     squares, slopes = (), ()
     for _ in tl.static_range(COMPONENTS):
@@ -145,7 +139,7 @@ def energies(
         column = start + columns
         mask = in_row(column, D, 4 * LANES)
         x = load_rows(x_ptr[:, None] + column[None, :], mask, ROWS, LANES)
-        if KIND == TIED:
+        if KIND == "tied":
             px = load_rows(px_ptr[:, None] + column[None, :], mask, ROWS, LANES)
         if PRODUCT:
             z = scaled(load_rows(z_ptr[:, None] + column[None, :], mask, ROWS, LANES), sign)
@@ -153,9 +147,9 @@ def energies(
         for i in tl.static_range(COMPONENTS):
             at = (first + i) * PITCH + column
             apart = minus(load_columns(means_ptr + at, LANES), x)
-            if KIND == SPHERICAL:
+            if KIND == "spherical":
                 pull = apart
-            elif KIND == DIAG:
+            elif KIND == "diag":
                 pull = times(load_columns(precisions_ptr + at, LANES), apart)
             else:
                 pull = minus(load_columns(pulls_ptr + at, LANES), px)
@@ -167,14 +161,14 @@ def energies(
     values, products = (), ()
     for i in tl.static_range(COMPONENTS):
         factor = 0.5 * LOG2_E
-        if KIND == SPHERICAL:
+        if KIND == "spherical":
             precision = tl.load(precisions_ptr + first + i)
             factor = factor * precision
         energy = tl.fma(tl.sum(squares[i], axis=1), factor, tl.load(log_scale_ptr + first + i) * -LOG2_E)
         values += (energy,)
         if PRODUCT:
             product = tl.sum(slopes[i], axis=1)
-            if KIND == SPHERICAL:
+            if KIND == "spherical":
                 product = product * precision
             products += (product,)
     return values, products
@@ -211,7 +205,7 @@ def weigh(
         total += weight
         if PRODUCT:
             along = tl.fma(weight, products[i], along)
-        if KIND == SPHERICAL:
+        if KIND == "spherical":
             weight *= tl.load(precisions_ptr + first + i)
             q += weight
         weights += (weight,)
@@ -223,7 +217,7 @@ def weigh(
         for i in tl.static_range(len(values)):
             slope = weights[i] * (products[i] - middle)
             slopes += (slope,)
-            if KIND == SPHERICAL:
+            if KIND == "spherical":
                 c += slope
     return lowest, total, along, q, c, shrink, weights, slopes
 
@@ -236,9 +230,7 @@ def add_components(
     x,
     weights,
     slopes,
-    means_ptr,
-    precisions_ptr,
-    pulls_ptr,
+    mixture,
     first,
     column,
     PRODUCT: tl.constexpr,
@@ -247,14 +239,15 @@ def add_components(
     LANES: tl.constexpr,
 ):
     """A, B and (diag) Q, up to the sum of weights, with these components added; quads of the columns `column`."""
+    means_ptr, precisions_ptr, _, pulls_ptr = mixture
     for i in tl.static_range(len(weights)):
         at = (first + i) * pitch(D, 4 * LANES) + column
-        if KIND == DIAG:
+        if KIND == "diag":
             precision = load_columns(precisions_ptr + at, LANES)
             y = times(precision, minus(load_columns(means_ptr + at, LANES), x))
             if PRODUCT:
                 sum_q = plus(sum_q, precision, weights[i][:, None])
-        elif KIND == TIED:
+        elif KIND == "tied":
             y = load_columns(pulls_ptr + at, LANES)
         else:
             y = load_columns(means_ptr + at, LANES)

@@ -1,4 +1,4 @@
-"""The mixture in small dimensions, for `simulate_small`: numbers in registers, and sums over components at each path.
+"""The sums over a mixture's components that `simulate_small` takes at each path, of the numbers of `mixture_small`.
 
 With P'_k = log2(e)/2 P_k, in units of log 2:
 
@@ -15,22 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .trajectory import DIAG, FULL, HIGHEST, LOG2_E, SPHERICAL, TIED, TWO_LN2
-
-# --- components, as tuples of numbers ----------------------------------------------------------------------------
-
-
-@triton.jit
-def load_matrix(matrix_ptr, D: tl.constexpr):
-    """P' of a symmetric [D, D] matrix, row by row."""
-    values = ()
-    for i in tl.static_range(D):
-        for j in tl.static_range(D):
-            if j < i:
-                values += (values[j * D + i],)
-            else:
-                values += (tl.load(matrix_ptr + i * D + j) * (0.5 * LOG2_E),)
-    return values
+from .mixture_small import LOG2_E, dot, load_matrix, load_mean, load_precisions, precision_product, scaled, start_of
+from .trajectory import HIGHEST, TWO_LN2
 
 
 @triton.jit
@@ -43,24 +29,20 @@ def load_components(
     D: tl.constexpr,
     COMPONENTS: tl.constexpr,
 ):
-    """-log2(e) log_scale, means and P' of the components from `first` on.
-
-    P' is 1 number a component if spherical, D if diag, D * D if full, and left out if tied.
-    """
+    """-log2(e) log_scale, means and P' of the components from `first` on; no P' if tied."""
     constants, means, precisions = (), (), ()
     for i in tl.static_range(COMPONENTS):
         k = first + i
         constants += (tl.load(log_scale_ptr + k) * -LOG2_E,)
-        for j in tl.static_range(D):
-            means += (tl.load(means_ptr + k * D + j),)
-        if KIND == SPHERICAL:
-            precisions += (tl.load(precisions_ptr + k) * (0.5 * LOG2_E),)
-        elif KIND == DIAG:
-            for j in tl.static_range(D):
-                precisions += (tl.load(precisions_ptr + k * D + j) * (0.5 * LOG2_E),)
-        elif KIND == FULL:
-            precisions += load_matrix(precisions_ptr + k * (D * D), D)
+        means += load_mean(means_ptr, k, D)
+        precisions += load_precisions(precisions_ptr, k, 0.5 * LOG2_E, KIND, D)
     return constants, means, precisions
+
+
+@triton.jit
+def load_common(precisions_ptr, D: tl.constexpr):
+    """P' if tied."""
+    return load_matrix(precisions_ptr, 0.5 * LOG2_E, D)
 
 
 # --- the mixture, as sums over components: sum e_k, A [D] and, with PRODUCT, A . z, B [D], S -------------------------
@@ -69,7 +51,7 @@ def load_components(
 @triton.constexpr_function
 def size_of_s(KIND, D):
     """S is 1 number if spherical, D if diag, the upper triangle if full; nothing if tied, where it is P' sum e_k."""
-    return {0: 1, 1: D, 2: 0, 3: D * (D + 1) // 2}[KIND]
+    return {"spherical": 1, "diag": D, "tied": 0, "full": D * (D + 1) // 2}[KIND]
 
 
 @triton.constexpr_function
@@ -77,15 +59,6 @@ def triangle(i, j, D):
     """Where element (i, j) of a symmetric matrix stands in its upper triangle."""
     i, j = min(i, j), max(i, j)
     return i * D - i * (i - 1) // 2 + j - i
-
-
-@triton.jit
-def dot(a, b, START: tl.constexpr, D: tl.constexpr):
-    """sum_j a[START + j] b[j]"""
-    total = a[START] * b[0]
-    for j in tl.static_range(1, D):
-        total = tl.fma(a[START + j], b[j], total)
-    return total
 
 
 @triton.jit
@@ -125,18 +98,11 @@ def absorb(
         apart = ()
         for j in tl.static_range(D):
             apart += (x[j] - means[i * D + j],)
-        if KIND == SPHERICAL:
+        if KIND == "spherical":
             pull = apart
-            energy = tl.fma(dot(apart, apart, 0, D), precisions[i], constants[i])
+            energy = tl.fma(dot(apart, apart), precisions[i], constants[i])
         else:
-            pull = ()
-            for j in tl.static_range(D):
-                if KIND == DIAG:
-                    pull += (precisions[i * D + j] * apart[j],)
-                elif KIND == TIED:
-                    pull += (dot(precisions, apart, j * D, D),)
-                else:
-                    pull += (dot(precisions, apart, (i * D + j) * D, D),)
+            pull = precision_product(precisions, start_of(i, KIND, D), apart, KIND)
             energy = constants[i]
             for j in tl.static_range(D):
                 energy = tl.fma(apart[j], pull[j], energy)
@@ -148,10 +114,7 @@ def absorb(
         lowest = tl.minimum(lowest, energies[i])
     if not ALL:
         shrink = tl.exp2(lowest - low)
-        shrunk = ()
-        for i in tl.static_range(len(sums)):
-            shrunk += (sums[i] * shrink,)
-        sums = shrunk
+        sums = scaled(sums, shrink)
 
     slopes, weights = (), ()  # G_k . z, and what pulls are weighed with
     for i in tl.static_range(COMPONENTS):
@@ -159,13 +122,13 @@ def absorb(
             e = tl.full(x[0].shape, 1.0, tl.float32)
         else:
             e = tl.exp2(lowest - energies[i])
-        weight = e * precisions[i] if KIND == SPHERICAL else e
+        weight = e * precisions[i] if KIND == "spherical" else e
         added = (e if len(sums) == 0 else sums[0] + e,)
         for j in tl.static_range(D):
             added += (plus(sums, 1 + j, weight, pulls[i * D + j]),)
         if PRODUCT:
-            slope = dot(pulls, z, i * D, D)
-            if KIND == SPHERICAL:
+            slope = dot(pulls, z, i * D)
+            if KIND == "spherical":
                 slope *= precisions[i]
             slopes += (slope,)
             weights += (weight,)
@@ -175,12 +138,12 @@ def absorb(
                     added += (tl.zeros_like(e),)
                 else:
                     added += (tl.fma(weight * slope, pulls[i * D + j], sums[2 + D + j]),)
-            if KIND == SPHERICAL:
+            if KIND == "spherical":
                 added += (weight if len(sums) == 0 else sums[2 + 2 * D] + weight,)
-            elif KIND == DIAG:
+            elif KIND == "diag":
                 for j in tl.static_range(D):
                     added += (plus(sums, 2 + 2 * D + j, e, precisions[i * D + j]),)
-            elif KIND == FULL:
+            elif KIND == "full":
                 for j in tl.static_range(D):
                     for m in tl.static_range(j, D):
                         precision = precisions[(i * D + j) * D + m]
@@ -227,7 +190,7 @@ def mixture_sums(
             constants, means, precisions = load_components(
                 means_ptr, precisions_ptr, log_scale_ptr, first, KIND, D, COMPONENTS
             )
-            if KIND == TIED:
+            if KIND == "tied":
                 precisions = resident
             low, sums = absorb(low, sums, x, z, constants, means, precisions, KIND, D, COMPONENTS, PRODUCT, False)
     return sums
@@ -237,15 +200,15 @@ def mixture_sums(
 def rates(sums, u, resident, KIND: tl.constexpr, D: tl.constexpr, RESIDENT: tl.constexpr):
     """p = u diag(S): 1 number if spherical, else D."""
     values = ()
-    if KIND == SPHERICAL:
+    if KIND == "spherical":
         values = (u * sums[2 + 2 * D],)
-    elif KIND == TIED:
+    elif KIND == "tied":
         precisions = resident[2] if RESIDENT else resident
         for j in tl.static_range(D):
             values += (tl.full(u.shape, 1.0, tl.float32) * (precisions[j * D + j] * TWO_LN2),)
     else:
         for j in tl.static_range(D):
-            values += (u * sums[2 + 2 * D + (j if KIND == DIAG else triangle(j, j, D))],)
+            values += (u * sums[2 + 2 * D + (j if KIND == "diag" else triangle(j, j, D))],)
     return values
 
 
@@ -256,13 +219,13 @@ def curvature(sums, u, z, resident, KIND: tl.constexpr, D: tl.constexpr, RESIDEN
     values = ()
     for j in tl.static_range(D):
         value = sums[2 + D + j] * TWO_LN2
-        if KIND == SPHERICAL:
+        if KIND == "spherical":
             value = tl.fma(-sums[2 + 2 * D], z[j], value)
-        elif KIND == DIAG:
+        elif KIND == "diag":
             value = tl.fma(-sums[2 + 2 * D + j], z[j], value)
-        elif KIND == TIED:
+        elif KIND == "tied":
             precisions = resident[2] if RESIDENT else resident
-            value = tl.fma(-sums[0], dot(precisions, z, j * D, D), value)
+            value = tl.fma(-sums[0], dot(precisions, z, j * D), value)
         else:
             for i in tl.static_range(D):
                 value = tl.fma(-sums[2 + 2 * D + triangle(i, j, D)], z[i], value)
