@@ -16,13 +16,6 @@ import fastndsm
 from fastndsm import DSMLoss, GaussianMixture, LangevinProcess, NDSMLoss, OUProcess, ResidualScore, networks, sample
 from fastndsm.backends import registry
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Threads of busy machines spin."""
-    torch.set_num_threads(1)
-
-
 CASTS: dict[str, Callable[[nn.Module], Any]] = {
     "half": lambda m: m.half(),
     "bfloat16": lambda m: m.bfloat16(),
