@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -148,3 +148,21 @@ def test_no_object_is_asked_for_what_is_private() -> None:
                 if root not in ("self", "cls", "torch"):
                     wrong.append((module, node.lineno, ast.unparse(node)))
     assert not wrong
+
+
+REACHABLE = """
+import importlib.util, sys
+import fastndsm
+assert not {"fastndsm.latent", "fastndsm.training", "sklearn"} & set(sys.modules), "imported before it is asked for"
+for name in ("latent", "data", "networks", "metrics", "training", "testing", "cli", "trainer", "checkpoint"):
+    assert getattr(fastndsm, name).__name__ == f"fastndsm.{name}" and name in dir(fastndsm)
+for name in ("kernels.ops", "csrc"):
+    assert importlib.util.find_spec(f"fastndsm.{name}") is not None, name
+for name in sys.argv[1:]:
+    assert importlib.util.find_spec(f"fastndsm.{name}") is None, name
+"""
+
+
+def test_submodules_come_when_asked_for_and_the_checkout_stays_outside(run_python: Callable[..., str]) -> None:
+    beside = {path.stem for path in ROOT.iterdir() if path.is_dir() and path.name.isidentifier()}
+    run_python(REACHABLE, *sorted(beside - {"kernels", "csrc"}))
