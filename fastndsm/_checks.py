@@ -338,7 +338,8 @@ def paths(x0: Any, dim: int, device: torch.device, seed_value: Any, first: Any) 
 def loss_weights(name: str, value: Tensor) -> Tensor:
     """value, if it is finite and nowhere negative (on the CPU; elsewhere the check would stall the device)."""
     if not torch.compiler.is_compiling() and value.device.type == "cpu":
-        wrong = ~((value >= 0) & value.isfinite())
-        if bool(wrong.any()):
-            raise ValueError(f"{name}: expected finite weights of at least 0, found {float(value[wrong][0]):g}")
+        low, high = (float(v) for v in torch.aminmax(value.detach()))  # NaN if one is
+        if not 0.0 <= low <= high < float("inf"):
+            wrong = value[~((value >= 0) & value.isfinite())]
+            raise ValueError(f"{name}: expected finite weights of at least 0, found {float(wrong[0]):g}")
     return value
