@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import json
 import math
+import pickle
 import struct
 import urllib.error
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 import torch
 
 from fastndsm import data
-from fastndsm.data import Dataset
+from fastndsm.data import Dataset, Standardizer
 
 PLANAR = {"four_modes": data.four_modes, "ring": data.ring, "moons": data.moons}
 each = pytest.mark.parametrize("make", PLANAR.values(), ids=PLANAR)
@@ -387,4 +389,81 @@ def test_a_dataset_checks_itself(change: dict[str, Any], error: type[Exception],
 )
 def test_bad_arguments_are_named(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
+        call()
+
+
+def table() -> torch.Tensor:
+    """Four features that fit into no one scale: tiny and far away, of unit scale, wide, and constant."""
+    x = torch.randn(500, 4, dtype=torch.float64)
+    return x * torch.tensor([1e-6, 1.0, 1e3, 0.0]).double() + torch.tensor([1e7, 0.0, 5e4, 0.1]).double()
+
+
+def test_a_standardizer_gives_each_feature_mean_0_and_deviation_1_and_goes_back() -> None:
+    x = table()
+    made = Standardizer.fit(x)
+    z = made.encode(x)
+    rounding = torch.tensor([2e-3, 1e-14, 1e-13, 0.0]).double()  # of x itself: an ulp over a deviation
+    assert bool((z.mean(0).abs() <= rounding).all())
+    torch.testing.assert_close(z.std(0, correction=0)[:3], torch.ones(3).double(), atol=1e-3, rtol=0)
+    assert z[:, 3].abs().max() == 0 and made.scale[3] == 1
+    torch.testing.assert_close(made.decode(z), x, rtol=1e-15, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [
+        *((dtype, scale) for dtype in (torch.float16, torch.bfloat16, torch.float32) for scale in (1e-3, 1.0, 240.0)),
+        *((torch.bfloat16, 1e30), (torch.float32, 1e-30), (torch.float64, 1e-200), (torch.float64, 1e200)),
+    ],
+)
+def test_statistics_are_right_at_every_scale_and_in_every_dtype(dtype: torch.dtype, scale: float) -> None:
+    x = (scale * torch.randn(300, 3, dtype=torch.float64)).to(dtype)
+    made = Standardizer.fit(x)
+    exact = (x.double() / scale).std(0, correction=0)
+    torch.testing.assert_close(made.scale / scale, exact)
+    assert made.encode(x).dtype == made.decode(made.encode(x)).dtype == dtype
+
+
+def test_images_share_one_scale_and_integers_become_float32() -> None:
+    x = torch.randint(0, 241, (60, 3, 5, 4), dtype=torch.uint8)
+    made = Standardizer.fit(x)
+    z = made.encode(x)
+    assert made.scale.shape == (1,) and z.shape == x.shape and z.dtype == torch.float32
+    assert float(z.mean()) == pytest.approx(0, abs=1e-5) and float(z.std(correction=0)) == pytest.approx(1, abs=1e-5)
+    torch.testing.assert_close(made.decode(z), x.float(), rtol=1e-6, atol=1e-4)
+    assert Standardizer.fit(x, per_feature=True).scale.shape == (60,)
+    assert Standardizer.fit(table(), per_feature=False).scale.shape == (1,)
+
+
+def test_a_constant_up_to_rounding_is_not_blown_up() -> None:
+    x = torch.tensor([0.1 + 0.2, 0.3] * 10, dtype=torch.float64)[:, None].repeat(1, 2)
+    x[:, 1] = torch.arange(20)
+    assert Standardizer.fit(x).scale.tolist() == [1.0, pytest.approx(math.sqrt((20**2 - 1) / 12))]
+
+
+def test_a_standardizer_is_restored_from_its_state_its_dict_and_a_pickle() -> None:
+    x = table()
+    made = Standardizer.fit(x)
+    other = Standardizer.fit(torch.randn(9, 4))
+    other.load_state_dict(made.state_dict())
+    again = Standardizer.from_dict(json.loads(json.dumps(made.to_dict())))
+    for same in (other, again, pickle.loads(pickle.dumps(made)), made.half()):
+        assert torch.equal(same.encode(x), Standardizer.fit(x).encode(x))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: Standardizer.fit([[1.0]]), TypeError, "X: expected a Tensor of real numbers, found list"),
+        (lambda: Standardizer.fit(torch.ones(3, 2, dtype=torch.bool)), TypeError, "X: .* found torch.bool"),
+        (lambda: Standardizer.fit(torch.ones(1, 2)), ValueError, "X: .* n >= 2"),
+        (lambda: Standardizer.fit(torch.tensor([[1.0], [math.nan]])), ValueError, "X: expected finite values, found 1"),
+        (lambda: Standardizer.fit(table()).encode(torch.ones(3, 5)), ValueError, r"x: expected a Tensor \[n, 4\]"),
+        (lambda: Standardizer.fit(table()).decode(torch.ones(4)), ValueError, r"z: expected a Tensor \[n, 4\]"),
+        (lambda: Standardizer([0.0], [0.0], (2,)), ValueError, "scale: expected positive numbers, found 0.0"),
+        (lambda: Standardizer([0.0], [1.0] * 3, (2,)), ValueError, r"scale: expected shape \[1\] or \[2\]"),
+    ],
+)
+def test_a_standardizer_names_bad_input(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         call()

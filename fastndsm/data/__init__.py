@@ -1,4 +1,4 @@
-"""Data sets: 2-D toys with known structure, digits, MNIST, and the user's own files."""
+"""Data sets: 2-D toys with known structure, digits, MNIST, and the user's own; and data brought to unit scale."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from ._files import from_file
 from ._images import digits, mnist, read_idx
 from ._load import NAMES, load
 from ._planar import four_modes, moons, ring
+from ._standardizer import Standardizer
 
 __all__ = [
     "NAMES",
     "Dataset",
+    "Standardizer",
     "digits",
     "four_modes",
     "from_file",
