@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._arrays import LAYOUTS, from_arrays
 from ._dataset import Dataset
 from ._files import from_file
 from ._images import digits, mnist, read_idx
@@ -10,11 +11,13 @@ from ._planar import four_modes, moons, ring
 from ._standardizer import Standardizer
 
 __all__ = [
+    "LAYOUTS",
     "NAMES",
     "Dataset",
     "Standardizer",
     "digits",
     "four_modes",
+    "from_arrays",
     "from_file",
     "load",
     "mnist",
