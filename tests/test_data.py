@@ -405,7 +405,7 @@ def test_a_standardizer_gives_each_feature_mean_0_and_deviation_1_and_goes_back(
     rounding = torch.tensor([2e-3, 1e-14, 1e-13, 0.0]).double()  # of x itself: an ulp over a deviation
     assert bool((z.mean(0).abs() <= rounding).all())
     torch.testing.assert_close(z.std(0, correction=0)[:3], torch.ones(3).double(), atol=1e-3, rtol=0)
-    assert z[:, 3].abs().max() == 0 and made.scale[3] == 1
+    assert z[:, 3].abs().max() == 0 and made.scale[3] == 0
     torch.testing.assert_close(made.decode(z), x, rtol=1e-15, atol=1e-15)
 
 
@@ -435,10 +435,13 @@ def test_images_share_one_scale_and_integers_become_float32() -> None:
     assert Standardizer.fit(table(), per_feature=False).scale.shape == (1,)
 
 
-def test_a_constant_up_to_rounding_is_not_blown_up() -> None:
+def test_a_constant_up_to_rounding_is_not_blown_up_and_comes_back_from_any_z() -> None:
     x = torch.tensor([0.1 + 0.2, 0.3] * 10, dtype=torch.float64)[:, None].repeat(1, 2)
     x[:, 1] = torch.arange(20)
-    assert Standardizer.fit(x).scale.tolist() == [1.0, pytest.approx(math.sqrt((20**2 - 1) / 12))]
+    made = Standardizer.fit(x)
+    assert made.scale.tolist() == [0.0, pytest.approx(math.sqrt((20**2 - 1) / 12))]
+    assert made.encode(x)[:, 0].abs().max() == 0
+    torch.testing.assert_close(made.decode(torch.randn(9, 2).double())[:, 0], torch.full((9,), 0.3).double())
 
 
 def test_a_standardizer_is_restored_from_its_state_its_dict_and_a_pickle() -> None:
@@ -460,7 +463,7 @@ def test_a_standardizer_is_restored_from_its_state_its_dict_and_a_pickle() -> No
         (lambda: Standardizer.fit(torch.tensor([[1.0], [math.nan]])), ValueError, "X: expected finite values, found 1"),
         (lambda: Standardizer.fit(table()).encode(torch.ones(3, 5)), ValueError, r"x: expected a Tensor \[n, 4\]"),
         (lambda: Standardizer.fit(table()).decode(torch.ones(4)), ValueError, r"z: expected a Tensor \[n, 4\]"),
-        (lambda: Standardizer([0.0], [0.0], (2,)), ValueError, "scale: expected positive numbers, found 0.0"),
+        (lambda: Standardizer([0.0], [-1.0], (2,)), ValueError, "scale: expected numbers of at least 0, found -1.0"),
         (lambda: Standardizer([0.0], [1.0] * 3, (2,)), ValueError, r"scale: expected shape \[1\] or \[2\]"),
     ],
 )

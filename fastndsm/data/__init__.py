@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ._arrays import LAYOUTS, from_arrays
 from ._dataset import Dataset
-from ._files import from_file
+from ._files import SUFFIXES, from_file
 from ._images import digits, mnist, read_idx
 from ._load import NAMES, load
 from ._planar import four_modes, moons, ring
@@ -13,6 +13,7 @@ from ._standardizer import Standardizer
 __all__ = [
     "LAYOUTS",
     "NAMES",
+    "SUFFIXES",
     "Dataset",
     "Standardizer",
     "digits",

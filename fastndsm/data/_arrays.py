@@ -121,8 +121,8 @@ def _samples(name: str, values: Any, layout: str) -> Tensor:
         return made
     exact = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64)).reshape(made.shape)
     scale = Standardizer.fit(exact).scale
-    lost = ((exact - made).abs().flatten(1) / scale).max()
-    return exact if float(lost) > _LOST else made
+    lost = ((exact - made).abs().flatten(1) > _LOST * scale) & (scale > 0)
+    return exact if bool(lost.any()) else made
 
 
 def _array(name: str, values: Any) -> NDArray[Any]:

@@ -20,6 +20,8 @@ _CHUNK = 4096  # samples in float64 at a time
 class Standardizer(KeepsDtype):
     """z = (x - shift) / scale, computed in float64; `Standardizer.fit` makes one, `decode` undoes it.
 
+    A feature that is constant has scale 0: it is 0 in z, and its constant in whatever is decoded.
+
     It is an encoder for `latent.LatentModel.fit`: the network, the mixture and the process see z, samples are x again.
 
     Attributes:
@@ -41,15 +43,15 @@ class Standardizer(KeepsDtype):
                 if made.shape not in ((1,), (self.dim,)):
                     raise ValueError(f"{name}: expected shape [1] or [{self.dim}], found {tuple(made.shape)}")
                 self.register_buffer(name, made)
-        if not bool((self.scale > 0).all()):
-            raise ValueError(f"scale: expected positive numbers, found {float(self.scale.min())}")
+        if not bool((self.scale >= 0).all()):
+            raise ValueError(f"scale: expected numbers of at least 0, found {float(self.scale.min())}")
 
     @classmethod
     @torch.no_grad()
     def fit(cls, X: Tensor, per_feature: bool | None = None) -> Standardizer:
         """Take mean and deviation of X [n, *event], two or more finite samples of real numbers.
 
-        A feature that does not vary beyond its rounding is only shifted: its scale is 1.
+        A feature that does not vary beyond its rounding is taken for constant.
 
         Args:
             per_feature: each value of an event has a shift and a scale of its own; False: all share one. Default: True
@@ -69,12 +71,13 @@ class Standardizer(KeepsDtype):
         scale = reach * (squares / len(rows)).sqrt()
         largest = torch.maximum(high.abs(), low.abs())
         constant = (scale <= torch.finfo(x.dtype).eps * largest) | (low == high)
-        return cls(torch.where(low == high, low, shift), torch.where(constant, 1.0, scale), event)
+        return cls(torch.where(low == high, low, shift), torch.where(constant, 0.0, scale), event)
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
         """x [n, *event] -> z of its shape; of its dtype, float32 for integers."""
-        return self._map("x", _real("x", x), lambda part: (part - self.shift) / self.scale)
+        inverse = torch.where(self.scale > 0, 1.0 / self.scale, 0.0)
+        return self._map("x", _real("x", x), lambda part: (part - self.shift) * inverse)
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
