@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import data
+from .. import _checks, data
 from ..backends import registry
 from ..process import LangevinProcess
 from ..sampling.sampler import sample
@@ -136,8 +136,8 @@ def draw(
 
 
 def draw_reference(process: LangevinProcess, units: Units, n: int, seed: int) -> Tensor:
-    """Draws [n, *event] from the reference on the CPU, in the data's units."""
-    return units.outer(process.reference.sample(n, seed=seed).to(units.dtype))
+    """Draws [n, *event] from the reference on the CPU, in the data's units, with the seed after that of the samples."""
+    return units.outer(process.reference.sample(n, seed=_checks.seed(seed) + 1).to(units.dtype))
 
 
 def absolute(name: str) -> str:

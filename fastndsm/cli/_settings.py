@@ -128,7 +128,7 @@ def make_process(settings: Settings, x: Tensor) -> LangevinProcess:
         settings.components,
         settings.covariance,
         settings.reg_covar,
-        random_state=settings.training.seed,
+        random_state=settings.training.seed % 2**32,
     )
     return LangevinProcess(reference, **options)
 

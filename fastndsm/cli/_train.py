@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         options = {"seed": config.seed, "batch_size": _common.SAMPLE_ROWS}
         samples = _common.draw(trainer.ema_net, process, units, settings.samples, arguments, **options)
         seconds["sample"] = time.perf_counter() - began
-        reference = _common.draw_reference(process, units, settings.samples, config.seed + 1)
+        reference = _common.draw_reference(process, units, settings.samples, config.seed)
         report = write_report(
             out / "report",
             samples,
