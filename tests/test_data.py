@@ -744,6 +744,16 @@ def test_events_of_different_shapes_are_refused_by_their_number() -> None:
         data.load(ragged)
 
 
+def test_the_users_array_stays_theirs() -> None:
+    x, test = np.ones((6, 2), dtype=np.float32), np.ones((4, 2), dtype=np.float32)
+    x.flags.writeable = False
+    d = data.load(x, test=test)
+    test[:] = 7
+    assert d.test.max() == 1
+    d.train.add_(1)
+    assert x.max() == 1
+
+
 def test_a_dataset_is_given_back() -> None:
     d = data.load("ring", n=10)
     assert data.load(d) is d

@@ -112,14 +112,14 @@ def _samples(name: str, values: Any, layout: str) -> Tensor:
         raise ValueError(f"{name}: expected [n, *event] with n >= 2, found shape {array.shape}")
     array = _images(name, array, layout)
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is reported below
-        made = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+        made = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))  # a copy: the user may write into theirs
     if bad := int((~made.isfinite()).sum()):
         first = tuple((~made.isfinite()).nonzero()[0].tolist())
         raise ValueError(f"{name}: expected values finite in float32, found {bad} that are not, first at {first}")
     made = made[:, None] if made.ndim == 1 else made
     if array.dtype.type in _EXACT:
         return made
-    exact = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64)).reshape(made.shape)
+    exact = torch.from_numpy(np.array(array, dtype=np.float64, order="C")).reshape(made.shape)
     scale = Standardizer.fit(exact).scale
     lost = ((exact - made).abs().flatten(1) > _LOST * scale) & (scale > 0)
     return exact if bool(lost.any()) else made
