@@ -142,8 +142,22 @@ def weights(name: str, w: Tensor, n: int) -> Tensor:
     return w
 
 
+def unmasked(name: str, value: Any) -> Any:
+    """value as it is, unless entries of it are masked: what lies below a mask are no data."""
+    masked = getattr(value, "mask", None) if isinstance(value, np.ma.MaskedArray) else None
+    if isinstance(value, torch.masked.MaskedTensor):
+        masked = ~value.get_mask().cpu().numpy()
+    if masked is not None and (count := int(np.count_nonzero(masked))):
+        first = tuple(int(i) for i in np.argwhere(masked)[0])
+        raise ValueError(
+            f"{name}: expected no masked values, found {count}, first at {first}; fill them in or leave those rows out"
+        )
+    return value
+
+
 def parameter(name: str, value: Any) -> Tensor:
     """Numbers of any kind as a tensor of their own, floating point and finite."""
+    unmasked(name, value)
     made = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(np.asarray(value), device="cpu")
     if not made.dtype.is_floating_point:
         if made.dtype.is_complex or made.dtype == torch.bool:
@@ -154,6 +168,7 @@ def parameter(name: str, value: Any) -> Tensor:
 
 def points(name: str, X: Any) -> tuple[np.ndarray[Any, np.dtype[np.float64]], tuple[int, ...]]:
     """Data [n, ...] of any kind as float64 [n, d], finite, and its event shape."""
+    unmasked(name, X)
     array = X.detach().cpu().double().numpy() if isinstance(X, Tensor) else np.asarray(X)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{name}: expected numbers, found dtype {array.dtype}")

@@ -1,6 +1,6 @@
 """Diffusion in a latent space: encode, fit the reference, train, sample, decode.
 
-    encoder = latent.Autoencoder.fit(images, 16)                        # or latent.PCA.fit(images, 32, whiten=False)
+    encoder = latent.Autoencoder.fit(images, 16)      # or latent.PCA.fit(images, 32), data.Standardizer.fit(images)
     model = latent.LatentModel.fit(images, encoder, n_components=10)
     new = model.sample(64)                                              # [64, *event]
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -33,6 +33,21 @@ from .training.trainer import History, TrainConfig, Trainer
 __all__ = ["PCA", "Autoencoder", "Encoder", "LatentModel"]
 
 _CHUNK = 4096  # samples encoded or decoded at a time
+
+
+@runtime_checkable
+class Coordinates(Protocol):
+    """What a LatentModel asks of its encoder: an `Encoder`, or `data.Standardizer`, whose z have the event's shape."""
+
+    dim: int
+
+    def encode(self, x: Tensor) -> Tensor:
+        """x [n, *event] -> z [n, ...] of dim values each."""
+        ...
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z [n, ...] -> samples [n, *event]."""
+        ...
 
 
 class Encoder(nn.Module):
@@ -227,7 +242,7 @@ class LatentModel(nn.Module):
         history: the training's.
     """
 
-    def __init__(self, encoder: Encoder, score_net: nn.Module, process: LangevinProcess) -> None:
+    def __init__(self, encoder: Coordinates, score_net: nn.Module, process: LangevinProcess) -> None:
         super().__init__()
         if encoder.dim != process.dim:
             raise ValueError(f"process: expected {encoder.dim} dimensions as encoder has, found {process.dim}")
@@ -238,7 +253,7 @@ class LatentModel(nn.Module):
     def fit(
         cls,
         X: Tensor,
-        encoder: Encoder,
+        encoder: Coordinates,
         n_components: int,
         *,
         covariance_type: str = "spherical",
@@ -253,14 +268,14 @@ class LatentModel(nn.Module):
         """Encode X [n, *event], fit a mixture, train a residual MLP by the path estimator.
 
         Args:
-            encoder: fitted, on X's device.
+            encoder: fitted, on X's device: an Encoder, or data.Standardizer.
             n_components, covariance_type, reg_covar: of the mixture; reg_covar in units of the latent vectors.
             n_init: starts of expectation maximisation; the most likely fit is taken, as one start may merge two modes.
             hidden: widths of the MLP.
             config: of the training; its seed is that of the mixture and of the network too.
             loss_options, process_options: as NDSMLoss and LangevinProcess take them (estimator; n_steps, T, grid).
         """
-        _checks.instance("encoder", encoder, Encoder, "an Encoder")
+        _checks.instance("encoder", encoder, Coordinates, "an Encoder")
         config = TrainConfig() if config is None else config
         z = encoder.encode(X)
         reference = GaussianMixture.fit(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -18,10 +20,10 @@ import torch
 import fastndsm
 from fastndsm import reference
 from fastndsm.backends import registry
-from fastndsm.cli import COMMANDS, comparison, main, parser, report
+from fastndsm.cli import COMMANDS, _options, comparison, main, parser, report
 from fastndsm.cli._settings import Settings
 from fastndsm.cli.comparison import CASES
-from fastndsm.data import load
+from fastndsm.data import Dataset, Standardizer, load
 from fastndsm.jit import cuda
 from fastndsm.jit.cache import make_private
 from fastndsm.jit.toolchain import find_compiler
@@ -233,12 +235,12 @@ class TestTrain:
         ("options", "message"),
         [
             (["--data", "nothing"], "expected one of four_modes, ring"),
-            (["--data", "missing.npy"], "path: expected a file, found none"),
+            (["--data", "missing.npy"], "--data: expected a file, found none"),
             (["--n-train", "5"], "--n-train: expected with four_modes"),
             (["--steps", "0"], "steps: expected an integer of at least 1, found 0"),
             (
                 ["--components", "5000"],
-                "n_components: expected at most the number of samples, 1437, found 5000",
+                "--components: expected at most the number of samples, 1437, found 5000",
             ),
             (["--paths", "100"], "paths: expected 'fresh' or a pool of at least max(n, 1000) = 1437"),
             (["--sigma", "-1"], "sigma: expected a finite positive number, found -1.0"),
@@ -300,6 +302,148 @@ class TestSampleAndEvaluate:
             "--out: expected an existing folder",
         )
         refused(run("evaluate", digits_run, "--data", "ring"), "--data: expected 64 values a sample")
+
+
+def points(name: str) -> np.ndarray:
+    """Data of a scale that no default is made for."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(-1, 0.3, (150, 2)), rng.normal(1, 0.3, (150, 2))])
+    images = (rng.random((90, 6, 6)) < np.linspace(0.1, 0.9, 6)) * 200.0 + rng.random((90, 6, 6)) * 40
+    return {
+        "wide and far away": 5e4 + 1e3 * x,
+        "narrow": 1e-3 * x,
+        "beyond float32": 1e7 + x,
+        "columns of different scale": x * [1e4, 1e-1] + [0, 1e3],
+        "a constant column": np.concatenate([x, np.full((300, 1), 7.7)], 1),
+        "pixels to 240": images,
+        "uint8 images": images.astype(np.uint8),
+        "uint8 colour": images.astype(np.uint8)[..., None].repeat(3, -1),
+    }[name]
+
+
+SCALES = [
+    "wide and far away",
+    "narrow",
+    "beyond float32",
+    "columns of different scale",
+    "a constant column",
+    "pixels to 240",
+    "uint8 images",
+    "uint8 colour",
+]
+
+
+class TestScale:
+    """Data are standardised, and everything that is shown of a model is in their own units."""
+
+    @pytest.mark.parametrize("name", SCALES)
+    def test_samples_of_any_scale(self, name: str, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        x = points(name)
+        np.save(tmp_path / "mine.npy", x)
+        monkeypatch.chdir(tmp_path)
+        options = ["--components", 2, *TINY, "--steps", 60, "--samples", 300]
+        result = run("train", "--data", "mine.npy", "--out", "r", *options)
+        assert result.status == 0 and "warning" not in result.err, result.err
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert run("sample", "../r", "--n", 300, "--out", "s.npy", "--png", "s.png", "--no-progress").status == 0
+        samples = np.load("s.npy")
+        shape = {2: x.shape[1:], 3: (1, *x.shape[1:]), 4: (x.shape[-1], *x.shape[1:-1])}[x.ndim]
+        assert samples.shape == (300, *shape)
+        assert samples.dtype == (np.float64 if name == "beyond float32" else np.float32)
+        axis = 0 if x.ndim == 2 else None
+        mean, spread = x.mean(axis, dtype=float), x.std(axis, dtype=float)
+        unit = np.where(spread > 1e-9, spread, 1e-5)  # of a constant nothing but float32 is lost
+        assert np.all(np.abs(samples.mean(axis, dtype=float) - mean) <= 0.25 * unit)
+        np.testing.assert_allclose(samples.std(axis, dtype=float) / unit, spread / unit, atol=0.25)
+        found = run("evaluate", "../r", "--n", 300, "--no-progress")
+        assert found.status == 0, found.err
+        figures = json.loads(found.out.splitlines()[-1])["metrics"]
+        for row in ("samples", "reference", "held_out"):  # in the data's units as well
+            assert figures[row]["sliced_wasserstein"] < 0.5 * np.sqrt((spread**2).mean())
+        _, process, meta = load_model(tmp_path / "r" / "model")
+        z = Standardizer.from_dict(meta["units"]).encode(torch.from_numpy(samples))
+        assert float(z.mean().abs()) < 0.3 and float(process.reference.means.abs().max()) < 5
+        assert meta["data"] == str(tmp_path / "mine.npy")
+
+    def test_a_run_of_before_keeps_its_scale(self, tmp_path: Path, run: Any) -> None:
+        np.save(tmp_path / "mine.npy", 3 + np.random.default_rng(0).normal(size=(60, 2)))
+        train = ["train", "--data", tmp_path / "mine.npy", "--out", tmp_path / "r", *TINY, "--components", 2]
+        assert run(*train, "--no-standardize").status == 0
+        sample = ["sample", tmp_path / "r", "--n", 50, "--no-progress"]
+        assert run(*sample, "--out", tmp_path / "a.npy").status == 0
+        for file in ("model/model.json", "setup/setup.json"):  # as they were written
+            document = json.loads((tmp_path / "r" / file).read_text())
+            place = document["meta"] if "meta" in document else document
+            del place["units"]
+            for key in ("standardize", "layout", "label_column"):
+                del place["settings"][key]
+            (tmp_path / "r" / file).write_text(json.dumps(document))
+        assert run(*sample, "--out", tmp_path / "b.npy").status == 0
+        a, b = np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy")
+        assert np.array_equal(a, b) and abs(a.mean() - 3) < 1
+        assert run("evaluate", tmp_path / "r", "--n", 50, "--no-progress").status == 0
+        assert run("train", "--out", tmp_path / "r", "--resume", "--no-progress").status == 0
+        refused(
+            run("train", "--out", tmp_path / "r", "--resume", "--standardize", "--no-progress"),
+            "--resume: expected the settings of the run, found --standardize True (run: False)",
+        )
+
+    @pytest.mark.parametrize("standardize", ["--standardize", "--no-standardize"])
+    def test_a_run_is_taken_up_from_another_folder(
+        self, standardize: str, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "elsewhere").mkdir()
+        rows = np.random.default_rng(0).normal(size=(60, 2)) * 5
+        lines = [f"{a},{b},{'yes' if a > 0 else 'no'}" for a, b in rows]
+        (tmp_path / "mine.csv").write_text("\n".join(["a,b,kind", *lines]))
+        monkeypatch.chdir(tmp_path)
+        train = ["train", "--data", "mine.csv", "--label-column", "kind", standardize, *TINY, "--n-steps", 400]
+        assert run(*train, "--out", "r").status == 0
+        before = (tmp_path / "r" / "model" / "model.safetensors").read_bytes()
+        assert "| yes " in (tmp_path / "r" / "report" / "report.md").read_text()
+        shutil.rmtree(tmp_path / "r" / "model")
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        result = run("train", "--out", "../r", "--resume", "--no-progress", "--data", "../mine.csv")
+        assert result.status == 0, result.err
+        assert (tmp_path / "r" / "model" / "model.safetensors").read_bytes() == before
+        found = run("evaluate", "../r", "--n", 40, "--no-progress")
+        assert found.status == 0, found.err
+        assert json.loads(found.out.splitlines()[-1])["label_names"] == ["no", "yes"]
+
+
+class TestWorseThanTheReference:
+    def drawn(self, seed: int, scale: float = 1.0) -> torch.Tensor:
+        return scale * torch.randn(400, 2, generator=torch.Generator().manual_seed(seed))
+
+    def evaluated(self, samples: torch.Tensor, reference: torch.Tensor) -> str | None:
+        dataset = Dataset("normal", self.drawn(0), self.drawn(1))
+        return report.evaluate_samples(samples, dataset, reference).worse
+
+    @pytest.mark.parametrize("scale", [0.5, 1.6, 1e3, 1e15])
+    def test_it_is_said_of_those_that_are(self, scale: float) -> None:
+        message = self.evaluated(self.drawn(2, scale), self.drawn(3))
+        assert message is not None and message.startswith("The samples are worse than draws from the reference")
+        assert self.evaluated(self.drawn(3), self.drawn(2, scale)) is None
+
+    def test_chance_is_no_reason(self) -> None:
+        said = sum(self.evaluated(self.drawn(seed), self.drawn(seed + 1)) is not None for seed in range(2, 52, 2))
+        assert said <= 3  # of 25 at 1% a test: more have probability 1e-4
+
+    def test_few_samples_are_not_judged(self) -> None:
+        assert self.evaluated(self.drawn(2, 9.0)[:3], self.drawn(3)) is None
+
+    @pytest.mark.parametrize("strict", [[], ["--strict"]], ids=["", "strict"])
+    def test_train_and_evaluate_fail_if_told_to(self, strict: list[str], tmp_path: Path, run: Any) -> None:
+        np.save(tmp_path / "mine.npy", points("wide and far away"))
+        options = ["--data", tmp_path / "mine.npy", *TINY, "--samples", 200]
+        out = tmp_path / "r"
+        result = run("train", "--out", out, *options, "--no-standardize", "--components", 2, *strict)
+        assert result.status == len(strict) and "warning: The samples are worse than draws" in result.err
+        stored = json.loads((out / "report" / "report.json").read_text())["worse_than_reference"]
+        assert stored.startswith("The samples are worse") and stored in (out / "report" / "report.md").read_text()
+        found = run("evaluate", out, "--n", 200, "--no-progress", *strict)
+        assert found.status == len(strict) and "warning: The samples are worse than draws" in found.err
 
 
 class TestReport:
@@ -471,6 +615,86 @@ class TestDoctorAndBuild:
         assert told() == (True, f"built; auto does not take it; {nvcc} 13.0; {never}")
         monkeypatch.setenv("CUDA_HOME", str(tmp_path))
         assert told() == (False, f"nvcc is not in {tmp_path}/bin; {never}")
+
+
+class TestOptions:
+    """What the library says of an argument is said of the option that gives it."""
+
+    COMMANDS = ("train", "sample", "evaluate", "compare", "build")
+    # An impossible value where it is not that of a kind: numbers below all bounds, paths to nothing.
+    IMPOSSIBLE: ClassVar[dict[str, str]] = {
+        "--data": "absent.npz",
+        "--out": "file.txt",
+        "--png": "picture.txt",
+        "--seed": str(2**70),
+        "--device": "abacus",
+        "--hidden": "8,0",
+        "--label-column": "kind",
+        "--cuda": "75",
+    }
+
+    @staticmethod
+    def options(command: str) -> list[str]:
+        made = cast(Any, parser()._subparsers)._group_actions[0].choices[command]
+        # flags have no value that could be wrong
+        return [action.option_strings[0] for action in made._actions if action.option_strings and action.nargs != 0]
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_a_wrong_value_of_every_option_is_refused_by_the_option_s_name(
+        self, command: str, digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "file.txt").touch()
+        given = {
+            "train": ["--data", "ring", "--out", "r", *TINY],
+            "sample": [str(digits_run)],
+            "evaluate": [str(digits_run), "--n", "20"],
+            "compare": ["--backends", "reference", "--ops", "dsm_loss"],
+            "build": [],
+        }[command]
+        wrong = {}
+        for option in self.options(command):
+            try:
+                status = main([command, *given, option, self.IMPOSSIBLE.get(option, "-7")])
+            except SystemExit as error:
+                status = error.code
+            message = capsys.readouterr().err.strip().splitlines()[-1:]
+            if status != 2 or not re.search(rf"error: (argument )?{option}(: | )", "".join(message)):
+                wrong[option] = (status, message)
+        assert not wrong
+
+    def test_names_in_a_sentence_and_in_warnings(self) -> None:
+        options = {"reg_covar": "--reg-covar", "T": "--T", "sigma": "--sigma", "lr": "--lr", "steps": "--steps"}
+        options |= {"n_steps": "--n-steps", "n_components": "--components"}
+        for before, after in {
+            "n_components: expected at most 5": "--components: expected at most 5",
+            "T, sigma: expected numbers": "--T, --sigma: expected numbers",
+            "use n_steps=377, a smaller T or sigma": "use --n-steps 377, a smaller --T or --sigma",
+            "take a larger reg_covar.": "take a larger --reg-covar.",
+            "Try a smaller lr or grad_clip": "Try a smaller --lr or grad_clip",
+            "after 5 steps: stopped": "after 5 steps: stopped",
+            "steps: expected 3 steps": "--steps: expected 3 steps",
+            "a.csv: column 'reg_covar': text": "a.csv: column 'reg_covar': text",
+            "/runs/n_steps/lr: expected a file": "/runs/n_steps/lr: expected a file",
+            "sigma(0.5): 1/2 sigma^2, T = 3": "sigma(0.5): 1/2 sigma^2, T = 3",
+        }.items():
+            assert _options.spoken(before, options) == after
+
+    def test_warnings_name_options_too(self, tmp_path: Path, run: Any) -> None:
+        np.save(tmp_path / "mine.npy", points("narrow"))
+        options = ["--data", tmp_path / "mine.npy", "--out", tmp_path / "r", *TINY, "--components", 2]
+        result = run("train", *options, "--no-standardize")
+        assert "warning: --reg-covar: expected at most a tenth of the data's mean variance" in result.err
+
+    @pytest.mark.parametrize("seed", [-3, 2**32, 2**64 - 1])
+    def test_every_seed_serves(self, seed: int, tmp_path: Path, run: Any) -> None:
+        result = run("train", "--data", "ring", "--n-train", 60, "--out", tmp_path / "r", *TINY, "--seed", seed)
+        assert result.status == 0, result.err
+
+    def test_zero_is_a_value(self, tmp_path: Path, run: Any) -> None:
+        for extra in ([], ["--process", "ou"]):
+            message = "--components: expected an integer of at least 1, found 0"
+            refused(run("train", "--out", tmp_path / "r", "--components", 0, *extra), message)
 
 
 class TestHelp:

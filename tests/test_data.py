@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import json
 import math
+import pickle
 import struct
+import sys
 import urllib.error
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +17,9 @@ import numpy as np
 import pytest
 import torch
 
+import fastndsm
 from fastndsm import data
-from fastndsm.data import Dataset
+from fastndsm.data import Dataset, Standardizer
 
 PLANAR = {"four_modes": data.four_modes, "ring": data.ring, "moons": data.moons}
 each = pytest.mark.parametrize("make", PLANAR.values(), ids=PLANAR)
@@ -277,11 +282,6 @@ BAD_FILES = {
         ValueError,
         r"y: expected \[3\], .* found shape \(2,\)",
     ),
-    "label-range": (
-        {"x": np.ones(3), "y": np.array([0, 7, 1])},
-        ValueError,
-        r"y: expected labels in 0..2, found 0..7",
-    ),
     "test-shape": (
         {"x": np.ones((3, 2)), "test": np.ones((3, 4))},
         ValueError,
@@ -362,6 +362,8 @@ BAD_DATASETS = {
         "centers: expected one per label, found 2",
     ),
     "no-labels": ({"centers": torch.zeros(2, 2)}, ValueError, "centers: expected one per label, found 2"),
+    "names": ({**LABELS, "label_names": ("a", "b")}, ValueError, "label_names: expected 3, one per label, found 2"),
+    "wide": ({"train": torch.zeros(4, 2).double()}, TypeError, "test: expected a float64 Tensor, found torch.float32"),
 }
 
 
@@ -381,10 +383,379 @@ def test_a_dataset_checks_itself(change: dict[str, Any], error: type[Exception],
         (lambda: data.moons(noise=-0.1), "noise: .* found -0.1"),
         (lambda: data.four_modes(weights=(0.5, 0.5)), r"weights: expected four .* found \(0.5, 0.5\)"),
         (lambda: data.four_modes(weights=(0.5, 0.5, 0.5, -0.5)), "weights: expected four numbers >= 0"),
-        (lambda: data.from_file("a.csv"), r"path: expected a \.npy or \.npz file, found a\.csv"),
+        (lambda: data.from_file("a.xlsx"), r"path: expected a \.npy, .* or \.pq file, found a\.xlsx"),
         (lambda: data.from_file("a.npy", test_fraction=1.0), "test_fraction: .* found 1.0"),
     ],
 )
 def test_bad_arguments_are_named(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def table() -> torch.Tensor:
+    """Four features that fit into no one scale: tiny and far away, of unit scale, wide, and constant."""
+    x = torch.randn(500, 4, dtype=torch.float64)
+    return x * torch.tensor([1e-6, 1.0, 1e3, 0.0]).double() + torch.tensor([1e7, 0.0, 5e4, 0.1]).double()
+
+
+def test_a_standardizer_gives_each_feature_mean_0_and_deviation_1_and_goes_back() -> None:
+    x = table()
+    made = Standardizer.fit(x)
+    z = made.encode(x)
+    rounding = torch.tensor([2e-3, 1e-14, 1e-13, 0.0]).double()  # of x itself: an ulp over a deviation
+    assert bool((z.mean(0).abs() <= rounding).all())
+    torch.testing.assert_close(z.std(0, correction=0)[:3], torch.ones(3).double(), atol=1e-3, rtol=0)
+    assert z[:, 3].abs().max() == 0 and made.scale[3] == 0
+    torch.testing.assert_close(made.decode(z), x, rtol=1e-15, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [
+        *((dtype, scale) for dtype in (torch.float16, torch.bfloat16, torch.float32) for scale in (1e-3, 1.0, 240.0)),
+        *((torch.bfloat16, 1e30), (torch.float32, 1e-30), (torch.float64, 1e-200), (torch.float64, 1e200)),
+    ],
+)
+def test_statistics_are_right_at_every_scale_and_in_every_dtype(dtype: torch.dtype, scale: float) -> None:
+    x = (scale * torch.randn(300, 3, dtype=torch.float64)).to(dtype)
+    made = Standardizer.fit(x)
+    exact = (x.double() / scale).std(0, correction=0)
+    torch.testing.assert_close(made.scale / scale, exact)
+    assert made.encode(x).dtype == made.decode(made.encode(x)).dtype == dtype
+
+
+def test_images_share_one_scale_and_integers_become_float32() -> None:
+    x = torch.randint(0, 241, (60, 3, 5, 4), dtype=torch.uint8)
+    made = Standardizer.fit(x)
+    z = made.encode(x)
+    assert made.scale.shape == (1,) and z.shape == x.shape and z.dtype == torch.float32
+    assert float(z.mean()) == pytest.approx(0, abs=1e-5) and float(z.std(correction=0)) == pytest.approx(1, abs=1e-5)
+    torch.testing.assert_close(made.decode(z), x.float(), rtol=1e-6, atol=1e-4)
+    assert Standardizer.fit(x, per_feature=True).scale.shape == (60,)
+    assert Standardizer.fit(table(), per_feature=False).scale.shape == (1,)
+
+
+def test_a_constant_up_to_rounding_is_not_blown_up_and_comes_back_from_any_z() -> None:
+    x = torch.tensor([0.1 + 0.2, 0.3] * 10, dtype=torch.float64)[:, None].repeat(1, 2)
+    x[:, 1] = torch.arange(20)
+    made = Standardizer.fit(x)
+    assert made.scale.tolist() == [0.0, pytest.approx(math.sqrt((20**2 - 1) / 12))]
+    assert made.encode(x)[:, 0].abs().max() == 0
+    torch.testing.assert_close(made.decode(torch.randn(9, 2).double())[:, 0], torch.full((9,), 0.3).double())
+
+
+def test_a_standardizer_is_restored_from_its_state_its_dict_and_a_pickle() -> None:
+    x = table()
+    made = Standardizer.fit(x)
+    other = Standardizer.fit(torch.randn(9, 4))
+    other.load_state_dict(made.state_dict())
+    again = Standardizer.from_dict(json.loads(json.dumps(made.to_dict())))
+    for same in (other, again, pickle.loads(pickle.dumps(made)), made.half()):
+        assert torch.equal(same.encode(x), Standardizer.fit(x).encode(x))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: Standardizer.fit([[1.0]]), TypeError, "X: expected a Tensor of real numbers, found list"),
+        (lambda: Standardizer.fit(torch.ones(3, 2, dtype=torch.bool)), TypeError, "X: .* found torch.bool"),
+        (lambda: Standardizer.fit(torch.ones(1, 2)), ValueError, "X: .* n >= 2"),
+        (lambda: Standardizer.fit(torch.tensor([[1.0], [math.nan]])), ValueError, "X: expected finite values, found 1"),
+        (lambda: Standardizer.fit(table()).encode(torch.ones(3, 5)), ValueError, r"x: expected a Tensor \[n, 4\]"),
+        (lambda: Standardizer.fit(table()).decode(torch.ones(4)), ValueError, r"z: expected a Tensor \[n, 4\]"),
+        (lambda: Standardizer([0.0], [-1.0], (2,)), ValueError, "scale: expected numbers of at least 0, found -1.0"),
+        (lambda: Standardizer([0.0], [1.0] * 3, (2,)), ValueError, r"scale: expected shape \[1\] or \[2\]"),
+    ],
+)
+def test_a_standardizer_names_bad_input(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+class Pairs(torch.utils.data.Dataset[Any]):
+    """A user's own torch Dataset: pairs of an array and its class."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray | None) -> None:
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.x[i] if self.y is None else (self.x[i], self.y[i])
+
+
+class Endless(torch.utils.data.IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter([])
+
+
+def frame(x: np.ndarray, y: np.ndarray | None) -> Any:
+    pandas = pytest.importorskip("pandas")
+    columns = {f"feature {i}": x[:, i] for i in range(x.shape[1])}
+    return pandas.DataFrame(columns if y is None else {**columns, "label": y})
+
+
+def write_table(path: Path, x: np.ndarray, y: np.ndarray | None) -> Path:
+    if path.suffix == ".parquet":
+        made = frame(x, y)
+        pytest.importorskip("pyarrow")
+        made.to_parquet(path)
+        return path
+    delimiter = "\t" if path.suffix == ".tsv" else ","
+    names = [f"feature {i}" for i in range(x.shape[1])] + ([] if y is None else ["Label"])
+    rows = [[*map(repr, map(float, row)), *([] if y is None else [str(y[i])])] for i, row in enumerate(x)]
+    path.write_text("\n".join(delimiter.join(row) for row in [names, *rows]) + "\n")
+    return path
+
+
+def write_arrays(path: Path, x: np.ndarray, y: np.ndarray | None) -> Path:
+    np.savez(path, x=x) if y is None else np.savez(path, x=x, y=y)
+    return path
+
+
+Kind = Callable[[Path, np.ndarray, np.ndarray | None], dict[str, Any]]
+ARRAY_KINDS: dict[str, Kind] = {
+    "npz": lambda folder, x, y: {"source": write_arrays(folder / "a.npz", x, y)},
+    "ndarray": lambda folder, x, y: {"source": x, "labels": y},
+    "tensor": lambda folder, x, y: {"source": torch.from_numpy(x), "labels": y},
+    "masked, nothing masked": lambda folder, x, y: {"source": np.ma.masked_array(x, np.zeros(x.shape)), "labels": y},
+    "torch Dataset": lambda folder, x, y: {"source": Pairs(x, y)},
+    "DataLoader": lambda folder, x, y: {"source": torch.utils.data.DataLoader(Pairs(x, y), batch_size=7)},
+}
+TABLE_KINDS: dict[str, Kind] = {
+    "csv": lambda folder, x, y: {"source": write_table(folder / "a.csv", x, y)},
+    "tsv": lambda folder, x, y: {"source": str(write_table(folder / "a.TSV", x, y))},
+    "parquet": lambda folder, x, y: {"source": write_table(folder / "a.parquet", x, y)},
+    "DataFrame": lambda folder, x, y: {"source": frame(x, y)},
+}
+N = 30
+PIXELS = np.random.default_rng(0).integers(0, 256, (N, 3, 6, 5)).astype(np.uint8)
+CONTENTS: dict[str, tuple[np.ndarray, np.ndarray]] = {  # as given, as expected
+    "points": ((points := 1e3 * np.random.default_rng(1).standard_normal((N, 3))), points),
+    "grey uint8 NHW": (PIXELS[:, 0], PIXELS[:, :1]),
+    "grey float NHW": (PIXELS[:, 0] / 255.0, PIXELS[:, :1] / 255.0),
+    "colour uint8 NHWC": (np.moveaxis(PIXELS, 1, -1), PIXELS),
+    "colour float NHWC": (np.moveaxis(PIXELS, 1, -1) / 255.0, PIXELS / 255.0),
+    "grey NHWC": (np.moveaxis(PIXELS[:, :1], 1, -1), PIXELS[:, :1]),
+    "colour NCHW": (PIXELS, PIXELS),
+    "small colour NHWC": (np.moveaxis(PIXELS[:, :, :4, :4], 1, -1), PIXELS[:, :, :4, :4]),
+    "features in rows": (PIXELS[:, :2, 0], PIXELS[:, :2, 0]),
+}
+CLASSES: dict[str, np.ndarray | None] = {
+    "no labels": None,
+    "1..5": np.arange(N) % 5 + 1,
+    "0 and 7": np.arange(N) % 2 * 7,
+    "negative": np.arange(N) % 3 - 10,
+    "texts": np.array(["cat", "ant", "dog"])[np.arange(N) % 3],
+}
+CASES = [
+    *((kind, content) for kind in ARRAY_KINDS for content in CONTENTS),
+    *((kind, "points") for kind in TABLE_KINDS),
+]
+
+
+@pytest.mark.parametrize("labels", CLASSES)
+@pytest.mark.parametrize(("kind", "content"), CASES)
+def test_every_kind_of_input_gives_the_same_data(tmp_path: Path, kind: str, content: str, labels: str) -> None:
+    given, expected = CONTENTS[content]
+    y = CLASSES[labels]
+    made = {**ARRAY_KINDS, **TABLE_KINDS}[kind](tmp_path, given, y)
+    d = data.load(**{key: value for key, value in made.items() if value is not None})
+    assert d.event_shape == expected.shape[1:] and (len(d.train), len(d.test)) == (24, 6)
+    both = torch.cat([d.train, d.test])
+    wanted = torch.from_numpy(expected.astype(np.float32))
+    order = torch.cdist(both.flatten(1), wanted.flatten(1)).argmin(1)
+    assert torch.equal(both, wanted[order]) and len(order.unique()) == N
+    if y is None:
+        assert d.labels is None and d.n_classes == 0
+        return
+    assert d.labels is not None and d.test_labels is not None and d.label_names is not None
+    assert d.label_names == tuple(map(str, np.unique(y)))
+    found = [d.label_names[i] for i in torch.cat([d.labels, d.test_labels]).tolist()]
+    assert found == [str(y[i]) for i in order.tolist()]
+    assert d.class_weights is not None and float(d.class_weights.min()) > 0
+
+
+def test_a_class_of_one_sample_is_trained_on(tmp_path: Path) -> None:
+    for rare in range(20):
+        labels = np.where(np.arange(20) == rare, 9, np.arange(20) % 2)
+        d = data.load(np.arange(20.0), labels=labels)
+        assert d.class_weights is not None and d.n_classes == 3 and float(d.class_weights.min()) > 0
+        assert len(d.train) + len(d.test) == 20
+
+
+def test_a_layout_can_be_named() -> None:
+    x = np.random.default_rng(0).normal(size=(9, 3, 8, 4))
+    shapes = {"auto": (3, 8, 4), "NCHW": (3, 8, 4), "NHWC": (4, 3, 8), "rows": (3, 8, 4)}
+    assert {layout: data.load(x, layout=layout).event_shape for layout in shapes} == shapes
+    series = x[:, 0]
+    shapes = {"auto": (1, 8, 4), "NHW": (1, 8, 4), "rows": (8, 4)}
+    assert {layout: data.load(series, layout=layout).event_shape for layout in shapes} == shapes
+    with pytest.raises(ValueError, match=r"x: expected 4 dimensions for layout NHWC, found shape \(9, 8, 4\)"):
+        data.load(series, layout="NHWC")
+    with pytest.raises(ValueError, match=r"layout: expected one of 'auto', .* found 'HWC'"):
+        data.load(x, layout="HWC")
+
+
+@pytest.mark.parametrize("deviation", [1e-3, 1.0, 1e3])
+def test_data_stay_float64_where_float32_would_round_away_what_varies(deviation: float) -> None:
+    x = np.random.default_rng(0).normal(size=(50, 2)) * deviation
+    assert data.load(x).train.dtype == torch.float32
+    d = data.load(x + 1e7 * deviation)
+    assert d.train.dtype == d.test.dtype == torch.float64
+    torch.testing.assert_close(d.train.std(0), torch.from_numpy(x).std(0), rtol=0.3, atol=0)
+    assert data.load((x + 50 * deviation).astype(np.float32)).train.dtype == torch.float32
+    assert data.load(np.full((4, 2), 0.1)).train.dtype == torch.float32  # a constant has nothing to lose
+
+
+def masked(values: Any) -> Any:
+    return np.ma.masked_array(values, np.arange(np.size(values)).reshape(np.shape(values)) == 3)
+
+
+MASKED = r"expected no masked values, found 1, first at \(1, 1\)"
+MASKS: dict[str, Callable[[], object]] = {
+    "load": lambda: data.load(masked(np.ones((4, 2)))),
+    "held out": lambda: data.load(np.ones((4, 2)), test=masked(np.ones((4, 2)))),
+    "MaskedTensor": lambda: data.load(torch.masked.masked_tensor(torch.ones(4, 2), torch.arange(8).view(4, 2) != 3)),
+    "fit": lambda: fastndsm.GaussianMixture.fit(masked(np.ones((4, 2))), 1),
+    "from_points": lambda: fastndsm.GaussianMixture.from_points(masked(np.ones((4, 2))), 0.1),
+    "means": lambda: fastndsm.GaussianMixture([0.5, 0.5], masked(np.ones((2, 2))), [1.0, 1.0], "spherical"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors")
+@pytest.mark.parametrize("case", MASKS)
+def test_masked_values_are_refused_never_unmasked(case: str) -> None:
+    with pytest.raises(ValueError, match=MASKED):
+        MASKS[case]()
+
+
+def test_masked_labels_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"labels: expected no masked values, found 1, first at \(3,\)"):
+        data.load(np.ones((5, 2)), labels=masked(np.arange(5)))
+
+
+BAD_TABLES = {
+    "empty cell": ("a,b\n1,2\n3,\n", ValueError, r"a\.csv: row 2 \(line 3\), column 'b': .* found an empty cell"),
+    "nan": ("a,b\n1,NaN\n3,4\n", ValueError, r"row 1 \(line 2\), column 'b': expected a value, found 'NaN'"),
+    "NA": ("a,b\nNA,1\n3,4\n", ValueError, r"row 1 \(line 2\), column 'a': expected a value, found 'NA'"),
+    "infinite": ("a,b\n1,2\n3,inf\n", ValueError, r"row 2 \(line 3\), column 'b': expected a finite number"),
+    "no header": ("1,2\n3,nan\n", ValueError, r"row 2 \(line 2\), column '2': expected a value, found 'nan'"),
+    "blank lines": ("a,b\n\n1,2\n\n3,\n", ValueError, r"row 2 \(line 5\), column 'b'"),
+    "text": ("a,kind\n1,cat\n2,dog\n", TypeError, r"column 'kind': expected numbers, found 'cat' in row 1 \(line 2\)"),
+    "date": ("day,b\n2024-01-01,1\n2024-01-02,2\n", TypeError, r"column 'day': expected numbers, found '2024-01-01'"),
+    "decimal commas": ("a;b\n1,5;2,5\n2,5;3,5\n", TypeError, r"column 'a': expected numbers, found '1,5' in row 1"),
+    "booleans": ("a,b\n1,True\n2,False\n", TypeError, r"column 'b': expected numbers, found 'True'"),
+    "ragged": ("a,b\n1,2\n3\n", ValueError, r"line 3: expected 2 cells as in the first line, found 1"),
+    "twice": ("a,a\n1,2\n3,4\n", ValueError, r"columns of different names, found 'a' twice"),
+    "nothing": ("\n", ValueError, r"expected a table, found an empty file"),
+    "header alone": ("a,b\n", ValueError, r"expected rows, found none below the header"),
+    "labels alone": ("label\n1\n2\n", ValueError, r"expected a column of numbers, found labels alone"),
+    "real labels": ("a,label\n1,0.5\n2,1\n", TypeError, r"column 'label': expected integer labels, found 0\.5"),
+    "missing label": ("a,label\n1,\n2,1\n", ValueError, r"row 1 \(line 2\), column 'label': .* an empty cell"),
+    "one row": ("a,b\n1,2\n", ValueError, r"x: .*n >= 2, found shape \(1, 2\)"),
+}
+
+
+@pytest.mark.parametrize(("text", "error", "message"), BAD_TABLES.values(), ids=BAD_TABLES)
+def test_bad_tables_are_named_by_row_and_column(
+    tmp_path: Path, text: str, error: type[Exception], message: str
+) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(error, match=message):
+        data.load(tmp_path / "a.csv")
+
+
+def test_tables_are_read_as_others_write_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"\xef\xbb\xbf a ; b\r\n1e-3;-2\r\n3;4\r\n")  # byte order mark, spaces, semicolons, CRLF
+    d = data.load(path, test_fraction=0.5)
+    assert torch.cat([d.train, d.test]).sort(0).values.tolist() == [[pytest.approx(1e-3), -2.0], [3.0, 4.0]]
+    path.write_text(",a,b\n0,5,6\n1,7,8\n")
+    with pytest.warns(UserWarning, match="the first column has no name and counts the rows"):
+        assert data.load(path).dim == 2
+    path.write_text("a,kind\n1,cat\n2,dog\n3,cat\n4,dog\n")
+    d = data.load(path, label_column="kind")
+    assert d.label_names == ("cat", "dog") and d.dim == 1
+    with pytest.raises(ValueError, match="label_column: expected one of 'a', 'kind', found 'species'"):
+        data.load(path, label_column="species")
+
+
+def test_parquet_without_pandas_says_what_to_install(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"a\.parquet: .* needs pandas .*: pip install 'fastndsm\[tables\]'"):
+        data.load(tmp_path / "a.parquet")
+
+
+def test_frames_name_what_is_amiss(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    bad = [
+        ({"a": [1.0, np.nan]}, ValueError, r"DataFrame: row 2, column 'a': expected a value, found an empty cell"),
+        ({"a": [1, 2], "b": [True, False]}, TypeError, "column 'b': expected numbers, found 'True' in row 1"),
+        ({"a": pandas.to_datetime(["2024-01-01"] * 2)}, TypeError, "column 'a': expected numbers, found '2024-01-01"),
+        ({"a": pandas.array([1, None], dtype="Int64")}, ValueError, "row 2, column 'a'"),
+    ]
+    for columns, error, message in bad:
+        with pytest.raises(error, match=message):
+            data.load(pandas.DataFrame(columns))
+    with pytest.raises(ValueError, match=r"row 2 \(index 'v'\), column 'a'"):
+        data.load(pandas.DataFrame({"a": [1.0, np.inf]}, index=["u", "v"]).replace(np.inf, np.nan))
+    (tmp_path / "a.parquet").write_bytes(b"no table")
+    with pytest.raises(ValueError, match=r"a\.parquet: expected a whole Parquet file"):
+        data.load(tmp_path / "a.parquet")
+
+
+REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "list": (lambda: [[1.0, 2.0]], r"source: expected a name, .* or a DataLoader, found builtins\.list"),
+    "scipy": (lambda: __import__("scipy.sparse").sparse.eye(3), r"found scipy\.sparse\._dia\.dia_matrix"),
+    "sparse tensor": (lambda: torch.eye(3).to_sparse(), r"x: expected a dense Tensor, found torch\.sparse_coo"),
+    "endless": (Endless, "expected a Dataset that has a length, found Endless"),
+    "endless loader": (
+        *(lambda: torch.utils.data.DataLoader(Endless()),),
+        "expected a DataLoader over a Dataset that has a length, found Endless",
+    ),
+    "three parts": (
+        *(lambda: torch.utils.data.TensorDataset(*[torch.ones(3)] * 3),),
+        r"source\[0\]: expected a sample, or a sample and its class .*, found 3 parts",
+    ),
+    "real targets": (
+        *(lambda: torch.utils.data.TensorDataset(torch.ones(3, 2), torch.ones(3)),),
+        "labels: expected integer labels, found dtype float64",
+    ),
+    "dictionaries": (
+        *(lambda: torch.utils.data.StackDataset(x=torch.ones(3, 2)),),
+        r"source\[0\]: expected a sample, .* found dict",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_read_is_refused_by_name(case: str) -> None:
+    make, message = REFUSED[case]
+    with pytest.raises(TypeError, match=message):
+        data.load(make())
+
+
+def test_events_of_different_shapes_are_refused_by_their_number() -> None:
+    ragged = Pairs(np.array([np.ones(2), np.ones(3)], dtype=object), None)
+    with pytest.raises(ValueError, match=r"source\[1\]: expected shape \(2,\) as in source\[0\], found \(3,\)"):
+        data.load(ragged)
+
+
+def test_the_users_array_stays_theirs() -> None:
+    x, test = np.ones((6, 2), dtype=np.float32), np.ones((4, 2), dtype=np.float32)
+    x.flags.writeable = False
+    d = data.load(x, test=test)
+    test[:] = 7
+    assert d.test.max() == 1
+    d.train.add_(1)
+    assert x.max() == 1
+
+
+def test_a_dataset_is_given_back() -> None:
+    d = data.load("ring", n=10)
+    assert data.load(d) is d
+    with pytest.raises(TypeError, match="source: expected no options beside a fastndsm Dataset, found n"):
+        data.load(d, n=5)

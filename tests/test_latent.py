@@ -129,6 +129,27 @@ def test_from_images_to_samples_in_a_few_lines(digits: data.Dataset) -> None:
     assert metrics.energy_distance(real, digits.test) < metrics.energy_distance(samples, digits.test)
 
 
+@pytest.mark.parametrize(
+    "x",
+    [
+        5e4 + 1e3 * torch.randn(400, 2, generator=torch.Generator().manual_seed(0)),
+        1e-3 * torch.randn(400, 2, generator=torch.Generator().manual_seed(1)),
+        torch.randint(0, 241, (200, 1, 4, 4), generator=torch.Generator().manual_seed(2), dtype=torch.uint8),
+    ],
+    ids=["wide and far away", "narrow", "uint8 images"],
+)
+def test_data_of_any_scale_are_learnt_in_standard_coordinates(x: Tensor) -> None:
+    config = TrainConfig(steps=60, batch_size=64)
+    model = latent.LatentModel.fit(
+        x, data.Standardizer.fit(x), 2, hidden=(16,), config=config, progress=False, n_steps=50
+    )
+    samples = model.sample(400, seed=1)
+    assert samples.shape[1:] == x.shape[1:]
+    spread = x.double().std()
+    assert float((samples.mean() - x.double().mean()).abs() / spread) < 0.25
+    assert float(samples.double().std() / spread) == pytest.approx(1, abs=0.25)
+
+
 def test_a_latent_model_repeats_by_its_configuration_alone(digits: data.Dataset) -> None:
     encoder = latent.PCA.fit(digits.train, 5)
 

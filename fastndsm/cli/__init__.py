@@ -6,20 +6,21 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 from .._version import __version__
 from ..backends import registry
 from ..jit.cache import BuildError
-from . import _build, _compare, _doctor, _evaluate, _sample, _train
+from . import _build, _compare, _doctor, _evaluate, _options, _sample, _train
 
 __all__ = ["main", "parser"]
 
 COMMANDS = (_train, _sample, _evaluate, _compare, _doctor, _build)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> _options.Parser:
     """The parser of all commands."""
-    top = argparse.ArgumentParser(
+    top = _options.Parser(
         prog="fastndsm",
         description="Nonlinear denoising score matching: train, sample and judge score models.",
         epilog="example:\n  fastndsm train --data digits --out runs/demo",
@@ -37,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_arguments(made)
-        made.set_defaults(run=command.run)
+        made.set_defaults(run=command.run, spoken=partial(_options.spoken, options=made.options()))
     return top
 
 
@@ -48,12 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     def fail(error: BaseException, status: int) -> int:
         if arguments.traceback:
             raise error
-        message = " ".join(str(error).split()) or type(error).__name__
+        message = arguments.spoken(" ".join(str(error).split())) or type(error).__name__
         print(f"fastndsm {arguments.command}: error: {message}", file=sys.stderr)
         return status
 
+    def show_warning(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"warning: {arguments.spoken(' '.join(str(message).split()))}", file=sys.stderr)
+
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        warnings.showwarning = show_warning
         try:
             return int(arguments.run(arguments))
         except FloatingPointError as error:
@@ -64,7 +68,3 @@ def main(argv: Sequence[str] | None = None) -> int:
             again = "; continue with --resume" if arguments.command == "train" else ""
             print(f"\nfastndsm {arguments.command}: interrupted{again}", file=sys.stderr)
             return 130
-
-
-def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import data
+from .. import _checks, data
 from ..backends import registry
 from ..process import LangevinProcess
 from ..sampling.sampler import sample
 from ..training.checkpoint import load_model
+from .report import Evaluation
 
 SAMPLE_ROWS = 1000  # samples held at once unless told otherwise
 
@@ -74,22 +78,93 @@ def find_model(path: str) -> Path:
     return inner if not (given / "model.json").is_file() and (inner / "model.json").is_file() else given
 
 
-def load(arguments: argparse.Namespace, device: torch.device) -> tuple[nn.Module, LangevinProcess, dict[str, Any]]:
-    """The model of the command line."""
-    return load_model(find_model(arguments.model), device)
+@dataclass(frozen=True)
+class Units:
+    """From the data's units to those of network, mixture and process, and back into the data's dtype."""
+
+    standardizer: data.Standardizer
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, dataset: data.Dataset, standardize: bool) -> Units:
+        """Those of a data set; the data's own if they are not to be standardised."""
+        made = data.Standardizer.fit(dataset.train) if standardize else _unchanged(dataset.event_shape)
+        return cls(made, dataset.train.dtype)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any] | None, event_shape: tuple[int, ...]) -> Units:
+        """Those that `to_dict` described; None: the data's own, as of models from before there were others."""
+        if values is None:
+            return cls(_unchanged(event_shape), torch.float32)
+        return cls(data.Standardizer.from_dict(values), getattr(torch, values["dtype"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What defines them, JSON-able."""
+        return {**self.standardizer.to_dict(), "dtype": str(self.dtype).removeprefix("torch.")}
+
+    def inner(self, x: Tensor) -> Tensor:
+        """Data as the network sees them."""
+        return self.standardizer.encode(x)
+
+    def outer(self, z: Tensor) -> Tensor:
+        """What was drawn, on the CPU in the data's units."""
+        return self.standardizer.decode(z.cpu().to(self.dtype))
+
+
+def _unchanged(event_shape: tuple[int, ...]) -> data.Standardizer:
+    return data.Standardizer([0.0], [1.0], event_shape)
+
+
+def load(
+    arguments: argparse.Namespace, device: torch.device
+) -> tuple[nn.Module, LangevinProcess, Units, dict[str, Any]]:
+    """The model of the command line, its units, and what is told of it."""
+    score_net, process, meta = load_model(find_model(arguments.model), device)
+    return score_net, process, Units.from_dict(meta.get("units"), process.event_shape), meta
 
 
 def draw(
-    score_net: nn.Module, process: LangevinProcess, n: int, arguments: argparse.Namespace, **options: Any
+    score_net: nn.Module,
+    process: LangevinProcess,
+    units: Units,
+    n: int,
+    arguments: argparse.Namespace,
+    **options: Any,
 ) -> Tensor:
-    """Samples [n, *event] on the CPU."""
-    return sample(score_net, process, n, progress=arguments.progress, **options).cpu()
+    """Samples [n, *event] on the CPU, in the data's units."""
+    return units.outer(sample(score_net, process, n, progress=arguments.progress, **options))
 
 
-def load_data(name: str, n_train: int | None) -> data.Dataset:
+def draw_reference(process: LangevinProcess, units: Units, n: int, seed: int) -> Tensor:
+    """Draws [n, *event] from the reference on the CPU, in the data's units, with the seed after that of the samples."""
+    return units.outer(process.reference.sample(n, seed=_checks.seed(seed) + 1).to(units.dtype))
+
+
+def absolute(name: str) -> str:
+    """The name of a data set, or its file's path from the root, which holds in every folder."""
+    return name if name in data.NAMES or not Path(name).suffix else os.path.abspath(name)
+
+
+def load_data(
+    name: str, n_train: int | None = None, layout: str = "auto", label_column: str | None = None
+) -> data.Dataset:
     """A data set, with the number of training samples where it can be chosen."""
-    if n_train is None:
-        return data.load(name)
-    if name not in ("four_modes", "ring", "moons", "mnist"):
-        raise ValueError(f"--n-train: expected with four_modes, ring, moons or mnist, found {name!r}")
-    return data.load(name, n=n_train)
+    options: dict[str, Any] = {}
+    if n_train is not None:
+        if name not in ("four_modes", "ring", "moons", "mnist"):
+            raise ValueError(f"--n-train: expected with four_modes, ring, moons or mnist, found {name!r}")
+        options["n"] = n_train
+    for option, value, default in (("layout", layout, "auto"), ("label_column", label_column, None)):
+        if value != default:
+            if name in data.NAMES:
+                raise ValueError(f"{option}: expected with a file, found {name!r}")
+            options[option] = value
+    return data.load(name, **options)
+
+
+def verdict(evaluation: Evaluation, arguments: argparse.Namespace) -> int:
+    """Say so where the samples are worse than draws from the reference; then, with --strict, the status is 1."""
+    if not evaluation.worse:
+        return 0
+    print(f"warning: {arguments.spoken(evaluation.worse)}", file=sys.stderr)
+    return int(arguments.strict)

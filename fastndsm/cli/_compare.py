@@ -6,6 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 
+from .. import _checks
 from ..backends import registry
 from . import _common
 from .comparison import CASES, compare, format_comparisons
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compare; 1 if a backend does not agree."""
     _common.set_threads(arguments.threads)
+    _checks.seed(arguments.seed)
     rows = compare(arguments.size, ops=arguments.ops, backends=arguments.backends, seed=arguments.seed)
     found, known = machine(), versions()
     if arguments.json:

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from .. import networks
-from ..data import NAMES, Dataset
+from .. import _checks, networks
+from ..data import LAYOUTS, NAMES, SUFFIXES, Dataset
 from ..mixture import COVARIANCE_TYPES, GaussianMixture
 from ..objective import ESTIMATORS, DSMLoss, NDSMLoss
 from ..process import LangevinProcess, OUProcess
@@ -29,6 +29,9 @@ class Settings:
 
     data: str = "digits"
     n_train: int | None = None
+    layout: str = "auto"
+    label_column: str | None = None
+    standardize: bool = True
     components: int | None = None
     covariance: str = "spherical"
     reg_covar: float = 1e-2
@@ -47,12 +50,33 @@ class Settings:
     training: TrainConfig = field(default_factory=TrainConfig)
     samples: int = 2000
 
+    def __post_init__(self) -> None:
+        # Here too what the chosen process or network would not look at.
+        for name in ("n_steps", "base"):
+            _checks.count(name, getattr(self, name))
+        if self.samples < 2:
+            raise ValueError(f"samples: expected at least 2, found {self.samples}")
+        for name, least in (("components", 1), ("n_train", 2)):
+            if getattr(self, name) is not None:
+                _checks.count(name, getattr(self, name), least)
+        _checks.positive("sigma", self.sigma)
+        _checks.non_negative("reg_covar", self.reg_covar)
+        if self.T is not None:
+            _checks.positive("T", self.T)
+        if self.hidden is not None:
+            _checks.integers("hidden", self.hidden)
+
     @classmethod
     def from_flat(cls, values: Mapping[str, Any]) -> Settings:
         """Make settings of values by name, as options and a run's folder give them, the training's among the others."""
         names = {known.name for known in fields(TrainConfig)}
         training = TrainConfig(**{name: value for name, value in values.items() if name in names})
         return cls(**{name: value for name, value in values.items() if name not in names}, training=training)
+
+    @classmethod
+    def from_stored(cls, values: Mapping[str, Any]) -> Settings:
+        """Make the settings of a run's folder, which standardised nothing if it is from before that was there."""
+        return cls.from_flat({"standardize": False, **values})
 
     def flat(self) -> dict[str, Any]:
         """Return every value by name; `from_flat` makes the settings again."""
@@ -83,7 +107,7 @@ class Settings:
         classes = dataset.n_classes
         return dataclasses.replace(
             self,
-            components=self.components or (classes if classes > 1 else 10),
+            components=(classes if classes > 1 else 10) if self.components is None else self.components,
             T=OU_HORIZON if self.process == "ou" and self.T is None else self.T,
             grid=("quadratic" if planar else "uniform") if self.grid == "auto" else self.grid,
             estimator=None if self.process == "ou" else self.estimator or "path",
@@ -93,18 +117,18 @@ class Settings:
         )
 
 
-def make_process(settings: Settings, dataset: Dataset) -> LangevinProcess:
-    """The noising process of resolved settings; fits the mixture."""
+def make_process(settings: Settings, x: Tensor) -> LangevinProcess:
+    """The noising process of resolved settings; fits the mixture to x [n, *event]."""
     options: dict[str, Any] = {name: getattr(settings, name) for name in ("T", "n_steps", "sigma", "grid")}
     if settings.process == "ou":
-        return OUProcess(dataset.dim, event_shape=dataset.event_shape, **options)
+        return OUProcess(x[0].numel(), event_shape=tuple(x.shape[1:]), **options)
     assert settings.components is not None
     reference = GaussianMixture.fit(
-        dataset.train,
+        x,
         settings.components,
         settings.covariance,
         settings.reg_covar,
-        random_state=settings.training.seed,
+        random_state=settings.training.seed % 2**32,
     )
     return LangevinProcess(reference, **options)
 
@@ -140,11 +164,18 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         group.add_argument(name, help=about + shown, default=argparse.SUPPRESS, **options)
 
     group = parser.add_argument_group("data and reference")
-    add("--data", f"{', '.join(NAMES)}, or a .npy or .npz file")
+    add("--data", f"{', '.join(NAMES)}, or a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
     add("--n-train", "training samples, where they can be chosen", type=int)
+    add("--layout", "of a file's images, which become NCHW; rows: as they are", choices=LAYOUTS)
+    add("--label-column", "of a table, the one that tells classes; default label")
+    add(
+        "--standardize",
+        "train at mean 0 and deviation 1, of each feature or of all pixels, and undo it in samples; default yes",
+        action=argparse.BooleanOptionalAction,
+    )
     add("--components", "K of the mixture; default the number of labels, else 10", type=int)
     add("--covariance", "of the mixture", choices=COVARIANCE_TYPES)
-    add("--reg-covar", "added to variances, squared units of the data", type=float)
+    add("--reg-covar", "added to variances, squared units of the standardised data", type=float)
 
     group = parser.add_argument_group("noising process and objective")
     add(

@@ -22,7 +22,7 @@ from ..training.storage import CheckpointError, read_folder, write_folder
 from ..training.trainer import Trainer
 from . import _common
 from ._settings import Settings, add_settings, make_loss, make_network, make_process
-from .report import write_report
+from .report import STRICT, write_report
 
 NAME = "train"
 PURPOSE = "Fit the mixture, train a score network, sample, and write a report."
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out, if there is one")
     parser.add_argument("--overwrite", action="store_true", help="delete the run in --out and start anew")
+    parser.add_argument("--strict", action="store_true", help=STRICT)
     add_settings(parser)
     _common.add_run_options(parser)
 
@@ -45,17 +46,19 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, sample, report."""
     out = Path(arguments.out)
     explicit = {name: getattr(arguments, name) for name in Settings().flat() if hasattr(arguments, name)}
+    if "data" in explicit:
+        explicit["data"] = _common.absolute(explicit["data"])
     with _common.running(arguments) as device:
         stored = _open(out, arguments.resume, arguments.overwrite)
         asked = Settings.from_flat(explicit) if stored is None else _merged(stored[0], explicit)
-        if asked.samples < 2:
-            raise ValueError(f"--samples: expected at least 2, found {asked.samples}")
-        dataset = _common.load_data(asked.data, asked.n_train)
+        dataset = _common.load_data(asked.data, asked.n_train, asked.layout, asked.label_column)
         settings = asked.resolved(dataset)
         config = settings.training
         seconds: dict[str, float] = {}
         began = time.perf_counter()
-        process = make_process(settings, dataset) if stored is None else stored[1]
+        units = _common.Units.of(dataset, settings.standardize) if stored is None else stored[2]
+        x = units.inner(dataset.train)
+        process = make_process(settings, x) if stored is None else stored[1]
         seconds["fit the mixture"] = time.perf_counter() - began
         described, tensors = checkpoint.process_parts(process)
         torch.manual_seed(config.seed)
@@ -64,25 +67,30 @@ def run(arguments: argparse.Namespace) -> int:
         trainer = Trainer(
             score_net,
             make_loss(settings, process),
-            dataset.train,
+            x.float(),
             config,
             directory=out / "checkpoints",
             meta=settings.flat(),
         )
-        document = {"settings": asked.flat(), "process": described}
+        document = {"settings": asked.flat(), "process": described, "units": units.to_dict()}
         write_folder(out / "setup", "setup.json", "setup", document, {"reference.safetensors": tensors})
         _announce(dataset, settings, process, score_net, device)
         if arguments.resume and (step := trainer.resume()):
             print(f"resumed at step {step:,} of {config.steps:,}")
         trainer.fit(progress=arguments.progress)
         seconds["train"] = trainer.seconds
-        meta = {"data": settings.data, "n_train": settings.n_train, "settings": settings.flat()}
+        meta = {
+            "data": settings.data,
+            "n_train": settings.n_train,
+            "settings": settings.flat(),
+            "units": units.to_dict(),
+        }
         checkpoint.save_model(out / "model", trainer.ema_net, process, meta=meta)
         began = time.perf_counter()
         options = {"seed": config.seed, "batch_size": _common.SAMPLE_ROWS}
-        samples = _common.draw(trainer.ema_net, process, settings.samples, arguments, **options)
+        samples = _common.draw(trainer.ema_net, process, units, settings.samples, arguments, **options)
         seconds["sample"] = time.perf_counter() - began
-        reference = process.reference.sample(settings.samples, seed=config.seed + 1).float().cpu()
+        reference = _common.draw_reference(process, units, settings.samples, config.seed)
         report = write_report(
             out / "report",
             samples,
@@ -99,10 +107,10 @@ def run(arguments: argparse.Namespace) -> int:
     if report.evaluation.weights:
         print(f"\n{report.evaluation.weights_table()}")
     print(f"\nreport: {report.folder / 'report.md'}")
-    return 0
+    return _common.verdict(report.evaluation, arguments)
 
 
-def _open(out: Path, resume: bool, overwrite: bool) -> tuple[Settings, LangevinProcess] | None:
+def _open(out: Path, resume: bool, overwrite: bool) -> tuple[Settings, LangevinProcess, _common.Units] | None:
     """The run stored in `out`, or None where a new one starts."""
     if resume and overwrite:
         raise ValueError("--resume, --overwrite: expected one of them, found both")
@@ -127,14 +135,15 @@ def _open(out: Path, resume: bool, overwrite: bool) -> tuple[Settings, LangevinP
     document, tensors = read_folder(out / "setup", "setup.json", "setup", ("reference.safetensors",))
     try:
         process = checkpoint.process_from(document["process"], tensors["reference.safetensors"])
-        return Settings.from_flat(document["settings"]), process
+        units = _common.Units.from_dict(document.get("units"), process.event_shape)
+        return Settings.from_stored(document["settings"]), process, units
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{out / 'setup'}: expected settings of this version, found: {error}") from error
 
 
 def _merged(stored: Settings, explicit: dict[str, Any]) -> Settings:
     """Return the stored settings, if those given agree with them."""
-    known = stored.flat()
+    known = {**stored.flat(), "data": _common.absolute(stored.data)}
     unequal = [
         f"--{name.replace('_', '-')} {value} (run: {known[name]})"
         for name, value in explicit.items()
@@ -158,8 +167,9 @@ def _announce(
     reference = process.reference
     parameters = sum(p.numel() for p in score_net.parameters())
     shape = " x ".join(map(str, dataset.event_shape))
+    scale = "standardised" if settings.standardize else "scale kept"
     lines = {
-        "data": f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.test):,} held-out, {shape}",
+        "data": f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.test):,} held-out, {shape}, {scale}",
         "reference": f"{reference.n_components} {reference.covariance_type} components",
         "process": f"{settings.process}, T = {process.T:.4g}, {process.n_steps} steps, {settings.grid} grid",
         "objective": settings.estimator or "classical DSM",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import metrics
@@ -24,7 +25,9 @@ from .tables import markdown
 
 __all__ = ["Evaluation", "PicturesMissingError", "Report", "draw_samples", "evaluate_samples", "write_report"]
 
+STRICT = "fail (status 1) if the samples are worse than draws from the reference"
 ROWS = {"samples": "samples", "reference": "draws from the reference", "held_out": "held-out data"}
+_PARTS, _JUDGED = 20, 5000  # of each set: parts for the spread of a distance, and how many are looked at
 _PLANAR = 3  # up to this many values a sample no classifier is needed
 
 
@@ -35,6 +38,8 @@ class Evaluation:
     counts: dict[str, int]
     metrics: dict[str, dict[str, float]]
     weights: dict[str, list[float]]
+    label_names: tuple[str, ...] | None = None
+    worse: str | None = None  # in one sentence, that the samples are worse than draws from the reference
 
     def table(self) -> str:
         """The metrics as a Markdown table, one metric a line."""
@@ -49,7 +54,8 @@ class Evaluation:
             return ""
         titles = {"data": "training data", **ROWS}
         columns = list(self.weights.values())
-        body = [[str(i), *(f"{column[i]:.3f}" for column in columns)] for i in range(len(columns[0]))]
+        names = self.label_names or tuple(map(str, range(len(columns[0]))))
+        body = [[name, *(f"{column[i]:.3f}" for column in columns)] for i, name in enumerate(names)]
         return markdown(["label", *(titles[row] for row in self.weights)], body, aligned=True)
 
 
@@ -84,7 +90,9 @@ def evaluate_samples(
             counted = metrics.label_weights(values, dataset, classifier=classifier)
             assert counted is not None
             weights[name] = counted.tolist()
-    return Evaluation({name: len(values) for name, values in rows.items()}, found, weights)
+    counts = {name: len(values) for name, values in rows.items()}
+    worse = None if reference is None else _worse(samples, reference, dataset.test, found)
+    return Evaluation(counts, found, weights, dataset.label_names, worse)
 
 
 def write_report(
@@ -116,10 +124,12 @@ def write_report(
             "name": dataset.name,
             "description": dataset.description,
             "training_samples": len(dataset.train),
+            "label_names": dataset.label_names,
         },
         "counts": evaluation.counts,
         "metrics": evaluation.metrics,
         "label_weights": evaluation.weights,
+        "worse_than_reference": evaluation.worse,
         "config": dict(config or {}),
         "seconds": dict(seconds or {}),
         "history": [row._asdict() for row in history],
@@ -130,6 +140,43 @@ def write_report(
     write_text(folder / "report.json", json.dumps(_finite(document), indent=1, allow_nan=False) + "\n")
     write_text(folder / "report.md", _prose(dataset, evaluation, pictures, document))
     return Report(folder, evaluation, pictures)
+
+
+def _worse(
+    samples: Tensor, reference: Tensor, held_out: Tensor, found: Mapping[str, Mapping[str, float]]
+) -> str | None:
+    """That the energy distance is larger than the reference's, if it is and chance does not explain it.
+
+    The difference is held against its standard error, of a jackknife that leaves out a part of each set at a time, by
+    Student's t, one-sided at 1%.
+    """
+    from scipy.special import stdtrit
+
+    own, theirs = (found[row]["energy_distance"] for row in ("samples", "reference"))
+    sets = [values[:_JUDGED].flatten(1).double() for values in (samples, reference, held_out)]
+    parts = min(_PARTS, *(len(values) // 2 for values in sets))
+    if own <= theirs or parts < 2:
+        return None
+    x, r, y = ([(values - sets[2].mean(0))[i::parts] for i in range(parts)] for values in sets)
+    far = (_mean_distances(x, y) - _mean_distances(r, y)) * 2 - _mean_distances(x, x) + _mean_distances(r, r)
+    whole, without = far[-1], far[:-1]
+    error = float((without - without.mean()).square().mean().mul(parts - 1).sqrt())
+    if float(whole) <= error * float(stdtrit(parts - 1, 0.99)):
+        return None
+    return (
+        f"The samples are worse than draws from the reference: an energy distance of {own:.4g} to the held-out data "
+        f"against {theirs:.4g}. Train longer or with a smaller lr, or take more steps of the process."
+    )
+
+
+def _mean_distances(x: list[Tensor], y: list[Tensor]) -> Tensor:
+    """Mean of |a - b| over a in all parts x but one and b in all parts y but that one, for each; last, over all."""
+    sums = torch.stack([torch.stack([torch.cdist(a, b).sum() for b in y]) for a in x])
+    counts = torch.tensor([[len(a) * len(b) for b in y] for a in x], dtype=sums.dtype)
+    if x is y:  # a sample has no distance to itself
+        counts -= torch.diag(counts.diagonal().sqrt())
+    kept = torch.cat([1 - torch.eye(len(x), dtype=sums.dtype), torch.ones(1, len(x), dtype=sums.dtype)])
+    return torch.einsum("ki,ij,kj->k", kept, sums, kept) / torch.einsum("ki,ij,kj->k", kept, counts, kept)
 
 
 def _draw(
@@ -154,6 +201,8 @@ def _prose(dataset: Dataset, evaluation: Evaluation, pictures: Mapping[str, str]
     parts = [f"# {dataset.name}", f"{dataset.description}. {len(dataset.train):,} training samples."]
     parts += ["## Metrics", evaluation.table()]
     parts.append("Held-out data are compared with the training data. Compare figures of equal n.")
+    if evaluation.worse:
+        parts.append(f"**{evaluation.worse}**")
     if evaluation.weights:
         parts += ["## Label weights", evaluation.weights_table()]
     if document["seconds"]:

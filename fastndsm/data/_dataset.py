@@ -18,10 +18,11 @@ class Dataset:
 
     Attributes:
         name: for titles and file names.
-        train: [n, *event] float32.
-        test: [n_test, *event] float32, held out: never trained on.
+        train: [n, *event] float32, or float64 where float32 would round away what varies.
+        test: [n_test, *event], of train's dtype, held out: never trained on.
         labels, test_labels: [n] and [n_test] int64, the class or mode of each sample, from 0; or None.
-        centers: [M, *event] float32, one per label, if the nearest center gives a sample's label; or None.
+        label_names: what each label was called in the data, or None.
+        centers: [M, *event], one per label, if the nearest center gives a sample's label; or None.
         scale, shift: original value = value * scale + shift.
         description: one line on origin and preprocessing.
 
@@ -37,20 +38,25 @@ class Dataset:
     scale: float = 1.0
     shift: float = 0.0
     description: str = ""
+    label_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        _checks.samples("train", self.train, None, torch.float32)
-        _checks.samples("test", self.test, None, torch.float32, self.event_shape)
+        wide = isinstance(self.train, Tensor) and self.train.dtype == torch.float64
+        dtype = torch.float64 if wide else torch.float32
+        _checks.samples("train", self.train, None, dtype)
+        _checks.samples("test", self.test, None, dtype, self.event_shape)
         if (self.labels is None) != (self.test_labels is None):
             raise ValueError("labels, test_labels: expected both or neither, found one of them")
         if self.labels is not None:
             _checks.labels("labels", self.labels, len(self.train))
             _checks.labels("test_labels", self.test_labels, len(self.test))
         if self.centers is not None:
-            _checks.samples("centers", self.centers, None, torch.float32, self.event_shape)
+            _checks.samples("centers", self.centers, None, dtype, self.event_shape)
             found = -1 if self.labels is None else int(self.labels.max())
             if not 0 <= found < len(self.centers):
                 raise ValueError(f"centers: expected one per label, found {len(self.centers)}, and labels to {found}")
+        if self.label_names is not None and len(self.label_names) != self.n_classes:
+            raise ValueError(f"label_names: expected {self.n_classes}, one per label, found {len(self.label_names)}")
 
     def __repr__(self) -> str:
         return (
