@@ -33,7 +33,7 @@ class Block(NamedTuple):
 
 
 def blocks(x: Tensor, means: Tensor, precisions: Tensor, log_scale: Tensor) -> Iterator[Block]:
-    """All components at x [B, d], weighed under a running maximum."""
+    """Yield all components at x [B, d], weighed under a running maximum."""
     size = max(1, min(MAX_BLOCK, BLOCK_ELEMENTS // max(1, x.numel())))
     maximum = x.new_full((x.shape[0],), torch.finfo(x.dtype).min)
     total = torch.zeros_like(maximum)
@@ -52,7 +52,7 @@ def blocks(x: Tensor, means: Tensor, precisions: Tensor, log_scale: Tensor) -> I
 def posterior_means(
     x: Tensor, v: Tensor | None, means: Tensor, precisions: Tensor, log_scale: Tensor, moments: int
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """log pi(x) [B], the score [B, d] if moments >= 1, and H v [B, d] if moments == 2."""
+    """Return log pi(x) [B], the score [B, d] if moments >= 1, and H v [B, d] if moments == 2."""
     along = x.new_zeros(x.shape[0])
     first, second = torch.zeros_like(x), torch.zeros_like(x)
     for block in blocks(x, means, precisions, log_scale):
@@ -77,7 +77,7 @@ def posterior_means(
 
 
 def mean_precision_diagonal(x: Tensor, means: Tensor, precisions: Tensor, log_scale: Tensor) -> Tensor:
-    """p_j(x) = sum_k r_k(x) (P_k)_jj [B, d]."""
+    """Return p_j(x) = sum_k r_k(x) (P_k)_jj [B, d]."""
     diagonals = precisions.diagonal(dim1=1, dim2=2)
     sums = torch.zeros_like(x)
     for block in blocks(x, means, precisions, log_scale):

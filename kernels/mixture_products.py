@@ -29,7 +29,7 @@ from .mixture_small import LOG2_E, LOWEST, weight_of
 
 @triton.jit
 def load_tile(ptr, first, lanes, columns, inside, dim):
-    """x[first + lanes, columns] of an array [., dim]; 0 outside. first is int64, lanes, columns and dim are int32."""
+    """Load x[first + lanes, columns] of an array [., dim]; 0 outside. first is int64, lanes, columns, dim are int32."""
     return tl.load(ptr + first * dim + (lanes[:, None] * dim + columns[None, :]), mask=inside, other=0.0)
 
 
@@ -45,7 +45,7 @@ def load_row(ptr, columns, dim):
 
 @triton.jit
 def sample_tile(x, u, v, w, means, keys, row, lanes, columns, inside, dim, KIND: tl.constexpr, HVP: tl.constexpr):
-    """a; u = P a if tied, else a again; v; and P v if tied, else v again (a for v without HVP)."""
+    """Load a; u = P a if tied, else a again; v; and P v if tied, else v again (a for v without HVP)."""
     a = load_tile(x, row, lanes, columns, inside, dim) - load_row(means, columns, dim)
     pulled, along, pulled_along = a, a, a
     if KIND == "tied":
@@ -60,7 +60,7 @@ def sample_tile(x, u, v, w, means, keys, row, lanes, columns, inside, dim, KIND:
 
 @triton.jit
 def component_tile(means, keys, start, slots, columns, end, dim, KIND: tl.constexpr):
-    """b_k, K_k (spherical: b_k), and P_k if diag, else b_k again; keys are precisions if diag, P m if tied."""
+    """Load b_k, K_k (spherical: b_k), and P_k if diag, else b_k again; keys are precisions if diag, P m if tied."""
     inside = (slots < end - start)[:, None] & (columns < dim)[None, :]
     b = load_tile(means, start, slots, columns, inside, dim) - load_row(means, columns, dim)
     key, precision = b, b
@@ -74,7 +74,7 @@ def component_tile(means, keys, start, slots, columns, end, dim, KIND: tl.conste
 
 @triton.jit
 def partial_logits(a, u, v, b, key, precision, KIND: tl.constexpr, HVP: tl.constexpr, PRECISION: tl.constexpr):
-    """What a tile of dimensions adds to squares and slopes [ROWS, COMPONENTS], spherical ones without P_k."""
+    """Return what a tile of dimensions adds to squares and slopes [ROWS, COMPONENTS], spherical ones without P_k."""
     columns = tl.trans(key)
     products = tl.dot(a, columns, input_precision=PRECISION)
     own = tl.sum(b * key, 1)[None, :]
@@ -108,7 +108,7 @@ def direct_logits(
     HVP: tl.constexpr,
     COMPONENTS: tl.constexpr,
 ):
-    """The same from the differences b_k - a, one component at a time: with the reference's rounding."""
+    """Return the same from differences b_k - a, one component at a time: with the reference's rounding."""
     slots = tl.arange(0, COMPONENTS)[None, :]
     squares = tl.zeros((a.shape[0], COMPONENTS), tl.float32)
     slopes = squares
@@ -143,7 +143,7 @@ def weights_of(
     KIND: tl.constexpr,
     HVP: tl.constexpr,
 ):
-    """Weights of K_k in A and in B, the factor of what was summed before, and the sums over the components so far.
+    """Return K_k's weights in A and in B, the factor of what was summed before, and the sums over components so far.
 
     rate, along, slope are the sums of w_k P_k (spherical), c_k and c_k P_k (spherical).
     """
@@ -177,7 +177,7 @@ def weights_of(
 def add_components(
     A, R, B, S, weights, products, key, precision, KIND: tl.constexpr, HVP: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """A, R, B, S with a block of components added; those that do not exist as they were."""
+    """Return A, R, B, S with a block of components added; those that do not exist as they were."""
     A = tl.dot(weights, key, A, input_precision=PRECISION)
     if KIND == "diag":
         R = tl.dot(weights, precision, R, input_precision=PRECISION)
@@ -190,7 +190,7 @@ def add_components(
 
 @triton.jit
 def shrunk(A, R, B, S, shrink, KIND: tl.constexpr, HVP: tl.constexpr):
-    """A, R, B, S, as far as they are used, times the factor of each row."""
+    """Return A, R, B, S, as far as they are used, times the factor of each row."""
     factor = shrink[:, None]
     A *= factor
     if KIND == "diag":
@@ -204,7 +204,7 @@ def shrunk(A, R, B, S, shrink, KIND: tl.constexpr, HVP: tl.constexpr):
 
 @triton.jit
 def posterior_means(a, u, v, w, A, R, B, S, total, rate, along, slope, KIND: tl.constexpr, HVP: tl.constexpr):
-    """A tile of the score and of the second moment (the score again without HVP)."""
+    """Return a tile of the score and of the other posterior mean (the score again without HVP)."""
     inverse = (1.0 / total)[:, None]
     if KIND == "diag":
         score = tl.fma(-a, R, A) * inverse
@@ -243,7 +243,7 @@ def sums_of_whole_rows(
     COMPONENTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """maximum, total, rate, along, slope [ROWS] and A, R, B, S [ROWS, DIMS] over the components begin..end.
+    """Return maximum, total, rate, along, slope [ROWS] and A, R, B, S [ROWS, DIMS] over components begin..end.
 
     MOMENTS: 0 for maximum and total, 1 for the score, 2 for H v besides.
     """
@@ -295,7 +295,7 @@ def block_of_tiles(
     DIRECT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """What `weights_of` gives for the components from `start` on, their squares summed over tiles of dimensions."""
+    """Return `weights_of` the components from `start` on, their squares summed over tiles of dimensions."""
     slots = tl.arange(0, COMPONENTS)
     squares = tl.zeros((lanes.shape[0], COMPONENTS), tl.float32)
     slopes = tl.zeros((lanes.shape[0], COMPONENTS), tl.float32)
@@ -340,7 +340,7 @@ def tile_of_sums(
     HVP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A, R, B, S of a tile with a block of components added to what `store_sums` left in the scratch, if resumed."""
+    """Return a tile's A, R, B, S with a block of components added to what `store_sums` left there, if resumed."""
     _, key, precision = component_tile(means, keys, start, slots, columns, end, dim, KIND)
     there = inside & (columns < tl.where(resumed, dim, 0))[None, :]
     A = load_tile(scratch, row, lanes, columns, there, dim)
@@ -357,7 +357,7 @@ def tile_of_sums(
 
 @triton.jit
 def store_sums(scratch, size, row, lanes, columns, inside, dim, A, R, B, S, KIND: tl.constexpr, HVP: tl.constexpr):
-    """The sums so far of a tile: 4 arrays [., dim] of `size` elements, A, R, B, S, used as far as they exist."""
+    """Store the sums so far of a tile: 4 arrays [., dim] of `size` elements, A, R, B, S, used as far as they exist."""
     store_tile(scratch, row, lanes, columns, inside, dim, A)
     if KIND == "diag":
         store_tile(scratch + size, row, lanes, columns, inside, dim, R)

@@ -51,7 +51,7 @@ def mixture_score_small_kernel(
     PARTIAL: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Rows whole in registers, DIM <= 4. Program (i, s) takes tile i and the components s share <= k < (s + 1) share.
+    """Take rows whole in registers, DIM <= 4. Program (i, s) has tile i and components s share <= k < (s + 1) share.
 
     MOMENTS: 0 for mass, 1 for the score, 2 for the score, if wanted, and H v. mass is log pi(x). If PARTIAL, of these
     components alone: mass in base 2, the score, second = H v + score (score . v) and along = score . v.
@@ -113,7 +113,7 @@ def mixture_score_whole_kernel(
     DIMS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Rows whole, dim <= DIMS, and the same programs and outputs as above; u, w, keys as in `Operands`."""
+    """Take rows whole, dim <= DIMS, with programs and outputs as above; u, w, keys as in `Operands`."""
     HVP: tl.constexpr = MOMENTS == 2
     split = tl.program_id(1).to(tl.int64)
     begin = split * share
@@ -175,7 +175,7 @@ def mixture_score_tiled_kernel(
     DIRECT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Any dim, in tiles of DIMS: first the weights of a block of components, then tile by tile what they weigh.
+    """Take any dim, in tiles of DIMS: first the weights of a block of components, then tile by tile what they weigh.
 
     The same programs and outputs as above. The sums over blocks before the last wait in the scratch, `size` elements
     for each of its arrays.
@@ -235,7 +235,7 @@ def mixture_score_tiled_kernel(
 
 
 class Operands(NamedTuple):
-    """What the tiles read besides x: u = P x and w = P v if tied, keys = P m if tied and the precisions otherwise."""
+    """Arrays that the tiles read besides x: u = P x and w = P v if tied, keys = P m if tied, else the precisions."""
 
     u: Tensor
     v: Tensor
@@ -246,29 +246,29 @@ class Operands(NamedTuple):
 
 
 def mixture_log_prob(x: Tensor, mixture: Mixture) -> Tensor:
-    """log pi(x) for x [B, d] -> [B]."""
+    """Return log pi(x) for x [B, d] -> [B]."""
     return posterior_means(x, x, mixture, 0)[0]
 
 
 def mixture_score(x: Tensor, mixture: Mixture) -> Tensor:
-    """grad log pi(x) for x [B, d] -> [B, d]."""
+    """Return grad log pi(x) for x [B, d] -> [B, d]."""
     return posterior_means(x, x, mixture, 1)[1]
 
 
 def mixture_hvp(x: Tensor, v: Tensor, mixture: Mixture) -> Tensor:
-    """(hessian of log pi)(x) v for x, v [B, d] -> [B, d]: the gradient of v . score, too."""
+    """Return (hessian of log pi)(x) v for x, v [B, d] -> [B, d]: the gradient of v . score, too."""
     return posterior_means(x, v, mixture, 2, keep_score=False)[2]
 
 
 def score_and_hvp(x: Tensor, v: Tensor, mixture: Mixture) -> tuple[Tensor, Tensor]:
-    """grad log pi(x) and (hessian of log pi)(x) v, sharing the responsibilities."""
+    """Return grad log pi(x) and (hessian of log pi)(x) v, sharing the responsibilities."""
     return posterior_means(x, v, mixture, 2)[1:]
 
 
 def posterior_means(
     x: Tensor, v: Tensor, mixture: Mixture, moments: int, keep_score: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """log pi(x) (moments = 0) or the score and, for moments = 2, H v; empty in place of what is not asked for.
+    """Return log pi(x) (moments = 0) or the score and, for moments = 2, H v; empty in place of what is not asked for.
 
     Raises:
         TypeError: if x, v or the mixture is not float32.
@@ -289,7 +289,7 @@ def posterior_means(
     splits, share = shares(rows, n_components, tile)
 
     def outputs(*leading: int) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-        """mass, score, second and along, as far as they are written."""
+        """Allocate mass, score, second and along, as far as they are written."""
 
         def new(wanted: bool, *shape: int) -> Tensor | None:
             return torch.empty((*leading, rows, *shape), dtype=x.dtype, device=x.device) if wanted else None
@@ -328,7 +328,7 @@ def posterior_means(
 
 
 def check(mixture: Mixture, **samples: Tensor) -> None:
-    """Samples of one shape [B, d] that fits the mixture, and one dtype."""
+    """Refuse samples that are not of one shape [B, d] that fits the mixture, and of one dtype."""
     for name, value in (*samples.items(), ("means", mixture.means)):
         if value.dtype != torch.float32:
             raise TypeError(f"{name}: expected torch.float32, found {value.dtype}")
@@ -342,7 +342,7 @@ def check(mixture: Mixture, **samples: Tensor) -> None:
 
 
 def operands_of(x: Tensor, v: Tensor, mixture: Mixture, moments: int) -> Operands:
-    """For the kernels of d > SMALL; x in place of what is not read."""
+    """Return operands for the kernels of d > SMALL; x in place of what is not read."""
     means, precisions, log_scale = (t.contiguous() for t in (mixture.means, mixture.precisions, mixture.log_scale))
     if mixture.covariance_type != "tied":
         return Operands(x, v, v, means, precisions, log_scale)
@@ -351,6 +351,6 @@ def operands_of(x: Tensor, v: Tensor, mixture: Mixture, moments: int) -> Operand
 
 
 def scratch_of(x: Tensor, splits: int, share: int, moments: int, tile: Configuration) -> tuple[Tensor, int]:
-    """Memory for the sums of `prepare_tiles`, if there is more than one block of components, and its size per array."""
+    """Allocate the sums of `prepare_tiles` if components make several blocks; return them and the size per array."""
     size = splits * x.numel() if share > tile["COMPONENTS"] and moments >= 1 else 0
     return torch.empty((4 if moments == 2 else 2, size), dtype=x.dtype, device=x.device), size

@@ -21,7 +21,7 @@ BLOCK = 64  # components that count as a block where samples are held in registe
 
 
 def shares(rows: int, n_components: int, tile: Configuration) -> tuple[int, int]:
-    """Into how many programs the components are split for each tile of rows, and how many each takes."""
+    """Return into how many programs the components are split for each tile of rows, and how many each takes."""
     at_once = tile.constants.get("COMPONENTS", BLOCK)
     most = n_components // (LEAST * at_once)
     splits = max(1, min(PROGRAMS // max(1, triton.cdiv(rows, tile["ROWS"])), most))
@@ -45,7 +45,7 @@ def mixture_score_merge_kernel(
     ROWS: tl.constexpr,
     DIMS: tl.constexpr,
 ):
-    """Posterior means of the parts, each weighted by its share of the density: out = sum_s out_s 2^(mass_s - mass)."""
+    """Merge the parts' posterior means, weighted by their shares of density: out = sum_s out_s 2^(mass_s - mass)."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * DIMS + tl.arange(0, DIMS)
     in_rows = rows < n_rows

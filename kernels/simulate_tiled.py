@@ -21,7 +21,7 @@ Z, RATE, PX, PZ, SUM_A, SUM_B, SUM_Q = (tl.constexpr(i) for i in range(7))
 
 @triton.constexpr_function
 def scratch_arrays(kind: str, output: str, resident: bool) -> list[bool]:
-    """Which of the scratch arrays there are."""
+    """Tell for each of the scratch arrays whether there is one."""
     target, diag, tied = output == "target", kind == "diag", kind == "tied"
     own = [target, target and diag, tied, target and tied]
     sums = [True, target, target and diag]
@@ -30,7 +30,7 @@ def scratch_arrays(kind: str, output: str, resident: bool) -> list[bool]:
 
 @triton.constexpr_function
 def place(array, KIND, OUTPUT, RESIDENT):
-    """How many scratch arrays stand before this one."""
+    """Return how many scratch arrays stand before this one."""
     return sum(scratch_arrays(KIND, OUTPUT, RESIDENT)[:array])
 
 
@@ -64,7 +64,7 @@ def simulate_tiled_kernel(
     COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """x [n_rows, D] from x0: x <- x + a_n score(x) + s_n z_n for n < steps[row], z_n the normals of path
+    """Simulate x [n_rows, D] from x0: x <- x + a_n score(x) + s_n z_n for n < steps[row], z_n the normals of path
     first_path + row.
 
     Outputs, MIRRORED, order and RESIDENT are those of `simulate_small_kernel`; KIND is not full. pulls are P m_k
