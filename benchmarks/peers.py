@@ -32,11 +32,11 @@ class TwoProducts:
         return torch.addmm(self.offsets, x, self.pulls_t).addmm(x * x, self.precisions_t, alpha=-0.5).softmax(1)
 
     def moments(self, r: Tensor) -> tuple[Tensor, Tensor]:
-        """r b and r P."""
+        """Return r b and r P."""
         return r @ self.pulls, r @ self.precisions
 
     def along(self, x: Tensor, z: Tensor) -> Tensor:
-        """g_k . z [B, K]."""
+        """Return g_k . z [B, K]."""
         return torch.addmm(z @ self.pulls_t, x * z, self.precisions_t, alpha=-1.0)
 
 
@@ -69,12 +69,12 @@ def score(form: Form, x: Tensor) -> Tensor:
 
 
 def step(form: Form, x: Tensor, z: Tensor, a: float | Tensor, s: float | Tensor) -> Tensor:
-    """x_{n+1} = x + a score(x) + s z."""
+    """Return x_{n+1} = x + a score(x) + s z."""
     return x + a * score(form, x) + s * z
 
 
 def step_in_place(form: Form, x: Tensor, z: Tensor, a: float, s: float) -> Tensor:
-    """The same, in place where eager PyTorch can be."""
+    """Take the same step, in place where eager PyTorch can."""
     b, p = form.moments(form.responsibilities(x))
     return x.addcmul_(x, p, value=-a).add_(b, alpha=a).add_(z, alpha=s)
 
@@ -89,7 +89,7 @@ def target_step(
     a: float | Tensor,
     s: float | Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x, H and v of the path estimator, from step n to n + 1."""
+    """Take x, H and v of the path estimator from step n to n + 1."""
     r = form.responsibilities(x)
     c = r * form.along(x, z)
     b, p = form.moments(r)
@@ -126,7 +126,7 @@ def simulate_target(
 
 
 def eager(problem: Problem, target: bool) -> dict[str, Peer]:
-    """Plain PyTorch, under inference_mode."""
+    """Return the simulator in plain PyTorch, under inference_mode."""
     configurations: dict[str, Peer] = {}
     for form in (TwoProducts(problem.matmul_form), OneProduct(problem.matmul_form)):
         run: Peer = (
@@ -139,7 +139,7 @@ def eager(problem: Problem, target: bool) -> dict[str, Peer]:
 
 
 def compiled(problem: Problem, target: bool) -> dict[str, Peer]:
-    """The step by torch.compile, one graph; the loop and the noise in Python."""
+    """Return the simulator with its step by torch.compile, one graph; the loop and the noise in Python."""
     form = OneProduct(problem.matmul_form)
     torch.compiler.reset()
     whole = partial(target_step if target else step, form)
@@ -158,7 +158,7 @@ def torchsde_available() -> bool:
 
 
 def torchsde(problem: Problem, target: bool) -> dict[str, Peer]:
-    """torchsde's Euler scheme with diagonal noise; it has no path estimator."""
+    """Return torchsde's Euler scheme with diagonal noise; it has no path estimator."""
     library = importlib.import_module("torchsde")
     assert not target
     form = TwoProducts(problem.matmul_form)

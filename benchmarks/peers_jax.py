@@ -54,7 +54,7 @@ class Solver:
         return x0, self.jnp.zeros_like(x0), self.jnp.zeros_like(x0), self.moments(self.responsibilities(x0))[1]
 
     def advance(self, state: tuple[Any, ...], z: Any, a: Any, s: Any) -> tuple[Any, ...]:
-        """The state (x, or x, H, v and p) from step n to n + 1."""
+        """Take the state (x, or x, H, v and p) from step n to n + 1."""
         x = state[0]
         r = self.responsibilities(x)
         b, p = self.moments(r)
@@ -93,7 +93,7 @@ class Solver:
 
 
 def simulate(generator: str, problem: Problem, target: bool) -> dict[str, Peer]:
-    """Configurations of the solver with threefry2x32 or unsafe_rbg."""
+    """Return configurations of the solver with threefry2x32 or unsafe_rbg."""
     solver = Solver(problem, target)
     jax, jnp = solver.jax, solver.jnp
     key = jax.random.key(0, impl=generator)
@@ -119,7 +119,7 @@ def simulate(generator: str, problem: Problem, target: bool) -> dict[str, Peer]:
 
 
 def normals(generator: str, n: int) -> Callable[[], Tensor]:
-    """n standard normals in float32."""
+    """Draw n standard normals in float32."""
     import jax
 
     key = jax.random.key(0, impl=generator)

@@ -127,7 +127,7 @@ class Record:
 
 
 def nanoseconds(row: Row, seconds: float) -> float:
-    """Per unit."""
+    """Return nanoseconds per unit."""
     return 1e9 * seconds / row.count
 
 

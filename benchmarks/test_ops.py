@@ -40,7 +40,7 @@ def normals(contender: str) -> Callable[[], Tensor]:
 
 
 def standard(values: Tensor) -> float:
-    """Largest |z| of the first four moments of standard normals."""
+    """Return the largest |z| of the first four moments of standard normals."""
     powers = torch.stack([values.double().flatten() ** k for k in (1, 2, 3, 4)])
     expected, variance = torch.tensor([0.0, 1.0, 0.0, 3.0]), torch.tensor([1.0, 2.0, 15.0, 96.0])
     return float(((powers.mean(1) - expected) / (variance / values.numel()).sqrt()).abs().max())
@@ -105,11 +105,11 @@ class Losses:
         return partial(getattr(self, op), "cpp") if contender == "ours" else getattr(self, f"eager_{op}")
 
     def inputs(self, op: str) -> int:
-        """Bytes of the large inputs."""
+        """Return the bytes of the large inputs."""
         return (self.scores if op == "ndsm_loss" else self.score).nbytes + self.noise.nbytes
 
     def footprint(self, op: str) -> int:
-        """Bytes of inputs and gradient."""
+        """Return the bytes of inputs and gradient."""
         return self.inputs(op) + (self.scores if op == "ndsm_loss" else self.score).nbytes
 
 
@@ -119,7 +119,7 @@ def losses() -> Losses:
 
 
 def loss_traffic(op: str) -> int:
-    """Bytes that forward (inputs read) and backward (inputs read, gradient written) cannot do without.
+    """Return the bytes that forward (inputs read) and backward (inputs read, gradient written) cannot do without.
 
     The second half of control_variate's scores is not needed for its gradient: it is read forward alone.
     """

@@ -28,7 +28,7 @@ CONTENDERS = {"ours": True, "eager": False}
 
 @lru_cache
 def score_net() -> ResidualScore:
-    """With weights like a trained network's: it starts at an output of zero, which would hide every error."""
+    """Build a network with weights like a trained one's: it starts at an output of zero, which would hide an error."""
     torch.manual_seed(0)
     net = networks.MLP(PROBLEM.dim, HIDDEN, horizon=PROBLEM.process.T)
     torch.nn.init.normal_(net.last.weight, std=0.05)

@@ -48,7 +48,7 @@ def skip_missing(contender: str) -> None:
 
 
 def simulate(problem: Problem, target: bool, x0: Tensor, backend: str) -> tuple[Tensor, ...]:
-    """x, or x and target, of the first paths."""
+    """Return x, or x and target, of the first paths."""
     if target:
         return functional.simulate_target(x0, problem.process, seed=1, backend=backend)[:2]
     return (functional.simulate(x0, problem.process, seed=1, backend=backend),)
@@ -56,7 +56,7 @@ def simulate(problem: Problem, target: bool, x0: Tensor, backend: str) -> tuple[
 
 @lru_cache(maxsize=1)
 def checked(problem: Problem, target: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], float, float]:
-    """Ours on all paths; the float64 reference on the first ones, ours' deviation from it, and the bound on that."""
+    """Return ours on all paths, the float64 reference on the first ones, our deviation from it, and its bound."""
     few = problem.x0[:CHECKED_ROWS]
     exact = simulate(problem, target, few.double(), "reference")
     own = deviation(simulate(problem, target, few, "reference"), exact)

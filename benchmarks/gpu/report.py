@@ -43,7 +43,7 @@ class Report:
 
     @property
     def failures(self) -> list[str]:
-        """What failed of the library's own."""
+        """Failures of the library's own."""
         return [line for o in self.outcomes if o.section.ours for line in o.failures]
 
     @property
@@ -111,7 +111,7 @@ class Report:
         )
 
     def _checks(self) -> str:
-        """Passed, refused and failed by op and backend."""
+        """Tabulate passed, refused and failed checks by op and backend."""
         body = []
         for op, backend in dict.fromkeys((check.op, backend) for backend, check in self.checks):
             of_op = [check for by, check in self.checks if (check.op, by) == (op, backend)]
@@ -146,7 +146,7 @@ class Report:
         return markdown(head, body)
 
     def _rate(self, row: Row) -> str:
-        """Units and, where bytes are what counts, bytes per second."""
+        """Return units and, where bytes are what counts, bytes per second."""
         said = f"{row.count / row.median:.3g} {row.unit.removeprefix('a ')}s/s" + bound("{:.3g}", row.rate)
         return f"{said}, {row.bytes / row.median / 1e9:.4g} GB/s" if row.bytes else said
 
@@ -162,7 +162,7 @@ class Report:
 
 
 def floor(row: Row, rates: dict[str, float]) -> float | None:
-    """Seconds: arithmetic and normals, or the bytes where those take longer. None where nothing was counted."""
+    """Return seconds: arithmetic and normals, or the bytes where those take longer. None where nothing was counted."""
     if not rates or not (row.multiply_adds or row.normals or row.bytes):
         return None
     arithmetic = row.multiply_adds / rates["fma"] + row.normals / rates["normals"]

@@ -76,7 +76,7 @@ class Race:
         return "simulate_target" if self.target else "simulate"
 
     def run(self, x0: Tensor, backend: str) -> tuple[Tensor, ...]:
-        """x, or x and target, of the first paths."""
+        """Return x, or x and target, of the first paths."""
         if self.target:
             return functional.simulate_target(x0, self.problem.process, seed=1, backend=backend)[:2]
         return (functional.simulate(x0, self.problem.process, seed=1, backend=backend),)
@@ -96,7 +96,7 @@ class Race:
         return self.checked(first if refusal(first, self.op) is None else "reference")[0]
 
     def checked(self, backend: str) -> tuple[tuple[Tensor, ...], float]:
-        """A backend's results on all paths, and their error on the few."""
+        """Return a backend's results on all paths, and their error on the few."""
         own = deviation(self.run(self.few, "reference"), self.exact)
         found = self.run(self.problem.x0, backend)
         error = deviation(tuple(t[: len(self.few)] for t in found), self.exact)
@@ -212,7 +212,7 @@ def _time_configurations(
 
 
 def _time_compiled(race: Race, log: Log) -> None:
-    """The step with its noise by torch.compile: all steps in one CUDA graph, and in mode "reduce-overhead"."""
+    """Time the step with its noise by torch.compile: all steps in one CUDA graph, and in mode "reduce-overhead"."""
     problem, form = race.problem, peers.OneProduct(race.problem.matmul_form)
     if race.target:
         step: Callable[..., Any] = partial(peers.target_step, form)

@@ -36,7 +36,7 @@ def time_ceilings(log: Log) -> None:
 
 
 def time_ops(log: Log, backend: str) -> None:
-    """Those that the backend has of its own."""
+    """Time the ops that the backend has of its own."""
     each: list[tuple[str, str, Callable[[str, Log], None]]] = [("philox_normal", "", time_philox)]
     for dtype, mean in ((torch.float32, False), (torch.bfloat16, False), (torch.float32, True)):
         each += [(op.name, str(dtype), partial(time_loss, op, dtype, mean)) for op in (NdsmLoss, DsmLoss)]
@@ -101,7 +101,7 @@ class Loss:
         self.grad = normals(LOSS_ROWS, seed=4)
 
     def double(self) -> Loss:
-        """The same in float64."""
+        """Return the same in float64."""
         other = copy.copy(self)
         other.scores = self.scores.detach().double().requires_grad_()
         for name in ("noise", "std", "weight", "grad"):
@@ -109,11 +109,11 @@ class Loss:
         return other
 
     def losses(self, how: str) -> Tensor:
-        """By the library: [B], or the weighted mean."""
+        """Return the library's losses: [B], or the weighted mean."""
         raise NotImplementedError
 
     def formula(self, scores: Tensor, noise: Tensor, std: Tensor, weight: Tensor) -> Tensor:
-        """As one writes it in PyTorch, [B], or the weighted mean."""
+        """Return the losses as one writes them in PyTorch, [B], or the weighted mean."""
         raise NotImplementedError
 
     def ours(self, how: str) -> tuple[Tensor, Tensor]:
@@ -194,7 +194,7 @@ def time_loss(kind: type[Loss], dtype: torch.dtype, mean: bool, backend: str, lo
 
 
 def time_mixture_score(backend: str, log: Log) -> None:
-    """A kernel density of so many points: two products with softmax between, at float32's precision."""
+    """Time a kernel density of so many points: two products with softmax between, at float32's precision."""
     mixture, x = memory.kernel_density(COMPONENTS, PIXELS, POINTS)
     mixture, x = mixture.to(device()), x.to(device())
     few = x[:8]
@@ -242,7 +242,7 @@ def time_reverse_step(problem: OnDevice, backend: str, log: Log) -> None:
 
 
 def time_sampler(width: int, backend: str, log: Log) -> None:
-    """Whole calls of sample: the backend evaluates the MLP by itself, or else the loop does, also as a CUDA graph."""
+    """Time whole calls of sample: the backend evaluates the MLP by itself, or the loop does, also as a CUDA graph."""
     process = LangevinProcess(copy.deepcopy(PLANAR.mixture).float(), T=2.0, n_steps=SAMPLE_STEPS)
     network = cases.score_network(process, (width,) * 3, "residual")
     case = f"MLP 3x{width} B={SAMPLES:,} N={SAMPLE_STEPS}"
