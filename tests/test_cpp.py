@@ -121,7 +121,7 @@ def test_gradients_agree_with_the_reference(shape: Shape, kind: str, op: str) ->
 
 
 def words_behind(z: Tensor) -> Tensor:
-    """The random words [n, d] that gave the float64 normals z [n, d], d even."""
+    """Return the random words [n, d] that gave the float64 normals z [n, d], d even."""
     pair = z.reshape(-1, 2)
     uniform = (-0.5 * pair.square().sum(1)).exp()
     turns = torch.atan2(pair[:, 1], pair[:, 0]) / (2.0 * math.pi)

@@ -47,7 +47,7 @@ PACKING = 64
 
 
 def register_kernels() -> Iterator[tuple[Kernel, int]]:
-    """With their ceilings."""
+    """Yield the kernels in registers with their ceilings."""
     for name, dimensions in REGISTER_DIMENSIONS.items():
         for d in dimensions:
             for target in (0, 1):
@@ -88,7 +88,7 @@ REPORT = re.compile(
 
 
 def kernel_of(symbol: str) -> Kernel:
-    """From its mangled name."""
+    """Return the kernel from its mangled name."""
     found = re.search(r"\d([a-z_]+_kernel)I(.*?E)EE?v", symbol)
     assert found is not None, symbol
     numbers = re.findall(r"L(?:NS\w*?_10CovarianceE|[ib])(\d+)E", found.group(2))

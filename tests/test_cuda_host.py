@@ -34,7 +34,7 @@ Case = tuple[int, str, int, int]
 
 @functools.cache
 def problem(kind: str, dim: int, components: int) -> tuple[LangevinProcess, Tensor, Tensor, Tensor]:
-    """A process, x0, a score and the steps of each row, from 0 to N; exact in float32."""
+    """Return a process, x0, a score and the steps of each row, from 0 to N; exact in float32."""
     p = quietly(random_mixture(kind, components, dim, ratio=8.0), T=0.3, n_steps=6)
     p.drift_scale, p.noise_std = p.drift_scale.float().double(), p.noise_std.float().double()
     x, score = (2.0 * normals(ROWS, dim, seed=i, dtype=torch.float32).double() for i in range(2))
@@ -42,7 +42,7 @@ def problem(kind: str, dim: int, components: int) -> tuple[LangevinProcess, Tens
 
 
 def assert_agree(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
-    """To 1e-10 of the largest value in float64, in float32 to a few hundred ulp of it; nothing is left unwritten."""
+    """Require 1e-10 of the largest value in float64, in float32 a few hundred ulp of it; nothing is left unwritten."""
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         share = 1e-10 if one.dtype == torch.float64 else 5e-5
@@ -113,7 +113,7 @@ def test_a_sample_does_not_depend_on_its_warp(kind: str, samples: int) -> None:
 
 
 def test_far_points_and_many_components_stay_finite() -> None:
-    """Where every logit is far below the running maximum's start, and where one component takes all."""
+    """Put every logit far below the running maximum's start, and let one component take all."""
     p = quietly(random_mixture("spherical", 9, 2, ratio=8.0), T=0.3, n_steps=6)
     x = torch.tensor([[1e4, -1e4], [3e3, 0.0], [0.0, 0.0]])
     process = p.dynamics.operands(torch.float32)

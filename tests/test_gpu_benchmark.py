@@ -36,7 +36,7 @@ BACKENDS = ["reference", "cpp"]  # what stands for triton and cuda where there i
 
 @pytest.fixture(scope="module", autouse=True)
 def built() -> None:
-    """Before a section with a limit of its own has to do it."""
+    """Build the kernels before a section with a limit of its own has to do it."""
     core.load()
 
 

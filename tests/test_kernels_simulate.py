@@ -89,12 +89,12 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def strided(t: Tensor) -> Tensor:
-    """The same values, not contiguous."""
+    """Return the same values, not contiguous."""
     return torch.stack([t, t], dim=-1)[..., 0]
 
 
 def interpret() -> dict[str, Any]:
-    """What the interpreter gives, to be judged by the tests below."""
+    """Return what the interpreter gives, to be judged by the tests below."""
     from fastndsm.kernels import ops, simulate
 
     ops.prepare()
@@ -167,12 +167,12 @@ REFUSED: dict[str, tuple[dict[str, Callable[[Any], Any]], str]] = {
 
 @functools.cache
 def pool(kind: str, dim: int, components: int, op: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """All POOL rows by the reference."""
+    """Return all POOL rows by the reference."""
     return run(op, reference, case(kind, dim, components).arguments(slice(POOL), dtype))
 
 
 def first_rows(t: Tensor, rows: int) -> Tensor:
-    """Of each half where the pool is mirrored."""
+    """Return the first rows, of each half where the pool is antithetic."""
     return torch.cat([half[:rows] for half in t.split(POOL)])
 
 

@@ -46,7 +46,7 @@ def test_small_kernels_are_light(compiled: list[Row]) -> None:
 
 
 def compile_all() -> Iterator[Row]:
-    """Resources of every configuration, on SOME targets only with EVERY_CONFIGURATION.
+    """Yield resources of every configuration, on SOME targets only with EVERY_CONFIGURATION.
 
     The variant is the path target of rows in order, of mirrored pairs at that; in small dimensions, where a pair
     doubles the program, only on two targets, for the time it takes to compile.

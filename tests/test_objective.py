@@ -40,7 +40,7 @@ class Net(nn.Module):
 
 
 def formula(loss: NDSMLoss, net: Net, x0: Tensor, seed: int) -> Tensor:
-    """The per-sample losses [B] from the draws, by the formulas, weight v_{n+1}."""
+    """Return the per-sample losses [B] from the draws, by the formulas, weight v_{n+1}."""
     p, rows = loss.process, len(x0)
     if loss.estimator == "path":
         drawn = p.noised(x0, seed=seed, antithetic=loss.antithetic)

@@ -28,7 +28,7 @@ UNEVEN = [0.0, 0.003, 0.01, 0.012, 0.02]
 
 
 def swirl(x: Tensor, t: Tensor) -> Tensor:
-    """A drift that is no gradient and depends on time."""
+    """Return a drift that is no gradient and depends on time."""
     turned = torch.cat([x[:, 1:], -x[:, :1]], dim=1)
     return -0.5 * x + t[:, None] * torch.sin(turned)
 
@@ -117,7 +117,7 @@ def test_drift() -> None:
 def euler_maruyama(
     p: NoisingProcess, score: object, x0: Tensor, steps: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x_n, mean_{n-1}, z_{n-1} by the formulas."""
+    """Return x_n, mean_{n-1}, z_{n-1} by the formulas."""
     x = x0
     for n in range(steps):
         z = philox_normal(len(x0), x0.shape[1], seed=seed, step=n, dtype=torch.float64)

@@ -65,7 +65,7 @@ cases = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str,
 
 
 def assert_within_ulps(found: Tensor, exact: np.ndarray, dtype: str, ulps: float, floor: float = 0.0) -> None:
-    """Errors in units in the last place of `dtype`; below `floor` in magnitude a result may be 0 besides."""
+    """Bound errors in units in the last place of `dtype`; below `floor` in magnitude a result may be 0 besides."""
     values, limits = found.numpy().astype(np.longdouble), np.finfo(DTYPES[dtype])
     ulp = np.maximum(np.abs(exact) * limits.eps, limits.smallest_normal * limits.eps)
     good = np.abs(values - exact) <= ulps * ulp
@@ -121,7 +121,7 @@ def test_functions_are_within_4_ulp(name: str, dtype: str, build: str, answers: 
 
 
 def assert_agree(found: list[Tensor], expected: list[Tensor], dtype: str) -> None:
-    """To 1e-10 of the largest value, in float32 to what cancellation costs there; nothing is left unwritten."""
+    """Require 1e-10 of the largest value, in float32 what cancellation costs there; nothing is left unwritten."""
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         atol = (1e-10 if dtype == "float64" else 2e-3) * max(1.0, float(other.abs().amax()))
