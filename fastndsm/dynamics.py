@@ -1,4 +1,4 @@
-"""What a noising process does to samples, step by step.
+"""Dynamics of a noising process: what it does to samples, step by step.
 
     mean_n  = x_n + F(x_n, t_n) dt_n,    x_{n+1} = mean_n + s_n z_n
 
@@ -68,7 +68,7 @@ class MixtureDynamics:
         return ProcessOperands(drift_scale, noise_std, MixtureOperands(*mixture))
 
     def _arguments(self, dtype: torch.dtype) -> tuple[Any, ...]:
-        """The operands in a row, as op schemas list them."""
+        """Return the operands in a row, as op schemas list them."""
         mixture = self.mixture.operands(dtype)
         compute = mixture.means.dtype
         return self.drift_scale.to(compute), self.noise_std.to(compute), *mixture

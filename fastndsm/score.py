@@ -34,7 +34,7 @@ class ResidualScore(nn.Module):
         self.feature_scale = float(reference.covariance_eigenvalues()[1].max()) ** 0.5
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """The score at x [B, ...] and t [B] -> like x."""
+        """Return the score at x [B, ...] and t [B] -> like x."""
         reference = self.process.reference.score(x)
         inputs = torch.cat([x, reference * self.feature_scale], dim=1) if self.features else x
         correction = _checks.score_output(self.net(inputs, t), x)

@@ -40,7 +40,7 @@ def sample(
     cuda_graph: str | bool = "auto",
     fused: str | bool = "auto",
 ) -> Tensor:
-    """n samples [n, *event_shape]; sample i's noise depends on seed and first_path + i alone, not on batch_size.
+    """Draw n samples [n, *event_shape]; sample i's noise depends on seed and first_path + i alone, not on batch_size.
 
     Args:
         score_net: callable (x [B, ...], t [B]) -> like x.
@@ -97,7 +97,7 @@ class _Reverse:
     first_path: int
 
     def score(self, y: Tensor, n: int | Tensor) -> Tensor:
-        """The network at t_n."""
+        """Evaluate the network at t_n."""
         times = self.process.times
         t = times.index_select(0, n.reshape(1)) if isinstance(n, Tensor) else times[n]
         return _checks.score_output(self.score_net(y, t.to(y.dtype).expand(len(y))), y)
@@ -108,7 +108,7 @@ class _Reverse:
         )
 
     def step(self, y: Tensor, failed: Tensor, n: int | Tensor, last: bool) -> tuple[Tensor, Tensor]:
-        """y_{n+1} -> y_n; failed [] keeps the step that first gave non-finite values, -1 while none has."""
+        """Take a step y_{n+1} -> y_n; failed [] keeps the step that first gave non-finite values, -1 while none has."""
         after = self.euler(y, self.score(y, n + 1), n)
         if self.method == "ode" and not last:
             # y + (k1 + k2) / 2, written with two Euler steps
@@ -116,12 +116,12 @@ class _Reverse:
         return after, torch.where((failed < 0) & ~torch.isfinite(after).all(), n, failed)
 
     def step_down(self, y: Tensor, failed: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`step` and the number of the next one. For the SDE the last step is like the others."""
+        """Return `step` and the number of the next one. For the SDE the last step is like the others."""
         return *self.step(y, failed, n, last=False), n - 1
 
 
 def _run(reverse: _Reverse, y: Tensor, cuda_graph: str | bool, done: Callable[[], object]) -> Tensor:
-    """y_N -> y_0; done is called after each step."""
+    """Run all steps, y_N -> y_0; done is called after each step."""
     n_steps = reverse.process.n_steps
     failed = torch.full((), -1, device=y.device)
     replay = None
@@ -152,7 +152,7 @@ def _check_finite(failed: Tensor, process: NoisingProcess) -> None:
 def _fused(
     score_net: ScoreNet, process: NoisingProcess, fused: str | bool, cuda_graph: str | bool
 ) -> tuple[Callable[..., tuple[Tensor, Tensor]], FusedNetwork] | None:
-    """Who evaluates the network itself, and what of it; None where the network is to be called."""
+    """Return the function that evaluates the network, and its parameters; None where the network is to be called."""
     if not isinstance(fused, bool) and fused != "auto":
         raise ValueError(f"fused: expected 'auto', True or False, found {fused!r}")
     if fused is False or (fused == "auto" and cuda_graph is True):
@@ -181,7 +181,7 @@ def _run_fused(
     serve: Callable[..., tuple[Tensor, Tensor]],
     network: FusedNetwork,
 ) -> Tensor | None:
-    """y_N -> y_0, by the backend's own evaluation of the network; None where the backend has none for this network."""
+    """Run y_N -> y_0 by the backend's evaluation of the network; None where the backend has none for this network."""
     process: Any = reverse.process
     try:
         flat, failed = serve(
@@ -201,7 +201,7 @@ def _run_fused(
 def _recorded(
     reverse: _Reverse, state: tuple[Tensor, Tensor, Tensor], cuda_graph: str | bool
 ) -> Callable[[], None] | None:
-    """A step of the state, in place; None where the plain loop is to serve."""
+    """Record a step of the state, in place; return None where the plain loop is to serve."""
     try:
         return graphs.replayed(reverse.step_down, state, graphs.CUDAGraph(state[0].device))
     except graphs.CaptureError as error:
@@ -225,6 +225,6 @@ def _check_cuda_graph(cuda_graph: str | bool, process: NoisingProcess) -> None:
 
 
 def _prior_draw(process: NoisingProcess, rows: int, seed: Tensor, first_path: int) -> Tensor:
-    """Draws of the prior in the default dtype, as a score network expects."""
+    """Draw from the prior in the default dtype, as a score network expects."""
     y = process.prior.sample(rows, seed=seed, first_path=first_path)
     return y.to(torch.get_default_dtype()).to(process.times.device)
