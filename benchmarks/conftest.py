@@ -40,9 +40,9 @@ import torch  # noqa: E402
 import fastndsm  # noqa: E402
 from fastndsm.jit import core  # noqa: E402
 
-from . import floor  # noqa: E402
+from . import roofline  # noqa: E402
 from .problems import TINY  # noqa: E402
-from .record import SHARE_OF_FLOOR, Record  # noqa: E402
+from .record import SHARE_OF_ROOFLINE, Record  # noqa: E402
 from .rows import Row  # noqa: E402
 
 RECORD = pytest.StashKey[Record]()
@@ -75,10 +75,10 @@ def record(request: pytest.FixtureRequest) -> Record:
 
 
 @pytest.fixture(scope="session")
-def rates(record: Record, two_threads: None) -> floor.Rates:
+def rates(record: Record, two_threads: None) -> roofline.Rates:
     """Return the machine's rates, measured once."""
     if record.rates is None:
-        record.rates = floor.measure()
+        record.rates = roofline.measure()
     return record.rates
 
 
@@ -100,7 +100,7 @@ def race(benchmark: Any, record: Record) -> Callable[..., None]:
         benchmark.pedantic(configurations[row.configuration], rounds=rounds, iterations=1)
         if benchmark.stats is not None:  # --benchmark-disable
             row.seconds = list(benchmark.stats.stats.data)
-            row.share = None if row.floor_seconds is None else SHARE_OF_FLOOR
+            row.share = None if row.roofline_seconds is None else SHARE_OF_ROOFLINE
             record.rows.add(row)
 
     return run

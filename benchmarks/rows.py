@@ -25,10 +25,10 @@ class Row:
     multiply_adds: float = 0.0
     normals: float = 0.0
     bytes: float = 0.0
-    floor_seconds: float | None = None
-    floor: str = ""  # what it is made of
+    roofline_seconds: float | None = None
+    roofline: str = ""  # what it is made of
     # to reach
-    share: float | None = None  # of the floor
+    share: float | None = None  # of the roofline
     targets: dict[str, float] = field(default_factory=dict)  # family of peers -> times ahead
     rate: float | None = None  # units per second
 
@@ -88,8 +88,10 @@ class Rows:
                 if peer is not None and peer.median < target * row.median:
                     ahead = f"{peer.median / row.median:.3g} of {family}'s time, to reach {target:.3g}"
                     lines.append(f"{name}: {ahead}")
-            if None not in (row.share, row.floor_seconds) and row.floor_seconds < row.share * row.median:
-                lines.append(f"{name}: {row.floor_seconds / row.median:.0%} of the floor, to reach {row.share:.0%}")
+            if None not in (row.share, row.roofline_seconds) and row.roofline_seconds < row.share * row.median:
+                lines.append(
+                    f"{name}: {row.roofline_seconds / row.median:.0%} of the roofline, to reach {row.share:.0%}"
+                )
             if row.rate is not None and row.count < row.rate * row.median:
                 lines.append(f"{name}: {row.count / row.median:.3g} a second, to reach {row.rate:.3g}")
         return lines

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastndsm import functional
 from fastndsm.testing import deviation
 
-from . import floor, memory, peers_jax
+from . import memory, peers_jax, roofline
 from .problems import CHECKED_ROWS, TINY
 from .record import Memory, Record
 from .rows import Row
@@ -136,9 +136,9 @@ def test_loss(op: str, contender: str, race: Any) -> None:
     case = f"forward + backward B={ROWS:,} d={WIDTH}"
     row = Row(op, case, contender, "a value", ROWS * WIDTH, "reference", deviation=error)
     if contender == "ours":
-        bandwidth = floor.bandwidth(losses().footprint(op))
-        row.floor_seconds = loss_traffic(op) / bandwidth
-        row.floor, row.targets = f"{bandwidth / 1e9:.3g} GB/s", {"eager": 3.0}
+        bandwidth = roofline.bandwidth(losses().footprint(op))
+        row.roofline_seconds = loss_traffic(op) / bandwidth
+        row.roofline, row.targets = f"{bandwidth / 1e9:.3g} GB/s", {"eager": 3.0}
     race(row, run)
 
 
@@ -169,7 +169,7 @@ def density() -> tuple[Any, Tensor]:
 
 
 @pytest.mark.parametrize("contender", ["ours", "eager"])
-def test_mixture_score(contender: str, rates: floor.Rates, race: Any) -> None:
+def test_mixture_score(contender: str, rates: roofline.Rates, race: Any) -> None:
     mixture, x = density()
     few = x[: min(8, CHECKED_ROWS)]
     run = memory.CONTENDERS[contender](mixture)
@@ -180,8 +180,8 @@ def test_mixture_score(contender: str, rates: floor.Rates, race: Any) -> None:
     case = f"d={PIXELS} K={COMPONENTS:,} B={POINTS} spherical"
     row = Row("mixture_score", case, contender, "a sample", POINTS, "float64 reference", deviation=error)
     if contender == "ours":
-        row.floor_seconds = POINTS * rates.floor(floor.spherical_score_multiply_adds(PIXELS, COMPONENTS))
-        row.floor, row.targets = "arithmetic", {"eager": 1.0}
+        row.roofline_seconds = POINTS * rates.roofline(roofline.spherical_score_multiply_adds(PIXELS, COMPONENTS))
+        row.roofline, row.targets = "arithmetic", {"eager": 1.0}
     race(row, partial(run, x))
 
 

@@ -73,7 +73,7 @@ def test_tiny_run_agrees_and_is_written_down(tmp_path: Path) -> None:
     assert [row["contender"] for row in ours if row["op"] == "training step"] == ["reference"] * 2
     assert {r["configuration"] for r in ours if (r["op"], r["contender"]) == ("sample", "cpp")} == {"one call"}
     assert all(row["median"] > 0 and len(row["seconds"]) >= 2 for row in stored["rows"])
-    assert all(row["floor"] > 0 for row in ours if row["op"] not in ("sample", "training step"))
+    assert all(row["roofline"] > 0 for row in ours if row["op"] not in ("sample", "training step"))
     peers = {row["contender"].split()[0] for row in stored["rows"]}
     assert {"eager", "compiled", "dsm", "plain"} <= peers
     assert ("jax" in peers) == (find_spec("jax") is not None)

@@ -1,6 +1,6 @@
 """Rates of this GPU, measured in the same run: bytes copied, multiply-adds in registers, our normals in registers.
 
-On a CPU, where only the code path counts, the rates are those of benchmarks/floor.py.
+On a CPU, where only the code path counts, the rates are those of benchmarks/roofline.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .. import floor
+from .. import roofline
 from ..problems import TINY
 from .device import device, timed
 
@@ -20,8 +20,8 @@ COPIED = 1 << (16 if TINY else 30)  # bytes of the array
 def measure() -> dict[str, float]:
     """Measure, per second, `bandwidth` (bytes read and written by a copy), `fma` (multiply-adds) and `normals`."""
     if device().type != "cuda":
-        rates = floor.measure()
-        return {"bandwidth": floor.bandwidth(3 * COPIED), "fma": rates.fma, "normals": rates.normals}
+        rates = roofline.measure()
+        return {"bandwidth": roofline.bandwidth(3 * COPIED), "fma": rates.fma, "normals": rates.normals}
     fma, normals = _arithmetic()
     return {"bandwidth": copy_bandwidth(), "fma": fma, "normals": normals}
 

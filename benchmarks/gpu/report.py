@@ -38,7 +38,7 @@ class Report:
     def _rows(self) -> Rows:
         rows = Rows(BACKENDS, (Row(**value) for value in self._all("row")))
         for row in rows:
-            row.floor_seconds = floor(row, self.rates)
+            row.roofline_seconds = roofline(row, self.rates)
         return rows
 
     @property
@@ -57,7 +57,7 @@ class Report:
             "seconds": round(self.seconds),
             "rates": self.rates,
             "rows": [
-                asdict(row) | {"median": row.median, "quartiles": row.quartiles, "floor": row.floor_seconds}
+                asdict(row) | {"median": row.median, "quartiles": row.quartiles, "roofline": row.roofline_seconds}
                 for row in self.rows
             ],
             "checks": [{"backend": backend} | vars(check) for backend, check in self.checks],
@@ -79,8 +79,9 @@ class Report:
             r = self.rates
             parts.append(
                 f"Measured in this run: {r['bandwidth'] / 1e9:.4g} GB/s copied (read and written), "
-                f"{r['fma'] / 1e12:.3g} T multiply-adds/s, {r['normals'] / 1e9:.3g} G normals/s in registers. The "
-                "floor of an op is its multiply-adds and normals at these rates, or its bytes where those take longer."
+                f"{r['fma'] / 1e12:.3g} T multiply-adds/s, {r['normals'] / 1e9:.3g} G normals/s in registers. "
+                "The roofline of an op is its multiply-adds and normals at these rates, or its bytes where those take "
+                "longer."
             )
         if self.rows.ours:
             parts.append(self._speeds())
@@ -127,10 +128,10 @@ class Report:
     def _speeds(self) -> str:
         met = {row.family for row in self.rows}
         families = [family for family in FAMILIES if family in met]
-        head = ("op", "case", "backend", "us", "rate", "floor, us", "of the floor", *families)
+        head = ("op", "case", "backend", "us", "rate", "roofline, us", "of the roofline", *families)
         body = []
         for row in self.rows.ours:
-            seconds = row.floor_seconds
+            seconds = row.roofline_seconds
             body.append(
                 [
                     row.op,
@@ -161,7 +162,7 @@ class Report:
         return paths
 
 
-def floor(row: Row, rates: dict[str, float]) -> float | None:
+def roofline(row: Row, rates: dict[str, float]) -> float | None:
     """Return seconds: arithmetic and normals, or the bytes where those take longer. None where nothing was counted."""
     if not rates or not (row.multiply_adds or row.normals or row.bytes):
         return None

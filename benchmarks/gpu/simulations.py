@@ -18,7 +18,7 @@ from torch import Tensor
 from fastndsm import GaussianMixture, functional
 from fastndsm.testing import deviation
 
-from .. import floor, peers, peers_jax
+from .. import peers, peers_jax, roofline
 from ..problems import CHECKED_ROWS, TINY, Problem, law_deviation
 from ..rows import Row
 from .device import Run, backends, device, refusal, timed, wall_clock
@@ -128,7 +128,7 @@ def _time_ours(backend: str, race: Race, log: Log) -> None:
         raise NotImplementedError(f"backend {backend}: {reason}")
     problem = race.problem
     _, error = race.checked(backend)
-    count = floor.simulate_target_multiply_adds if race.target else floor.simulate_multiply_adds
+    count = roofline.simulate_target_multiply_adds if race.target else roofline.simulate_multiply_adds
     row = race.row(backend, f"float64 reference, same noise, error {error:.2g}")
     row.multiply_adds = problem.sample_steps * count(problem.dim, problem.components)
     row.normals = problem.sample_steps * problem.dim

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastndsm import LangevinProcess, functional, sample, use_backend
 from fastndsm.testing import deviation
 
-from .. import floor, memory, peers
+from .. import memory, peers, roofline
 from ..problems import TINY
 from ..rows import Row
 from . import cases, ceilings
@@ -208,7 +208,7 @@ def time_mixture_score(backend: str, log: Log) -> None:
     for name, (run, bound) in contenders.items():
         row = Row("mixture_score", case, name, "a sample", POINTS, agree((run(x)[: len(few)],), (exact,), bound))
         if name == backend:
-            row.multiply_adds = POINTS * floor.spherical_score_multiply_adds(PIXELS, COMPONENTS)
+            row.multiply_adds = POINTS * roofline.spherical_score_multiply_adds(PIXELS, COMPONENTS)
         _log(log, row, partial(run, x))
 
 
@@ -232,7 +232,7 @@ def time_reverse_step(problem: OnDevice, backend: str, log: Log) -> None:
     case = f"d={problem.dim} K={problem.components} B={problem.rows:,}"
     row = Row("reverse_step", case, backend, "a sample", problem.rows, check)
     # the score's term is one more multiply-add for each value
-    each = floor.simulate_multiply_adds(problem.dim, problem.components) + problem.dim
+    each = roofline.simulate_multiply_adds(problem.dim, problem.components) + problem.dim
     row.multiply_adds, row.normals = problem.rows * each, problem.rows * problem.dim
     row.bytes = 3 * y.nbytes
     _log(log, row, partial(ours, y, score, backend))

@@ -1,7 +1,7 @@
 """Roofline of an op on this machine: its arithmetic at rates that are measured in the same run.
 
-    floor = multiply-adds / FMA rate + normals / Philox rate        simulate, simulate_target, mixture_score, sample
-    floor = bytes read and written / memory bandwidth               the losses
+    roofline = multiply-adds / FMA rate + normals / Philox rate     simulate, simulate_target, mixture_score, sample
+    roofline = bytes read and written / memory bandwidth            the losses
 
 FMA rate       independent chains of multiply-adds in registers (fma.c), on every thread; without a compiler, sgemm's
 Philox rate    fastndsm's own philox_normal, at the size where it is fastest
@@ -48,7 +48,7 @@ class Rates:
     sgemm: float  # multiply-adds of a large matrix product, as a check on fma
     normals: float
 
-    def floor(self, multiply_adds: float, normals: float = 0.0) -> float:
+    def roofline(self, multiply_adds: float, normals: float = 0.0) -> float:
         """Return the seconds that so many multiply-adds and normals take at these rates."""
         return multiply_adds / self.fma + normals / self.normals
 
