@@ -18,7 +18,7 @@ from torch import Tensor
 from ._ops import ops
 from .reference import MixtureOperands, ProcessOperands, philox
 from .reference.reverse_step import reverse_update
-from .reference.simulate import mirrored, walk, walk_with_target
+from .reference.simulate import antithetic_pairs, walk, walk_with_target
 
 
 class Dynamics(Protocol):
@@ -153,7 +153,7 @@ class CallableDynamics:
         self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, antithetic: bool, backend: str
     ) -> tuple[Tensor, Tensor, Tensor]:
         paths = philox.path_range(len(x0), first_path, x0.device)
-        flat, steps, paths, sign = mirrored(paths, x0.flatten(1), steps, antithetic)
+        flat, steps, paths, sign = antithetic_pairs(paths, x0.flatten(1), steps, antithetic)
         std = self.noise_std.to(x0.dtype)
         made = walk_with_target(flat, steps, self.drift, std, paths, sign, int(seed))
         return _shaped(made, x0, scalar_variance=True)

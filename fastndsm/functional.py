@@ -237,7 +237,7 @@ def ndsm_loss(
         noise: z [B, ...]; for antithetic, `Transition.noise` with its 2B rows (z, then -z) will do too.
         std: s_n [B] (or the 2B rows of an antithetic `Transition`).
         weight: lambda [B]; None is 1.
-        reduction: "mean", "sum" or "none" ([B], a mirrored pair averaged).
+        reduction: "mean", "sum" or "none" ([B], an antithetic pair averaged).
 
     Source: Birrell et al., arXiv 2405.15625.
     """

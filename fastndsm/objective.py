@@ -98,7 +98,7 @@ class NDSMLoss(_Loss):
         control_variate: a separate network h(x, t) instead of the score network itself; the score's parameters then
             receive the gradient of the mean loss and h's that of its second moment.
         weighting: "variance" (v_{n+1}), None (1) or a callable(t [B]) -> [B].
-        reduction: "mean", "sum" or "none" ([B], a mirrored pair averaged).
+        reduction: "mean", "sum" or "none" ([B], an antithetic pair averaged).
 
     Source: Birrell et al., arXiv 2405.15625 (plain, control_variate); path and antithetic are this library's own.
     """

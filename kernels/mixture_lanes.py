@@ -125,7 +125,7 @@ def energies(
 ):
     """Return energies E_k [ROWS] of COMPONENTS components from `first` on, and with PRODUCT g_k . z.
 
-    x_ptr, px_ptr and z_ptr are [ROWS]; of z the sign is that of this path's member of a mirrored pair.
+    x_ptr, px_ptr and z_ptr are [ROWS]; of z the sign is that of this path's member of an antithetic pair.
     """
     PITCH: tl.constexpr = pitch(D, 4 * LANES)
     means_ptr, precisions_ptr, log_scale_ptr, pulls_ptr = mixture

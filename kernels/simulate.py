@@ -81,13 +81,13 @@ def run(
     process: Process,
     seed: Tensor,
     first_path: int,
-    mirrored: bool,
+    antithetic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return x, with mean and noise (transition) or target and variance (target); x in place of what is not asked."""
     drift_scale, noise_std, mixture = process.drift_scale, process.noise_std, process.mixture
     check(x0, steps, drift_scale, noise_std, mixture, seed)
     kind = mixture.covariance_type
-    dim, rows = x0.shape[1], x0.shape[0] * (2 if mirrored else 1)
+    dim, rows = x0.shape[1], x0.shape[0] * (2 if antithetic else 1)
     x = torch.empty((rows, dim), dtype=x0.dtype, device=x0.device)
     second, third = x, x
     if output != "state":
@@ -100,10 +100,10 @@ def run(
     parameters = mixture.means.contiguous(), mixture.precisions.contiguous(), mixture.log_scale.contiguous()
     with torch.cuda.device_of(x):
         if kind == "full" and dim > SMALL:
-            simulate_full((x, second, third), output, *operands, parameters, seed, first_path, mirrored)
+            simulate_full((x, second, third), output, *operands, parameters, seed, first_path, antithetic)
         else:
             launch = launch_small if dim <= SMALL else launch_tiled
-            launch((x, second, third), output, operands, parameters, kind, seed, first_path, mirrored)
+            launch((x, second, third), output, operands, parameters, kind, seed, first_path, antithetic)
     return x, second, third
 
 
@@ -146,7 +146,7 @@ def launch_small(
     kind: str,
     seed: Tensor,
     first_path: int,
-    mirrored: bool,
+    antithetic: bool,
 ) -> None:
     """Fill the outputs; see `simulate_small_kernel`."""
     x0, steps, drift_scale, _ = operands
@@ -172,7 +172,7 @@ def launch_small(
         first_path,
         KIND=kind,
         OUTPUT=output,
-        MIRRORED=mirrored,
+        ANTITHETIC=antithetic,
         RESIDENT=resident,
         D=dim,
         **options,
@@ -188,7 +188,7 @@ def launch_tiled(
     kind: str,
     seed: Tensor,
     first_path: int,
-    mirrored: bool,
+    antithetic: bool,
 ) -> None:
     """Fill the outputs; see `simulate_tiled_kernel`."""
     x0, steps, drift_scale, _ = operands
@@ -226,7 +226,7 @@ def launch_tiled(
         first_path,
         KIND=kind,
         OUTPUT=output,
-        MIRRORED=mirrored,
+        ANTITHETIC=antithetic,
         RESIDENT=resident,
         D=dim,
         PRECISION=dot_precision(architecture),

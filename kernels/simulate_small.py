@@ -126,7 +126,7 @@ def simulate_small_kernel(
     first_path: tl.int64,
     KIND: tl.constexpr,
     OUTPUT: tl.constexpr,
-    MIRRORED: tl.constexpr,
+    ANTITHETIC: tl.constexpr,
     RESIDENT: tl.constexpr,
     D: tl.constexpr,
     COMPONENTS: tl.constexpr,
@@ -135,8 +135,8 @@ def simulate_small_kernel(
     """Run x [n_rows, D] from x0: x <- x + a_n score(x) + s_n z_n, n < steps[row], z_n normals of path first_path + row.
 
     OUTPUT "transition" also writes mean and noise of the last step [n_rows, D] as second and third, "target"
-    target [n_rows, D] and variance ([n_rows, 1] if spherical, else [n_rows, D]). MIRRORED: all outputs have n_rows more
-    rows, for paths driven by -z_n. With order a program takes rows order[i], order[i + 1], ..., not i, i + 1, ...
+    target [n_rows, D] and variance ([n_rows, 1] if spherical, else [n_rows, D]). ANTITHETIC: all outputs have n_rows
+    more rows, for paths driven by -z_n. With order a program takes rows order[i], order[i + 1], ..., not i, i + 1, ...
     RESIDENT: there are COMPONENTS components, whose parameters stay in registers; else their number is a multiple of
     that, and they are read in blocks of COMPONENTS under a running minimum of the energies (online softmax).
     """
@@ -183,8 +183,8 @@ def simulate_small_kernel(
         )
         p = rates(sums, reciprocal(sums[0]) * TWO_LN2, resident, KIND, D, RESIDENT)
         second, third = zeros, zeros[: len(p)]
-    if MIRRORED:
-        mirror_x, mirror_second, mirror_third = x, second, third
+    if ANTITHETIC:
+        antithetic_x, antithetic_second, antithetic_third = x, second, third
 
     for n in range(0, last):
         active = n < steps
@@ -211,14 +211,14 @@ def simulate_small_kernel(
             COMPONENTS,
             RESIDENT,
         )
-        if MIRRORED:
+        if ANTITHETIC:
             opposite = ()
             for j in tl.static_range(D):
                 opposite += (-z[j],)
-            mirror_x, mirror_second, mirror_third = step(
-                mirror_x,
-                mirror_second,
-                mirror_third,
+            antithetic_x, antithetic_second, antithetic_third = step(
+                antithetic_x,
+                antithetic_second,
+                antithetic_third,
                 p,
                 opposite,
                 active,
@@ -237,6 +237,6 @@ def simulate_small_kernel(
             )
 
     write(x_ptr, second_ptr, third_ptr, row, inside, x, second, third, OUTPUT, D)
-    if MIRRORED:
+    if ANTITHETIC:
         row += n_rows
-        write(x_ptr, second_ptr, third_ptr, row, inside, mirror_x, mirror_second, mirror_third, OUTPUT, D)
+        write(x_ptr, second_ptr, third_ptr, row, inside, antithetic_x, antithetic_second, antithetic_third, OUTPUT, D)

@@ -56,7 +56,7 @@ def simulate_tiled_kernel(
     first_path: tl.int64,
     KIND: tl.constexpr,
     OUTPUT: tl.constexpr,
-    MIRRORED: tl.constexpr,
+    ANTITHETIC: tl.constexpr,
     RESIDENT: tl.constexpr,
     D: tl.constexpr,
     COMPONENTS: tl.constexpr,
@@ -67,7 +67,7 @@ def simulate_tiled_kernel(
     """Simulate x [n_rows, D] from x0: x <- x + a_n score(x) + s_n z_n for n < steps[row], z_n the normals of path
     first_path + row.
 
-    Outputs, MIRRORED, order and RESIDENT are those of `simulate_small_kernel`; KIND is not full. pulls are P m_k
+    Outputs, ANTITHETIC, order and RESIDENT are those of `simulate_small_kernel`; KIND is not full. pulls are P m_k
     [K, D], both relative to the first mean, if tied. means, pulls and (unless spherical) precisions have zeros beyond
     column D, up to a multiple of COLUMNS. n_components is a multiple of COMPONENTS. PRECISION is that of tl.dot.
     """
@@ -94,7 +94,7 @@ def simulate_tiled_kernel(
     q_row = scratch_ptr + (array * place(SUM_Q, KIND, OUTPUT, RESIDENT) + at_row)
     scratch_rows, sum_rows = (z_row, rate_row, px_row, pz_row), (a_row, b_row, q_row)
 
-    start_paths(x_ptr, second_ptr, third_ptr, x0_ptr, at_row, array, inside, KIND, OUTPUT, MIRRORED, D, ROWS, COLUMNS)
+    start_paths(x_ptr, second_ptr, third_ptr, x0_ptr, at_row, array, inside, KIND, OUTPUT, ANTITHETIC, D, ROWS, COLUMNS)
     rate = tl.zeros((ROWS, 1), tl.float32)  # if spherical, as is the variance
     variance = rate
     for n in range(0, last):
@@ -106,7 +106,7 @@ def simulate_tiled_kernel(
             store_noise(z_row, key_low, key_high, path, n, active, D, ROWS, COLUMNS)
             if KIND == "tied":
                 matrix_product(pz_row, z_row, means_ptr, precisions_ptr, active, False, D, ROWS, COLUMNS, PRECISION)
-        for member in range(1 + MIRRORED):
+        for member in range(1 + ANTITHETIC):
             sign = 1.0 - 2.0 * member
             at_member = at_row + member * array
             x_row = x_ptr + at_member
@@ -127,5 +127,5 @@ def simulate_tiled_kernel(
             variance = tl.where(active[:, None], tl.fma(c, c * variance, s * s), variance)
     if PRODUCT:
         finish_targets(
-            second_ptr, third_ptr, row, at_row, n_rows, array, inside, variance, KIND, MIRRORED, D, ROWS, COLUMNS
+            second_ptr, third_ptr, row, at_row, n_rows, array, inside, variance, KIND, ANTITHETIC, D, ROWS, COLUMNS
         )

@@ -49,7 +49,7 @@ def start_paths(
     inside,
     KIND: tl.constexpr,
     OUTPUT: tl.constexpr,
-    MIRRORED: tl.constexpr,
+    ANTITHETIC: tl.constexpr,
     D: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -62,7 +62,7 @@ def start_paths(
         moving = both(inside, mask)
         x = load_rows(x0_ptr + at_row[:, None] + column[None, :], mask, ROWS, LANES)
         zero = minus(x, x)
-        for member in range(1 + MIRRORED):
+        for member in range(1 + ANTITHETIC):
             at = (at_row + member * array)[:, None] + column[None, :]
             store_rows(x_ptr + at, x, moving, ROWS, LANES)
             if OUTPUT == "transition":
@@ -320,14 +320,14 @@ def finish_targets(
     inside,
     variance,
     KIND: tl.constexpr,
-    MIRRORED: tl.constexpr,
+    ANTITHETIC: tl.constexpr,
     D: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """Store the target from h and v, and the variance where no pass has stored it."""
     LANES: tl.constexpr = COLUMNS // 4
-    for member in range(1 + MIRRORED):
+    for member in range(1 + ANTITHETIC):
         for start in range(0, D, COLUMNS):
             column = start + tl.arange(0, COLUMNS)
             mask = in_row(column, D, COLUMNS)

@@ -139,7 +139,7 @@ SHAPES = [(1, 1, 1, 3), (33, 1, 3, 2), (31, 2, 3, 7), (33, 3, 10, 5), (33, 4, 1,
 SHAPES += [(33, 16, 10, 3), (3, 67, 3, 3), (2, 130, 9, 1), (1, 4, 10, 1), (31, 40, 12, 12)]
 # rows, dimension, components, steps; the last one is of trajectories that leave components out
 SPLIT_SHAPES, SPLIT_ROWS = (SHAPES[2], SHAPES[5], SHAPES[-1]), (0, 7, 16, 30)
-WHATS = ("state", "transition", "target", "mirrored target")
+WHATS = ("state", "transition", "target", "antithetic target")
 SEED, FIRST_PATH = -0x123456789ABCDEF, 2**32 - 9
 LOSS_SHAPES = [(1, 1), (2, 7), (3, 64), (2, 133)]
 
@@ -178,7 +178,7 @@ def trajectory(
     n, dim = last - first, x.shape[1]
     tables = steps[first:last], drift_scale, noise_std, x[first:last]
     parts = n, len(noise_std), SEED, FIRST_PATH + first, tiles, 0, *tables
-    total = n * (2 if what == "mirrored target" else 1)
+    total = n * (2 if what == "antithetic target" else 1)
     shapes: tuple[tuple[int, ...], ...] = ((total, dim),)
     if what == "transition":
         shapes = shapes * 3

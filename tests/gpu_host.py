@@ -26,7 +26,7 @@ MODES = ("state", "target", "reverse")
 POINTER, INTEGER = ctypes.c_void_p, ctypes.c_int64
 
 
-NUMBERS = ("n_components", "dim", "padded", "tied", "seed", "first_path", "rows", "mirrored")
+NUMBERS = ("n_components", "dim", "padded", "tied", "seed", "first_path", "rows", "antithetic")
 
 
 class Arguments(ctypes.Structure):
@@ -94,19 +94,19 @@ def run(
     first_path: int,
     *,
     score: Tensor | None = None,
-    mirrored: bool = False,
+    antithetic: bool = False,
     transition: bool = False,
     emulated: bool = False,
 ) -> tuple[Tensor, ...]:
     """Return x, and mean and noise or target and variance; all held NaN before. samples_a_warp 0: in registers.
 
-    emulated: by the CUDA kernel itself. mode "reverse": steps holds one step, mirrored is the ode.
+    emulated: by the CUDA kernel itself. mode "reverse": steps holds one step, antithetic is the ode.
     """
     mixture = process.mixture
     (rows, dim), kind = start.shape, mixture.covariance_type
     padded = padded_dimension(dim, samples_a_warp)
     block = packed_mixture(mixture, padded, emulated=emulated)
-    out_rows = rows * (2 if mirrored and mode == "target" else 1)
+    out_rows = rows * (2 if antithetic and mode == "target" else 1)
     outputs = [torch.full((out_rows, dim), torch.nan, dtype=start.dtype)]
     if mode == "target" or transition:
         width = 1 if mode == "target" and kind == "spherical" else dim
@@ -128,7 +128,7 @@ def run(
         "seed": seed,
         "first_path": first_path,
         "rows": rows,
-        "mirrored": mirrored,
+        "antithetic": antithetic,
     }
     pointers = {name: None if t is None else t.data_ptr() for name, t in kept.items()}
     arguments = Arguments(**pointers, **{name: int(value) for name, value in numbers.items()})

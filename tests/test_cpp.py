@@ -162,7 +162,7 @@ def test_normals_agree_with_the_reference(dtype: torch.dtype, rows: int, dim: in
 @pytest.mark.parametrize("dim", [1, 2, 3, 4, 5, 67])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_trajectory_draws_the_normals_of_philox_normal(dtype: torch.dtype, dim: int) -> None:
-    """Bit for bit, in the plain case and in the mirrored one, from which the noise is read off at the first step."""
+    """Bit for bit, in the plain case and in the antithetic one, from which the noise is read off at the first step."""
     c = case("spherical", dim, 3)
     steps = c.steps.clamp(min=1)
     common = {"seed": SEED, "first_path": FIRST_PATH, "backend": "cpp"}

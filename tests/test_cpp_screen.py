@@ -46,12 +46,12 @@ def outputs(
 ) -> tuple[Tensor, ...]:
     """Return x; x, mean and noise; x, target and variance, then those of both halves of antithetic pairs."""
     options = {"seed": SEED, "first_path": first_path, "backend": backend}
-    mirrored = functional.simulate_target(x, p, steps, antithetic=True, **options)
+    antithetic = functional.simulate_target(x, p, steps, antithetic=True, **options)
     return (
         functional.simulate(x, p, steps, **options),
         *functional.simulate_transition(x, p, steps, **options),
         *functional.simulate_target(x, p, steps, **options),
-        *(t.chunk(2)[half] for half in (0, 1) for t in mirrored),
+        *(t.chunk(2)[half] for half in (0, 1) for t in antithetic),
     )
 
 

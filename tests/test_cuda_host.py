@@ -76,14 +76,14 @@ def test_simulate(case: Case, dtype: torch.dtype) -> None:
 
 @cases
 @dtypes
-@pytest.mark.parametrize("mirrored", [False, True], ids=["path", "mirrored"])
-def test_simulate_target(case: Case, dtype: torch.dtype, mirrored: bool) -> None:
+@pytest.mark.parametrize("antithetic", [False, True], ids=["path", "antithetic"])
+def test_simulate_target(case: Case, dtype: torch.dtype, antithetic: bool) -> None:
     samples, *shape = case
     p, x, _, steps = problem(*shape)
     process = p.dynamics.operands(dtype)
     exact = p.dynamics.operands(torch.float64)
-    found = run("target", samples, x.to(dtype), steps, process, SEED, FIRST_PATH, mirrored=mirrored)
-    assert_agree(found, reference.simulate_target(x, steps, exact, torch.tensor(SEED), FIRST_PATH, mirrored))
+    found = run("target", samples, x.to(dtype), steps, process, SEED, FIRST_PATH, antithetic=antithetic)
+    assert_agree(found, reference.simulate_target(x, steps, exact, torch.tensor(SEED), FIRST_PATH, antithetic))
 
 
 @cases
@@ -96,7 +96,7 @@ def test_reverse_step(case: Case, dtype: torch.dtype, method: str, step: int) ->
     exact = p.dynamics.operands(torch.float64)
     n = torch.tensor(step)
     found = run(
-        "reverse", samples, y.to(dtype), n, process, SEED, FIRST_PATH, score=score.to(dtype), mirrored=method == "ode"
+        "reverse", samples, y.to(dtype), n, process, SEED, FIRST_PATH, score=score.to(dtype), antithetic=method == "ode"
     )
     assert_agree(found, (reference.reverse_step(y, score, n, exact, torch.tensor(SEED), FIRST_PATH, method),))
 
@@ -167,7 +167,7 @@ def test_emulated_kernels_give_what_their_headers_give(case: Case) -> None:
     for call in (
         lambda emulated: run("state", samples, x, steps, *process, emulated=emulated),
         lambda emulated: run("state", samples, x, taken, *process, transition=True, emulated=emulated),
-        lambda emulated: run("target", samples, x, steps, *process, mirrored=True, emulated=emulated),
+        lambda emulated: run("target", samples, x, steps, *process, antithetic=True, emulated=emulated),
         lambda emulated: run("reverse", samples, x, one, *process, score=score, emulated=emulated),
     ):
         for found, expected in zip(call(True), call(False), strict=True):

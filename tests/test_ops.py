@@ -243,7 +243,7 @@ def test_ndsm_loss_at_odd_shapes(estimator: str, antithetic: bool, rows: int, di
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_a_mirrored_transition_may_be_given_whole() -> None:
+def test_an_antithetic_transition_may_be_given_whole() -> None:
     p, x0 = process(), normals(9, 2)
     drawn = p.transition(x0, seed=0, antithetic=True)
     scores = -drawn.x

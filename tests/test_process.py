@@ -225,11 +225,11 @@ def test_antithetic_layout(build: object) -> None:
         torch.testing.assert_close(found[:9], expected, rtol=1e-13, atol=1e-13)
     assert torch.equal(paths.variance[9:], paths.variance[:9])
     assert torch.equal(paths.t[9:], single.t) and torch.equal(paths.step[9:], single.step)
-    # the first step of the mirror image: x_1 = mean_0 - s_0 z_0
+    # the first step of the antithetic path: x_1 = mean_0 - s_0 z_0
     one = p.transition(x0, 0, seed=3)
-    mirrored = p.noised(x0, 0, seed=3, antithetic=True).x[9:]
-    torch.testing.assert_close(mirrored, one.mean - one.std[:, None] * one.noise, rtol=1e-13, atol=1e-13)
-    assert not torch.allclose(paths.x[9:], pair.x[9:])  # whole paths are mirrored, not the last step alone
+    other = p.noised(x0, 0, seed=3, antithetic=True).x[9:]
+    torch.testing.assert_close(other, one.mean - one.std[:, None] * one.noise, rtol=1e-13, atol=1e-13)
+    assert not torch.allclose(paths.x[9:], pair.x[9:])  # whole paths are antithetic, not the last step alone
 
 
 def test_images_keep_their_shape_and_input_is_left_alone() -> None:

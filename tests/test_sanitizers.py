@@ -146,7 +146,7 @@ def expected_trajectory(kind: str, shape: Shape, what: str) -> list[Tensor]:
         return [reference.simulate(*arguments)]
     if what == "transition":
         return list(reference.simulate_transition(*arguments))
-    return list(reference.simulate_target(*arguments, what == "mirrored target"))
+    return list(reference.simulate_target(*arguments, what == "antithetic target"))
 
 
 @builds
@@ -178,7 +178,7 @@ def test_tiles_and_neighbours_change_no_bit(kind: str, dtype: str, build: str, a
             assert torch.equal(whole, piecewise)
         for row in SPLIT_ROWS:
             for whole, alone in zip(found[name], found[f"row {row} {name}"], strict=True):
-                assert torch.equal(whole[row :: shape[0]], alone)  # mirrored paths follow the others
+                assert torch.equal(whole[row :: shape[0]], alone)  # antithetic paths follow the others
 
 
 @builds

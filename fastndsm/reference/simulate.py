@@ -149,7 +149,9 @@ def simulate_transition(
     return walk(x0, steps, LangevinDrift(process), process.noise_std, paths, int(seed))
 
 
-def mirrored(paths: Tensor, x0: Tensor, steps: Tensor, antithetic: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def antithetic_pairs(
+    paths: Tensor, x0: Tensor, steps: Tensor, antithetic: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return x0, steps, paths and signs; twice over, the second time with mirrored noise, if antithetic."""
     sign = torch.ones(len(x0), 1, dtype=x0.dtype, device=x0.device)
     if antithetic:
@@ -168,5 +170,5 @@ def simulate_target(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return x [B, d], target [B, d] and variance ([B, 1] spherical, else [B, d]); 2B rows if antithetic."""
     paths = philox.path_range(len(x0), first_path, x0.device)
-    x0, steps, paths, sign = mirrored(paths, x0, steps, antithetic)
+    x0, steps, paths, sign = antithetic_pairs(paths, x0, steps, antithetic)
     return walk_with_target(x0, steps, LangevinDrift(process), process.noise_std, paths, sign, int(seed))
