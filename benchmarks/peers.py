@@ -22,7 +22,7 @@ Peer = Callable[[Problem, Tensor, Tensor | None], tuple[Tensor, ...]]  # (proble
 
 
 class TwoProducts:
-    """Logits and moments by two products each."""
+    """Logits and posterior means by two products each."""
 
     def __init__(self, m: MatmulForm) -> None:
         self.pulls, self.precisions, self.offsets = m
@@ -31,7 +31,7 @@ class TwoProducts:
     def responsibilities(self, x: Tensor) -> Tensor:
         return torch.addmm(self.offsets, x, self.pulls_t).addmm(x * x, self.precisions_t, alpha=-0.5).softmax(1)
 
-    def moments(self, r: Tensor) -> tuple[Tensor, Tensor]:
+    def posterior_means(self, r: Tensor) -> tuple[Tensor, Tensor]:
         """Return r b and r P."""
         return r @ self.pulls, r @ self.precisions
 
@@ -52,7 +52,7 @@ class OneProduct:
     def responsibilities(self, x: Tensor) -> Tensor:
         return torch.addmm(self.offsets, torch.cat([x, x * x], 1), self.left).softmax(1)
 
-    def moments(self, r: Tensor) -> tuple[Tensor, Tensor]:
+    def posterior_means(self, r: Tensor) -> tuple[Tensor, Tensor]:
         both = r @ self.right
         return both[:, : self.dim], both[:, self.dim :]
 
@@ -64,7 +64,7 @@ Form = TwoProducts | OneProduct
 
 
 def score(form: Form, x: Tensor) -> Tensor:
-    b, p = form.moments(form.responsibilities(x))
+    b, p = form.posterior_means(form.responsibilities(x))
     return torch.addcmul(b, x, p, value=-1.0)
 
 
@@ -75,7 +75,7 @@ def step(form: Form, x: Tensor, z: Tensor, a: float | Tensor, s: float | Tensor)
 
 def step_in_place(form: Form, x: Tensor, z: Tensor, a: float, s: float) -> Tensor:
     """Take the same step, in place where eager PyTorch can."""
-    b, p = form.moments(form.responsibilities(x))
+    b, p = form.posterior_means(form.responsibilities(x))
     return x.addcmul_(x, p, value=-a).add_(b, alpha=a).add_(z, alpha=s)
 
 
@@ -92,8 +92,8 @@ def target_step(
     """Take x, H and v of the path estimator from step n to n + 1."""
     r = form.responsibilities(x)
     c = r * form.along(x, z)
-    b, p = form.moments(r)
-    cb, cp = form.moments(c)
+    b, p = form.posterior_means(r)
+    cb, cp = form.posterior_means(c)
     g = b - x * p
     product = cb - x * cp - z * p - g * c.sum(1, keepdim=True)
     contraction = 1.0 - a * rate
@@ -119,7 +119,7 @@ def simulate_target(
 ) -> tuple[Tensor, ...]:
     x, buffer = x0.clone(), torch.empty_like(x0)
     h, v = torch.zeros_like(x), torch.zeros_like(x)
-    rate = form.moments(form.responsibilities(x))[1].contiguous()
+    rate = form.posterior_means(form.responsibilities(x))[1].contiguous()
     for n, (a, s) in enumerate(zip(problem.drift_scale, problem.noise_std, strict=True)):
         x, h, v = advance(x, h, v, rate, buffer.normal_() if noise is None else noise[n], a, s)
     return x, -h

@@ -57,9 +57,9 @@ class Problem:
 
     @cached_property
     def weighing(self) -> float:
-        """Components with weight, 2^-64 of a row's largest and more, on average over the first rows."""
-        weights = self.mixture.responsibilities(self.x0[:1024].double())
-        return float((weights >= 2.0**-64 * weights.amax(dim=1, keepdim=True)).sum(dim=1).double().mean())
+        """Components whose responsibility is at least 2^-64 of a row's largest, on average over the first rows."""
+        r = self.mixture.responsibilities(self.x0[:1024].double())
+        return float((r >= 2.0**-64 * r.amax(dim=1, keepdim=True)).sum(dim=1).double().mean())
 
     @cached_property
     def process(self) -> LangevinProcess:

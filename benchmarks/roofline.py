@@ -9,8 +9,8 @@ bandwidth      torch.add of arrays as large, together, as a loss's inputs and gr
 
 Counted are the multiply-adds of the cheapest form of each formula; a lone addition or product is one too, for it takes
 the same slot. An exponential is seven: a polynomial of degree 6 and its reduced argument. Divisions, roots, maxima,
-loads and stores are not counted. On a CPU a trajectory's components are those that have weight in floating point, which
-others need not be visited to know.
+loads and stores are not counted. On a CPU a trajectory's components are those whose responsibilities are not 0 in
+floating point, which others need not be visited to know.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def simulate_multiply_adds(dim: int, components: float) -> float:
 
     logits         2 K d + K      x^2 P, x b; the offset
     softmax        K (7 + 2)      subtract the maximum, exponential, sum
-    moments        2 K d          r b, r P
+    means          2 K d          r b, r P
     score, update  2 d + 2 d      (r b) / total - x (r P) / total;  x + a score + s z
     """
     return 4 * components * dim + components * (1 + EXPONENTIAL + 2) + 4 * dim
@@ -71,8 +71,8 @@ def simulate_target_multiply_adds(dim: int, components: float) -> float:
     """Count the multiply-adds of one sample-step of simulate_target, diag covariances: those of simulate, and
 
     g_k . z        2 K d
-    weights        2 K            c_k = r_k (g_k . z) and their sum
-    moments        2 K d          c b, c P
+    products       2 K            c_k = r_k (g_k . z) and their sum
+    means          2 K d          c b, c P
     Hess z         4 d            c b - x (c P) - z (r P) - g (g . z)
     target         6 d            1 - a p;  v s^2 + c^2 v;  c h, the terms in z and in Hess z
     """

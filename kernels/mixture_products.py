@@ -11,7 +11,8 @@ the first mean, a = x - m_0, b_k = m_k - m_0, and for tied covariances with the 
                                           tied        v . q_k - v . u
 
 Squares are summed tile by tile of dimensions, each with its own cancellation, which bounds what it costs in rounding.
-With weights w_k = 2^(l_k - maximum), l_k = log2 of the component's density, and c_k = w_k (g_k . v), the moments are
+With weights w_k = 2^(l_k - maximum), l_k = log2 of the component's density, and c_k = w_k (g_k . v), the posterior
+means are
 
     sums    A = sum w_k K_k,  R = sum w_k P_k,  B = sum c_k K_k,  S = sum c_k P_k,     keys K_k = P_k b_k (tied: q_k)
     score   g = (A - a R) / total               second = (B - a S - v R) / total       (tied: a P = u, v P = P v)
@@ -239,15 +240,15 @@ def sums_of_whole_rows(
     end,
     dim,
     KIND: tl.constexpr,
-    MOMENTS: tl.constexpr,
+    ORDER: tl.constexpr,
     COMPONENTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Return maximum, total, rate, along, slope [ROWS] and A, R, B, S [ROWS, DIMS] over components begin..end.
 
-    MOMENTS: 0 for maximum and total, 1 for the score, 2 for H v besides.
+    ORDER: 0 for maximum and total, 1 for the score, 2 for H v besides.
     """
-    HVP: tl.constexpr = MOMENTS == 2
+    HVP: tl.constexpr = ORDER == 2
     maximum = tl.full((a.shape[0],), LOWEST, tl.float32)
     total = tl.zeros_like(maximum)
     rate, along, slope = total, total, total
@@ -258,7 +259,7 @@ def sums_of_whole_rows(
         weights, products, shrink, maximum, total, rate, along, slope = weights_of(
             squares, slopes, maximum, total, rate, along, slope, keys, log_scale, start, slots, end, KIND, HVP
         )
-        if MOMENTS >= 1:
+        if ORDER >= 1:
             _, key, precision = component_tile(means, keys, start, slots, columns, end, dim, KIND)
             A, R, B, S = shrunk(A, R, B, S, shrink, KIND, HVP)
             A, R, B, S = add_components(A, R, B, S, weights, products, key, precision, KIND, HVP, PRECISION)

@@ -185,10 +185,10 @@ def component(x, means, precisions, log_scale, k, end, KIND: tl.constexpr):
 
 
 @triton.jit
-def moments(x, v, means, precisions, log_scale, begin, end, KIND: tl.constexpr, MOMENTS: tl.constexpr):
+def posterior_sums(x, v, means, precisions, log_scale, begin, end, KIND: tl.constexpr, ORDER: tl.constexpr):
     """Sum over the components begin <= k < end (int64), with weights 2^(l_k - maximum), l_k = log2 of w_k N_k(x).
 
-    Returns maximum and total, the sums of g_k (MOMENTS >= 1) and of g_k (g_k . v) - P_k v (MOMENTS == 2), x else.
+    Returns maximum and total, the sums of g_k (ORDER >= 1) and of g_k (g_k . v) - P_k v (ORDER == 2), x else.
     """
     D: tl.constexpr = len(x)
     maximum = tl.full(x[0].shape, LOWEST, tl.float32)
@@ -215,9 +215,9 @@ def moments(x, v, means, precisions, log_scale, begin, end, KIND: tl.constexpr, 
             weight = weight_of(logits[i] - peak)
             total += weight
             g = scores[i]
-            if MOMENTS >= 1:
+            if ORDER >= 1:
                 new_first = add_multiple(new_first, weight, g)
-            if MOMENTS == 2:
+            if ORDER == 2:
                 new_second = add_multiple(new_second, weight * dot(g, v), g)
                 new_second = add_multiple(new_second, -weight, precision_product(own[i], 0, v, KIND))
         first, second = new_first, new_second

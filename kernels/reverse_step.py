@@ -107,7 +107,7 @@ def reverse_step_small_kernel(
     y = mixture_small.load_vector(y_ptr, rows, inside, DIM)
     score = mixture_small.load_vector(score_ptr, rows, inside, DIM)
     begin = tl.zeros_like(n_components)
-    _, total, drift, _ = mixture_small.moments(
+    _, total, drift, _ = mixture_small.posterior_sums(
         y, y, means_ptr, precisions_ptr, log_scale_ptr, begin, n_components, KIND, 1
     )
     out = mixture_small.add_multiple(mixture_small.add_multiple(y, -a / total, drift), weight, score)

@@ -238,7 +238,7 @@ def launch_tiled(
 def whole_blocks(
     parameters: tuple[Tensor, Tensor, Tensor], kind: str, resident: bool, components: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Pad means, precisions and log_scale with components that weigh nothing up to a multiple of `components`."""
+    """Pad means, precisions and log_scale with components of responsibility 0 up to a multiple of `components`."""
     means, precisions, log_scale = parameters
     more = -len(means) % components
     if resident or more == 0:

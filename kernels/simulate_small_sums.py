@@ -151,14 +151,14 @@ def absorb(
         sums = added
     if PRODUCT and ALL and COMPONENTS > 1:
         middle = sums[1 + D] * reciprocal(sums[0])
-        moments = ()
+        central = ()
         for i in tl.static_range(COMPONENTS):
             weight = weights[i] * (slopes[i] - middle)
             added = ()
             for j in tl.static_range(D):
-                added += (plus(moments, j, weight, pulls[i * D + j]),)
-            moments = added
-        sums = sums[: 2 + D] + moments + sums[2 + 2 * D :]
+                added += (plus(central, j, weight, pulls[i * D + j]),)
+            central = added
+        sums = sums[: 2 + D] + central + sums[2 + 2 * D :]
     return lowest, sums
 
 

@@ -1,4 +1,4 @@
-"""Trajectories in many dimensions leave components without weight out; no sample's values show it."""
+"""Trajectories in many dimensions leave components of responsibility zero out; no sample's values show it."""
 
 from __future__ import annotations
 

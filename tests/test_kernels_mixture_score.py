@@ -329,18 +329,18 @@ def compile_all() -> Iterator[Row]:
         made = compile_ahead(kernel, types, constants, target, aligned=aligned, **options, enable_fp_fusion=False)
         return made | {"part": part}
 
-    def outputs(moments: int, partial: bool, keep_score: bool) -> dict[str, None]:
+    def outputs(order: int, partial: bool, keep_score: bool) -> dict[str, None]:
         """Return the pointers that are not given."""
         given = {
-            "mass_ptr": partial or moments == 0,
-            "score_ptr": moments >= 1 and (keep_score or partial),
-            "second_ptr": moments == 2,
-            "along_ptr": moments == 2 and partial,
+            "mass_ptr": partial or order == 0,
+            "score_ptr": order >= 1 and (keep_score or partial),
+            "second_ptr": order == 2,
+            "along_ptr": order == 2 and partial,
         }
         return {name: None for name, there in given.items() if not there}
 
     for target in TARGETS:
-        for op, all_moments in (("mixture_score", (1, 0) if every else (1,)), ("mixture_hvp", (2,))):
+        for op, orders in (("mixture_score", (1, 0) if every else (1,)), ("mixture_hvp", (2,))):
             for tile in configurations(op, target):
                 in_registers = "COMPONENTS" not in tile.constants
                 part = "small" if in_registers else "tiled" if "DIRECT" in tile.constants else "whole"
@@ -348,15 +348,15 @@ def compile_all() -> Iterator[Row]:
                 heaviest = ("full",) if in_registers else ("diag",)
                 for kind in (COVARIANCE_TYPES if in_registers else COVARIANCE_TYPES[:3]) if every else heaviest:
                     for dim in ((1, 2, 3, 4) if every else (1, 4)) if in_registers else (None,):
-                        for moments in all_moments:
+                        for order in orders:
                             for partial in (False, True) if every else (False,):
-                                constants = {"KIND": kind, "MOMENTS": moments, "PARTIAL": partial, **tile.constants}
-                                constants |= outputs(moments, partial, keep_score=True)
+                                constants = {"KIND": kind, "ORDER": order, "PARTIAL": partial, **tile.constants}
+                                constants |= outputs(order, partial, keep_score=True)
                                 constants |= {"DIM": dim} if in_registers else {}
                                 yield row(part, kernel, constants, target, tile.options)
         for tile in configurations("mixture_merge", target):
-            for moments in (0, 1, 2) if every else (2,):
-                constants = {"MOMENTS": moments, **tile.constants}
+            for order in (0, 1, 2) if every else (2,):
+                constants = {"ORDER": order, **tile.constants}
                 yield row("merge", mixture_split.mixture_score_merge_kernel, constants, target, tile.options)
         for tile in configurations("precision_product", target):
             for without in ({}, {"means_ptr": None}) if every else ({},):

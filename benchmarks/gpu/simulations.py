@@ -249,7 +249,7 @@ def _compiled(race: Race, step: Callable[..., Any], form: peers.Form) -> Iterato
         if not race.target:
             return (x,), ()
         zero = torch.zeros_like(x)
-        return (x, zero, zero), (form.moments(form.responsibilities(x))[1].contiguous(),)
+        return (x, zero, zero), (form.posterior_means(form.responsibilities(x))[1].contiguous(),)
 
     def finish(state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (state[0], -state[1]) if race.target else state

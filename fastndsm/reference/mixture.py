@@ -65,11 +65,11 @@ def weighted_precision_product(weights: Tensor, v: Tensor, m: MixtureOperands) -
     return torch.einsum("bk,kij,bj->bi", weights, m.precisions, v)
 
 
-Moment = Callable[[Tensor, Tensor, MixtureOperands], Tensor]  # weights [B, k], g [B, k, d], block -> [B, .]
+WeightedSum = Callable[[Tensor, Tensor, MixtureOperands], Tensor]  # weights [B, k], g [B, k, d], block -> [B, .]
 
 
-def posterior_means(x: Tensor, m: MixtureOperands, *moments: Moment) -> tuple[Tensor, list[Tensor]]:
-    """Return log pi(x) [B] and the posterior mean over components of each moment, online over blocks of components."""
+def posterior_means(x: Tensor, m: MixtureOperands, *weighted_sums: WeightedSum) -> tuple[Tensor, list[Tensor]]:
+    """Return log pi(x) [B] and posterior means over components, one for each weighted sum, online over blocks."""
     n_components = m.means.shape[0]
     block = max(1, min(n_components, BLOCK_ELEMENTS // max(1, x.numel())))
     maximum = x.new_full((x.shape[0],), torch.finfo(x.dtype).min)
@@ -82,13 +82,13 @@ def posterior_means(x: Tensor, m: MixtureOperands, *moments: Moment) -> tuple[Te
         weights = (log_joint - new_maximum[:, None]).exp()
         rescale = (maximum - new_maximum).exp()
         total = total * rescale + weights.sum(1)
-        values = [moment(weights, g, part) for moment in moments]
+        values = [weighted_sum(weights, g, part) for weighted_sum in weighted_sums]
         sums = [s * rescale[:, None] + v for s, v in zip(sums, values, strict=True)] if sums else values
         maximum = new_maximum
     return maximum + total.log(), [s / total[:, None] for s in sums]
 
 
-def _score_moment(weights: Tensor, g: Tensor, part: MixtureOperands) -> Tensor:
+def _score_sum(weights: Tensor, g: Tensor, part: MixtureOperands) -> Tensor:
     return (weights[:, None, :] @ g)[:, 0]
 
 
@@ -99,17 +99,17 @@ def mixture_log_prob(x: Tensor, m: MixtureOperands) -> Tensor:
 
 def mixture_score(x: Tensor, m: MixtureOperands) -> Tensor:
     """Return grad log pi(x) for x [B, d] -> [B, d]."""
-    return posterior_means(x, m, _score_moment)[1][0]
+    return posterior_means(x, m, _score_sum)[1][0]
 
 
 def score_and_hvp(x: Tensor, v: Tensor, m: MixtureOperands) -> tuple[Tensor, Tensor]:
     """Return grad log pi(x) and (hessian of log pi)(x) v, sharing the responsibilities."""
 
-    def second_moment(weights: Tensor, g: Tensor, part: MixtureOperands) -> Tensor:
+    def second_sum(weights: Tensor, g: Tensor, part: MixtureOperands) -> Tensor:
         along = weights * (g @ v[:, :, None])[..., 0]
         return (along[:, None, :] @ g)[:, 0] - weighted_precision_product(weights, v, part)
 
-    _, (score, second) = posterior_means(x, m, _score_moment, second_moment)
+    _, (score, second) = posterior_means(x, m, _score_sum, second_sum)
     return score, second - score * (score * v).sum(1, keepdim=True)
 
 
@@ -123,13 +123,13 @@ def mean_precision_diagonal(x: Tensor, m: MixtureOperands) -> Tensor:
     if m.covariance_type == "tied":
         return m.precisions.diagonal().expand_as(x)
 
-    def moment(weights: Tensor, g: Tensor, part: MixtureOperands) -> Tensor:
+    def diagonal_sum(weights: Tensor, g: Tensor, part: MixtureOperands) -> Tensor:
         if part.covariance_type == "spherical":
             return (weights @ part.precisions)[:, None]
         diagonals = part.precisions if part.covariance_type == "diag" else part.precisions.diagonal(dim1=1, dim2=2)
         return weights @ diagonals
 
-    return posterior_means(x, m, moment)[1][0]
+    return posterior_means(x, m, diagonal_sum)[1][0]
 
 
 def mixture_sample(
