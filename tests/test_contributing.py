@@ -139,7 +139,7 @@ raise SystemExit(pytest.main([*files, "-q", "-p", "no:cacheprovider", "-k", sys.
 def test_the_op_works(
     tests: str, copy: Path, start_python: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the reference and in C++, by a formula of its own and by the tests that the page adds."""
+    """Run it on the reference and in C++, by a formula of its own and by the tests that the page adds."""
     if not any(map(shutil.which, ("g++", "c++", "clang++"))):
         pytest.skip("no C++ compiler")
     monkeypatch.chdir(copy)

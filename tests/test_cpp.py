@@ -150,7 +150,7 @@ def test_words_behind_the_normals_are_those_of_the_reference(seed: int, dim: int
 @pytest.mark.parametrize("rows", [1, 31, 33, 700])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_normals_agree_with_the_reference(dtype: torch.dtype, rows: int, dim: int) -> None:
-    """To 4 ulp; the absolute term is the rounding of float64's pi at a zero."""
+    """Require 4 ulp; the absolute term is the rounding of float64's pi at a zero."""
     for step in (7, torch.randint(0, 2**32, (2 * rows,))[::2]):
         found, expected = (
             functional.philox_normal(rows, dim, seed=SEED, step=step, first_path=FIRST_PATH, dtype=dt, backend=backend)

@@ -60,7 +60,7 @@ def outputs(
 @spreads
 @sizes
 def test_agrees_with_the_reference(size: tuple[int, int], spread: float, kind: str, dtype: torch.dtype) -> None:
-    """To 1e-10 of the largest value; in float32 to 1e-5 of it and ten times what the reference loses there."""
+    """Require 1e-10 of the largest value; in float32 1e-5 of it and ten times what the reference loses there."""
     p = process(kind, *size, spread)
     x = start(p)
     exact, own = outputs(p, x, backend="reference"), outputs(p, x.to(dtype), backend="reference")

@@ -52,7 +52,7 @@ def assert_agree(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> Non
 @pytest.mark.parametrize("block", [0, 1, 767])
 @pytest.mark.parametrize("path", [0, 5, 2**32 - 1, 2**40 + 3])
 def test_words_bit_for_bit(path: int, block: int) -> None:
-    """Of both kernels, which share parts of the first two rounds in different ways."""
+    """Compare both kernels, which share parts of the first two rounds in different ways."""
     c0, c1, step = path & 0xFFFFFFFF, path >> 32 | 2 << 24, 4321
     counter = tuple(torch.tensor(value) for value in (c0, c1, step, block))
     expected = [int(w) for w in philox4x32_10(counter, (SEED & 0xFFFFFFFF, SEED >> 32 & 0xFFFFFFFF))]

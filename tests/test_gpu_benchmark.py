@@ -281,7 +281,7 @@ def test_times_of_calls_on_a_gpu(recorded: bool, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_the_ceilings_compute(tmp_path: Path) -> None:
-    """That nothing of it was left out."""
+    """Require that nothing of it was left out."""
     found = interpreted_by(__file__, tmp_path)
     chain = torch.arange(16.0)
     for _ in range(3 * 2):

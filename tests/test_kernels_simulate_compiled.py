@@ -28,7 +28,7 @@ def check_all(target: str, compiled: list[Row]) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_kernels_compile_for(target: str, compiled: list[Row]) -> None:
-    """In a heavy variant: no spills, registers below a ceiling."""
+    """Compile a heavy variant: no spills, registers below a ceiling."""
     check_all(target, compiled)
 
 

@@ -102,7 +102,7 @@ def test_events_of_any_shape_and_other_processes() -> None:
 
 
 def test_a_copy_of_the_network_has_a_process_of_its_own() -> None:
-    """As an exponential moving average has."""
+    """Copy it as an exponential moving average does."""
     p = process()
     net = ResidualScore(network(2, horizon=p.T), p)
     copied = sample(copy.deepcopy(net), p, ROWS, seed=3, fused=True)

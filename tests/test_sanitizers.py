@@ -77,7 +77,7 @@ def assert_within_ulps(found: Tensor, exact: np.ndarray, dtype: str, ulps: float
 @builds
 @pytest.mark.parametrize("name", [*KNOWN_ANSWERS, "random"])
 def test_words(name: str, build: str, answers: Answers) -> None:
-    """In vectors and one by one, bit for bit."""
+    """Compare vectors and words one by one, bit for bit."""
     if name == "random":
         expected = torch.stack(philox4x32_10(random_counters().unbind(1), (5, 6)), dim=1)  # type: ignore[arg-type]
     else:

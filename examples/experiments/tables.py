@@ -82,5 +82,5 @@ def table(
 
 
 def shown(cell: Any) -> str:
-    """Return the text of a cell; of None, nothing."""
+    """Return the text of a cell, empty for None."""
     return "" if cell is None else str(cell)
