@@ -25,7 +25,7 @@ os.environ.pop("OMP_NUM_THREADS", None)
 
 
 def keep_freed_memory() -> None:
-    """Has glibc give none back, so that no time depends on whether results lie in memory new to the process."""
+    """Make glibc give no memory back, so that no time depends on whether results lie in memory new to the process."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
@@ -40,9 +40,9 @@ import torch  # noqa: E402
 import fastndsm  # noqa: E402
 from fastndsm.jit import core  # noqa: E402
 
-from . import floor  # noqa: E402
+from . import roofline  # noqa: E402
 from .problems import TINY  # noqa: E402
-from .record import SHARE_OF_FLOOR, Record  # noqa: E402
+from .record import SHARE_OF_ROOFLINE, Record  # noqa: E402
 from .rows import Row  # noqa: E402
 
 RECORD = pytest.StashKey[Record]()
@@ -75,10 +75,10 @@ def record(request: pytest.FixtureRequest) -> Record:
 
 
 @pytest.fixture(scope="session")
-def rates(record: Record, two_threads: None) -> floor.Rates:
-    """The machine's rates, measured once."""
+def rates(record: Record, two_threads: None) -> roofline.Rates:
+    """Return the machine's rates, measured once."""
     if record.rates is None:
-        record.rates = floor.measure()
+        record.rates = roofline.measure()
     return record.rates
 
 
@@ -87,7 +87,7 @@ Run = Callable[[], Any]
 
 @pytest.fixture
 def race(benchmark: Any, record: Record) -> Callable[..., None]:
-    """Times the fastest of a contender's configurations and records its rounds; call it only where they agree."""
+    """Time the fastest of a contender's configurations and record its rounds; call it only where they agree."""
 
     def run(row: Row, configurations: dict[str, Run] | Run) -> None:
         if not isinstance(configurations, dict):
@@ -100,14 +100,14 @@ def race(benchmark: Any, record: Record) -> Callable[..., None]:
         benchmark.pedantic(configurations[row.configuration], rounds=rounds, iterations=1)
         if benchmark.stats is not None:  # --benchmark-disable
             row.seconds = list(benchmark.stats.stats.data)
-            row.share = None if row.floor_seconds is None else SHARE_OF_FLOOR
+            row.share = None if row.roofline_seconds is None else SHARE_OF_ROOFLINE
             record.rows.add(row)
 
     return run
 
 
 def _fastest(run: Run) -> float:
-    """Seconds of the faster of two calls; the comparison before has warmed it up, and compiled what is compiled."""
+    """Return seconds of the faster of two calls; the comparison before has warmed it up and compiled its code."""
     times = []
     for _ in range(2):
         start = time.perf_counter()
@@ -125,7 +125,7 @@ _failed: list[str] = []
 
 
 def _whole(session: pytest.Session) -> bool:
-    """Whether every benchmark of the suite was to run: results are of one run."""
+    """Return whether every benchmark of the suite was to run: results are of one run."""
     files = {item.path for item in session.items}
     asked = session.config.args
     return not any("::" in a for a in asked) and files >= set(HERE.glob("test_*.py")) and not _deselected

@@ -1,4 +1,4 @@
-"""How much memory a call takes: allocations as torch's profiler sees them, and the peak of a process of its own.
+"""Memory that a call takes: allocations as torch's profiler sees them, and the peak of a process of its own.
 
 `python -m benchmarks.memory mixture_score CONTENDER K d B THREADS` prints, as JSON, the bytes of the inputs and the
 most that was resident during the call beyond what was before.
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def peak_allocated(run: Callable[[], Any]) -> int:
-    """Most bytes of tensors alive at once during run() beyond those alive before, its result among them."""
+    """Return the most bytes of tensors alive at once during run() beyond those before, its result among them."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         kept = run()
     del kept
@@ -38,7 +38,7 @@ def peak_allocated(run: Callable[[], Any]) -> int:
 
 
 def kernel_density(components: int, dim: int, rows: int) -> tuple[GaussianMixture, Tensor]:
-    """A spherical component at each of K points of spread 1, wide enough that many share each x; float32."""
+    """Build a mixture with a component at each of K points of spread 1, wide enough that many share each x; float32."""
     generator = torch.Generator().manual_seed(components)
     weights = torch.full((components,), 1.0 / components, dtype=torch.float32)
     means = torch.randn(components, dim, generator=generator)
@@ -48,7 +48,7 @@ def kernel_density(components: int, dim: int, rows: int) -> tuple[GaussianMixtur
 
 
 def matmul_score(mixture: GaussianMixture) -> Callable[[Tensor], Tensor]:
-    """The score by softmax attention in plain PyTorch: two products and a softmax over all components."""
+    """Compute the score by softmax attention in plain PyTorch: two products and a softmax over all components."""
     means = mixture.means
     precisions = 1.0 / mixture.covariances
     offsets = mixture.weights.log() + 0.5 * mixture.dim * precisions.log()
@@ -71,7 +71,7 @@ CONTENDERS = {"ours": fused_score, "eager": matmul_score}
 
 
 def resident(field: str) -> int:
-    """VmRSS or VmHWM of this process, in bytes."""
+    """Return VmRSS or VmHWM of this process, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
@@ -79,7 +79,7 @@ def resident(field: str) -> int:
 
 
 def score_memory(contender: str, components: int, dim: int, rows: int) -> dict[str, int]:
-    """In a process of its own: `inputs` bytes, and `extra`, what the call adds to them at its peak."""
+    """Measure in a process of its own: `inputs` bytes, and `extra`, what the call adds to them at its peak."""
     command = [sys.executable, "-m", "benchmarks.memory", "mixture_score", contender]
     command += [str(components), str(dim), str(rows), str(torch.get_num_threads())]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)

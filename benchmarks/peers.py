@@ -22,7 +22,7 @@ Peer = Callable[[Problem, Tensor, Tensor | None], tuple[Tensor, ...]]  # (proble
 
 
 class TwoProducts:
-    """Logits and moments by two products each."""
+    """Logits and posterior means by two products each."""
 
     def __init__(self, m: MatmulForm) -> None:
         self.pulls, self.precisions, self.offsets = m
@@ -31,12 +31,12 @@ class TwoProducts:
     def responsibilities(self, x: Tensor) -> Tensor:
         return torch.addmm(self.offsets, x, self.pulls_t).addmm(x * x, self.precisions_t, alpha=-0.5).softmax(1)
 
-    def moments(self, r: Tensor) -> tuple[Tensor, Tensor]:
-        """r b and r P."""
+    def posterior_means(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        """Return r b and r P."""
         return r @ self.pulls, r @ self.precisions
 
     def along(self, x: Tensor, z: Tensor) -> Tensor:
-        """g_k . z [B, K]."""
+        """Return g_k . z [B, K]."""
         return torch.addmm(z @ self.pulls_t, x * z, self.precisions_t, alpha=-1.0)
 
 
@@ -52,7 +52,7 @@ class OneProduct:
     def responsibilities(self, x: Tensor) -> Tensor:
         return torch.addmm(self.offsets, torch.cat([x, x * x], 1), self.left).softmax(1)
 
-    def moments(self, r: Tensor) -> tuple[Tensor, Tensor]:
+    def posterior_means(self, r: Tensor) -> tuple[Tensor, Tensor]:
         both = r @ self.right
         return both[:, : self.dim], both[:, self.dim :]
 
@@ -64,18 +64,18 @@ Form = TwoProducts | OneProduct
 
 
 def score(form: Form, x: Tensor) -> Tensor:
-    b, p = form.moments(form.responsibilities(x))
+    b, p = form.posterior_means(form.responsibilities(x))
     return torch.addcmul(b, x, p, value=-1.0)
 
 
 def step(form: Form, x: Tensor, z: Tensor, a: float | Tensor, s: float | Tensor) -> Tensor:
-    """x_{n+1} = x + a score(x) + s z."""
+    """Return x_{n+1} = x + a score(x) + s z."""
     return x + a * score(form, x) + s * z
 
 
 def step_in_place(form: Form, x: Tensor, z: Tensor, a: float, s: float) -> Tensor:
-    """The same, in place where eager PyTorch can be."""
-    b, p = form.moments(form.responsibilities(x))
+    """Take the same step, in place where eager PyTorch can."""
+    b, p = form.posterior_means(form.responsibilities(x))
     return x.addcmul_(x, p, value=-a).add_(b, alpha=a).add_(z, alpha=s)
 
 
@@ -89,11 +89,11 @@ def target_step(
     a: float | Tensor,
     s: float | Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x, H and v of the path estimator, from step n to n + 1."""
+    """Take x, H and v of the path estimator from step n to n + 1."""
     r = form.responsibilities(x)
     c = r * form.along(x, z)
-    b, p = form.moments(r)
-    cb, cp = form.moments(c)
+    b, p = form.posterior_means(r)
+    cb, cp = form.posterior_means(c)
     g = b - x * p
     product = cb - x * cp - z * p - g * c.sum(1, keepdim=True)
     contraction = 1.0 - a * rate
@@ -119,14 +119,14 @@ def simulate_target(
 ) -> tuple[Tensor, ...]:
     x, buffer = x0.clone(), torch.empty_like(x0)
     h, v = torch.zeros_like(x), torch.zeros_like(x)
-    rate = form.moments(form.responsibilities(x))[1].contiguous()
+    rate = form.posterior_means(form.responsibilities(x))[1].contiguous()
     for n, (a, s) in enumerate(zip(problem.drift_scale, problem.noise_std, strict=True)):
         x, h, v = advance(x, h, v, rate, buffer.normal_() if noise is None else noise[n], a, s)
     return x, -h
 
 
 def eager(problem: Problem, target: bool) -> dict[str, Peer]:
-    """Plain PyTorch, under inference_mode."""
+    """Return the simulator in plain PyTorch, under inference_mode."""
     configurations: dict[str, Peer] = {}
     for form in (TwoProducts(problem.matmul_form), OneProduct(problem.matmul_form)):
         run: Peer = (
@@ -139,7 +139,7 @@ def eager(problem: Problem, target: bool) -> dict[str, Peer]:
 
 
 def compiled(problem: Problem, target: bool) -> dict[str, Peer]:
-    """The step by torch.compile, one graph; the loop and the noise in Python."""
+    """Return the simulator with its step by torch.compile, one graph; the loop and the noise in Python."""
     form = OneProduct(problem.matmul_form)
     torch.compiler.reset()
     whole = partial(target_step if target else step, form)
@@ -158,7 +158,7 @@ def torchsde_available() -> bool:
 
 
 def torchsde(problem: Problem, target: bool) -> dict[str, Peer]:
-    """torchsde's Euler scheme with diagonal noise; it has no path estimator."""
+    """Return torchsde's Euler scheme with diagonal noise; it has no path estimator."""
     library = importlib.import_module("torchsde")
     assert not target
     form = TwoProducts(problem.matmul_form)

@@ -44,27 +44,27 @@ class Solver:
     def responsibilities(self, x: Any) -> Any:
         return self.jax.nn.softmax(self.offsets + self.jnp.concatenate([x, x * x], 1) @ self.left, axis=1)
 
-    def moments(self, r: Any) -> tuple[Any, Any]:
+    def posterior_means(self, r: Any) -> tuple[Any, Any]:
         both = r @ self.right
         return both[:, : self.dim], both[:, self.dim :]
 
     def start(self, x0: Any) -> tuple[Any, ...]:
         if not self.target:
             return (x0,)
-        return x0, self.jnp.zeros_like(x0), self.jnp.zeros_like(x0), self.moments(self.responsibilities(x0))[1]
+        return x0, self.jnp.zeros_like(x0), self.jnp.zeros_like(x0), self.posterior_means(self.responsibilities(x0))[1]
 
     def advance(self, state: tuple[Any, ...], z: Any, a: Any, s: Any) -> tuple[Any, ...]:
-        """The state (x, or x, H, v and p) from step n to n + 1."""
+        """Take the state (x, or x, H, v and p) from step n to n + 1."""
         x = state[0]
         r = self.responsibilities(x)
-        b, p = self.moments(r)
+        b, p = self.posterior_means(r)
         g = b - x * p
         after = x + a * g + s * z
         if not self.target:
             return (after,)
         _, h, v, rate = state
         c = r * (self.jnp.concatenate([z, x * z], 1) @ self.mixed)
-        cb, cp = self.moments(c)
+        cb, cp = self.posterior_means(c)
         product = cb - x * cp - z * p - g * c.sum(1, keepdims=True)
         contraction = 1.0 - a * rate
         v_next = s * s + contraction * contraction * v
@@ -93,7 +93,7 @@ class Solver:
 
 
 def simulate(generator: str, problem: Problem, target: bool) -> dict[str, Peer]:
-    """Configurations of the solver with threefry2x32 or unsafe_rbg."""
+    """Return configurations of the solver with threefry2x32 or unsafe_rbg."""
     solver = Solver(problem, target)
     jax, jnp = solver.jax, solver.jnp
     key = jax.random.key(0, impl=generator)
@@ -119,7 +119,7 @@ def simulate(generator: str, problem: Problem, target: bool) -> dict[str, Peer]:
 
 
 def normals(generator: str, n: int) -> Callable[[], Tensor]:
-    """n standard normals in float32."""
+    """Draw n standard normals in float32."""
     import jax
 
     key = jax.random.key(0, impl=generator)

@@ -1,4 +1,4 @@
-"""What is simulated: the three sizes, their mixtures and processes, and their parameters in matmul form.
+"""Simulated problems: the three sizes, their mixtures and processes, and their parameters in matmul form.
 
 FASTNDSM_BENCH_SIZE=tiny shrinks every size, so that the suite's code runs in seconds; its figures mean nothing.
 """
@@ -57,9 +57,9 @@ class Problem:
 
     @cached_property
     def weighing(self) -> float:
-        """Components with weight, 2^-64 of a row's largest and more, on average over the first rows."""
-        weights = self.mixture.responsibilities(self.x0[:1024].double())
-        return float((weights >= 2.0**-64 * weights.amax(dim=1, keepdim=True)).sum(dim=1).double().mean())
+        """Components whose responsibility is at least 2^-64 of a row's largest, on average over the first rows."""
+        r = self.mixture.responsibilities(self.x0[:1024].double())
+        return float((r >= 2.0**-64 * r.amax(dim=1, keepdim=True)).sum(dim=1).double().mean())
 
     @cached_property
     def process(self) -> LangevinProcess:
@@ -84,7 +84,7 @@ class Problem:
         return MatmulForm((precisions * means).float(), precisions.float(), offsets.float())
 
     def noise(self, rows: int, seed: int) -> Tensor:
-        """The normals [N, rows, d] that the first paths see, by the reference."""
+        """Return the normals [N, rows, d] that the first paths see, by the reference."""
         return torch.stack(
             [philox_normal(rows, self.dim, seed=seed, step=n, backend="reference") for n in range(self.steps)]
         )
@@ -96,7 +96,7 @@ IMAGES = Problem(784, 10, *(128, 3) if TINY else (1_024, 50))
 
 
 def law_deviation(found: Tensor, other: Tensor) -> float:
-    """Largest |z| over the means of each coordinate and of its square, of two independent samples [B, d]."""
+    """Return the largest |z| over the means of each coordinate and of its square, of two independent samples [B, d]."""
     worst = []
     for a, b in ((found, other), (found.square(), other.square())):
         a, b = a.double(), b.double()

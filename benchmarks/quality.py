@@ -1,4 +1,4 @@
-"""How good are the samples? The method's quality, estimator by estimator, against draws from the reference itself.
+"""Quality of the method's samples, estimator by estimator, against draws from the reference itself.
 
     python benchmarks/quality.py planar [--seeds 3] [--jobs 2]    four modes, ring, moons: energy distance, mode weights
     python benchmarks/quality.py digits                            8x8 digits: Frechet and nearest-training distance
@@ -42,14 +42,14 @@ Row = dict[str, Any]
 
 
 def train(net: nn.Module, process: LangevinProcess, estimator: str, x: Tensor, config: TrainConfig) -> nn.Module:
-    """The moving average of `net` after training with the estimator."""
+    """Return the moving average of `net` after training with the estimator."""
     trainer = Trainer(net, NDSMLoss(process, **ESTIMATORS[estimator]), x, config)  # type: ignore[arg-type]
     trainer.fit(progress=False)
     return trainer.ema_net
 
 
 def planar(name: str, estimator: str, seed: int, steps: int = 4000) -> list[Row]:
-    """Energy distance to held-out data and mode weights of a model trained on 5,000 points, and of draws from pi."""
+    """Return the energy distance to held-out data and mode weights of a model of 5,000 points, and of draws from pi."""
     torch.manual_seed(seed)
     dataset = data.load(name, n=5000, seed=seed, n_test=EVALUATED)
     reference = GaussianMixture.fit(dataset.train, PLANAR[name], random_state=seed)
@@ -71,7 +71,7 @@ def planar(name: str, estimator: str, seed: int, steps: int = 4000) -> list[Row]
 
 
 def digits(estimators: list[str], seed: int = 0, steps: int = 4000, pictures: Path | None = None) -> list[Row]:
-    """Frechet distance, class weights, confidence, distance to the nearest training image, of pi and real data too."""
+    """Return Frechet distance, class weights, confidence, distance to nearest training image; of pi and data too."""
     dataset = data.load("digits")
     x = dataset.train.flatten(1)
     reference = digits_model(seed).process.reference
@@ -98,7 +98,7 @@ def digits(estimators: list[str], seed: int = 0, steps: int = 4000, pictures: Pa
 
 
 def digits_model(seed: int) -> ResidualScore:
-    """An untrained residual MLP 3x256 on the flat digits, with a spherical reference of ten components."""
+    """Return an untrained residual MLP 3x256 on the flat digits, with a spherical reference of ten components."""
     torch.manual_seed(seed)
     dataset = data.load("digits")
     reference = GaussianMixture.fit(dataset.train.flatten(1), 10, "spherical", 1e-2, random_state=seed)
@@ -107,7 +107,7 @@ def digits_model(seed: int) -> ResidualScore:
 
 
 def known_score(estimator: str, seed: int = 0, steps: int = 4000, dim: int = 2) -> Row:
-    """Relative squared error of the score learnt from Gaussian data N(m, diag(c)) noised towards pi = N(0, I)."""
+    """Return the relative squared error of the score learnt from N(m, diag(c)) noised towards pi = N(0, I)."""
     torch.manual_seed(seed)
     mean, variance = torch.tensor([0.8, -0.5])[:dim], torch.tensor([0.3, 0.6])[:dim]
     process = OUProcess(dim, T=3.0, n_steps=100)
@@ -131,7 +131,7 @@ def known_score(estimator: str, seed: int = 0, steps: int = 4000, dim: int = 2) 
 def gradient_trace(
     model: nn.Module, process: LangevinProcess, x0: Tensor, estimator: str, step: int, n: int = 2000, seed: int = 0
 ) -> float:
-    """Trace of the covariance over single samples (mirrored pairs for antithetic) of the loss gradient in the weights.
+    """Return the trace of the covariance over samples (or antithetic pairs) of the loss gradient in the weights.
 
     Weight 1, so that only dt and the estimator speak; not the loss's variance, which a detached control variate fools.
     """
@@ -164,7 +164,7 @@ def gradient_trace(
 
 
 def variance(seed: int = 0, steps: int = 4000, n: int = 1000) -> list[Row]:
-    """Gradient traces on trained networks: four modes at last steps of 1e-3 and 0.1, the digits at three times."""
+    """Return gradient traces on trained networks: four modes at last steps of 1e-3 and 0.1, digits at three times."""
     rows = []
     torch.manual_seed(seed)
     dataset = data.load("four_modes", n=5000, seed=seed)  # wide enough for a step of 0.1 to be stable
@@ -191,7 +191,7 @@ def variance(seed: int = 0, steps: int = 4000, n: int = 1000) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as Markdown."""
+    """Return the rows as Markdown."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = ((row.get(c, "") for c in columns) for row in rows)
     return markdown(columns, ((f"{c:.4g}" if isinstance(c, float) else str(c) for c in line) for line in cells))

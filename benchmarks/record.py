@@ -17,10 +17,10 @@ import torch
 import fastndsm
 from fastndsm.cli.tables import markdown
 
-from .floor import Rates
+from .roofline import Rates
 from .rows import Row, Rows, spread
 
-SHARE_OF_FLOOR = 0.4  # to reach
+SHARE_OF_ROOFLINE = 0.4  # to reach
 OURS = "ours"
 PACKAGES = ("torch", "jax", "jaxlib", "torchsde", "numpy")
 FAMILIES = ("jax", "eager", "compiled", "torchsde")  # a peer's family is the first word of its name
@@ -89,15 +89,15 @@ class Record:
         return "\n\n".join(parts) + "\n"
 
     def _speeds(self, ours: list[Row]) -> str:
-        head = ("op", "case", "ours, ns", "floor, ns", "of the floor", *FAMILIES)
+        head = ("op", "case", "ours, ns", "roofline, ns", "of the roofline", *FAMILIES)
         body = []
         for row in ours:
             cells = [row.op, row.case, f"{spread(row, partial(nanoseconds, row))} {row.unit}"]
-            if row.floor_seconds is None:
+            if row.roofline_seconds is None:
                 cells += ["", ""]
             else:
-                cells.append(f"{nanoseconds(row, row.floor_seconds):.3g} ({row.floor})")
-                cells.append(f"{row.floor_seconds / row.median:.0%}")
+                cells.append(f"{nanoseconds(row, row.roofline_seconds):.3g} ({row.roofline})")
+                cells.append(f"{row.roofline_seconds / row.median:.0%}")
             cells += [self.rows.against(row, family, _median_nanoseconds) for family in FAMILIES]
             body.append(cells)
         return markdown(head, body)
@@ -127,7 +127,7 @@ class Record:
 
 
 def nanoseconds(row: Row, seconds: float) -> float:
-    """Per unit."""
+    """Return nanoseconds per unit."""
     return 1e9 * seconds / row.count
 
 

@@ -1,4 +1,4 @@
-"""What was timed, how fast it was, and how far it is from what is to be reached."""
+"""Rows of results: what was timed, its speed, and how far it is from what is to be reached."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Row:
     multiply_adds: float = 0.0
     normals: float = 0.0
     bytes: float = 0.0
-    floor_seconds: float | None = None
-    floor: str = ""  # what it is made of
+    roofline_seconds: float | None = None
+    roofline: str = ""  # what it is made of
     # to reach
-    share: float | None = None  # of the floor
+    share: float | None = None  # of the roofline
     targets: dict[str, float] = field(default_factory=dict)  # family of peers -> times ahead
     rate: float | None = None  # units per second
 
@@ -58,7 +58,7 @@ class Rows:
             self.add(row)
 
     def add(self, row: Row) -> None:
-        """Rounds of several turns are pooled."""
+        """Add a row; rounds of several turns are pooled."""
         known = self.rows.setdefault((row.op, row.case, row.contender, row.configuration), row)
         if known is not row:
             known.seconds.extend(row.seconds)
@@ -74,12 +74,12 @@ class Rows:
         return [row for row in self if row.contender in self.names]
 
     def best(self, ours: Row, family: str) -> Row | None:
-        """The fastest of another family on the same case."""
+        """Return the fastest of another family on the same case."""
         rows = [r for r in self if (r.op, r.case, r.family) == (ours.op, ours.case, family) and r.family != ours.family]
         return min(rows, key=lambda r: r.median, default=None)
 
     def missed(self) -> list[str]:
-        """Figures that fall short of what is to be reached."""
+        """Return the figures that fall short of what is to be reached."""
         lines = []
         for row in self.ours:
             name = f"{row.op} {row.case}" + (f", {row.contender}" if len(self.names) > 1 else "")
@@ -88,14 +88,16 @@ class Rows:
                 if peer is not None and peer.median < target * row.median:
                     ahead = f"{peer.median / row.median:.3g} of {family}'s time, to reach {target:.3g}"
                     lines.append(f"{name}: {ahead}")
-            if None not in (row.share, row.floor_seconds) and row.floor_seconds < row.share * row.median:
-                lines.append(f"{name}: {row.floor_seconds / row.median:.0%} of the floor, to reach {row.share:.0%}")
+            if None not in (row.share, row.roofline_seconds) and row.roofline_seconds < row.share * row.median:
+                lines.append(
+                    f"{name}: {row.roofline_seconds / row.median:.0%} of the roofline, to reach {row.share:.0%}"
+                )
             if row.rate is not None and row.count < row.rate * row.median:
                 lines.append(f"{name}: {row.count / row.median:.3g} a second, to reach {row.rate:.3g}")
         return lines
 
     def against(self, ours: Row, family: str, figure: Callable[[Row], float]) -> str:
-        """A peer's time, as the figure gives it, and how far ours is ahead of it."""
+        """Return a peer's time, as the figure gives it, and how far ours is ahead of it."""
         peer = self.best(ours, family)
         if peer is None:
             return ""
@@ -105,11 +107,11 @@ class Rows:
 
 
 def bound(form: str, value: float | None) -> str:
-    """What is to be reached, in brackets."""
+    """Return what is to be reached, in brackets."""
     return "" if value is None else f" (to reach {form.format(value)})"
 
 
 def spread(row: Row, figure: Callable[[float], float]) -> str:
-    """The median with the quartiles in brackets, of times as the figure gives them."""
+    """Return the median with the quartiles in brackets, of times as the figure gives them."""
     low, high = map(figure, row.quartiles)
     return f"{figure(row.median):.4g} [{low:.4g}, {high:.4g}]"

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastndsm import functional
 from fastndsm.testing import deviation
 
-from . import floor, memory, peers_jax
+from . import memory, peers_jax, roofline
 from .problems import CHECKED_ROWS, TINY
 from .record import Memory, Record
 from .rows import Row
@@ -40,7 +40,7 @@ def normals(contender: str) -> Callable[[], Tensor]:
 
 
 def standard(values: Tensor) -> float:
-    """Largest |z| of the first four moments of standard normals."""
+    """Return the largest |z| of the first four moments of standard normals."""
     powers = torch.stack([values.double().flatten() ** k for k in (1, 2, 3, 4)])
     expected, variance = torch.tensor([0.0, 1.0, 0.0, 3.0]), torch.tensor([1.0, 2.0, 15.0, 96.0])
     return float(((powers.mean(1) - expected) / (variance / values.numel()).sqrt()).abs().max())
@@ -105,11 +105,11 @@ class Losses:
         return partial(getattr(self, op), "cpp") if contender == "ours" else getattr(self, f"eager_{op}")
 
     def inputs(self, op: str) -> int:
-        """Bytes of the large inputs."""
+        """Return the bytes of the large inputs."""
         return (self.scores if op == "ndsm_loss" else self.score).nbytes + self.noise.nbytes
 
     def footprint(self, op: str) -> int:
-        """Bytes of inputs and gradient."""
+        """Return the bytes of inputs and gradient."""
         return self.inputs(op) + (self.scores if op == "ndsm_loss" else self.score).nbytes
 
 
@@ -119,7 +119,7 @@ def losses() -> Losses:
 
 
 def loss_traffic(op: str) -> int:
-    """Bytes that forward (inputs read) and backward (inputs read, gradient written) cannot do without.
+    """Return the bytes that forward (inputs read) and backward (inputs read, gradient written) cannot do without.
 
     The second half of control_variate's scores is not needed for its gradient: it is read forward alone.
     """
@@ -136,9 +136,9 @@ def test_loss(op: str, contender: str, race: Any) -> None:
     case = f"forward + backward B={ROWS:,} d={WIDTH}"
     row = Row(op, case, contender, "a value", ROWS * WIDTH, "reference", deviation=error)
     if contender == "ours":
-        bandwidth = floor.bandwidth(losses().footprint(op))
-        row.floor_seconds = loss_traffic(op) / bandwidth
-        row.floor, row.targets = f"{bandwidth / 1e9:.3g} GB/s", {"eager": 3.0}
+        bandwidth = roofline.bandwidth(losses().footprint(op))
+        row.roofline_seconds = loss_traffic(op) / bandwidth
+        row.roofline, row.targets = f"{bandwidth / 1e9:.3g} GB/s", {"eager": 3.0}
     race(row, run)
 
 
@@ -169,7 +169,7 @@ def density() -> tuple[Any, Tensor]:
 
 
 @pytest.mark.parametrize("contender", ["ours", "eager"])
-def test_mixture_score(contender: str, rates: floor.Rates, race: Any) -> None:
+def test_mixture_score(contender: str, rates: roofline.Rates, race: Any) -> None:
     mixture, x = density()
     few = x[: min(8, CHECKED_ROWS)]
     run = memory.CONTENDERS[contender](mixture)
@@ -180,8 +180,8 @@ def test_mixture_score(contender: str, rates: floor.Rates, race: Any) -> None:
     case = f"d={PIXELS} K={COMPONENTS:,} B={POINTS} spherical"
     row = Row("mixture_score", case, contender, "a sample", POINTS, "float64 reference", deviation=error)
     if contender == "ours":
-        row.floor_seconds = POINTS * rates.floor(floor.spherical_score_multiply_adds(PIXELS, COMPONENTS))
-        row.floor, row.targets = "arithmetic", {"eager": 1.0}
+        row.roofline_seconds = POINTS * rates.roofline(roofline.spherical_score_multiply_adds(PIXELS, COMPONENTS))
+        row.roofline, row.targets = "arithmetic", {"eager": 1.0}
     race(row, partial(run, x))
 
 

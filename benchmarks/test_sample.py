@@ -16,7 +16,7 @@ import fastndsm
 from fastndsm import ResidualScore, networks
 from fastndsm.testing import deviation
 
-from . import floor
+from . import roofline
 from .problems import PLANAR, TINY, Problem
 from .rows import Row
 
@@ -28,7 +28,7 @@ CONTENDERS = {"ours": True, "eager": False}
 
 @lru_cache
 def score_net() -> ResidualScore:
-    """With weights like a trained network's: it starts at an output of zero, which would hide every error."""
+    """Build a network with weights like a trained one's: it starts at an output of zero, which would hide an error."""
     torch.manual_seed(0)
     net = networks.MLP(PROBLEM.dim, HIDDEN, horizon=PROBLEM.process.T)
     torch.nn.init.normal_(net.last.weight, std=0.05)
@@ -40,7 +40,7 @@ def draw(fused: bool) -> Tensor:
 
 
 @pytest.mark.parametrize("contender", CONTENDERS)
-def test_sample(contender: str, rates: floor.Rates, race: Any) -> None:
+def test_sample(contender: str, rates: roofline.Rates, race: Any) -> None:
     error = deviation((draw(CONTENDERS[contender]),), (draw(not CONTENDERS[contender]),))
     assert error <= SAME_SAMPLES
     case, d = f"MLP {len(HIDDEN)}x{HIDDEN[0]}, {PROBLEM.label}", PROBLEM.dim
@@ -48,8 +48,9 @@ def test_sample(contender: str, rates: floor.Rates, race: Any) -> None:
         "sample", case, contender, "a sample-step", PROBLEM.sample_steps, "the other, same noise", deviation=error
     )
     if contender == "ours":
-        arithmetic = floor.mlp_multiply_adds([d, *HIDDEN, d]) + floor.simulate_multiply_adds(d, PROBLEM.components)
-        row.floor_seconds = PROBLEM.sample_steps * rates.floor(arithmetic, d)
-        row.floor = "arithmetic + normals"
+        arithmetic = roofline.simulate_multiply_adds(d, PROBLEM.components)
+        arithmetic += roofline.mlp_multiply_adds([d, *HIDDEN, d])
+        row.roofline_seconds = PROBLEM.sample_steps * rates.roofline(arithmetic, d)
+        row.roofline = "arithmetic + normals"
         row.targets = {"eager": 1.5}
     race(row, partial(draw, CONTENDERS[contender]))

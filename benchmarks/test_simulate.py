@@ -15,7 +15,7 @@ from torch import Tensor
 from fastndsm import functional
 from fastndsm.testing import deviation
 
-from . import floor, peers, peers_jax
+from . import peers, peers_jax, roofline
 from .problems import CHECKED_ROWS, IMAGES, PLANAR, VECTORS, Problem, law_deviation
 from .rows import Row
 
@@ -48,7 +48,7 @@ def skip_missing(contender: str) -> None:
 
 
 def simulate(problem: Problem, target: bool, x0: Tensor, backend: str) -> tuple[Tensor, ...]:
-    """x, or x and target, of the first paths."""
+    """Return x, or x and target, of the first paths."""
     if target:
         return functional.simulate_target(x0, problem.process, seed=1, backend=backend)[:2]
     return (functional.simulate(x0, problem.process, seed=1, backend=backend),)
@@ -56,7 +56,7 @@ def simulate(problem: Problem, target: bool, x0: Tensor, backend: str) -> tuple[
 
 @lru_cache(maxsize=1)
 def checked(problem: Problem, target: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], float, float]:
-    """Ours on all paths; the float64 reference on the first ones, ours' deviation from it, and the bound on that."""
+    """Return ours on all paths, the float64 reference on the first ones, our deviation from it, and its bound."""
     few = problem.x0[:CHECKED_ROWS]
     exact = simulate(problem, target, few.double(), "reference")
     own = deviation(simulate(problem, target, few, "reference"), exact)
@@ -69,15 +69,15 @@ def row(problem: Problem, target: bool, contender: str, error: float, check: str
     return Row(op, problem.label, contender, "a sample-step", problem.sample_steps, check, deviation=error)
 
 
-def run_ours(problem: Problem, target: bool, targets: dict[str, float], rates: floor.Rates, race: Any) -> None:
+def run_ours(problem: Problem, target: bool, targets: dict[str, float], rates: roofline.Rates, race: Any) -> None:
     _, _, error, bound = checked(problem, target)
     assert error <= bound
     ours = row(problem, target, "ours", error, "float64 reference, same noise")
-    count = floor.simulate_target_multiply_adds if target else floor.simulate_multiply_adds
-    arithmetic = rates.floor(count(problem.dim, problem.weighing))
-    normals = rates.floor(0, problem.dim)
-    ours.floor_seconds = problem.sample_steps * (arithmetic + normals)
-    ours.floor = f"arithmetic {1e9 * arithmetic:.3g} + normals {1e9 * normals:.3g}"
+    count = roofline.simulate_target_multiply_adds if target else roofline.simulate_multiply_adds
+    arithmetic = rates.roofline(count(problem.dim, problem.weighing))
+    normals = rates.roofline(0, problem.dim)
+    ours.roofline_seconds = problem.sample_steps * (arithmetic + normals)
+    ours.roofline = f"arithmetic {1e9 * arithmetic:.3g} + normals {1e9 * normals:.3g}"
     ours.targets = targets
     race(ours, partial(simulate, problem, target, problem.x0, "cpp"))
 
@@ -100,7 +100,7 @@ def run_peer(problem: Problem, target: bool, contender: str, race: Any) -> None:
 
 @pytest.mark.parametrize("contender", ["ours", *PEERS])
 @pytest.mark.parametrize("problem", SIMULATE, ids=label)
-def test_simulate(problem: Problem, contender: str, rates: floor.Rates, race: Any) -> None:
+def test_simulate(problem: Problem, contender: str, rates: roofline.Rates, race: Any) -> None:
     skip_missing(contender)
     if contender == "ours":
         run_ours(problem, False, SIMULATE[problem], rates, race)
@@ -110,7 +110,7 @@ def test_simulate(problem: Problem, contender: str, rates: floor.Rates, race: An
 
 @pytest.mark.parametrize("contender", ["ours", *(name for name in PEERS if name != "torchsde")])
 @pytest.mark.parametrize("problem", SIMULATE_TARGET, ids=label)
-def test_simulate_target(problem: Problem, contender: str, rates: floor.Rates, race: Any) -> None:
+def test_simulate_target(problem: Problem, contender: str, rates: roofline.Rates, race: Any) -> None:
     skip_missing(contender)
     if contender == "ours":
         run_ours(problem, True, SIMULATE_TARGET[problem], rates, race)

@@ -91,7 +91,7 @@ class Training:
         self.step += 1
 
     def outcome(self, backend: str) -> tuple[Tensor, ...]:
-        """The loss of a few samples and its gradients."""
+        """Return the loss of a few samples and its gradients."""
         with fastndsm.use_backend(backend):
             loss = self.loss(self.net, self.data[:16], seed=1)
         gradients = torch.autograd.grad(loss, list(self.net.parameters()), allow_unused=True)
@@ -101,7 +101,7 @@ class Training:
 
 @lru_cache
 def training(name: str, contender: str) -> tuple[Training, float]:
-    """The contender, and how far its loss and gradients are from the reference's."""
+    """Return the contender, and how far its loss and gradients are from the reference's."""
     made = Training(SETS[name](), contender)
     for _ in range(2):  # the last layer starts at zero, and with it most gradients
         made()

@@ -30,7 +30,7 @@ class MyNetwork(nn.Module):
 
 
 def two_arcs(n: int) -> Tensor:
-    """Your data: two arcs, one of them with a fifth of the points."""
+    """Draw your data: two arcs, one of them with a fifth of the points."""
     angle = torch.pi * torch.rand(n)
     arc = torch.stack([angle.cos(), angle.sin()], dim=1) + 0.05 * torch.randn(n, 2)
     return torch.where(torch.rand(n, 1) < 0.2, -arc - torch.tensor([0.0, 1.0]), arc)

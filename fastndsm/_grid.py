@@ -13,7 +13,7 @@ ROUNDING = 1e-6  # of T, where the grid was given in float32
 
 
 def time_grid(horizon: float | None, n_steps: int, grid: str | Sequence[float] | Tensor) -> Tensor:
-    """The N+1 times of a grid, float64; the horizon may be None where `grid` gives the times."""
+    """Return the N+1 times of a grid, float64; the horizon may be None where `grid` gives the times."""
     if isinstance(grid, str):
         _checks.choice("grid", grid, ("uniform", "quadratic"))
         horizon = _checks.positive("T", horizon)
@@ -34,7 +34,7 @@ def time_grid(horizon: float | None, n_steps: int, grid: str | Sequence[float] |
 
 
 def variance_recursion(noise_std: Tensor, contraction: Tensor) -> Tensor:
-    """v_{n+1} = s_n^2 + contraction_n^2 v_n from v_0 = 0, [N]."""
+    """Return v_{n+1} = s_n^2 + contraction_n^2 v_n from v_0 = 0, [N]."""
     values, v = [], noise_std.new_zeros(())
     for s, c in zip(noise_std, contraction, strict=True):
         v = s**2 + c**2 * v

@@ -65,7 +65,7 @@ def _entry(name: str) -> Callable[..., Any]:
 
 
 def _transforming() -> bool:
-    """Inside a torch.func transform, or a forward-mode AD level."""
+    """Return whether this is inside a torch.func transform, or a forward-mode AD level."""
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
@@ -91,7 +91,7 @@ def _autograd(name: str, backward: Callable[..., Any], setup: Callable[..., Any]
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 computes in float64, everything else in float32."""
+    """Return the dtype to compute in: float64 for float64, float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -125,7 +125,7 @@ def _arguments(ctx: Any) -> Any:
 
 @contextlib.contextmanager
 def _recording() -> Iterator[None]:
-    """Autograd records, also inside an op, where the dispatcher may have switched it off."""
+    """Have autograd record, also inside an op, where the dispatcher may have switched it off."""
     keys = torch._C.DispatchKey
     exclude = torch._C._dispatch_tls_local_exclude_set()
     for key in (keys.AutogradFunctionality, keys.AutogradOther, keys.AutogradNestedTensor, keys.ADInplaceOrView):
@@ -136,7 +136,7 @@ def _recording() -> Iterator[None]:
 
 
 def _reference_autograd(name: str, function: Callable[..., Tensor], differentiable: int) -> None:
-    """Derivatives of the op `name` in its first `differentiable` arguments, by autograd through `function`."""
+    """Derive the op `name` in its first `differentiable` arguments, by autograd through `function`."""
 
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         arguments = _arguments(ctx)
@@ -154,7 +154,7 @@ def _reference_autograd(name: str, function: Callable[..., Tensor], differentiab
 
 
 def _gradient_op(name: str, n_grads: int, differentiable: int, rerun: Callable[..., Any]) -> None:
-    """The op (*grads, x, *rest) -> gradient in x of sum <grad, rerun(x, *rest)>, by autograd through the reference."""
+    """Define the op (*grads, x, *rest) -> gradient in x of sum <grad, rerun(x, *rest)>, by the reference's autograd."""
 
     def gradient(arguments: Sequence[Any], create_graph: bool) -> Tensor:
         grads, x, rest = arguments[:n_grads], arguments[n_grads], arguments[n_grads + 1 :]
@@ -288,7 +288,7 @@ for _name in ("simulate", "simulate_transition"):
 
 
 def _save_simulation(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    """Everything but the backend: the backward ops re-run the reference."""
+    """Save everything but the backend: the backward ops re-run the reference."""
     _save_all(ctx, inputs[:-1], output)
     if isinstance(output, tuple) and len(inputs) == 11:  # simulate_transition: the noise does not depend on x0
         ctx.mark_non_differentiable(output[2])

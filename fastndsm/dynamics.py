@@ -1,4 +1,4 @@
-"""What a noising process does to samples, step by step.
+"""Dynamics of a noising process: what it does to samples, step by step.
 
     mean_n  = x_n + F(x_n, t_n) dt_n,    x_{n+1} = mean_n + s_n z_n
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from ._ops import ops
 from .reference import MixtureOperands, ProcessOperands, philox
 from .reference.reverse_step import reverse_update
-from .reference.simulate import mirrored, walk, walk_with_target
+from .reference.simulate import antithetic_pairs, walk, walk_with_target
 
 
 class Dynamics(Protocol):
@@ -68,7 +68,7 @@ class MixtureDynamics:
         return ProcessOperands(drift_scale, noise_std, MixtureOperands(*mixture))
 
     def _arguments(self, dtype: torch.dtype) -> tuple[Any, ...]:
-        """The operands in a row, as op schemas list them."""
+        """Return the operands in a row, as op schemas list them."""
         mixture = self.mixture.operands(dtype)
         compute = mixture.means.dtype
         return self.drift_scale.to(compute), self.noise_std.to(compute), *mixture
@@ -153,7 +153,7 @@ class CallableDynamics:
         self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, antithetic: bool, backend: str
     ) -> tuple[Tensor, Tensor, Tensor]:
         paths = philox.path_range(len(x0), first_path, x0.device)
-        flat, steps, paths, sign = mirrored(paths, x0.flatten(1), steps, antithetic)
+        flat, steps, paths, sign = antithetic_pairs(paths, x0.flatten(1), steps, antithetic)
         std = self.noise_std.to(x0.dtype)
         made = walk_with_target(flat, steps, self.drift, std, paths, sign, int(seed))
         return _shaped(made, x0, scalar_variance=True)

@@ -70,7 +70,7 @@ def philox_normal(
     device: torch.device | str = "cpu",
     backend: str = "auto",
 ) -> Tensor:
-    """Standard normals [n_paths, dim] of the paths first_path, first_path + 1, ...
+    """Draw standard normals [n_paths, dim] of the paths first_path, first_path + 1, ...
 
     Args:
         seed: 64-bit key; None draws one from PyTorch's default generator.
@@ -105,19 +105,19 @@ def _mixture_arguments(name: str, x: Tensor, mixture: Mixture) -> tuple[Any, ...
 
 
 def mixture_score(x: Tensor, mixture: Mixture, *, backend: str = "auto") -> Tensor:
-    """grad log pi(x) for x [B, ...] -> like x. Differentiable in x (by the HVP), twice."""
+    """Return grad log pi(x) for x [B, ...] -> like x. Differentiable in x (by the HVP), twice."""
     flat = _checks.batch("x", x, mixture.dim)
     return ops.mixture_score(flat, *_mixture_arguments("x", x, mixture), backend).reshape(x.shape)
 
 
 def mixture_log_prob(x: Tensor, mixture: Mixture, *, backend: str = "auto") -> Tensor:
-    """log pi(x) in nats for x [B, ...] -> [B]."""
+    """Return log pi(x) in nats for x [B, ...] -> [B]."""
     flat = _checks.batch("x", x, mixture.dim)
     return ops.mixture_log_prob(flat, *_mixture_arguments("x", x, mixture), backend)
 
 
 def mixture_hvp(x: Tensor, v: Tensor, mixture: Mixture, *, backend: str = "auto") -> Tensor:
-    """Hessian of log pi at x times v, for x, v [B, ...] -> like x."""
+    """Return the Hessian of log pi at x times v, for x, v [B, ...] -> like x."""
     flat = _checks.batch("x", x, mixture.dim)
     direction = _checks.like("v", v, "x", x).reshape(flat.shape)
     return ops.mixture_hvp(flat, direction, *_mixture_arguments("x", x, mixture), backend).reshape(x.shape)
@@ -132,7 +132,7 @@ def mixture_sample(
     dtype: torch.dtype | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """n exact draws [n, ...] from the mixture, in its own dtype unless another is given."""
+    """Draw n exact samples [n, ...] from the mixture, in its own dtype unless another is given."""
     _checks.count("n", n)
     cumulative, means, factors, covariance_type = mixture.sampling_operands()
     dtype = means.dtype if dtype is None else dtype
@@ -144,7 +144,7 @@ def mixture_sample(
 def _simulation_arguments(
     x0: Tensor, process: Process, steps: Any, seed: Any, first_path: Any, minimum: int = 0
 ) -> tuple[Tensor, Tensor, int]:
-    """Steps [B], seed and first path."""
+    """Return steps [B], seed and first path, checked."""
     key, start = _checks.paths(x0, process.dim, process.noise_std.device, seed, first_path)
     rows, n_steps = len(x0), process.n_steps
     taken = _checks.steps("steps", n_steps if steps is None else steps, rows, n_steps, x0.device, minimum)
@@ -160,7 +160,7 @@ def simulate(
     first_path: int = 0,
     backend: str = "auto",
 ) -> Tensor:
-    """x after `steps` (int or [B], 0..N; default N) Euler-Maruyama steps from x0 [B, ...] -> like x0.
+    """Return x after `steps` (int or [B], 0..N; default N) Euler-Maruyama steps from x0 [B, ...] -> like x0.
 
     Source: Kloeden and Platen, Numerical Solution of SDEs; noise of path first_path + i at step n by `philox_normal`.
     """
@@ -177,7 +177,7 @@ def simulate_transition(
     first_path: int = 0,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x after `steps` (1..N) steps with the mean and the noise of the last one, each like x0 [B, ...]."""
+    """Return x after `steps` (1..N) steps with the mean and the noise of the last one, each like x0 [B, ...]."""
     taken, key, start = _simulation_arguments(x0, process, steps, seed, first_path, minimum=1)
     return process.dynamics.simulate_transition(x0, taken, key, start, backend)
 
@@ -192,7 +192,7 @@ def simulate_target(
     antithetic: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x as `simulate` gives it, the path estimator's target, and its reference variance v.
+    """Return x as `simulate` gives it, the path estimator's target, and its reference variance v.
 
     Returns:
         x and target [B, ...], variance [B] (spherical mixtures) or like x; 2B rows if antithetic, the B paths driven
@@ -230,7 +230,7 @@ def ndsm_loss(
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
-    """The `plain` and `control_variate` estimators of the NDSM objective, differentiable in `scores`.
+    """Return the `plain` or `control_variate` estimator of the NDSM objective, differentiable in `scores`.
 
     Args:
         scores: [B, ...] at x for "plain"; [2B, ...] for "control_variate" (at x, then at mean) and antithetic (at
@@ -238,7 +238,7 @@ def ndsm_loss(
         noise: z [B, ...]; for antithetic, `Transition.noise` with its 2B rows (z, then -z) will do too.
         std: s_n [B] (or the 2B rows of an antithetic `Transition`).
         weight: lambda [B]; None is 1.
-        reduction: "mean", "sum" or "none" ([B], a mirrored pair averaged).
+        reduction: "mean", "sum" or "none" ([B], an antithetic pair averaged).
 
     Source: Birrell et al., arXiv 2405.15625.
     """
@@ -277,7 +277,7 @@ def dsm_loss(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """weight/2 |score - target|^2 summed over a sample, for score, target [B, ...]; weight [B]; differentiable in both.
+    """Return weight/2 |score - target|^2 summed over a sample, for score, target [B, ...]; weight [B]; differentiable.
 
     Source: Vincent 2011 (denoising score matching); with the path target, NDSM in one evaluation.
     """
@@ -300,7 +300,7 @@ def reverse_step(
     method: str = "sde",
     backend: str = "auto",
 ) -> Tensor:
-    """One reverse step y_{n+1} -> y_n for n = step (0..N-1, int or 0-d tensor); score = s(y, t_{n+1}) like y [B, ...].
+    """Take the step y_{n+1} -> y_n in reverse, n = step (0..N-1, int or 0-d); score = s(y, t_{n+1}) like y [B, ...].
 
     "sde" adds the noise of the reverse stream except at n = 0; "ode" is the Euler step of the probability flow.
 

@@ -238,7 +238,7 @@ _ARCHITECTURES: dict[str, type[MLP | UNet]] = {cls.architecture: cls for cls in 
 
 
 def build(name: str, **config: Any) -> MLP | UNet:
-    """The network of that architecture ("mlp" or "unet") with these constructor arguments.
+    """Build the network of that architecture ("mlp" or "unet") with these constructor arguments.
 
     Raises ValueError for a name that is not one of them, TypeError for an argument its constructor does not
     have.

@@ -28,7 +28,7 @@ RANK_STRIDE = 1 << 40  # paths set aside for each data-parallel rank
 
 
 def _first_path(first_path: int | None) -> int:
-    """Each data-parallel rank takes paths of its own, so that equal seeds do not give equal noise."""
+    """Return a first path of the data-parallel rank's own, so that equal seeds do not give equal noise."""
     if first_path is not None:
         return first_path
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -50,7 +50,7 @@ class _Loss(nn.Module):
         self.reduction = _checks.choice("reduction", reduction, functional.REDUCTIONS)
 
     def weight(self, t: Tensor, step: Tensor) -> Tensor | None:
-        """lambda [B] at the given times and steps."""
+        """Return lambda [B] at the given times and steps."""
         if self.weighting is None:
             return None
         if not callable(self.weighting):
@@ -62,11 +62,11 @@ class _Loss(nn.Module):
         return _checks.loss_weights("weighting", weight)
 
     def draw(self, x0: Tensor, seed: Any = None, step: Any = None, first_path: int | None = None) -> Any:
-        """What `evaluate` needs of x0 [B, ...]: noised samples. No network is called."""
+        """Draw what `evaluate` needs of x0 [B, ...]: noised samples. No network is called."""
         raise NotImplementedError
 
     def evaluate(self, score_net: ScoreNet, drawn: Any) -> Tensor:
-        """The loss of a network on drawn samples."""
+        """Return the loss of a network on drawn samples."""
         raise NotImplementedError
 
     def forward(
@@ -100,7 +100,7 @@ class NDSMLoss(_Loss):
         control_variate: a separate network h(x, t) instead of the score network itself; the score's parameters then
             receive the gradient of the mean loss and h's that of its second moment.
         weighting: "variance" (v_{n+1}), None (1) or a callable(t [B]) -> [B].
-        reduction: "mean", "sum" or "none" ([B], a mirrored pair averaged).
+        reduction: "mean", "sum" or "none" ([B], an antithetic pair averaged).
 
     Source: Birrell et al., arXiv 2405.15625 (plain, control_variate); path and antithetic are this library's own.
     """
@@ -132,7 +132,7 @@ class NDSMLoss(_Loss):
         step: int | Tensor | None = None,
         first_path: int | None = None,
     ) -> Noised | Transition:
-        """Noised samples of x0 [B, ...]: `Noised` for "path", else `Transition`; 2B rows if antithetic."""
+        """Draw noised samples of x0 [B, ...]: `Noised` for "path", else `Transition`; 2B rows if antithetic."""
         start = _first_path(first_path)
         if self.estimator == "path":
             return self.process.noised(x0, step, seed, start, self.antithetic)
@@ -200,7 +200,7 @@ class DSMLoss(_Loss):
         step: int | Tensor | None = None,
         first_path: int | None = None,
     ) -> Noised:
-        """Exactly noised samples of x0 [B, ...]."""
+        """Draw exactly noised samples of x0 [B, ...]."""
         return self.ou_process.exact_noised(x0, step, seed, _first_path(first_path))
 
     def evaluate(self, score_net: ScoreNet, drawn: Noised) -> Tensor:

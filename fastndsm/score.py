@@ -40,7 +40,7 @@ class ResidualScore(nn.Module):
         return float(self.process.reference.largest_variance) ** 0.5
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """The score at x [B, ...] and t [B] -> like x."""
+        """Return the score at x [B, ...] and t [B] -> like x."""
         reference = self.process.reference.score(x)
         inputs = torch.cat([x, reference * self.feature_scale], dim=1) if self.features else x
         correction = _checks.score_output(self.net(inputs, t), x)

@@ -123,7 +123,7 @@ def strided(t: Tensor) -> Tensor:
 
 @dataclass
 class Arguments:
-    """What the ops are called with on B paths: the same values in every dtype and on every device."""
+    """Arguments that the ops are called with on B paths: the same values in every dtype and on every device."""
 
     process: LangevinProcess
     x: Tensor  # [B, d]: data, noised samples, a score
@@ -224,7 +224,7 @@ class Call:
 
     @property
     def takes_mixture(self) -> bool:
-        """Whether it depends on the process or its mixture."""
+        """True if the op depends on the process or its mixture."""
         return self.op not in ("philox_normal", "ndsm_loss", "dsm_loss")
 
     def __call__(self, arguments: Arguments, backend: str = "auto") -> Results:

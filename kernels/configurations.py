@@ -16,7 +16,7 @@ SMALL = 4  # the largest dimension whose samples are held in registers
 
 @dataclass(frozen=True)
 class Configuration:
-    """How a kernel is compiled for the sizes it serves.
+    """Choices with which a kernel is compiled for the sizes it serves.
 
     dim and components are the largest that it serves (None: any), architecture the only one it is for, such as
     "sm_90" or "gfx942" (None: any). constants are the kernel's constexpr arguments by name.
@@ -152,12 +152,12 @@ TABLE: dict[str, tuple[Configuration, ...]] = {
 
 
 def configuration(op: str, dim: int, components: int = 1, architecture: str | None = None) -> Configuration:
-    """What serves rows of `dim` values and a mixture of `components`; architecture as `architecture_of` names it."""
+    """Return the one that serves rows of `dim` values and `components`; architecture as `architecture_of` names it."""
     return next(c for c in TABLE[op] if c.serves(dim, components, architecture))
 
 
 def configurations(op: str, architecture: str) -> Iterator[Configuration]:
-    """All that may be taken on that architecture, to be compiled ahead of time; none that an earlier one replaces."""
+    """Yield all that may be taken on that architecture, to compile ahead of time; none that an earlier one replaces."""
     sizes = set()
     for c in TABLE[op]:
         if c.architecture in (None, architecture) and (c.dim, c.components) not in sizes:
@@ -167,7 +167,7 @@ def configurations(op: str, architecture: str) -> Iterator[Configuration]:
 
 @cache
 def architecture_of(device: torch.device) -> str | None:
-    """Such as "sm_90" or "gfx942"; None for the CPU, where kernels are interpreted."""
+    """Return a name such as "sm_90" or "gfx942"; None for the CPU, where kernels are interpreted."""
     if device.type != "cuda":
         return None
     if torch.version.hip:

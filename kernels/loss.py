@@ -32,7 +32,7 @@ VECTOR_BYTES = 16  # the widest load of a thread
 
 @triton.jit
 def tile_of_rows(tile, rows, ROWS: tl.constexpr):
-    """The samples of a tile [ROWS], int64, and which of them exist."""
+    """Return the samples of a tile [ROWS], int64, and which of them exist."""
     first = tile.to(tl.int64) * ROWS
     lanes = tl.arange(0, ROWS)
     return first + lanes, lanes < tl.minimum(rows - first, ROWS).to(tl.int32)
@@ -40,7 +40,7 @@ def tile_of_rows(tile, rows, ROWS: tl.constexpr):
 
 @triton.jit
 def tile_of_columns(start, dim, VECTOR: tl.constexpr, COLUMNS: tl.constexpr):
-    """The values from `start` on [COLUMNS], int64, and which of them exist."""
+    """Return the values from `start` on [COLUMNS], int64, and which of them exist."""
     lanes = tl.arange(0, COLUMNS)
     # VECTOR divides dim: nothing changes, but the compiler sees that whole vectors can be read
     left = tl.minimum(dim - start, COLUMNS).to(tl.int32) // VECTOR * VECTOR
@@ -49,7 +49,7 @@ def tile_of_columns(start, dim, VECTOR: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def row_offsets(row, pitch, VECTOR: tl.constexpr):
-    """Where the rows begin [ROWS, 1]; VECTOR divides pitch."""
+    """Return the offsets of the rows' beginnings [ROWS, 1]; VECTOR divides pitch."""
     return row[:, None] * (pitch // VECTOR * VECTOR)
 
 
@@ -72,7 +72,7 @@ def ndsm_loss_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """loss[i] = 1/2 |s_i|^2 + z_i . u_i / std_i
+    """Compute loss[i] = 1/2 |s_i|^2 + z_i . u_i / std_i
 
     plain            u = s
     control_variate  u = s - h
@@ -127,7 +127,7 @@ def ndsm_loss_backward_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """out = d sum_i grad_i loss_i / d scores, with g = grad_i:
+    """Compute out = d sum_i grad_i loss_i / d scores, with g = grad_i:
 
     plain            g s + g z / std
     control_variate  g s + g z / std,  and -g z / std in the second half
@@ -161,7 +161,7 @@ def ndsm_loss_backward_kernel(
 
 
 def ndsm_loss(scores: Tensor, noise: Tensor, std: Tensor, estimator: str, antithetic: bool) -> Tensor:
-    """Loss [B], float32, from scores [B, d] (plain) or [2B, d] (control_variate, antithetic), noise [B, d], std [B].
+    """Return loss [B], float32, from scores [B, d] (plain) or [2B, d] (the others), noise [B, d], std [B].
 
     Raises:
         TypeError: if a dtype is not float32, bfloat16 or float16.
@@ -179,7 +179,7 @@ def ndsm_loss(scores: Tensor, noise: Tensor, std: Tensor, estimator: str, antith
 def ndsm_loss_backward(
     grad: Tensor, scores: Tensor, noise: Tensor, std: Tensor, estimator: str, antithetic: bool
 ) -> Tensor:
-    """Gradient in scores, of their shape and dtype, from grad [B]; raises as `ndsm_loss` does."""
+    """Return the gradient in scores, of their shape and dtype, from grad [B]; raises as `ndsm_loss` does."""
     kind = _kind(estimator, antithetic)
     _check_floats(grad=grad, scores=scores, noise=noise, std=std)
     rows, dim = noise.shape
@@ -214,7 +214,7 @@ def dsm_loss_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """loss[i] = 1/2 |score_i - target_i|^2"""
+    """Compute loss[i] = 1/2 |score_i - target_i|^2"""
     row, in_rows = tile_of_rows(tl.program_id(0), rows, ROWS)
     first = row_offsets(row, score_pitch, VECTOR)
     second = row_offsets(row, target_pitch, VECTOR)
@@ -245,7 +245,7 @@ def dsm_loss_backward_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """out_i = grad_i (score_i - target_i)"""
+    """Compute out_i = grad_i (score_i - target_i)"""
     tile = tl.program_id(0)
     row, in_rows = tile_of_rows(tile // column_tiles, rows, ROWS)
     start = (tile % column_tiles).to(tl.int64) * COLUMNS
@@ -261,7 +261,7 @@ def dsm_loss_backward_kernel(
 
 
 def dsm_loss(score: Tensor, target: Tensor) -> Tensor:
-    """1/2 |score - target|^2 [B], float32, for score, target [B, d]; raises as `ndsm_loss` does."""
+    """Return 1/2 |score - target|^2 [B], float32, for score, target [B, d]; raises as `ndsm_loss` does."""
     _check_floats(score=score, target=target)
     _check_shapes(target=(target, score.shape))
     loss = torch.empty(score.shape[:1], dtype=torch.float32, device=score.device)
@@ -270,7 +270,7 @@ def dsm_loss(score: Tensor, target: Tensor) -> Tensor:
 
 
 def dsm_loss_backward(grad: Tensor, score: Tensor, target: Tensor) -> Tensor:
-    """Gradient in score, of its shape and dtype, from grad [B]; raises as `ndsm_loss` does."""
+    """Return the gradient in score, of its shape and dtype, from grad [B]; raises as `ndsm_loss` does."""
     _check_floats(grad=grad, score=score, target=target)
     _check_shapes(target=(target, score.shape), grad=(grad, score.shape[:1]))
     out = torch.empty(score.shape, dtype=score.dtype, device=score.device)
@@ -296,7 +296,7 @@ def _check_shapes(**tensors: tuple[Tensor, Sequence[int]]) -> None:
 def _launch(
     kernel: Any, out: Tensor, shape: torch.Size, tensors: tuple[Tensor, ...], *, whole_rows: bool, **constants: Any
 ) -> None:
-    """kernel(out, *tensors, B, d, *their strides): a program for each tile of rows, or for each tile of values.
+    """Launch kernel(out, *tensors, B, d, *their strides): a program for each tile of rows, or for each tile of values.
 
     Rows may be any distance apart; where the values of a row are not side by side, a copy is read.
     """

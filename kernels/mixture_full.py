@@ -33,7 +33,7 @@ class Block(NamedTuple):
 
 
 def blocks(x: Tensor, means: Tensor, precisions: Tensor, log_scale: Tensor) -> Iterator[Block]:
-    """All components at x [B, d], weighed under a running maximum."""
+    """Yield all components at x [B, d], weighed under a running maximum."""
     size = max(1, min(MAX_BLOCK, BLOCK_ELEMENTS // max(1, x.numel())))
     maximum = x.new_full((x.shape[0],), torch.finfo(x.dtype).min)
     total = torch.zeros_like(maximum)
@@ -50,15 +50,15 @@ def blocks(x: Tensor, means: Tensor, precisions: Tensor, log_scale: Tensor) -> I
 
 
 def posterior_means(
-    x: Tensor, v: Tensor | None, means: Tensor, precisions: Tensor, log_scale: Tensor, moments: int
+    x: Tensor, v: Tensor | None, means: Tensor, precisions: Tensor, log_scale: Tensor, order: int
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """log pi(x) [B], the score [B, d] if moments >= 1, and H v [B, d] if moments == 2."""
+    """Return log pi(x) [B], the score [B, d] if order >= 1, and H v [B, d] if order == 2."""
     along = x.new_zeros(x.shape[0])
     first, second = torch.zeros_like(x), torch.zeros_like(x)
     for block in blocks(x, means, precisions, log_scale):
-        if moments >= 1:
+        if order >= 1:
             first = first * block.shrink[:, None] + (block.weights[:, :, None] * block.g).sum(0)
-        if moments == 2:
+        if order == 2:
             assert v is not None
             slopes = block.weights * torch.linalg.vecdot(block.g, v)
             along = along * block.shrink + slopes.sum(0)
@@ -68,16 +68,16 @@ def posterior_means(
     maximum, total = block.maximum, block.total
     log_prob = torch.where(maximum > torch.finfo(x.dtype).min, maximum + total.log(), -math.inf)
     log_prob = torch.where(total.isnan(), total, log_prob)
-    if moments == 0:
+    if order == 0:
         return log_prob, None, None
     score = first / total[:, None]
-    if moments == 1:
+    if order == 1:
         return log_prob, score, None
     return log_prob, score, (second - score * along[:, None]) / total[:, None]
 
 
 def mean_precision_diagonal(x: Tensor, means: Tensor, precisions: Tensor, log_scale: Tensor) -> Tensor:
-    """p_j(x) = sum_k r_k(x) (P_k)_jj [B, d]."""
+    """Return p_j(x) = sum_k r_k(x) (P_k)_jj [B, d]."""
     diagonals = precisions.diagonal(dim1=1, dim2=2)
     sums = torch.zeros_like(x)
     for block in blocks(x, means, precisions, log_scale):

@@ -26,13 +26,13 @@ from .mixture_small import LOG2_E
 
 @triton.constexpr_function
 def pitch(D, COLUMNS):
-    """Columns of the parameters: D and zeros up to whole tiles, so that no load of them needs a mask."""
+    """Return the columns of the parameters: D and zeros up to whole tiles, so that no load of them needs a mask."""
     return (D + COLUMNS - 1) // COLUMNS * COLUMNS
 
 
 @triton.jit
 def in_row(column, D: tl.constexpr, COLUMNS: tl.constexpr):
-    """[1, COLUMNS]; a constant where every tile is a whole one, so that no load is masked."""
+    """Return the columns' mask [1, COLUMNS]; a constant where every tile is a whole one, so that no load is masked."""
     if D % COLUMNS == 0:
         return tl.full((1, COLUMNS), 1, tl.int1)
     else:
@@ -41,13 +41,13 @@ def in_row(column, D: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def both(row_mask, column_mask):
-    """[ROWS, COLUMNS]"""
+    """Return the mask of both [ROWS, COLUMNS]."""
     return row_mask[:, None] & column_mask
 
 
 @triton.jit
 def load_rows(ptr, mask, ROWS: tl.constexpr, LANES: tl.constexpr):
-    """The quad at [ROWS, 4 LANES] addresses."""
+    """Load the quad at [ROWS, 4 LANES] addresses."""
     values = tl.load(ptr, mask=mask, other=0.0)
     even, odd = tl.split(tl.reshape(values, (ROWS, LANES, 2, 2)))
     v0, v2 = tl.split(even)
@@ -57,7 +57,7 @@ def load_rows(ptr, mask, ROWS: tl.constexpr, LANES: tl.constexpr):
 
 @triton.jit
 def load_columns(ptr, LANES: tl.constexpr):
-    """The quad at [4 LANES] addresses, the same for all rows: four arrays [1, LANES]."""
+    """Load the quad at [4 LANES] addresses, the same for all rows: four arrays [1, LANES]."""
     even, odd = tl.split(tl.reshape(tl.load(ptr), (LANES, 2, 2)))
     v0, v2 = tl.split(even)
     v1, v3 = tl.split(odd)
@@ -66,7 +66,7 @@ def load_columns(ptr, LANES: tl.constexpr):
 
 @triton.jit
 def store_rows(ptr, quad, mask, ROWS: tl.constexpr, LANES: tl.constexpr):
-    """The quad to [ROWS, 4 LANES] addresses."""
+    """Store the quad to [ROWS, 4 LANES] addresses."""
     values = tl.join(tl.join(quad[0], quad[2]), tl.join(quad[1], quad[3]))
     tl.store(ptr, tl.reshape(values, (ROWS, 4 * LANES)), mask=mask)
 
@@ -88,7 +88,7 @@ def times(a, b):
 
 @triton.jit
 def plus(a, b, weight):
-    """a + weight b"""
+    """Return a + weight b."""
     return (
         tl.fma(b[0], weight, a[0]),
         tl.fma(b[1], weight, a[1]),
@@ -99,7 +99,7 @@ def plus(a, b, weight):
 
 @triton.jit
 def add_dot(total, a, b):
-    """total + the sum of a b over the quad"""
+    """Return total + the sum of a b over the quad."""
     for e in tl.static_range(4):
         total = tl.fma(a[e], b[e], total)
     return total
@@ -123,9 +123,9 @@ def energies(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """Of COMPONENTS components from `first` on: energies E_k, and with PRODUCT g_k . z, [ROWS] each.
+    """Return energies E_k [ROWS] of COMPONENTS components from `first` on, and with PRODUCT g_k . z.
 
-    x_ptr, px_ptr and z_ptr are [ROWS]; of z the sign is that of this path's member of a mirrored pair.
+    x_ptr, px_ptr and z_ptr are [ROWS]; of z the sign is that of this path's member of an antithetic pair.
     """
     PITCH: tl.constexpr = pitch(D, 4 * LANES)
     means_ptr, precisions_ptr, log_scale_ptr, pulls_ptr = mixture
@@ -192,7 +192,7 @@ def weigh(
     PRODUCT: tl.constexpr,
     ALL: tl.constexpr,
 ):
-    """These components taken up: E_min, the sums of weights, g_k . z and (spherical) P_k and (g_k . z) P_k, by what
+    """Take these components up: E_min, the sums of weights, g_k . z and (spherical) P_k and (g_k . z) P_k, by what
     all sums so far shrink, and the weights of y_k in A and B. ALL: no others; g_k . z counts from its mean."""
     lowest = low
     for i in tl.static_range(len(values)):
@@ -238,7 +238,7 @@ def add_components(
     D: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """A, B and (diag) Q, up to the sum of weights, with these components added; quads of the columns `column`."""
+    """Return A, B and (diag) Q, up to the sum of weights, with these components added; quads of columns `column`."""
     means_ptr, precisions_ptr, _, pulls_ptr = mixture
     for i in tl.static_range(len(weights)):
         at = (first + i) * pitch(D, 4 * LANES) + column
@@ -270,7 +270,7 @@ def matrix_product(
     COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The rows at ptr [ROWS], RELATIVE to the origin, times a symmetric matrix [D, D], to out_ptr [ROWS].
+    """Multiply the rows at ptr [ROWS], RELATIVE to the origin, by a symmetric matrix [D, D], to out_ptr [ROWS].
 
     Threads read here what others have written before a barrier, and the other way round after it.
     """

@@ -11,7 +11,8 @@ the first mean, a = x - m_0, b_k = m_k - m_0, and for tied covariances with the 
                                           tied        v . q_k - v . u
 
 Squares are summed tile by tile of dimensions, each with its own cancellation, which bounds what it costs in rounding.
-With weights w_k = 2^(l_k - maximum), l_k = log2 of the component's density, and c_k = w_k (g_k . v), the moments are
+With weights w_k = 2^(l_k - maximum), l_k = log2 of the component's density, and c_k = w_k (g_k . v), the posterior
+means are
 
     sums    A = sum w_k K_k,  R = sum w_k P_k,  B = sum c_k K_k,  S = sum c_k P_k,     keys K_k = P_k b_k (tied: q_k)
     score   g = (A - a R) / total               second = (B - a S - v R) / total       (tied: a P = u, v P = P v)
@@ -29,7 +30,7 @@ from .mixture_small import LOG2_E, LOWEST, weight_of
 
 @triton.jit
 def load_tile(ptr, first, lanes, columns, inside, dim):
-    """x[first + lanes, columns] of an array [., dim]; 0 outside. first is int64, lanes, columns and dim are int32."""
+    """Load x[first + lanes, columns] of an array [., dim]; 0 outside. first is int64, lanes, columns, dim are int32."""
     return tl.load(ptr + first * dim + (lanes[:, None] * dim + columns[None, :]), mask=inside, other=0.0)
 
 
@@ -45,7 +46,7 @@ def load_row(ptr, columns, dim):
 
 @triton.jit
 def sample_tile(x, u, v, w, means, keys, row, lanes, columns, inside, dim, KIND: tl.constexpr, HVP: tl.constexpr):
-    """a; u = P a if tied, else a again; v; and P v if tied, else v again (a for v without HVP)."""
+    """Load a; u = P a if tied, else a again; v; and P v if tied, else v again (a for v without HVP)."""
     a = load_tile(x, row, lanes, columns, inside, dim) - load_row(means, columns, dim)
     pulled, along, pulled_along = a, a, a
     if KIND == "tied":
@@ -60,7 +61,7 @@ def sample_tile(x, u, v, w, means, keys, row, lanes, columns, inside, dim, KIND:
 
 @triton.jit
 def component_tile(means, keys, start, slots, columns, end, dim, KIND: tl.constexpr):
-    """b_k, K_k (spherical: b_k), and P_k if diag, else b_k again; keys are precisions if diag, P m if tied."""
+    """Load b_k, K_k (spherical: b_k), and P_k if diag, else b_k again; keys are precisions if diag, P m if tied."""
     inside = (slots < end - start)[:, None] & (columns < dim)[None, :]
     b = load_tile(means, start, slots, columns, inside, dim) - load_row(means, columns, dim)
     key, precision = b, b
@@ -74,7 +75,7 @@ def component_tile(means, keys, start, slots, columns, end, dim, KIND: tl.conste
 
 @triton.jit
 def partial_logits(a, u, v, b, key, precision, KIND: tl.constexpr, HVP: tl.constexpr, PRECISION: tl.constexpr):
-    """What a tile of dimensions adds to squares and slopes [ROWS, COMPONENTS], spherical ones without P_k."""
+    """Return what a tile of dimensions adds to squares and slopes [ROWS, COMPONENTS], spherical ones without P_k."""
     columns = tl.trans(key)
     products = tl.dot(a, columns, input_precision=PRECISION)
     own = tl.sum(b * key, 1)[None, :]
@@ -108,7 +109,7 @@ def direct_logits(
     HVP: tl.constexpr,
     COMPONENTS: tl.constexpr,
 ):
-    """The same from the differences b_k - a, one component at a time: with the reference's rounding."""
+    """Return the same from differences b_k - a, one component at a time: with the reference's rounding."""
     slots = tl.arange(0, COMPONENTS)[None, :]
     squares = tl.zeros((a.shape[0], COMPONENTS), tl.float32)
     slopes = squares
@@ -143,7 +144,7 @@ def weights_of(
     KIND: tl.constexpr,
     HVP: tl.constexpr,
 ):
-    """Weights of K_k in A and in B, the factor of what was summed before, and the sums over the components so far.
+    """Return K_k's weights in A and in B, the factor of what was summed before, and the sums over components so far.
 
     rate, along, slope are the sums of w_k P_k (spherical), c_k and c_k P_k (spherical).
     """
@@ -177,7 +178,7 @@ def weights_of(
 def add_components(
     A, R, B, S, weights, products, key, precision, KIND: tl.constexpr, HVP: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """A, R, B, S with a block of components added; those that do not exist as they were."""
+    """Return A, R, B, S with a block of components added; those that do not exist as they were."""
     A = tl.dot(weights, key, A, input_precision=PRECISION)
     if KIND == "diag":
         R = tl.dot(weights, precision, R, input_precision=PRECISION)
@@ -190,7 +191,7 @@ def add_components(
 
 @triton.jit
 def shrunk(A, R, B, S, shrink, KIND: tl.constexpr, HVP: tl.constexpr):
-    """A, R, B, S, as far as they are used, times the factor of each row."""
+    """Return A, R, B, S, as far as they are used, times the factor of each row."""
     factor = shrink[:, None]
     A *= factor
     if KIND == "diag":
@@ -204,7 +205,7 @@ def shrunk(A, R, B, S, shrink, KIND: tl.constexpr, HVP: tl.constexpr):
 
 @triton.jit
 def posterior_means(a, u, v, w, A, R, B, S, total, rate, along, slope, KIND: tl.constexpr, HVP: tl.constexpr):
-    """A tile of the score and of the second moment (the score again without HVP)."""
+    """Return a tile of the score and of the other posterior mean (the score again without HVP)."""
     inverse = (1.0 / total)[:, None]
     if KIND == "diag":
         score = tl.fma(-a, R, A) * inverse
@@ -239,15 +240,15 @@ def sums_of_whole_rows(
     end,
     dim,
     KIND: tl.constexpr,
-    MOMENTS: tl.constexpr,
+    ORDER: tl.constexpr,
     COMPONENTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """maximum, total, rate, along, slope [ROWS] and A, R, B, S [ROWS, DIMS] over the components begin..end.
+    """Return maximum, total, rate, along, slope [ROWS] and A, R, B, S [ROWS, DIMS] over components begin..end.
 
-    MOMENTS: 0 for maximum and total, 1 for the score, 2 for H v besides.
+    ORDER: 0 for maximum and total, 1 for the score, 2 for H v besides.
     """
-    HVP: tl.constexpr = MOMENTS == 2
+    HVP: tl.constexpr = ORDER == 2
     maximum = tl.full((a.shape[0],), LOWEST, tl.float32)
     total = tl.zeros_like(maximum)
     rate, along, slope = total, total, total
@@ -258,7 +259,7 @@ def sums_of_whole_rows(
         weights, products, shrink, maximum, total, rate, along, slope = weights_of(
             squares, slopes, maximum, total, rate, along, slope, keys, log_scale, start, slots, end, KIND, HVP
         )
-        if MOMENTS >= 1:
+        if ORDER >= 1:
             _, key, precision = component_tile(means, keys, start, slots, columns, end, dim, KIND)
             A, R, B, S = shrunk(A, R, B, S, shrink, KIND, HVP)
             A, R, B, S = add_components(A, R, B, S, weights, products, key, precision, KIND, HVP, PRECISION)
@@ -295,7 +296,7 @@ def block_of_tiles(
     DIRECT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """What `weights_of` gives for the components from `start` on, their squares summed over tiles of dimensions."""
+    """Return `weights_of` the components from `start` on, their squares summed over tiles of dimensions."""
     slots = tl.arange(0, COMPONENTS)
     squares = tl.zeros((lanes.shape[0], COMPONENTS), tl.float32)
     slopes = tl.zeros((lanes.shape[0], COMPONENTS), tl.float32)
@@ -340,7 +341,7 @@ def tile_of_sums(
     HVP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A, R, B, S of a tile with a block of components added to what `store_sums` left in the scratch, if resumed."""
+    """Return a tile's A, R, B, S with a block of components added to what `store_sums` left there, if resumed."""
     _, key, precision = component_tile(means, keys, start, slots, columns, end, dim, KIND)
     there = inside & (columns < tl.where(resumed, dim, 0))[None, :]
     A = load_tile(scratch, row, lanes, columns, there, dim)
@@ -357,7 +358,7 @@ def tile_of_sums(
 
 @triton.jit
 def store_sums(scratch, size, row, lanes, columns, inside, dim, A, R, B, S, KIND: tl.constexpr, HVP: tl.constexpr):
-    """The sums so far of a tile: 4 arrays [., dim] of `size` elements, A, R, B, S, used as far as they exist."""
+    """Store the sums so far of a tile: 4 arrays [., dim] of `size` elements, A, R, B, S, used as far as they exist."""
     store_tile(scratch, row, lanes, columns, inside, dim, A)
     if KIND == "diag":
         store_tile(scratch + size, row, lanes, columns, inside, dim, R)

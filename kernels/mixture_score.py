@@ -47,14 +47,14 @@ def mixture_score_small_kernel(
     share: tl.int64,
     DIM: tl.constexpr,
     KIND: tl.constexpr,
-    MOMENTS: tl.constexpr,
+    ORDER: tl.constexpr,
     PARTIAL: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Rows whole in registers, DIM <= 4. Program (i, s) takes tile i and the components s share <= k < (s + 1) share.
+    """Take rows whole in registers, DIM <= 4. Program (i, s) has tile i and components s share <= k < (s + 1) share.
 
-    MOMENTS: 0 for mass, 1 for the score, 2 for the score, if wanted, and H v. mass is log pi(x). If PARTIAL, of these
-    components alone: mass in base 2, the score, second = H v + score (score . v) and along = score . v.
+    ORDER, of the derivative: 0 for mass, 1 for the score, 2 for the score, if wanted, and H v. mass is log pi(x). If
+    PARTIAL, of these components alone: mass in base 2, the score, second = H v + score (score . v), along = score . v.
     """
     split = tl.program_id(1).to(tl.int64)
     begin = split * share
@@ -63,22 +63,22 @@ def mixture_score_small_kernel(
     inside = rows < n_rows
     x = mixture_small.load_vector(x_ptr, rows, inside, DIM)
     v = x
-    if MOMENTS == 2:
+    if ORDER == 2:
         v = mixture_small.load_vector(v_ptr, rows, inside, DIM)
-    maximum, total, score, second = mixture_small.moments(
-        x, v, means_ptr, precisions_ptr, log_scale_ptr, begin, end, KIND, MOMENTS
+    maximum, total, score, second = mixture_small.posterior_sums(
+        x, v, means_ptr, precisions_ptr, log_scale_ptr, begin, end, KIND, ORDER
     )
     out = split * n_rows + rows
     if PARTIAL:
         tl.store(mass_ptr + out, maximum + tl.log2(total), mask=inside)
-    elif MOMENTS == 0:
+    elif ORDER == 0:
         tl.store(mass_ptr + out, log_of_sum(maximum, total), mask=inside)
-    if MOMENTS >= 1:
+    if ORDER >= 1:
         inverse = 1.0 / total
         score = mixture_small.scaled(score, inverse)
         if score_ptr is not None:
             mixture_small.store_vector(score_ptr, out, score, inside, DIM)
-    if MOMENTS == 2:
+    if ORDER == 2:
         second = mixture_small.scaled(second, inverse)
         along = mixture_small.dot(score, v)
         if PARTIAL:
@@ -106,15 +106,15 @@ def mixture_score_whole_kernel(
     share: tl.int64,
     dim: tl.int32,
     KIND: tl.constexpr,
-    MOMENTS: tl.constexpr,
+    ORDER: tl.constexpr,
     PARTIAL: tl.constexpr,
     ROWS: tl.constexpr,
     COMPONENTS: tl.constexpr,
     DIMS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Rows whole, dim <= DIMS, and the same programs and outputs as above; u, w, keys as in `Operands`."""
-    HVP: tl.constexpr = MOMENTS == 2
+    """Take rows whole, dim <= DIMS, with programs and outputs as above; u, w, keys as in `Operands`."""
+    HVP: tl.constexpr = ORDER == 2
     split = tl.program_id(1).to(tl.int64)
     begin = split * share
     end = tl.minimum(begin + share, n_components)
@@ -128,16 +128,16 @@ def mixture_score_whole_kernel(
     )
     maximum, total, rate, along, slope, A, R, B, S = mixture_products.sums_of_whole_rows(
         a, u, v, means_ptr, keys_ptr, log_scale_ptr, columns, begin, end, dim,
-        KIND, MOMENTS, COMPONENTS, PRECISION,
+        KIND, ORDER, COMPONENTS, PRECISION,
     )  # fmt: skip
     out = split * n_rows + row
     if PARTIAL:
         tl.store(mass_ptr + out + lanes, maximum + tl.log2(total), mask=in_rows)
         if HVP:
             tl.store(along_ptr + out + lanes, along / total, mask=in_rows)
-    elif MOMENTS == 0:
+    elif ORDER == 0:
         tl.store(mass_ptr + out + lanes, log_of_sum(maximum, total), mask=in_rows)
-    if MOMENTS >= 1:
+    if ORDER >= 1:
         score, second = mixture_products.posterior_means(a, u, v, w, A, R, B, S, total, rate, along, slope, KIND, HVP)
         if score_ptr is not None:
             mixture_products.store_tile(score_ptr, out, lanes, columns, inside, dim, score)
@@ -167,7 +167,7 @@ def mixture_score_tiled_kernel(
     size: tl.int64,
     dim: tl.int32,
     KIND: tl.constexpr,
-    MOMENTS: tl.constexpr,
+    ORDER: tl.constexpr,
     PARTIAL: tl.constexpr,
     ROWS: tl.constexpr,
     COMPONENTS: tl.constexpr,
@@ -175,12 +175,12 @@ def mixture_score_tiled_kernel(
     DIRECT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Any dim, in tiles of DIMS: first the weights of a block of components, then tile by tile what they weigh.
+    """Take any dim, in tiles of DIMS: first the weights of a block of components, then tile by tile what they weigh.
 
     The same programs and outputs as above. The sums over blocks before the last wait in the scratch, `size` elements
     for each of its arrays.
     """
-    HVP: tl.constexpr = MOMENTS == 2
+    HVP: tl.constexpr = ORDER == 2
     split = tl.program_id(1).to(tl.int64)
     begin = split * share
     end = tl.minimum(begin + share, n_components)
@@ -197,7 +197,7 @@ def mixture_score_tiled_kernel(
             x_ptr, u_ptr, v_ptr, w_ptr, means_ptr, keys_ptr, log_scale_ptr, row, lanes, in_rows, start, end, dim,
             maximum, total, rate, along, slope, KIND, HVP, COMPONENTS, DIMS, DIRECT, PRECISION,
         )  # fmt: skip
-        if MOMENTS >= 1:
+        if ORDER >= 1:
             for j in range(0, dim, DIMS):
                 columns = j + tl.arange(0, DIMS)
                 inside = in_rows[:, None] & (columns < dim)[None, :]
@@ -227,7 +227,7 @@ def mixture_score_tiled_kernel(
         tl.store(mass_ptr + out + lanes, maximum + tl.log2(total), mask=in_rows)
         if HVP:
             tl.store(along_ptr + out + lanes, along / total, mask=in_rows)
-    elif MOMENTS == 0:
+    elif ORDER == 0:
         tl.store(mass_ptr + out + lanes, log_of_sum(maximum, total), mask=in_rows)
 
 
@@ -235,7 +235,7 @@ def mixture_score_tiled_kernel(
 
 
 class Operands(NamedTuple):
-    """What the tiles read besides x: u = P x and w = P v if tied, keys = P m if tied and the precisions otherwise."""
+    """Arrays that the tiles read besides x: u = P x and w = P v if tied, keys = P m if tied, else the precisions."""
 
     u: Tensor
     v: Tensor
@@ -246,29 +246,29 @@ class Operands(NamedTuple):
 
 
 def mixture_log_prob(x: Tensor, mixture: Mixture) -> Tensor:
-    """log pi(x) for x [B, d] -> [B]."""
+    """Return log pi(x) for x [B, d] -> [B]."""
     return posterior_means(x, x, mixture, 0)[0]
 
 
 def mixture_score(x: Tensor, mixture: Mixture) -> Tensor:
-    """grad log pi(x) for x [B, d] -> [B, d]."""
+    """Return grad log pi(x) for x [B, d] -> [B, d]."""
     return posterior_means(x, x, mixture, 1)[1]
 
 
 def mixture_hvp(x: Tensor, v: Tensor, mixture: Mixture) -> Tensor:
-    """(hessian of log pi)(x) v for x, v [B, d] -> [B, d]: the gradient of v . score, too."""
+    """Return (hessian of log pi)(x) v for x, v [B, d] -> [B, d]: the gradient of v . score, too."""
     return posterior_means(x, v, mixture, 2, keep_score=False)[2]
 
 
 def score_and_hvp(x: Tensor, v: Tensor, mixture: Mixture) -> tuple[Tensor, Tensor]:
-    """grad log pi(x) and (hessian of log pi)(x) v, sharing the responsibilities."""
+    """Return grad log pi(x) and (hessian of log pi)(x) v, sharing the responsibilities."""
     return posterior_means(x, v, mixture, 2)[1:]
 
 
 def posterior_means(
-    x: Tensor, v: Tensor, mixture: Mixture, moments: int, keep_score: bool = True
+    x: Tensor, v: Tensor, mixture: Mixture, order: int, keep_score: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """log pi(x) (moments = 0) or the score and, for moments = 2, H v; empty in place of what is not asked for.
+    """Return log pi(x) (order = 0) or the score and, for order = 2, H v; empty in place of what is not asked for.
 
     Raises:
         TypeError: if x, v or the mixture is not float32.
@@ -282,26 +282,26 @@ def posterior_means(
     nothing = x.new_empty(0)
     if kind == "full" and dim > SMALL:
         given = mixture.means, mixture.precisions, mixture.log_scale
-        found = mixture_full.posterior_means(x, v, *given, moments)
+        found = mixture_full.posterior_means(x, v, *given, order)
         return tuple(nothing if part is None else part for part in found)  # type: ignore[return-value]
     architecture = architecture_of(x.device)
-    tile = configuration("mixture_hvp" if moments == 2 else "mixture_score", dim, n_components, architecture)
+    tile = configuration("mixture_hvp" if order == 2 else "mixture_score", dim, n_components, architecture)
     splits, share = shares(rows, n_components, tile)
 
     def outputs(*leading: int) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-        """mass, score, second and along, as far as they are written."""
+        """Allocate mass, score, second and along, as far as they are written."""
 
         def new(wanted: bool, *shape: int) -> Tensor | None:
             return torch.empty((*leading, rows, *shape), dtype=x.dtype, device=x.device) if wanted else None
 
         partial = bool(leading)
-        score = moments >= 1 and (keep_score or partial)
-        return new(moments == 0 or partial), new(score, dim), new(moments == 2, dim), new(moments == 2 and partial)
+        score = order >= 1 and (keep_score or partial)
+        return new(order == 0 or partial), new(score, dim), new(order == 2, dim), new(order == 2 and partial)
 
     whole = outputs()
     if rows > 0:
         parts = outputs(splits) if splits > 1 else whole
-        constants = {"KIND": kind, "MOMENTS": moments, "PARTIAL": splits > 1} | tile.launch
+        constants = {"KIND": kind, "ORDER": order, "PARTIAL": splits > 1} | tile.launch
         grid = (triton.cdiv(rows, tile["ROWS"]), splits)
         sizes = rows, n_components, share
         with torch.cuda.device_of(x):
@@ -310,25 +310,25 @@ def posterior_means(
                 given = x, v, *(t.contiguous() for t in parameters)
                 mixture_score_small_kernel[grid](*parts, *given, *sizes, dim, **constants, enable_fp_fusion=False)
             else:
-                operands = operands_of(x, v, mixture, moments)
+                operands = operands_of(x, v, mixture, order)
                 constants["PRECISION"] = dot_precision(architecture)
                 if "DIRECT" not in tile.constants:
                     mixture_score_whole_kernel[grid](
                         *parts, x, *operands, *sizes, dim, **constants, enable_fp_fusion=False
                     )
                 else:
-                    scratch, size = scratch_of(x, splits, share, moments, tile)
+                    scratch, size = scratch_of(x, splits, share, order, tile)
                     mixture_score_tiled_kernel[grid](
                         *parts, scratch, x, *operands, *sizes, size, dim, **constants, enable_fp_fusion=False
                     )
             if splits > 1:
-                merge(whole, parts, splits, dim, moments, architecture)
+                merge(whole, parts, splits, dim, order, architecture)
     log_prob, score, hvp, _ = whole
     return tuple(nothing if part is None else part for part in (log_prob, score, hvp))  # type: ignore[return-value]
 
 
 def check(mixture: Mixture, **samples: Tensor) -> None:
-    """Samples of one shape [B, d] that fits the mixture, and one dtype."""
+    """Refuse samples that are not of one shape [B, d] that fits the mixture, and of one dtype."""
     for name, value in (*samples.items(), ("means", mixture.means)):
         if value.dtype != torch.float32:
             raise TypeError(f"{name}: expected torch.float32, found {value.dtype}")
@@ -341,16 +341,16 @@ def check(mixture: Mixture, **samples: Tensor) -> None:
             raise ValueError(f"{name}: expected the shape of {first}, {tuple(x.shape)}, found {tuple(value.shape)}")
 
 
-def operands_of(x: Tensor, v: Tensor, mixture: Mixture, moments: int) -> Operands:
-    """For the kernels of d > SMALL; x in place of what is not read."""
+def operands_of(x: Tensor, v: Tensor, mixture: Mixture, order: int) -> Operands:
+    """Return operands for the kernels of d > SMALL; x in place of what is not read."""
     means, precisions, log_scale = (t.contiguous() for t in (mixture.means, mixture.precisions, mixture.log_scale))
     if mixture.covariance_type != "tied":
         return Operands(x, v, v, means, precisions, log_scale)
-    w = precision_product(v, precisions) if moments == 2 else v
+    w = precision_product(v, precisions) if order == 2 else v
     return Operands(precision_product(x, precisions), v, w, means, precision_product(means, precisions), log_scale)
 
 
-def scratch_of(x: Tensor, splits: int, share: int, moments: int, tile: Configuration) -> tuple[Tensor, int]:
-    """Memory for the sums of `prepare_tiles`, if there is more than one block of components, and its size per array."""
-    size = splits * x.numel() if share > tile["COMPONENTS"] and moments >= 1 else 0
-    return torch.empty((4 if moments == 2 else 2, size), dtype=x.dtype, device=x.device), size
+def scratch_of(x: Tensor, splits: int, share: int, order: int, tile: Configuration) -> tuple[Tensor, int]:
+    """Allocate the sums of `prepare_tiles` if components make several blocks; return them and the size per array."""
+    size = splits * x.numel() if share > tile["COMPONENTS"] and order >= 1 else 0
+    return torch.empty((4 if order == 2 else 2, size), dtype=x.dtype, device=x.device), size

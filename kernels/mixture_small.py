@@ -21,13 +21,13 @@ UNROLL = tl.constexpr(4)  # components that share one rescaling
 
 @triton.jit
 def weight_of(exponent):
-    """2^exponent for exponent <= 0, at least 2^-100, so that no total is 0 and no weight denormal; NaN stays NaN."""
+    """Return 2^exponent (exponent <= 0), at least 2^-100, so that no total is 0, no weight denormal; NaN stays NaN."""
     return tl.exp2(tl.maximum(exponent, -100.0, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit
 def log_of_sum(maximum, total):
-    """log(2^maximum total); -infinity where every component's density is 0 in float32; NaN for a total of NaN."""
+    """Return log(2^maximum total); -infinity where all components' densities are 0 in float32; NaN for a NaN total."""
     return tl.where((maximum == LOWEST) & (total == total), float("-inf"), (maximum + tl.log2(total)) * LN_2)
 
 
@@ -36,7 +36,7 @@ def log_of_sum(maximum, total):
 
 @triton.jit
 def load_vector(ptr, rows, inside, D: tl.constexpr):
-    """x[rows] of an array [B, D], rows int64."""
+    """Load x[rows] of an array [B, D], rows int64."""
     if D == 2:
         pair = tl.load(ptr + rows[:, None] * 2 + tl.arange(0, 2)[None, :], mask=inside[:, None], other=0.0)
         out = tl.split(pair)
@@ -55,7 +55,7 @@ def load_vector(ptr, rows, inside, D: tl.constexpr):
 
 @triton.jit
 def store_vector(ptr, rows, values, inside, D: tl.constexpr):
-    """x[rows] = values."""
+    """Store x[rows] = values."""
     if D == 2:
         pair = tl.join(values[0], values[1])
         tl.store(ptr + rows[:, None] * 2 + tl.arange(0, 2)[None, :], pair, mask=inside[:, None])
@@ -78,7 +78,7 @@ def zeros_like_vector(x):
 
 @triton.jit
 def dot(x, y, START: tl.constexpr = 0):
-    """sum_j x[START + j] y[j]"""
+    """Return sum_j x[START + j] y[j]."""
     total = x[START] * y[0]
     for j in tl.static_range(1, len(y)):
         total = tl.fma(x[START + j], y[j], total)
@@ -87,7 +87,7 @@ def dot(x, y, START: tl.constexpr = 0):
 
 @triton.jit
 def add_multiple(x, factor, y):
-    """x + factor y"""
+    """Return x + factor y."""
     out = ()
     for j in tl.static_range(len(x)):
         out += (tl.fma(factor, y[j], x[j]),)
@@ -96,7 +96,7 @@ def add_multiple(x, factor, y):
 
 @triton.jit
 def scaled(x, factor):
-    """factor x"""
+    """Return factor x."""
     out = ()
     for j in tl.static_range(len(x)):
         out += (x[j] * factor,)
@@ -108,7 +108,7 @@ def scaled(x, factor):
 
 @triton.jit
 def load_matrix(matrix_ptr, SCALE: tl.constexpr, D: tl.constexpr):
-    """A symmetric [D, D] matrix times SCALE, row by row."""
+    """Load a symmetric [D, D] matrix times SCALE, row by row."""
     values = ()
     for i in tl.static_range(D):
         for j in tl.static_range(D):
@@ -121,7 +121,7 @@ def load_matrix(matrix_ptr, SCALE: tl.constexpr, D: tl.constexpr):
 
 @triton.jit
 def load_precisions(precisions_ptr, k, SCALE: tl.constexpr, KIND: tl.constexpr, D: tl.constexpr):
-    """P_k times SCALE: 1 number if spherical, D if diag, D * D if full; nothing if tied, where it is no component's."""
+    """Load P_k times SCALE: 1 number if spherical, D if diag, D * D if full; none if tied, where all have one."""
     values = ()
     if KIND == "spherical":
         values = (tl.load(precisions_ptr + k) * SCALE,)
@@ -135,7 +135,7 @@ def load_precisions(precisions_ptr, k, SCALE: tl.constexpr, KIND: tl.constexpr, 
 
 @triton.constexpr_function
 def start_of(i, KIND, D):
-    """Where the i-th of several components' precisions starts."""
+    """Return the start of the i-th of several components' precisions."""
     return i * {"spherical": 1, "diag": D, "tied": 0, "full": D * D}[KIND]
 
 
@@ -149,7 +149,7 @@ def load_mean(means_ptr, k, D: tl.constexpr):
 
 @triton.jit
 def precision_product(precisions, START: tl.constexpr, v, KIND: tl.constexpr):
-    """P v, of precisions as `load_precisions` gives them from START on, or one matrix if tied."""
+    """Return P v, of precisions as `load_precisions` gives them from START on, or one matrix if tied."""
     D: tl.constexpr = len(v)
     out = ()
     for j in tl.static_range(D):
@@ -167,7 +167,7 @@ def precision_product(precisions, START: tl.constexpr, v, KIND: tl.constexpr):
 
 @triton.jit
 def component(x, means, precisions, log_scale, k, end, KIND: tl.constexpr):
-    """log2 of w_k N(x; m_k, Sigma_k), -infinity from k = end on, g_k and P_k; k is int64."""
+    """Return log2 of w_k N(x; m_k, Sigma_k), -infinity from k = end on, g_k and P_k; k is int64."""
     D: tl.constexpr = len(x)
     inside = k < end
     k = tl.minimum(k, end - 1)
@@ -185,10 +185,10 @@ def component(x, means, precisions, log_scale, k, end, KIND: tl.constexpr):
 
 
 @triton.jit
-def moments(x, v, means, precisions, log_scale, begin, end, KIND: tl.constexpr, MOMENTS: tl.constexpr):
-    """Sums over the components begin <= k < end (int64), with weights 2^(l_k - maximum), l_k = log2 of w_k N_k(x).
+def posterior_sums(x, v, means, precisions, log_scale, begin, end, KIND: tl.constexpr, ORDER: tl.constexpr):
+    """Sum over the components begin <= k < end (int64), with weights 2^(l_k - maximum), l_k = log2 of w_k N_k(x).
 
-    Returns maximum and total, the sums of g_k (MOMENTS >= 1) and of g_k (g_k . v) - P_k v (MOMENTS == 2), x else.
+    Returns maximum and total, the sums of g_k (ORDER >= 1) and of g_k (g_k . v) - P_k v (ORDER == 2), x else.
     """
     D: tl.constexpr = len(x)
     maximum = tl.full(x[0].shape, LOWEST, tl.float32)
@@ -215,9 +215,9 @@ def moments(x, v, means, precisions, log_scale, begin, end, KIND: tl.constexpr, 
             weight = weight_of(logits[i] - peak)
             total += weight
             g = scores[i]
-            if MOMENTS >= 1:
+            if ORDER >= 1:
                 new_first = add_multiple(new_first, weight, g)
-            if MOMENTS == 2:
+            if ORDER == 2:
                 new_second = add_multiple(new_second, weight * dot(g, v), g)
                 new_second = add_multiple(new_second, -weight, precision_product(own[i], 0, v, KIND))
         first, second = new_first, new_second

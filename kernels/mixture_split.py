@@ -21,7 +21,7 @@ BLOCK = 64  # components that count as a block where samples are held in registe
 
 
 def shares(rows: int, n_components: int, tile: Configuration) -> tuple[int, int]:
-    """Into how many programs the components are split for each tile of rows, and how many each takes."""
+    """Return into how many programs the components are split for each tile of rows, and how many each takes."""
     at_once = tile.constants.get("COMPONENTS", BLOCK)
     most = n_components // (LEAST * at_once)
     splits = max(1, min(PROGRAMS // max(1, triton.cdiv(rows, tile["ROWS"])), most))
@@ -41,11 +41,11 @@ def mixture_score_merge_kernel(
     n_rows: tl.int64,
     splits,
     dim: tl.int64,
-    MOMENTS: tl.constexpr,
+    ORDER: tl.constexpr,
     ROWS: tl.constexpr,
     DIMS: tl.constexpr,
 ):
-    """Posterior means of the parts, each weighted by its share of the density: out = sum_s out_s 2^(mass_s - mass)."""
+    """Merge the parts' posterior means, weighted by their shares of density: out = sum_s out_s 2^(mass_s - mass)."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * DIMS + tl.arange(0, DIMS)
     in_rows = rows < n_rows
@@ -62,13 +62,13 @@ def mixture_score_merge_kernel(
         mass = tl.load(mass_ptr + at, mask=in_rows, other=LOWEST)
         weight = mixture_small.weight_of(mass - maximum)
         total += weight
-        if MOMENTS >= 1:
+        if ORDER >= 1:
             tile = at[:, None] * dim + columns[None, :]
             score = tl.fma(weight[:, None], tl.load(scores_ptr + tile, mask=inside, other=0.0), score)
-        if MOMENTS == 2:
+        if ORDER == 2:
             second = tl.fma(weight[:, None], tl.load(seconds_ptr + tile, mask=inside, other=0.0), second)
             along = tl.fma(weight, tl.load(alongs_ptr + at, mask=in_rows, other=0.0), along)
-    if MOMENTS == 0:
+    if ORDER == 0:
         tl.store(log_prob_ptr + rows, log_of_sum(maximum, total), mask=in_rows)
     else:
         inverse = 1.0 / total
@@ -76,7 +76,7 @@ def mixture_score_merge_kernel(
         score *= inverse[:, None]
         if score_ptr is not None:
             tl.store(score_ptr + tile, score, mask=inside)
-        if MOMENTS == 2:
+        if ORDER == 2:
             hvp = tl.fma(-score, (along * inverse)[:, None], second * inverse[:, None])
             tl.store(hvp_ptr + tile, hvp, mask=inside)
 
@@ -86,7 +86,7 @@ def merge(
     parts: tuple[Tensor | None, ...],
     splits: int,
     dim: int,
-    moments: int,
+    order: int,
     architecture: str | None,
 ) -> None:
     """Write the outputs of all components from those of their parts."""
@@ -94,7 +94,7 @@ def merge(
     assert mass is not None
     rows = mass.shape[1]
     tile = configuration("mixture_merge", dim, architecture=architecture)
-    grid = (triton.cdiv(rows, tile["ROWS"]), triton.cdiv(dim, tile["DIMS"]) if moments else 1)
+    grid = (triton.cdiv(rows, tile["ROWS"]), triton.cdiv(dim, tile["DIMS"]) if order else 1)
     mixture_score_merge_kernel[grid](
-        *whole[:3], *parts, rows, splits, dim, MOMENTS=moments, **tile.launch, enable_fp_fusion=False
+        *whole[:3], *parts, rows, splits, dim, ORDER=order, **tile.launch, enable_fp_fusion=False
     )

@@ -1,4 +1,4 @@
-"""What the ops take, as the fields that the kernels read (`fastndsm.reference` has the classes)."""
+"""Operands of the ops, as the fields that the kernels read (`fastndsm.reference` has the classes)."""
 
 from __future__ import annotations
 

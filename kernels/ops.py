@@ -34,7 +34,7 @@ def __getattr__(name: str) -> Any:
 
 
 def prepare() -> None:
-    """Raises RuntimeError with the reason if no kernel can run here: no Triton, or nothing to run on."""
+    """Raise RuntimeError with the reason if no kernel can run here: no Triton, or nothing to run on."""
     try:
         from triton import JITFunction
 

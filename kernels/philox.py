@@ -30,7 +30,7 @@ MAX_GRID_Y = 65_535  # of CUDA and HIP
 
 @triton.jit
 def philox_words(seed_low, seed_high, path, step, block, stream):
-    """Philox4x32-10: the four uint32 words of each counter, of the arguments' common shape.
+    """Return Philox4x32-10's four uint32 words of each counter, of the arguments' common shape.
 
     Ten rounds of   (c0, c1, c2, c3) <- (hi(M1 c2) ^ c1 ^ k0, lo(M1 c2), hi(M0 c0) ^ c3 ^ k1, lo(M0 c0)),
     with (k0, k1) <- (k0 + W0, k1 + W1) between them. path is int64, seed_low and seed_high are uint32; step, block and
@@ -60,7 +60,7 @@ def philox_words(seed_low, seed_high, path, step, block, stream):
 
 @triton.jit
 def minus_two_log_uniform(word):
-    """-2 ln u, u = (word + 1/2) 2^-32, within 4 ulp, also for u near 1, where the result is near 0.
+    """Return -2 ln u, u = (word + 1/2) 2^-32, within 4 ulp, also for u near 1, where the result is near 0.
 
     u = m 2^e with m in [2/3, 4/3), so -2 ln u = -2 e ln 2 - 2 ln(1 + f), f = m - 1; a minimax polynomial in f. From
     u = 2/3 on e is 0, and f = u - 1 comes from the word directly, with full relative precision.
@@ -84,7 +84,7 @@ def minus_two_log_uniform(word):
 
 @triton.jit
 def sincos_turns(word):
-    """sin and cos of 2 pi v, v = int32(word) 2^-32, within 4 ulp.
+    """Return sin and cos of 2 pi v, v = int32(word) 2^-32, within 4 ulp.
 
     word = quadrant 2^30 + rest, -2^29 <= rest < 2^29, exactly; minimax polynomials of the remaining angle, at most
     pi / 4. The quadrant's low bit swaps the two; sin is negative in quadrants 2 and 3, cos in 1 and 2.
@@ -110,7 +110,7 @@ def sincos_turns(word):
 
 @triton.jit
 def normals(radius_word, angle_word):
-    """Two independent standard normals of two uint32 words, by Box-Muller: r cos(2 pi v), r sin(2 pi v).
+    """Return two independent standard normals of two words, by Box-Muller: r cos(2 pi v), r sin(2 pi v).
 
     r = sqrt(-2 ln u), u = (radius_word + 1/2) 2^-32, so that 0 is never reached and the tail goes to 6.7 sigma;
     v = int32(angle_word) 2^-32. float32, with a relative error below 4 x 2^-23, near 0 too.
@@ -124,7 +124,7 @@ def normals(radius_word, angle_word):
 
 @triton.jit
 def seed_words(seed_ptr):
-    """The key of a 0-d int64 seed: its low and high 32 bits; loaded as words, they leave Philox its 32-bit
+    """Return the key of a 0-d int64 seed: its low and high 32 bits; loaded as words, they leave Philox its 32-bit
     multiplications, where halves of a 64-bit load made the compiler widen the xors too."""
     words = seed_ptr.to(tl.pointer_type(tl.uint32), bitcast=True)
     return tl.load(words), tl.load(words + 1)
@@ -148,7 +148,7 @@ def philox_normal_kernel(
     BLOCKS: tl.constexpr,
     PAIRS: tl.constexpr,
 ):
-    """out[i, j] = normal j % 4 of the counter (first_path + i, stream, step, j // 4) under the key `seed`.
+    """Store out[i, j] = normal j % 4 of the counter (first_path + i, stream, step, j // 4) under the key `seed`.
 
     One counter gives r0 cos, r0 sin, r1 cos, r1 sin of its words (w0, w1) and (w2, w3), see `normals`.
     PAIRS = 1, for dim <= 2, leaves (w2, w3) out. ALIGNED: dim is a multiple of 2 PAIRS.
@@ -193,7 +193,7 @@ def philox_normal(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """Normals [n_paths, dim] of the paths first_path, first_path + 1, ...; step is int64, 0-d or [n_paths].
+    """Draw normals [n_paths, dim] of the paths first_path, first_path + 1, ...; step is int64, 0-d or [n_paths].
 
     Raises:
         TypeError: if dtype is not float32, or seed or step is not int64.
@@ -235,7 +235,7 @@ def philox_normal(
 
 
 def on_device(value: Tensor, device: torch.device) -> Tensor:
-    """value on the device. A number on the host becomes a fill, which needs no synchronisation and whose value a
+    """Put value on the device. A number on the host becomes a fill, which needs no synchronisation and whose value a
     captured CUDA graph keeps; a captured copy would read the host's memory again at replay."""
     if value.device == device or value.ndim > 0:
         return value.to(device)

@@ -23,7 +23,7 @@ def precision_product_kernel(
     DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """out[k] = (m_k - x) P_k, or x P_k without means, for x [n_rows, dim], m [K, dim], P [K, dim, dim].
+    """Store out[k] = (m_k - x) P_k, or x P_k without means, for x [n_rows, dim], m [K, dim], P [K, dim, dim].
 
     The differences are formed before they are multiplied, so that nothing cancels in the products.
     """
@@ -46,7 +46,7 @@ def precision_product_kernel(
 
 
 def precision_product(x: Tensor, matrices: Tensor, means: Tensor | None = None) -> Tensor:
-    """x P [B, d] for matrices [d, d]; x P_k [K, B, d] for [K, d, d], of m_k - x in place of x with means [K, d]."""
+    """Return x P [B, d] for P [d, d], x P_k [K, B, d] for [K, d, d]; of m_k - x in place of x with means [K, d]."""
     rows, dim = x.shape
     out = torch.empty((*matrices.shape[:-2], rows, dim), dtype=x.dtype, device=x.device)
     if out.numel() == 0:
@@ -71,5 +71,5 @@ def precision_product(x: Tensor, matrices: Tensor, means: Tensor | None = None) 
 
 
 def dot_precision(architecture: str | None) -> str:
-    """A precision of tl.dot with the error of float32: three products of tf32 parts, or float32 itself on AMD."""
+    """Return tl.dot's precision with the error of float32: three products of tf32 parts, or float32 itself on AMD."""
     return "ieee" if architecture is not None and architecture.startswith("gfx") else "tf32x3"

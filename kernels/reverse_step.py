@@ -33,7 +33,7 @@ METHODS = ("sde", "ode")
 
 @triton.jit
 def coefficients(step_ptr, drift_scale_ptr, noise_std_ptr, METHOD: tl.constexpr):
-    """n, a_n, the factor of the score term and that of the noise."""
+    """Return n, a_n, the factor of the score term and that of the noise."""
     n = tl.load(step_ptr)
     a = tl.load(drift_scale_ptr + n)
     s = tl.load(noise_std_ptr + n)
@@ -45,7 +45,7 @@ def coefficients(step_ptr, drift_scale_ptr, noise_std_ptr, METHOD: tl.constexpr)
 
 @triton.jit
 def noise_tile(key_low, key_high, paths, step, columns, METHOD: tl.constexpr):
-    """Normals of the reverse stream [ROWS, DIMS] for paths [ROWS] and the columns [DIMS] from a multiple of 4 on."""
+    """Draw normals of the reverse stream [ROWS, DIMS] for paths [ROWS] and columns [DIMS] from a multiple of 4 on."""
     ROWS: tl.constexpr = paths.shape[0]
     DIMS: tl.constexpr = columns.shape[0]
     blocks = tl.min(columns, 0) // 4 + tl.arange(0, DIMS // 4)
@@ -70,7 +70,7 @@ def updated_tile(
     columns,
     METHOD: tl.constexpr,
 ):
-    """y - a drift + weight score + std xi, of tiles [ROWS, DIMS]."""
+    """Return y - a drift + weight score + std xi, of tiles [ROWS, DIMS]."""
     out = tl.fma(score, weight, tl.fma(drift, -a, y))
     if METHOD == "sde":
         out = tl.fma(noise_tile(key_low, key_high, paths, step, columns, METHOD), std, out)
@@ -100,14 +100,14 @@ def reverse_step_small_kernel(
     METHOD: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Rows whole in registers, DIM <= 4: one counter of Philox each."""
+    """Step rows whole in registers, DIM <= 4: one counter of Philox each."""
     n, a, weight, std = coefficients(step_ptr, drift_scale_ptr, noise_std_ptr, METHOD)
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = rows < n_rows
     y = mixture_small.load_vector(y_ptr, rows, inside, DIM)
     score = mixture_small.load_vector(score_ptr, rows, inside, DIM)
     begin = tl.zeros_like(n_components)
-    _, total, drift, _ = mixture_small.moments(
+    _, total, drift, _ = mixture_small.posterior_sums(
         y, y, means_ptr, precisions_ptr, log_scale_ptr, begin, n_components, KIND, 1
     )
     out = mixture_small.add_multiple(mixture_small.add_multiple(y, -a / total, drift), weight, score)
@@ -145,7 +145,7 @@ def reverse_step_whole_kernel(
     DIMS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Rows whole, dim <= DIMS; u and keys as in `mixture_score.Operands`."""
+    """Step rows whole, dim <= DIMS; u and keys as in `mixture_score.Operands`."""
     n, a, weight, std = coefficients(step_ptr, drift_scale_ptr, noise_std_ptr, METHOD)
     key_low, key_high = seed_words(seed_ptr)
     row = tl.program_id(0).to(tl.int64) * ROWS
@@ -195,7 +195,7 @@ def reverse_step_tiled_kernel(
     DIRECT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Any dim, in tiles of DIMS, with a scratch as in `mixture_score_tiled_kernel`."""
+    """Step rows of any dim, in tiles of DIMS, with a scratch as in `mixture_score_tiled_kernel`."""
     row = tl.program_id(0).to(tl.int64) * ROWS
     lanes = tl.arange(0, ROWS)
     in_rows = lanes < n_rows - row
@@ -254,7 +254,7 @@ def reverse_step_update_kernel(
     ROWS: tl.constexpr,
     DIMS: tl.constexpr,
 ):
-    """The update from grad log pi(y) in drift."""
+    """Update y from grad log pi(y) in drift."""
     n, a, weight, std = coefficients(step_ptr, drift_scale_ptr, noise_std_ptr, METHOD)
     key_low, key_high = seed_words(seed_ptr)
     row = tl.program_id(0).to(tl.int64) * ROWS
@@ -281,7 +281,7 @@ def reverse_step(
     first_path: int,
     method: str,
 ) -> Tensor:
-    """y, score [B, d], step and seed 0-d int64 -> [B, d].
+    """Take the reverse step of y, score [B, d], step and seed 0-d int64 -> [B, d].
 
     step and seed are read when the launch runs if they lie on y's device, and when it is made otherwise.
 

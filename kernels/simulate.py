@@ -41,7 +41,7 @@ def simulate(
     seed: Tensor,
     first_path: int,
 ) -> Tensor:
-    """x [B, d] after steps [B] steps of the Langevin process from x0 [B, d]; path i is number first_path + i.
+    """Return x [B, d] after steps [B] steps of the Langevin process from x0 [B, d]; path i is number first_path + i.
 
     Raises:
         TypeError: if a floating point argument is not float32, or steps or seed is not int64.
@@ -57,7 +57,7 @@ def simulate_transition(
     seed: Tensor,
     first_path: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x, and mean and noise of the last step, each [B, d], after steps [B] >= 1 steps; raises as `simulate`."""
+    """Return x, and mean and noise of the last step, each [B, d], after steps [B] >= 1 steps; raises as `simulate`."""
     return run("transition", x0, steps, process, seed, first_path, False)
 
 
@@ -69,7 +69,7 @@ def simulate_target(
     first_path: int,
     antithetic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x [B, d], target [B, d] and variance ([B, 1] spherical, else [B, d]); 2B rows if antithetic, those driven by the
+    """Return x [B, d], target [B, d] and variance ([B, 1] spherical, else [B, d]); 2B rows if antithetic, those of
     mirrored noise last. Raises as `simulate`."""
     return run("target", x0, steps, process, seed, first_path, antithetic)
 
@@ -81,13 +81,13 @@ def run(
     process: Process,
     seed: Tensor,
     first_path: int,
-    mirrored: bool,
+    antithetic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x, with mean and noise (transition) or target and variance (target), and x in place of what is not asked for."""
+    """Return x, with mean and noise (transition) or target and variance (target); x in place of what is not asked."""
     drift_scale, noise_std, mixture = process.drift_scale, process.noise_std, process.mixture
     check(x0, steps, drift_scale, noise_std, mixture, seed)
     kind = mixture.covariance_type
-    dim, rows = x0.shape[1], x0.shape[0] * (2 if mirrored else 1)
+    dim, rows = x0.shape[1], x0.shape[0] * (2 if antithetic else 1)
     x = torch.empty((rows, dim), dtype=x0.dtype, device=x0.device)
     second, third = x, x
     if output != "state":
@@ -100,15 +100,15 @@ def run(
     parameters = mixture.means.contiguous(), mixture.precisions.contiguous(), mixture.log_scale.contiguous()
     with torch.cuda.device_of(x):
         if kind == "full" and dim > SMALL:
-            simulate_full((x, second, third), output, *operands, parameters, seed, first_path, mirrored)
+            simulate_full((x, second, third), output, *operands, parameters, seed, first_path, antithetic)
         else:
             launch = launch_small if dim <= SMALL else launch_tiled
-            launch((x, second, third), output, operands, parameters, kind, seed, first_path, mirrored)
+            launch((x, second, third), output, operands, parameters, kind, seed, first_path, antithetic)
     return x, second, third
 
 
 def check(x0: Tensor, steps: Tensor, drift_scale: Tensor, noise_std: Tensor, mixture: Mixture, seed: Tensor) -> None:
-    """One dtype, and shapes that fit each other."""
+    """Refuse tensors of several dtypes, or of shapes that do not fit each other."""
     floats = {"x0": x0, "drift_scale": drift_scale, "noise_std": noise_std, "means": mixture.means}
     for name, value in floats.items():
         if value.dtype != torch.float32:
@@ -131,7 +131,7 @@ def check(x0: Tensor, steps: Tensor, drift_scale: Tensor, noise_std: Tensor, mix
 
 
 def order_of(steps: Tensor, n_steps: int, ordered_rows: int) -> Tensor | None:
-    """Rows by descending number of steps, or None where they stay as they are."""
+    """Return the rows by descending number of steps, or None where they stay as they are."""
     if len(steps) < ordered_rows:
         return None
     keys = steps.to(torch.int16) if n_steps < 1 << 15 else steps  # short keys sort faster
@@ -146,7 +146,7 @@ def launch_small(
     kind: str,
     seed: Tensor,
     first_path: int,
-    mirrored: bool,
+    antithetic: bool,
 ) -> None:
     """Fill the outputs; see `simulate_small_kernel`."""
     x0, steps, drift_scale, _ = operands
@@ -172,7 +172,7 @@ def launch_small(
         first_path,
         KIND=kind,
         OUTPUT=output,
-        MIRRORED=mirrored,
+        ANTITHETIC=antithetic,
         RESIDENT=resident,
         D=dim,
         **options,
@@ -188,7 +188,7 @@ def launch_tiled(
     kind: str,
     seed: Tensor,
     first_path: int,
-    mirrored: bool,
+    antithetic: bool,
 ) -> None:
     """Fill the outputs; see `simulate_tiled_kernel`."""
     x0, steps, drift_scale, _ = operands
@@ -226,7 +226,7 @@ def launch_tiled(
         first_path,
         KIND=kind,
         OUTPUT=output,
-        MIRRORED=mirrored,
+        ANTITHETIC=antithetic,
         RESIDENT=resident,
         D=dim,
         PRECISION=dot_precision(architecture),
@@ -238,7 +238,7 @@ def launch_tiled(
 def whole_blocks(
     parameters: tuple[Tensor, Tensor, Tensor], kind: str, resident: bool, components: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """means, precisions and log_scale, with components that weigh nothing up to a multiple of `components`."""
+    """Pad means, precisions and log_scale with components of responsibility 0 up to a multiple of `components`."""
     means, precisions, log_scale = parameters
     more = -len(means) % components
     if resident or more == 0:
@@ -250,6 +250,6 @@ def whole_blocks(
 
 
 def whole_tiles(parameter: Tensor, dim: int, columns: int, square: bool = False) -> Tensor:
-    """A parameter [., d], of a square one the rows too, with zeros up to a multiple of `columns`."""
+    """Pad a parameter [., d], of a square one the rows too, with zeros up to a multiple of `columns`."""
     more = pitch(dim, columns) - dim
     return torch.nn.functional.pad(parameter, (0, more, 0, more if square else 0)) if more else parameter

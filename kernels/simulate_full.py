@@ -27,7 +27,7 @@ def simulate_full(
     mixture: tuple[Tensor, Tensor, Tensor],
     seed: Tensor,
     first_path: int,
-    mirrored: bool,
+    antithetic: bool,
 ) -> None:
     """Fill x, second and third (see `simulate_small_kernel`), each [rows, d]; mixture: means, precisions, log_scale.
 
@@ -37,7 +37,7 @@ def simulate_full(
     n_rows, dim = x0.shape
     signs = torch.ones_like(steps, dtype=x0.dtype)[:, None]
     rows = torch.arange(n_rows, device=x0.device)
-    if mirrored:
+    if antithetic:
         steps, rows, signs = torch.cat((steps, steps)), torch.cat((rows, rows)), torch.cat((signs, -signs))
     ordered, order = steps.sort(descending=True, stable=True)
     grid = torch.arange(len(drift_scale), device=x0.device)

@@ -17,7 +17,7 @@ from .trajectory import TWO_LN2, target_of, target_step
 
 @triton.jit
 def noise(key_low, key_high, path, step, D: tl.constexpr):
-    """The D normals of each path at this step, of the stream of the noising process."""
+    """Draw the D normals of each path at this step, of the stream of the noising process."""
     z = ()
     for block in tl.static_range((D + 3) // 4):
         w0, w1, w2, w3 = philox_words(key_low, key_high, path, step, block, 0)
@@ -29,7 +29,7 @@ def noise(key_low, key_high, path, step, D: tl.constexpr):
 
 @triton.jit
 def kept(active, new, old, D: tl.constexpr):
-    """The D new values where the path is still under way."""
+    """Return the D new values where the path is still under way, else the old ones."""
     values = ()
     for j in tl.static_range(D):
         values += (tl.where(active, new[j], old[j]),)
@@ -57,7 +57,7 @@ def step(
     COMPONENTS: tl.constexpr,
     RESIDENT: tl.constexpr,
 ):
-    """x, second and third (see the kernel; h and v for the target) after the step with the noise z."""
+    """Return x, second and third (see the kernel; h and v for the target) after the step with the noise z."""
     sums = mixture_sums(
         x,
         z,
@@ -89,14 +89,14 @@ def step(
 
 @triton.jit
 def store(ptr, row, inside, values, D: tl.constexpr):
-    """values [D] to row `row` of an array of D columns."""
+    """Store values [D] to row `row` of an array of D columns."""
     for j in tl.static_range(D):
         tl.store(ptr + row * D + j, values[j], mask=inside)
 
 
 @triton.jit
 def write(x_ptr, second_ptr, third_ptr, row, inside, x, second, third, OUTPUT: tl.constexpr, D: tl.constexpr):
-    """The outputs of one path each."""
+    """Store the outputs of one path each."""
     store(x_ptr, row, inside, x, D)
     if OUTPUT == "transition":
         store(second_ptr, row, inside, second, D)
@@ -126,17 +126,17 @@ def simulate_small_kernel(
     first_path: tl.int64,
     KIND: tl.constexpr,
     OUTPUT: tl.constexpr,
-    MIRRORED: tl.constexpr,
+    ANTITHETIC: tl.constexpr,
     RESIDENT: tl.constexpr,
     D: tl.constexpr,
     COMPONENTS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """x [n_rows, D] from x0: x <- x + a_n score(x) + s_n z_n for n < steps[row], z_n normals of path first_path + row.
+    """Run x [n_rows, D] from x0: x <- x + a_n score(x) + s_n z_n, n < steps[row], z_n normals of path first_path + row.
 
     OUTPUT "transition" also writes mean and noise of the last step [n_rows, D] as second and third, "target"
-    target [n_rows, D] and variance ([n_rows, 1] if spherical, else [n_rows, D]). MIRRORED: all outputs have n_rows more
-    rows, for paths driven by -z_n. With order a program takes rows order[i], order[i + 1], ..., not i, i + 1, ...
+    target [n_rows, D] and variance ([n_rows, 1] if spherical, else [n_rows, D]). ANTITHETIC: all outputs have n_rows
+    more rows, for paths driven by -z_n. With order a program takes rows order[i], order[i + 1], ..., not i, i + 1, ...
     RESIDENT: there are COMPONENTS components, whose parameters stay in registers; else their number is a multiple of
     that, and they are read in blocks of COMPONENTS under a running minimum of the energies (online softmax).
     """
@@ -183,8 +183,8 @@ def simulate_small_kernel(
         )
         p = rates(sums, reciprocal(sums[0]) * TWO_LN2, resident, KIND, D, RESIDENT)
         second, third = zeros, zeros[: len(p)]
-    if MIRRORED:
-        mirror_x, mirror_second, mirror_third = x, second, third
+    if ANTITHETIC:
+        antithetic_x, antithetic_second, antithetic_third = x, second, third
 
     for n in range(0, last):
         active = n < steps
@@ -211,14 +211,14 @@ def simulate_small_kernel(
             COMPONENTS,
             RESIDENT,
         )
-        if MIRRORED:
+        if ANTITHETIC:
             opposite = ()
             for j in tl.static_range(D):
                 opposite += (-z[j],)
-            mirror_x, mirror_second, mirror_third = step(
-                mirror_x,
-                mirror_second,
-                mirror_third,
+            antithetic_x, antithetic_second, antithetic_third = step(
+                antithetic_x,
+                antithetic_second,
+                antithetic_third,
                 p,
                 opposite,
                 active,
@@ -237,6 +237,6 @@ def simulate_small_kernel(
             )
 
     write(x_ptr, second_ptr, third_ptr, row, inside, x, second, third, OUTPUT, D)
-    if MIRRORED:
+    if ANTITHETIC:
         row += n_rows
-        write(x_ptr, second_ptr, third_ptr, row, inside, mirror_x, mirror_second, mirror_third, OUTPUT, D)
+        write(x_ptr, second_ptr, third_ptr, row, inside, antithetic_x, antithetic_second, antithetic_third, OUTPUT, D)

@@ -29,7 +29,7 @@ def load_components(
     D: tl.constexpr,
     COMPONENTS: tl.constexpr,
 ):
-    """-log2(e) log_scale, means and P' of the components from `first` on; no P' if tied."""
+    """Load -log2(e) log_scale, means and P' of the components from `first` on; no P' if tied."""
     constants, means, precisions = (), (), ()
     for i in tl.static_range(COMPONENTS):
         k = first + i
@@ -41,7 +41,7 @@ def load_components(
 
 @triton.jit
 def load_common(precisions_ptr, D: tl.constexpr):
-    """P' if tied."""
+    """Load P' if tied."""
     return load_matrix(precisions_ptr, 0.5 * LOG2_E, D)
 
 
@@ -50,27 +50,27 @@ def load_common(precisions_ptr, D: tl.constexpr):
 
 @triton.constexpr_function
 def size_of_s(KIND, D):
-    """S is 1 number if spherical, D if diag, the upper triangle if full; nothing if tied, where it is P' sum e_k."""
+    """Return the size of S: 1 if spherical, D if diag, a triangle's if full; 0 if tied, where it is P' sum e_k."""
     return {"spherical": 1, "diag": D, "tied": 0, "full": D * (D + 1) // 2}[KIND]
 
 
 @triton.constexpr_function
 def triangle(i, j, D):
-    """Where element (i, j) of a symmetric matrix stands in its upper triangle."""
+    """Return the place of element (i, j) of a symmetric matrix in its upper triangle."""
     i, j = min(i, j), max(i, j)
     return i * D - i * (i - 1) // 2 + j - i
 
 
 @triton.jit
 def reciprocal(total):
-    """Of a sum of weights, between 1 and K, where this is as good as a division and a third as long."""
+    """Return 1 / a sum of weights, between 1 and K, where this is as good as a division and a third as long."""
     root = tl.rsqrt(total)
     return root * root
 
 
 @triton.jit
 def plus(sums, AT: tl.constexpr, weight, value):
-    """sums[AT] + weight value; sums are 0 if empty."""
+    """Return sums[AT] + weight value; sums are 0 if empty."""
     if len(sums) == 0:
         return weight * value
     else:
@@ -92,7 +92,7 @@ def absorb(
     PRODUCT: tl.constexpr,
     ALL: tl.constexpr,
 ):
-    """The lowest energy and the sums with these added. ALL: there are no others, and G_k . z counts from its mean."""
+    """Return the lowest energy and sums with these added. ALL: there are no others; G_k . z counts from its mean."""
     energies, pulls = (), ()  # pulls: G_k; if spherical without the factor P'_k
     for i in tl.static_range(COMPONENTS):
         apart = ()
@@ -151,14 +151,14 @@ def absorb(
         sums = added
     if PRODUCT and ALL and COMPONENTS > 1:
         middle = sums[1 + D] * reciprocal(sums[0])
-        moments = ()
+        central = ()
         for i in tl.static_range(COMPONENTS):
             weight = weights[i] * (slopes[i] - middle)
             added = ()
             for j in tl.static_range(D):
-                added += (plus(moments, j, weight, pulls[i * D + j]),)
-            moments = added
-        sums = sums[: 2 + D] + moments + sums[2 + 2 * D :]
+                added += (plus(central, j, weight, pulls[i * D + j]),)
+            central = added
+        sums = sums[: 2 + D] + central + sums[2 + 2 * D :]
     return lowest, sums
 
 
@@ -177,7 +177,7 @@ def mixture_sums(
     RESIDENT: tl.constexpr,
     PRODUCT: tl.constexpr,
 ):
-    """The sums over all components at x. resident: `load_components` of all of them, or P' alone if tied."""
+    """Return the sums over all components at x. resident: `load_components` of all of them, or P' alone if tied."""
     low = tl.full(x[0].shape, HIGHEST, tl.float32)
     if RESIDENT:
         constants, means, precisions = resident
@@ -198,7 +198,7 @@ def mixture_sums(
 
 @triton.jit
 def rates(sums, u, resident, KIND: tl.constexpr, D: tl.constexpr, RESIDENT: tl.constexpr):
-    """p = u diag(S): 1 number if spherical, else D."""
+    """Return p = u diag(S): 1 number if spherical, else D."""
     values = ()
     if KIND == "spherical":
         values = (u * sums[2 + 2 * D],)
@@ -214,7 +214,7 @@ def rates(sums, u, resident, KIND: tl.constexpr, D: tl.constexpr, RESIDENT: tl.c
 
 @triton.jit
 def curvature(sums, u, z, resident, KIND: tl.constexpr, D: tl.constexpr, RESIDENT: tl.constexpr):
-    """Hess z / u = 2 ln 2 B - S z - u A (A . z), [D], the last of which a central moment B contains."""
+    """Return Hess z / u = 2 ln 2 B - S z - u A (A . z), [D], the last of which a central B contains."""
     along = sums[1 + D] * u
     values = ()
     for j in tl.static_range(D):

@@ -21,7 +21,7 @@ Z, RATE, PX, PZ, SUM_A, SUM_B, SUM_Q = (tl.constexpr(i) for i in range(7))
 
 @triton.constexpr_function
 def scratch_arrays(kind: str, output: str, resident: bool) -> list[bool]:
-    """Which of the scratch arrays there are."""
+    """Tell for each of the scratch arrays whether there is one."""
     target, diag, tied = output == "target", kind == "diag", kind == "tied"
     own = [target, target and diag, tied, target and tied]
     sums = [True, target, target and diag]
@@ -30,7 +30,7 @@ def scratch_arrays(kind: str, output: str, resident: bool) -> list[bool]:
 
 @triton.constexpr_function
 def place(array, KIND, OUTPUT, RESIDENT):
-    """How many scratch arrays stand before this one."""
+    """Return how many scratch arrays stand before this one."""
     return sum(scratch_arrays(KIND, OUTPUT, RESIDENT)[:array])
 
 
@@ -56,7 +56,7 @@ def simulate_tiled_kernel(
     first_path: tl.int64,
     KIND: tl.constexpr,
     OUTPUT: tl.constexpr,
-    MIRRORED: tl.constexpr,
+    ANTITHETIC: tl.constexpr,
     RESIDENT: tl.constexpr,
     D: tl.constexpr,
     COMPONENTS: tl.constexpr,
@@ -64,10 +64,10 @@ def simulate_tiled_kernel(
     COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """x [n_rows, D] from x0: x <- x + a_n score(x) + s_n z_n for n < steps[row], z_n the normals of path
+    """Simulate x [n_rows, D] from x0: x <- x + a_n score(x) + s_n z_n for n < steps[row], z_n the normals of path
     first_path + row.
 
-    Outputs, MIRRORED, order and RESIDENT are those of `simulate_small_kernel`; KIND is not full. pulls are P m_k
+    Outputs, ANTITHETIC, order and RESIDENT are those of `simulate_small_kernel`; KIND is not full. pulls are P m_k
     [K, D], both relative to the first mean, if tied. means, pulls and (unless spherical) precisions have zeros beyond
     column D, up to a multiple of COLUMNS. n_components is a multiple of COMPONENTS. PRECISION is that of tl.dot.
     """
@@ -94,7 +94,7 @@ def simulate_tiled_kernel(
     q_row = scratch_ptr + (array * place(SUM_Q, KIND, OUTPUT, RESIDENT) + at_row)
     scratch_rows, sum_rows = (z_row, rate_row, px_row, pz_row), (a_row, b_row, q_row)
 
-    start_paths(x_ptr, second_ptr, third_ptr, x0_ptr, at_row, array, inside, KIND, OUTPUT, MIRRORED, D, ROWS, COLUMNS)
+    start_paths(x_ptr, second_ptr, third_ptr, x0_ptr, at_row, array, inside, KIND, OUTPUT, ANTITHETIC, D, ROWS, COLUMNS)
     rate = tl.zeros((ROWS, 1), tl.float32)  # if spherical, as is the variance
     variance = rate
     for n in range(0, last):
@@ -106,7 +106,7 @@ def simulate_tiled_kernel(
             store_noise(z_row, key_low, key_high, path, n, active, D, ROWS, COLUMNS)
             if KIND == "tied":
                 matrix_product(pz_row, z_row, means_ptr, precisions_ptr, active, False, D, ROWS, COLUMNS, PRECISION)
-        for member in range(1 + MIRRORED):
+        for member in range(1 + ANTITHETIC):
             sign = 1.0 - 2.0 * member
             at_member = at_row + member * array
             x_row = x_ptr + at_member
@@ -127,5 +127,5 @@ def simulate_tiled_kernel(
             variance = tl.where(active[:, None], tl.fma(c, c * variance, s * s), variance)
     if PRODUCT:
         finish_targets(
-            second_ptr, third_ptr, row, at_row, n_rows, array, inside, variance, KIND, MIRRORED, D, ROWS, COLUMNS
+            second_ptr, third_ptr, row, at_row, n_rows, array, inside, variance, KIND, ANTITHETIC, D, ROWS, COLUMNS
         )

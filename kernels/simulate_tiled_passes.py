@@ -30,7 +30,7 @@ from .trajectory import HIGHEST, target_of, target_step
 
 @triton.jit
 def noise(key_low, key_high, path, step, first, LANES: tl.constexpr):
-    """The normals of dimensions first .. first + 4 LANES - 1; path [ROWS]."""
+    """Draw the normals of dimensions first .. first + 4 LANES - 1; path [ROWS]."""
     block = first // 4 + tl.arange(0, LANES)
     w0, w1, w2, w3 = philox_words(key_low, key_high, path[:, None], step, block[None, :], 0)
     n0, n1 = normals(w0, w1)
@@ -49,12 +49,12 @@ def start_paths(
     inside,
     KIND: tl.constexpr,
     OUTPUT: tl.constexpr,
-    MIRRORED: tl.constexpr,
+    ANTITHETIC: tl.constexpr,
     D: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """The outputs before any step: x0, and no noise or h = v = 0."""
+    """Store the outputs before any step: x0, and no noise or h = v = 0."""
     LANES: tl.constexpr = COLUMNS // 4
     for start in range(0, D, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
@@ -62,7 +62,7 @@ def start_paths(
         moving = both(inside, mask)
         x = load_rows(x0_ptr + at_row[:, None] + column[None, :], mask, ROWS, LANES)
         zero = minus(x, x)
-        for member in range(1 + MIRRORED):
+        for member in range(1 + ANTITHETIC):
             at = (at_row + member * array)[:, None] + column[None, :]
             store_rows(x_ptr + at, x, moving, ROWS, LANES)
             if OUTPUT == "transition":
@@ -77,7 +77,7 @@ def start_paths(
 
 @triton.jit
 def store_noise(z_row, key_low, key_high, path, n, active, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The normals of the step, to the scratch."""
+    """Store the normals of the step in the scratch."""
     LANES: tl.constexpr = COLUMNS // 4
     for start in range(0, D, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
@@ -103,7 +103,7 @@ def add_block(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """The sums A, B and (diag) Q in the scratch with the block of components from `first` on added."""
+    """Add the block of components from `first` on to the sums A, B and (diag) Q in the scratch."""
     LANES: tl.constexpr = COLUMNS // 4
     a_row, b_row, q_row = sum_rows
     for start in range(0, D, COLUMNS):
@@ -150,7 +150,7 @@ def weigh_components(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """1 / the sum of weights, C', Q and C (spherical) [ROWS, 1], and the weights of y_k in A and B.
+    """Return 1 / the sum of weights, C', Q and C (spherical) [ROWS, 1], and the weights of y_k in A and B.
 
     Unless RESIDENT the last are of no use: the sums A, B and Q are in the scratch.
     """
@@ -202,7 +202,7 @@ def hessian_product(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Hess z of a tile, and p(x_0) unless spherical (which diag keeps in the scratch from the first step on)."""
+    """Return Hess z of a tile, and p(x_0) unless spherical (diag keeps it in the scratch from the first step on)."""
     LANES: tl.constexpr = COLUMNS // 4
     sum_b, sum_q, q_row = sums
     inverse, along, q, c = means
@@ -253,7 +253,7 @@ def move(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """The second pass: x and the other outputs after step n, from what `weigh_components` found."""
+    """Take the second pass: x and the other outputs after step n, from what `weigh_components` found."""
     LANES: tl.constexpr = COLUMNS // 4
     PRODUCT: tl.constexpr = OUTPUT == "target"
     x_ptr, second_ptr, third_ptr = outputs
@@ -320,14 +320,14 @@ def finish_targets(
     inside,
     variance,
     KIND: tl.constexpr,
-    MIRRORED: tl.constexpr,
+    ANTITHETIC: tl.constexpr,
     D: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """The target from h and v, and the variance where no pass has stored it."""
+    """Store the target from h and v, and the variance where no pass has stored it."""
     LANES: tl.constexpr = COLUMNS // 4
-    for member in range(1 + MIRRORED):
+    for member in range(1 + ANTITHETIC):
         for start in range(0, D, COLUMNS):
             column = start + tl.arange(0, COLUMNS)
             mask = in_row(column, D, COLUMNS)

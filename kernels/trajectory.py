@@ -1,4 +1,4 @@
-"""What the kernels of trajectories share: the recursion of the target.
+"""Recursion of the target, which the kernels of trajectories share.
 
 With h_n = v_n H_n the target -H of `fastndsm.reference.simulate` needs no division until the end:
 
@@ -18,7 +18,7 @@ HIGHEST = tl.constexpr(3.0e38)  # of all energies: the difference of infinite on
 
 @triton.jit
 def target_step(h, v, p, hessian_z, u, z, a, s):
-    """h and v after a step; hessian_z in units of u; v and p are 1 array for all dimensions, or one for each."""
+    """Return h and v after a step; hessian_z in units of u; v and p are 1 array for all dimensions, or one for each."""
     inverse = 1.0 / s
     h_next, v_next = (), ()
     for j in tl.static_range(len(h)):
@@ -35,7 +35,7 @@ def target_step(h, v, p, hessian_z, u, z, a, s):
 
 @triton.jit
 def target_of(h, v):
-    """The target -h / v, or 0 where no step was taken."""
+    """Return the target -h / v, or 0 where no step was taken."""
     target = ()
     for j in tl.static_range(len(h)):
         variance = v[j if len(v) > 1 else 0]

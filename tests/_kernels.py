@@ -42,7 +42,7 @@ Row = dict[str, Any]
 
 
 def in_own_process(file: str, purpose: str, place: Path, **environment: str) -> Path:
-    """Run the test file for that purpose, see `main`; returns the file it wrote."""
+    """Run the test file for that purpose, see `main`; return the file it wrote."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
     done = subprocess.run(
         [sys.executable, file, purpose, place / "result"],
@@ -56,12 +56,12 @@ def in_own_process(file: str, purpose: str, place: Path, **environment: str) -> 
 
 
 def interpreted_by(file: str, place: Path, **environment: str) -> Any:
-    """What the file's `interpret` returned, in a process where kernels are interpreted."""
+    """Return what the file's `interpret` gives, in a process where kernels are interpreted."""
     return torch.load(in_own_process(file, "interpret", place, TRITON_INTERPRET="1", **environment))
 
 
 def compiled_by(file: str, place: Path, targets: Iterable[str] = TARGETS, **environment: str) -> list[Row]:
-    """What the file's `compile_all` yielded, in processes where kernels are compiled: one a target, in parallel."""
+    """Return what the file's `compile_all` yields, in parallel processes where kernels are compiled, one a target."""
 
     def rows(target: str) -> list[Row]:
         (place / target).mkdir()
@@ -72,7 +72,7 @@ def compiled_by(file: str, place: Path, targets: Iterable[str] = TARGETS, **envi
 
 
 def main(interpret: Callable[[], Any], compile_all: Callable[[], Iterable[Row]]) -> None:
-    """The program that `in_own_process` runs; interpret returns anything torch.save takes, compile_all yields rows."""
+    """Run as `in_own_process` has it; interpret returns anything torch.save takes, compile_all yields rows."""
     _, purpose, result = sys.argv
     torch.set_num_threads(1)
     if purpose == "interpret":
@@ -86,7 +86,7 @@ def main(interpret: Callable[[], Any], compile_all: Callable[[], Iterable[Row]])
 
 
 def poisoned(op: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any, bool]:
-    """What op returns when all memory it takes was NaN, and whether the 64 values on either side of it stayed NaN.
+    """Return what op does when all memory it takes was NaN, and whether the 64 values on either side stayed NaN.
 
     An op takes memory by torch.empty and torch.empty_like alone; any number of buffers, outputs or not. Of integers
     the smallest stands for NaN.
@@ -118,7 +118,7 @@ def poisoned(op: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[A
 
 
 def product(a: Any, b: Any) -> Any:
-    """a b [..., m, n] of float32 arrays, summed in one order: a BLAS gives a row other bits among other rows."""
+    """Return a b [..., m, n] of float32 arrays, summed in one order: a BLAS gives a row other bits among other rows."""
     import numpy as np
 
     total = np.zeros((*a.shape[:-1], b.shape[-1]), np.float32)
@@ -142,7 +142,7 @@ def ordered_products() -> Iterator[None]:
 
 @contextlib.contextmanager
 def tensor_cores() -> Iterator[None]:
-    """tl.dot of precision tf32x3 in the interpreter as tensor cores give it: three products of tf32 parts."""
+    """Compute tl.dot of precision tf32x3 in the interpreter as tensor cores do: three products of tf32 parts."""
     import numpy as np
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -207,7 +207,7 @@ def compile_ahead(
 
 
 def resources(kernel: Any, backend: str) -> Row:
-    """Registers a thread, what was spilled, and whether whole vectors are stored."""
+    """Return registers a thread, what was spilled, and whether whole vectors are stored."""
     if backend == "hip":
         assembly = kernel.asm["amdgcn"]
 
@@ -237,7 +237,7 @@ def resources(kernel: Any, backend: str) -> Row:
 
 
 def check_resources(row: Row, registers: int, shared: int | None = None) -> None:
-    """It compiles, spills nothing, and keeps below these ceilings and the chip's own."""
+    """Check that it compiles, spills nothing, and keeps below these ceilings and the chip's own."""
     assert "error" not in row, f"{row['kernel']} cannot be compiled for {row['target']} here: {row}"
     assert row["spilled"] == 0, row
     assert 0 < row["registers"] <= registers, row

@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _same_start(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every test starts from seed 0 and default settings, and leaves the number of threads as it was."""
+    """Start every test from seed 0 and default settings, and leave the number of threads as it was."""
     for name in ("FASTNDSM_BACKEND", "FASTNDSM_DISABLE_JIT"):
         monkeypatch.delenv(name, raising=False)
     threads = torch.get_num_threads()
@@ -32,7 +32,7 @@ def _same_start(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def start_python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts `python -c code args...` in a process group of its own; what is left of it is killed in the end.
+    """Start `python -c code args...` in a process group of its own; what is left of it is killed in the end.
 
     Environment variables are given by name, None to unset one; stdin, stdout and stderr are pipes.
     """
@@ -63,7 +63,7 @@ def start_python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 @pytest.fixture
 def run_python(start_python: Callable[..., subprocess.Popen[str]]) -> Callable[..., str]:
-    """Runs `python -c code args...` to its end and returns what it printed; it must succeed."""
+    """Run `python -c code args...` to its end and return what it printed; it must succeed."""
 
     def run(code: str, *args: object, **environment: str | None) -> str:
         process = start_python(code, *args, **environment)
@@ -76,7 +76,7 @@ def run_python(start_python: Callable[..., subprocess.Popen[str]]) -> Callable[.
 
 @pytest.fixture(scope="module")
 def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What the file of the test, run as a program, says of its kernels compiled ahead of time."""
+    """Return what the file of the test, run as a program, says of its kernels compiled ahead of time."""
     from _kernels import compiled_by
 
     return compiled_by(str(request.path), tmp_path_factory.mktemp("compile"))
@@ -84,7 +84,7 @@ def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture
 def fake_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Path]:
-    """Makes CUDA_HOME's compiler one that only tells the version it is given; returns its path."""
+    """Make CUDA_HOME's compiler one that only tells the version it is given; return its path."""
 
     def make(version: str) -> Path:
         command, header = tmp_path / "cuda" / "bin" / "nvcc", tmp_path / "cuda" / "include" / "cuda_runtime.h"

@@ -19,7 +19,7 @@ Shape = tuple[int, int, int]  # rows B, dimension d, components K
 
 @pytest.fixture(autouse=True, scope="module")
 def kernels() -> None:
-    """Built and loaded; a machine without any compiler has none."""
+    """Build and load the kernels; a machine without any compiler has none."""
     if not any(map(shutil.which, ("g++", "c++", "clang++"))):
         pytest.skip("no C++ compiler")
     core.load()
@@ -40,7 +40,7 @@ sizes = pytest.mark.parametrize("size", BITWISE, ids=lambda s: "x".join(map(str,
 
 
 def new_case(kind: str, dim: int, components: int) -> Arguments:
-    """POOL rows; steps 0 and N are among the first."""
+    """Draw a case of POOL rows; steps 0 and N are among the first."""
     return random_arguments(kind, POOL, dim, components)
 
 
@@ -57,17 +57,17 @@ def run(
 
 @functools.cache
 def reference_pool(op: str, kind: str, dim: int, components: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """All POOL rows by the reference."""
+    """Return all POOL rows by the reference."""
     return run(op, case(kind, dim, components), "reference", dtype)
 
 
 def first_rows(pool: Tensor, rows: int) -> Tensor:
-    """Of each half where the pool is mirrored."""
+    """Return the first rows, of each half where the pool is antithetic."""
     return torch.cat([half[:rows] for half in pool.split(POOL)])
 
 
 def assert_same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
-    """Bit for bit."""
+    """Require equality bit for bit."""
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == other.dtype and torch.equal(one, other)

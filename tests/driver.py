@@ -51,7 +51,7 @@ def flags(build: str) -> tuple[str, ...]:
 
 
 def runs_here(build: str) -> bool:
-    """Whether this machine has the build's instruction set."""
+    """Return whether this machine has the build's instruction set."""
     if "avx2" in build:
         return X86 and {"avx2", "fma", "bmi2"} <= set(Path("/proc/cpuinfo").read_text().split())
     return X86 or "sse2" not in build
@@ -59,7 +59,7 @@ def runs_here(build: str) -> bool:
 
 @pytest.fixture(scope="module", name="drivers")
 def built_drivers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
-    """Path of a build of the driver; those of BUILDS are begun at once, as many as there are cores."""
+    """Return the path of a build of the driver; those of BUILDS are begun at once, as many as there are cores."""
     place = tmp_path_factory.mktemp("drivers")
 
     @functools.cache
@@ -82,7 +82,7 @@ def built_drivers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
 
 @dataclass(frozen=True)
 class Request:
-    """What the driver is asked, and the shapes of what it answers."""
+    """A request to the driver, and the shapes of its answer."""
 
     payload: bytes
     shapes: tuple[tuple[int, ...], ...]
@@ -110,7 +110,7 @@ def mixture_parts(m: GaussianMixture) -> tuple[int | Tensor, ...]:
 def run(
     driver: Path, requests: list[Request], place: Path
 ) -> tuple[subprocess.CompletedProcess[str], list[list[Tensor]]]:
-    """The driver's process and its answers; as many as it wrote, if it was stopped."""
+    """Run the driver; return its process and its answers, as many as it wrote if it was stopped."""
     (place / "requests").write_bytes(b"".join(request.payload for request in requests))
     done = subprocess.run(
         [driver, place / "requests", place / "answers"],
@@ -139,7 +139,7 @@ SHAPES = [(1, 1, 1, 3), (33, 1, 3, 2), (31, 2, 3, 7), (33, 3, 10, 5), (33, 4, 1,
 SHAPES += [(33, 16, 10, 3), (3, 67, 3, 3), (2, 130, 9, 1), (1, 4, 10, 1), (31, 40, 12, 12)]
 # rows, dimension, components, steps; the last one is of trajectories that leave components out
 SPLIT_SHAPES, SPLIT_ROWS = (SHAPES[2], SHAPES[5], SHAPES[-1]), (0, 7, 16, 30)
-WHATS = ("state", "transition", "target", "mirrored target")
+WHATS = ("state", "transition", "target", "antithetic target")
 SEED, FIRST_PATH = -0x123456789ABCDEF, 2**32 - 9
 LOSS_SHAPES = [(1, 1), (2, 7), (3, 64), (2, 133)]
 
@@ -149,7 +149,7 @@ def random_counters() -> Tensor:
 
 
 def function_points(dtype: str) -> Tensor:
-    """Reaching well beyond overflow and underflow of exp2 and exp, dense near 0 and 1, never 0."""
+    """Return points reaching well beyond overflow and underflow of exp2 and exp, dense near 0 and 1, never 0."""
     reach = 200.0 if dtype == "float32" else 1300.0
     spread = torch.linspace(-reach, reach, 4000, dtype=torch.float64)
     small = 2.0 ** torch.linspace(-20, 4, 500, dtype=torch.float64)
@@ -160,7 +160,7 @@ def function_points(dtype: str) -> Tensor:
 
 @functools.cache
 def case(kind: str, shape: Shape) -> tuple[GaussianMixture, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Mixture, x, z, steps, drift_scale and noise_std, exact in float32."""
+    """Draw mixture, x, z, steps, drift_scale and noise_std, exact in float32."""
     rows, dim, components, n_steps = shape
     m = random_mixture(kind, components, dim, ratio=8.0)
     x, z = (2.0 * normals(rows, dim, seed=i, dtype=torch.float32).double() for i in range(2))
@@ -178,7 +178,7 @@ def trajectory(
     n, dim = last - first, x.shape[1]
     tables = steps[first:last], drift_scale, noise_std, x[first:last]
     parts = n, len(noise_std), SEED, FIRST_PATH + first, tiles, 0, *tables
-    total = n * (2 if what == "mirrored target" else 1)
+    total = n * (2 if what == "antithetic target" else 1)
     shapes: tuple[tuple[int, ...], ...] = ((total, dim),)
     if what == "transition":
         shapes = shapes * 3
@@ -193,7 +193,7 @@ def loss_inputs(rows: int, dim: int) -> tuple[Tensor, ...]:
 
 
 def all_requests() -> Iterator[tuple[str, Request]]:
-    """By name; those of a case carry its parameters in the name."""
+    """Return all requests by name; those of a case carry its parameters in the name."""
     for name, (counter, key, _) in KNOWN_ANSWERS.items():
         yield f"words {name}", Request(packed(0, 8, 1, *words_of(key), *words_of(counter)), ((1, 4),) * 2, True)
     yield "words random", Request(packed(0, 8, 70, 5, 6, random_counters()), ((70, 4),) * 2, True)
@@ -224,7 +224,7 @@ def all_requests() -> Iterator[tuple[str, Request]]:
 def all_answers(
     drivers: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], dict[str, list[Tensor]]]:
-    """All answers of a build, by the name of the request; nothing may have been reported."""
+    """Return all answers of a build, by the name of the request; nothing may have been reported."""
 
     @functools.cache
     def ask(build: str) -> dict[str, list[Tensor]]:

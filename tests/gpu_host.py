@@ -1,4 +1,4 @@
-"""What the GPU's threads and warps do, compiled for the host: csrc/gpu_host.cpp as a library, and the ops on it."""
+"""The work of the GPU's threads and warps, compiled for the host: csrc/gpu_host.cpp as a library, and the ops on it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MODES = ("state", "target", "reverse")
 POINTER, INTEGER = ctypes.c_void_p, ctypes.c_int64
 
 
-NUMBERS = ("n_components", "dim", "padded", "tied", "seed", "first_path", "rows", "mirrored")
+NUMBERS = ("n_components", "dim", "padded", "tied", "seed", "first_path", "rows", "antithetic")
 
 
 class Arguments(ctypes.Structure):
@@ -48,7 +48,7 @@ def library() -> ctypes.CDLL:
 
 
 def words(c0: int, c1: int, step: int, block: int, seed: int) -> tuple[list[int], list[int]]:
-    """The four words of a counter, as the register and as the tiled kernels draw them."""
+    """Return the four words of a counter, as the register and as the tiled kernels draw them."""
     out = (ctypes.c_uint32 * 8)()
     unsigned = [ctypes.c_uint32(value) for value in (c0, c1, step, block)]
     library().words(*unsigned, ctypes.c_int64(seed), out)
@@ -63,7 +63,7 @@ class Packing(ctypes.Structure):
 
 
 def packed_mixture(mixture: MixtureOperands, padded: int, *, emulated: bool = False) -> Tensor:
-    """The block of parameters that csrc/include/parameters.h describes; emulated: by the CUDA kernel."""
+    """Return the block of parameters that csrc/include/parameters.h describes; emulated: by the CUDA kernel."""
     (n, dim), kind = mixture.means.shape, mixture.covariance_type
     tensors = [t.contiguous() for t in (mixture.means, mixture.precisions, mixture.log_scale)]
     arguments = Packing(*(t.data_ptr() for t in tensors), None, KINDS.index(kind), n, dim, padded)
@@ -80,7 +80,7 @@ def packed_mixture(mixture: MixtureOperands, padded: int, *, emulated: bool = Fa
 
 
 def padded_dimension(dim: int, samples_a_warp: int) -> int:
-    """What the backend pads to: a power of two in registers, a multiple of four in warps."""
+    """Return the backend's padded dimension: a power of two in registers, a multiple of four in warps."""
     return dim + -dim % 4 if samples_a_warp else max(2, 1 << (dim - 1).bit_length())
 
 
@@ -94,19 +94,19 @@ def run(
     first_path: int,
     *,
     score: Tensor | None = None,
-    mirrored: bool = False,
+    antithetic: bool = False,
     transition: bool = False,
     emulated: bool = False,
 ) -> tuple[Tensor, ...]:
-    """x, and mean and noise or target and variance; all outputs hold NaN before. samples_a_warp 0: in registers.
+    """Return x, and mean and noise or target and variance; all held NaN before. samples_a_warp 0: in registers.
 
-    emulated: by the CUDA kernel itself. mode "reverse": steps holds one step, mirrored is the ode.
+    emulated: by the CUDA kernel itself. mode "reverse": steps holds one step, antithetic is the ode.
     """
     mixture = process.mixture
     (rows, dim), kind = start.shape, mixture.covariance_type
     padded = padded_dimension(dim, samples_a_warp)
     block = packed_mixture(mixture, padded, emulated=emulated)
-    out_rows = rows * (2 if mirrored and mode == "target" else 1)
+    out_rows = rows * (2 if antithetic and mode == "target" else 1)
     outputs = [torch.full((out_rows, dim), torch.nan, dtype=start.dtype)]
     if mode == "target" or transition:
         width = 1 if mode == "target" and kind == "spherical" else dim
@@ -128,7 +128,7 @@ def run(
         "seed": seed,
         "first_path": first_path,
         "rows": rows,
-        "mirrored": mirrored,
+        "antithetic": antithetic,
     }
     pointers = {name: None if t is None else t.data_ptr() for name, t in kept.items()}
     arguments = Arguments(**pointers, **{name: int(value) for name, value in numbers.items()})
@@ -169,7 +169,7 @@ def sample_mlp(
     resident: bool,
     tile: int,
 ) -> tuple[Tensor, int]:
-    """y_0 and the step that failed, or -1, by the CUDA kernel, emulated."""
+    """Return y_0 and the step that failed, or -1, by the CUDA kernel, emulated."""
     drift_scale, noise_std, means, precisions, log_scale, kind = process.dynamics.operands(y.dtype).flat
     if kind == "tied":
         kind, precisions = "full", precisions.expand(len(means), -1, -1)

@@ -34,13 +34,13 @@ BACKEND = os.environ.get("FASTNDSM_BACKEND") or "reference"
 
 @pytest.fixture(autouse=True)
 def on_one_backend() -> Iterator[None]:
-    """Every op of the test on one backend."""
+    """Serve every op of the test by one backend."""
     with use_backend(BACKEND):
         yield
 
 
 def full_covariances(m: GaussianMixture) -> Tensor:
-    """Sigma_k [K, d, d]."""
+    """Return Sigma_k [K, d, d]."""
     eye = torch.eye(m.dim, dtype=m.means.dtype)
     return {
         "spherical": lambda: m.covariances[:, None, None] * eye,
@@ -51,11 +51,11 @@ def full_covariances(m: GaussianMixture) -> Tensor:
 
 
 def torch_mixture(m: GaussianMixture) -> torch.distributions.MixtureSameFamily:
-    """The same law by torch.distributions, float64."""
+    """Return the same law by torch.distributions, float64."""
     components = torch.distributions.MultivariateNormal(m.means.double(), full_covariances(m).double())
     return torch.distributions.MixtureSameFamily(torch.distributions.Categorical(m.weights.double()), components)
 
 
 def z_score(differences: Tensor) -> float:
-    """Mean over standard error of independent differences [n]."""
+    """Return mean over standard error of independent differences [n]."""
     return float(differences.mean() / differences.std() * len(differences) ** 0.5)

@@ -1,4 +1,4 @@
-"""What every implementation of Philox and of its normals is asked: known answers, and words near the seams."""
+"""Questions to every implementation of Philox and of its normals: known answers, and words near the seams."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def words_of(text: str) -> list[int]:
 
 
 def edge_words() -> tuple[Tensor, Tensor]:
-    """Every radius word near a seam of the logarithm, beside every angle word near a seam of the quadrants."""
+    """Return every radius word near a seam of the logarithm, beside every angle word near a seam of the quadrants."""
     near = torch.arange(-3, 4)
     seams = [0, 1 << 23, 1 << 24, 1 << 31, round(2**32 / 3), round(2**33 / 3), (1 << 32) - (1 << 8), 1 << 32]
     radius = (torch.tensor(seams)[:, None] + near).flatten()

@@ -1,4 +1,4 @@
-"""Which backend serves: by argument, context manager, environment variable; refusals and what auto logs."""
+"""Choice of the backend: by argument, context manager, environment variable; refusals and what auto logs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ X = torch.zeros(3, 2)
 
 
 def double_score(x: torch.Tensor, mixture: Any) -> torch.Tensor:
-    """A backend's op that can be told from the reference's."""
+    """Return twice the score: a backend's op that can be told from the reference's."""
     return 2.0 * reference.mixture_score(x, mixture)
 
 
@@ -31,7 +31,7 @@ def mixture() -> GaussianMixture:
 
 @pytest.fixture
 def backends(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> dict[str, Backend]:
-    """A cpp that doubles mixture_score and has no other op, a triton that is broken, the reference."""
+    """Register a cpp that doubles mixture_score and has no other op, a triton that is broken, the reference."""
     name = f"fastndsm_test_{request.node.name.partition('[')[0]}"
     module = ModuleType(name)
     module.mixture_score = double_score  # type: ignore[attr-defined]
@@ -55,7 +55,7 @@ def backends(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
 
 
 def scale(mixture: GaussianMixture, **options: Any) -> float:
-    """2 where the doubled op served, 1 where the reference did."""
+    """Return 2 where the doubled op served, 1 where the reference did."""
     return float(functional.mixture_score(X, mixture, **options)[0, 0])
 
 

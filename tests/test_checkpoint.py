@@ -108,7 +108,7 @@ class TestTrainingState:
 
 
 def rewritten(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
-    """A change of the JSON document."""
+    """Return a change of the JSON document."""
 
     def damage(path: Path) -> None:
         document = json.loads(path.read_text())
@@ -137,7 +137,7 @@ def pickled(path: Path) -> None:
 
 
 def foreign_tensors(path: Path) -> None:
-    """A foreign file of the right name, with the document made to fit: only the format is left to tell."""
+    """Write a foreign file of the right name, with the document made to fit: only the format is left to tell."""
     pickled(path)
     state = path.parent / "state.json"
     document = json.loads(state.read_text())

@@ -64,7 +64,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 def refused(result: Result, message: str) -> None:
-    """Status 2 and one line."""
+    """Require status 2 and one line."""
     assert result.status == 2
     lines = [line for line in result.err.splitlines() if not line.startswith("warning:")]
     assert len(lines) == 1, result.err
@@ -464,7 +464,7 @@ class TestReport:
 
 
 def other_backend(monkeypatch: pytest.MonkeyPatch, **changed: Any) -> None:
-    """Stands a copy of the reference, with some functions changed, in the place of cpp."""
+    """Put a copy of the reference, with some functions changed, in the place of cpp."""
     module = SimpleNamespace(**{name: getattr(reference, name) for name in reference.__all__}, **{})
     for name, value in changed.items():
         setattr(module, name, value)

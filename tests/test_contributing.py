@@ -30,7 +30,7 @@ class Block(NamedTuple):
 
 
 def blocks(page: str) -> list[Block]:
-    """The blocks of the section "Add an op"; each has its place on the last line of text before it."""
+    """Return the blocks of the section "Add an op"; each has its place on the last line of text before it."""
     section = page.split("\n## Add an op\n")[1].split("\n## ")[0]
     found = []
     for text, code in re.findall(r"(.*?)\n```\w+\n(.*?\n)```\n", section, re.DOTALL):
@@ -59,7 +59,7 @@ def put(block: Block, root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the checkout with the op."""
+    """Make a copy of the checkout with the op."""
     root = tmp_path_factory.mktemp("contributing") / "checkout"
     shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(*LEFT_BEHIND))
     page = blocks((ROOT / "CONTRIBUTING.md").read_text())
@@ -139,7 +139,7 @@ raise SystemExit(pytest.main([*files, "-q", "-p", "no:cacheprovider", "-k", sys.
 def test_the_op_works(
     tests: str, copy: Path, start_python: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the reference and in C++, by a formula of its own and by the tests that the page adds."""
+    """Run it on the reference and in C++, by a formula of its own and by the tests that the page adds."""
     if not any(map(shutil.which, ("g++", "c++", "clang++"))):
         pytest.skip("no C++ compiler")
     monkeypatch.chdir(copy)

@@ -121,7 +121,7 @@ def test_gradients_agree_with_the_reference(shape: Shape, kind: str, op: str) ->
 
 
 def words_behind(z: Tensor) -> Tensor:
-    """The random words [n, d] that gave the float64 normals z [n, d], d even."""
+    """Return the random words [n, d] that gave the float64 normals z [n, d], d even."""
     pair = z.reshape(-1, 2)
     uniform = (-0.5 * pair.square().sum(1)).exp()
     turns = torch.atan2(pair[:, 1], pair[:, 0]) / (2.0 * math.pi)
@@ -150,7 +150,7 @@ def test_words_behind_the_normals_are_those_of_the_reference(seed: int, dim: int
 @pytest.mark.parametrize("rows", [1, 31, 33, 700])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_normals_agree_with_the_reference(dtype: torch.dtype, rows: int, dim: int) -> None:
-    """To 4 ulp; the absolute term is the rounding of float64's pi at a zero."""
+    """Require 4 ulp; the absolute term is the rounding of float64's pi at a zero."""
     for step in (7, torch.randint(0, 2**32, (2 * rows,))[::2]):
         found, expected = (
             functional.philox_normal(rows, dim, seed=SEED, step=step, first_path=FIRST_PATH, dtype=dt, backend=backend)
@@ -162,7 +162,7 @@ def test_normals_agree_with_the_reference(dtype: torch.dtype, rows: int, dim: in
 @pytest.mark.parametrize("dim", [1, 2, 3, 4, 5, 67])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_trajectory_draws_the_normals_of_philox_normal(dtype: torch.dtype, dim: int) -> None:
-    """Bit for bit, in the plain case and in the mirrored one, from which the noise is read off at the first step."""
+    """Bit for bit, in the plain case and in the antithetic one, from which the noise is read off at the first step."""
     c = case("spherical", dim, 3)
     steps = c.steps.clamp(min=1)
     common = {"seed": SEED, "first_path": FIRST_PATH, "backend": "cpp"}

@@ -36,7 +36,7 @@ PIECES = (1, 15, 16, 17, 2, 13)  # of POOL rows; tiles hold 4 to 32
 
 
 def joined(pieces: list[tuple[Tensor, ...]], rows: list[int]) -> tuple[Tensor, ...]:
-    """Outputs of the whole from those of its pieces; mirrored ones go after all others."""
+    """Join outputs of the whole from those of its pieces; antithetic ones go after all others."""
     out = []
     for parts in zip(*pieces, strict=True):
         halves = zip(*(part.split(n) for part, n in zip(parts, rows, strict=True)), strict=True)
@@ -92,7 +92,7 @@ def test_a_trajectory_does_not_depend_on_the_steps_of_others(kind: str, dtype: t
 
 
 def loss_and_gradient(inputs: tuple[Tensor, ...], options: tuple[Any, ...], i: int, j: int) -> tuple[Tensor, ...]:
-    """Of the rows i..j."""
+    """Return loss and gradient of the rows i..j."""
     grad, scores, noise, std = inputs
     part = torch.cat([half[i:j] for half in scores.split(len(noise))]), noise[i:j], std[i:j]
     return ops.ndsm_loss(*part, *options), ops.ndsm_loss_backward(grad[i:j], *part, *options)

@@ -1,4 +1,4 @@
-"""Trajectories in many dimensions leave components without weight out; no sample's values show it."""
+"""Trajectories in many dimensions leave components of responsibility zero out; no sample's values show it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ sizes = pytest.mark.parametrize("size", [(32, 10), (45, 3), (64, 40), (100, 12)]
 
 
 def process(kind: str, dim: int, components: int, spread: float = 1.5, steps: int = 120) -> LangevinProcess:
-    """Over a time in which rows come home from afar, from one component to the next."""
+    """Build a process over a time in which rows come home from afar, from one component to the next."""
     g = torch.Generator().manual_seed(100 * dim + components)
     weights, means = torch.rand(components, generator=g).double() + 0.1, normals(components, dim, seed=1) * spread
     variances = 0.2 + torch.rand(components, 1, generator=g).double() * torch.ones(dim)
@@ -32,7 +32,7 @@ def process(kind: str, dim: int, components: int, spread: float = 1.5, steps: in
 
 
 def start(p: LangevinProcess) -> Tensor:
-    """Rows in the components, between two of them, where they change hands, and far from all; exact in float32."""
+    """Draw rows in the components, between two of them, where they change hands, and far from all; exact in float32."""
     means, noise = p.reference.means, normals(ROWS, p.reference.means.shape[1], seed=2)
     i, j = torch.arange(ROWS) % len(means), (torch.arange(ROWS) // 3 + 1) % len(means)
     between = torch.where(torch.arange(ROWS) % 3 == 0, 0.5, 0.0)[:, None]
@@ -44,14 +44,14 @@ def start(p: LangevinProcess) -> Tensor:
 def outputs(
     p: LangevinProcess, x: Tensor, steps: Tensor | None = None, first_path: int = 0, backend: str = "cpp"
 ) -> tuple[Tensor, ...]:
-    """x; x, mean and noise; x, target and variance, then those of both halves of mirrored pairs."""
+    """Return x; x, mean and noise; x, target and variance, then those of both halves of antithetic pairs."""
     options = {"seed": SEED, "first_path": first_path, "backend": backend}
-    mirrored = functional.simulate_target(x, p, steps, antithetic=True, **options)
+    antithetic = functional.simulate_target(x, p, steps, antithetic=True, **options)
     return (
         functional.simulate(x, p, steps, **options),
         *functional.simulate_transition(x, p, steps, **options),
         *functional.simulate_target(x, p, steps, **options),
-        *(t.chunk(2)[half] for half in (0, 1) for t in mirrored),
+        *(t.chunk(2)[half] for half in (0, 1) for t in antithetic),
     )
 
 
@@ -60,7 +60,7 @@ def outputs(
 @spreads
 @sizes
 def test_agrees_with_the_reference(size: tuple[int, int], spread: float, kind: str, dtype: torch.dtype) -> None:
-    """To 1e-10 of the largest value; in float32 to 1e-5 of it and ten times what the reference loses there."""
+    """Require 1e-10 of the largest value; in float32 1e-5 of it and ten times what the reference loses there."""
     p = process(kind, *size, spread)
     x = start(p)
     exact, own = outputs(p, x, backend="reference"), outputs(p, x.to(dtype), backend="reference")
@@ -93,7 +93,7 @@ def test_neighbours_change_no_bit(size: tuple[int, int], spread: float, kind: st
 @kinds
 @pytest.mark.parametrize("offset", [1e4, 1e6])
 def test_neighbours_change_no_bit_of_data_far_from_zero(offset: float, kind: str) -> None:
-    """Where float32 rounds a row by up to a tenth of a deviation."""
+    """Move the data so far that float32 rounds a row by up to a tenth of a deviation."""
     p = process(kind, 64, 12, 0.5)
     m = p.reference
     moved = quietly(GaussianMixture(m.weights, m.means + offset, m.covariances, kind), T=p.T, n_steps=p.n_steps)

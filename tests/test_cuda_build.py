@@ -47,7 +47,7 @@ PACKING = 64
 
 
 def register_kernels() -> Iterator[tuple[Kernel, int]]:
-    """With their ceilings."""
+    """Yield the kernels in registers with their ceilings."""
     for name, dimensions in REGISTER_DIMENSIONS.items():
         for d in dimensions:
             for target in (0, 1):
@@ -88,7 +88,7 @@ REPORT = re.compile(
 
 
 def kernel_of(symbol: str) -> Kernel:
-    """From its mangled name."""
+    """Return the kernel from its mangled name."""
     found = re.search(r"\d([a-z_]+_kernel)I(.*?E)EE?v", symbol)
     assert found is not None, symbol
     numbers = re.findall(r"L(?:NS\w*?_10CovarianceE|[ib])(\d+)E", found.group(2))
@@ -167,7 +167,7 @@ for net in (MLP(2, (64,)), fastndsm.ResidualScore(MLP(2, (128, 128)), process)):
 def test_the_library_links_and_its_ops_are_called_by_their_schemas(
     tmp_path: Path, run_python: Callable[..., str]
 ) -> None:
-    """With tensors of the CPU, which no kernel is registered for."""
+    """Call them with tensors of the CPU, which no kernel is registered for."""
     said = run_python(LINKED, FASTNDSM_CACHE_DIR=str(tmp_path / "cache")).splitlines()
     assert said[0] == "[32, 0, 4, 0, 8, 0] False"
     called = ["simulate"] * 3 + ["reverse_step"] + ["sample_mlp"] * 2

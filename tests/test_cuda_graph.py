@@ -27,7 +27,7 @@ WEIGHT = normals(6, 6, dtype=torch.float32) / 4
 
 
 class Program:
-    """What `torch.cuda.CUDAGraph` does for a GPU, on the CPU."""
+    """A stand-in on the CPU for a GPU's `torch.cuda.CUDAGraph`."""
 
     made = 0
 

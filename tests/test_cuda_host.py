@@ -34,7 +34,7 @@ Case = tuple[int, str, int, int]
 
 @functools.cache
 def problem(kind: str, dim: int, components: int) -> tuple[LangevinProcess, Tensor, Tensor, Tensor]:
-    """A process, x0, a score and the steps of each row, from 0 to N; exact in float32."""
+    """Return a process, x0, a score and the steps of each row, from 0 to N; exact in float32."""
     p = quietly(random_mixture(kind, components, dim, ratio=8.0), T=0.3, n_steps=6)
     p.drift_scale, p.noise_std = p.drift_scale.float().double(), p.noise_std.float().double()
     x, score = (2.0 * normals(ROWS, dim, seed=i, dtype=torch.float32).double() for i in range(2))
@@ -42,7 +42,7 @@ def problem(kind: str, dim: int, components: int) -> tuple[LangevinProcess, Tens
 
 
 def assert_agree(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
-    """To 1e-10 of the largest value in float64, in float32 to a few hundred ulp of it; nothing is left unwritten."""
+    """Require 1e-10 of the largest value in float64, in float32 a few hundred ulp of it; nothing is left unwritten."""
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         share = 1e-10 if one.dtype == torch.float64 else 5e-5
@@ -52,7 +52,7 @@ def assert_agree(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> Non
 @pytest.mark.parametrize("block", [0, 1, 767])
 @pytest.mark.parametrize("path", [0, 5, 2**32 - 1, 2**40 + 3])
 def test_words_bit_for_bit(path: int, block: int) -> None:
-    """Of both kernels, which share parts of the first two rounds in different ways."""
+    """Compare both kernels, which share parts of the first two rounds in different ways."""
     c0, c1, step = path & 0xFFFFFFFF, path >> 32 | 2 << 24, 4321
     counter = tuple(torch.tensor(value) for value in (c0, c1, step, block))
     expected = [int(w) for w in philox4x32_10(counter, (SEED & 0xFFFFFFFF, SEED >> 32 & 0xFFFFFFFF))]
@@ -76,14 +76,14 @@ def test_simulate(case: Case, dtype: torch.dtype) -> None:
 
 @cases
 @dtypes
-@pytest.mark.parametrize("mirrored", [False, True], ids=["path", "mirrored"])
-def test_simulate_target(case: Case, dtype: torch.dtype, mirrored: bool) -> None:
+@pytest.mark.parametrize("antithetic", [False, True], ids=["path", "antithetic"])
+def test_simulate_target(case: Case, dtype: torch.dtype, antithetic: bool) -> None:
     samples, *shape = case
     p, x, _, steps = problem(*shape)
     process = p.dynamics.operands(dtype)
     exact = p.dynamics.operands(torch.float64)
-    found = run("target", samples, x.to(dtype), steps, process, SEED, FIRST_PATH, mirrored=mirrored)
-    assert_agree(found, reference.simulate_target(x, steps, exact, torch.tensor(SEED), FIRST_PATH, mirrored))
+    found = run("target", samples, x.to(dtype), steps, process, SEED, FIRST_PATH, antithetic=antithetic)
+    assert_agree(found, reference.simulate_target(x, steps, exact, torch.tensor(SEED), FIRST_PATH, antithetic))
 
 
 @cases
@@ -96,7 +96,7 @@ def test_reverse_step(case: Case, dtype: torch.dtype, method: str, step: int) ->
     exact = p.dynamics.operands(torch.float64)
     n = torch.tensor(step)
     found = run(
-        "reverse", samples, y.to(dtype), n, process, SEED, FIRST_PATH, score=score.to(dtype), mirrored=method == "ode"
+        "reverse", samples, y.to(dtype), n, process, SEED, FIRST_PATH, score=score.to(dtype), antithetic=method == "ode"
     )
     assert_agree(found, (reference.reverse_step(y, score, n, exact, torch.tensor(SEED), FIRST_PATH, method),))
 
@@ -113,7 +113,7 @@ def test_a_sample_does_not_depend_on_its_warp(kind: str, samples: int) -> None:
 
 
 def test_far_points_and_many_components_stay_finite() -> None:
-    """Where every logit is far below the running maximum's start, and where one component takes all."""
+    """Put every logit far below the running maximum's start, and let one component take all."""
     p = quietly(random_mixture("spherical", 9, 2, ratio=8.0), T=0.3, n_steps=6)
     x = torch.tensor([[1e4, -1e4], [3e3, 0.0], [0.0, 0.0]])
     process = p.dynamics.operands(torch.float32)
@@ -167,7 +167,7 @@ def test_emulated_kernels_give_what_their_headers_give(case: Case) -> None:
     for call in (
         lambda emulated: run("state", samples, x, steps, *process, emulated=emulated),
         lambda emulated: run("state", samples, x, taken, *process, transition=True, emulated=emulated),
-        lambda emulated: run("target", samples, x, steps, *process, mirrored=True, emulated=emulated),
+        lambda emulated: run("target", samples, x, steps, *process, antithetic=True, emulated=emulated),
         lambda emulated: run("reverse", samples, x, one, *process, score=score, emulated=emulated),
     ):
         for found, expected in zip(call(True), call(False), strict=True):

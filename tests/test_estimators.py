@@ -47,7 +47,7 @@ class Field:
 
 
 def langevin(covariance_type: str, dim: int, grid: list[float], ratio: float, sigma: object = 1.0) -> LangevinProcess:
-    """Steps as large as the process allows (q < 1): the identity is exact at any dt."""
+    """Build a process with steps as large as it allows (q < 1): the identity is exact at any dt."""
     mixture = random_mixture(covariance_type, 3, dim, ratio=ratio)
     precision = 1.0 / float(mixture.covariance_eigenvalues()[0].min())
     with warnings.catch_warnings():
@@ -97,7 +97,7 @@ def process(name: str) -> NoisingProcess:
 
 
 def data(name: str) -> Tensor:
-    """Any law will do for x_0: points about the components, in two tight clusters each."""
+    """Draw points about the components, in two tight clusters each: any law will do for x_0."""
     p = process(name)
     mixture = p.prior
     g = generator(7)
@@ -108,7 +108,7 @@ def data(name: str) -> Tensor:
 
 
 def stein_difference(p: NoisingProcess, losses: Tensor, drawn: Noised | Transition, antithetic: bool) -> Tensor:
-    """Per-sample losses less what they estimate, [B]."""
+    """Return per-sample losses less what they estimate, [B]."""
     field = Field(p)
     reference = field.divergence(drawn.x)
     if isinstance(drawn, Transition) or not antithetic:
@@ -160,7 +160,7 @@ def control_variate(p: NoisingProcess, x0: Tensor, step: int, sign: float = 1.0,
 def path_target(
     p: LangevinProcess, x0: Tensor, step: int, hessian: float = 1.0, with_a: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x_{n+1}, the target and v by the formulas: H <- rho H + [(1 - rho) z - rho a Hess z] / s."""
+    """Return x_{n+1}, the target and v by the formulas: H <- rho H + [(1 - rho) z - rho a Hess z] / s."""
     m = p.reference
     diagonals = (
         m._precisions if m.covariance_type in ("spherical", "diag") else m._precisions.diagonal(dim1=-2, dim2=-1)

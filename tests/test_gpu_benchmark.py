@@ -36,7 +36,7 @@ BACKENDS = ["reference", "cpp"]  # what stands for triton and cuda where there i
 
 @pytest.fixture(scope="module", autouse=True)
 def built() -> None:
-    """Before a section with a limit of its own has to do it."""
+    """Build the kernels before a section with a limit of its own has to do it."""
     core.load()
 
 
@@ -73,7 +73,7 @@ def test_tiny_run_agrees_and_is_written_down(tmp_path: Path) -> None:
     assert [row["contender"] for row in ours if row["op"] == "training step"] == ["reference"] * 2
     assert {r["configuration"] for r in ours if (r["op"], r["contender"]) == ("sample", "cpp")} == {"one call"}
     assert all(row["median"] > 0 and len(row["seconds"]) >= 2 for row in stored["rows"])
-    assert all(row["floor"] > 0 for row in ours if row["op"] not in ("sample", "training step"))
+    assert all(row["roofline"] > 0 for row in ours if row["op"] not in ("sample", "training step"))
     peers = {row["contender"].split()[0] for row in stored["rows"]}
     assert {"eager", "compiled", "dsm", "plain"} <= peers
     assert ("jax" in peers) == (find_spec("jax") is not None)
@@ -281,7 +281,7 @@ def test_times_of_calls_on_a_gpu(recorded: bool, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_the_ceilings_compute(tmp_path: Path) -> None:
-    """That nothing of it was left out."""
+    """Require that nothing of it was left out."""
     found = interpreted_by(__file__, tmp_path)
     chain = torch.arange(16.0)
     for _ in range(3 * 2):

@@ -40,7 +40,7 @@ class SmallNet(nn.Module):
 
 
 def process(last: float) -> LangevinProcess:
-    """Reaches t = 0.5 in ten coarse steps and a last one of length `last`."""
+    """Build a process that reaches t = 0.5 in ten coarse steps and a last one of length `last`."""
     m = GaussianMixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], [[0.5, 1.0], [1.0, 0.4]], "diag")
     grid = [*np.linspace(0.0, 0.5 - last, 11), 0.5]
     return LangevinProcess(m, grid=grid)
@@ -52,7 +52,7 @@ def data() -> Tensor:
 
 
 def per_sample_gradients(net: nn.Module, loss: NDSMLoss, x0: Tensor, step: int) -> Tensor:
-    """Gradient in the network's parameters of each sample's loss, [B, P]."""
+    """Return the gradient in the network's parameters of each sample's loss, [B, P]."""
     calls: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def record(x: Tensor, t: Tensor) -> Tensor:

@@ -46,13 +46,13 @@ def tiny(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache directory that is not there yet."""
+    """Return a cache directory that is not there yet."""
     monkeypatch.setenv("FASTNDSM_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 def compiler_that(tmp_path: Path, name: str, on_compile: str) -> Path:
-    """A compiler that runs a shell command before it compiles a file."""
+    """Write a compiler that runs a shell command before it compiles a file."""
     real = shutil.which("g++") or shutil.which("c++")
     wrapper = tmp_path / name
     wrapper.write_text(f'#!/bin/sh\ncase " $* " in *" -c "*) {on_compile};; esac\nexec {real} "$@"\n')

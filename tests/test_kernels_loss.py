@@ -36,7 +36,7 @@ class Call(NamedTuple):
     tensors: tuple[Tensor, ...]
 
     def results(self, ops: Any) -> tuple[Tensor, Tensor]:
-        """The loss and its gradient."""
+        """Return the loss and its gradient."""
         name, rest = ("dsm_loss", ()) if self.kind == "dsm" else ("ndsm_loss", KINDS[self.kind])
         return (
             getattr(ops, name)(*self.tensors, *rest),
@@ -47,7 +47,7 @@ class Call(NamedTuple):
         return Call(self.kind, change(self.grad), tuple(map(change, self.tensors)))
 
     def magnitudes(self) -> tuple[Tensor, Tensor]:
-        """The sums of the absolute values of what is added up in the loss and in its gradient, float64."""
+        """Return the sums of the absolute values of what is added up in the loss and in its gradient, float64."""
         grad, (first, second, *std) = self.grad.double().abs(), (t.double().abs() for t in self.tensors)
         if self.kind == "dsm":
             second = -second  # score - target becomes a sum
@@ -79,12 +79,12 @@ def columns_apart(t: Tensor) -> Tensor:
 
 
 def rows_apart(t: Tensor) -> Tensor:
-    """Rows 4 values further apart than they are long: also aligned where they were."""
+    """Set rows 4 values further apart than they are long: also aligned where they were."""
     return torch.nn.functional.pad(t, (0, 4))[:, : t.shape[1]] if t.ndim == 2 else columns_apart(t)
 
 
 def shifted(t: Tensor) -> Tensor:
-    """Not aligned to more than a value."""
+    """Return a copy that is not aligned to more than a value."""
     return torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)
 
 
@@ -96,7 +96,7 @@ def laid_out() -> dict[str, Call]:
 
 
 def expanded() -> dict[str, Call]:
-    """One number for all rows, as the gradient of a sum is; all rows the same."""
+    """Expand one row to all rows, as the gradient of a sum does."""
     made = {}
     for kind in (*KINDS, "dsm"):
         one = call(kind, 7, 12)
@@ -150,7 +150,7 @@ def test_low_precision(name: str, interpreted: Results) -> None:
 
 
 def eager(kind: str, score: Tensor, other: Tensor, *std: Tensor) -> Tensor:
-    """The loss as one would write it in PyTorch, in the dtype of its inputs."""
+    """Return the loss as one would write it in PyTorch, in the dtype of its inputs."""
     if kind == "dsm":
         return 0.5 * (score - other).square().sum(1)
     if kind == "plain":
@@ -213,7 +213,7 @@ def test_as_a_backend_under_autograd(dtype: torch.dtype, interpreted: Results) -
 
 
 def trained(dtype: torch.dtype) -> list[Tensor]:
-    """Losses and gradients as a user of fastndsm.functional has them."""
+    """Return losses and gradients as a user of fastndsm.functional has them."""
     scores, noise = normals(14, 2, 3).to(dtype).requires_grad_(), normals(7, 2, 3, seed=1).to(dtype)
     target = normals(7, 2, 3, seed=2).to(dtype).requires_grad_()
     std, weight = (normals(7, seed=seed, dtype=torch.float32).abs() + 0.2 for seed in (3, 4))
@@ -255,7 +255,7 @@ class Poisoned:
 
 
 def interpret() -> Results:
-    """What the interpreter gives, to be judged by the tests above."""
+    """Return what the interpreter gives, to be judged by the tests above."""
     from fastndsm.kernels import ops
 
     ops.prepare()
@@ -331,7 +331,7 @@ def test_kernels_compile_for(target: str, compiled: list[Row]) -> None:
 
 
 def compile_all() -> Iterator[Row]:
-    """Resources of every kernel on every target: the heaviest estimator, and at one size all variants."""
+    """Yield resources of every kernel on every target: the heaviest estimator, and at one size all variants."""
     from fastndsm.kernels import loss
     from fastndsm.kernels.configurations import configurations
 
@@ -353,7 +353,7 @@ def compile_all() -> Iterator[Row]:
 
 
 def type_of(name: str, dtype: str) -> str:
-    """The type of a kernel's argument."""
+    """Return the type of a kernel's argument."""
     if name in ("loss_ptr", "grad_ptr", "std_ptr"):
         return "*fp32"
     if name.endswith("_ptr"):

@@ -43,20 +43,20 @@ def name_of(kind: str, shape: Shape, variant: str = "") -> str:
 
 
 def inputs(kind: str, shape: Shape) -> tuple[GaussianMixture, Tensor, Tensor]:
-    """A mixture and x, v [B, d] in float32, about as far from its components as they are from each other."""
+    """Draw a mixture and x, v [B, d] in float32, about as far from its components as they are from each other."""
     rows, dim, components = shape
     x, v = (2.0 * normals(rows, dim, seed=seed, dtype=torch.float32) for seed in range(2))
     return random_mixture(kind, components, dim), x, v
 
 
 def overlapping(kind: str, dim: int) -> tuple[GaussianMixture, Tensor, Tensor]:
-    """Of components that share the samples, so that third derivatives stand out of the rounding."""
+    """Draw components that share the samples, so that third derivatives stand out of the rounding."""
     x, v = (normals(4, dim, seed=seed, dtype=torch.float32) for seed in range(2))
     return random_mixture(kind, 3, dim, ratio=2.0), x, v
 
 
 def strided(t: Tensor) -> Tensor:
-    """The same values, not contiguous."""
+    """Return the same values, not contiguous."""
     return torch.stack([t, t], dim=-1)[..., 0]
 
 
@@ -76,7 +76,7 @@ def expected(kind: str, shape: Shape, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def assert_close(made: Tensor, kind: str, shape: Shape, op: str, factor: float) -> None:
-    """Root mean square error at most `factor` times that of the float32 reference, and a few ulp."""
+    """Require a root mean square error of at most `factor` times that of the float32 reference, and a few ulp."""
     exact, single = (expected(kind, shape, dtype)[op] for dtype in (torch.float64, torch.float32))
     assert made.dtype == torch.float32 and made.shape == exact.shape
 
@@ -185,7 +185,7 @@ def spoilt(x: Tensor) -> Tensor:
 
 
 def gradients(mixture: GaussianMixture, x: Tensor, v: Tensor, backend: str) -> dict[str, Tensor]:
-    """Of v . output (the sum of the log-densities) in x, and of the product in v."""
+    """Return gradients of v . output (the sum of the log-densities) in x, and of the product in v."""
     x, v = x.clone().requires_grad_(), v.clone().requires_grad_()
     weights = v.detach().flip(0)
     hvp = (functional.mixture_hvp(x, v, mixture, backend=backend) * weights).sum()
@@ -197,14 +197,14 @@ def gradients(mixture: GaussianMixture, x: Tensor, v: Tensor, backend: str) -> d
 
 @contextlib.contextmanager
 def serving_the_cpu() -> Iterator[None]:
-    """The backend takes the interpreter's tensors."""
+    """Have the backend take the interpreter's tensors."""
     backend = dataclasses.replace(registry.BACKENDS["triton"], devices=("cpu",))
     with mock.patch.dict(registry.BACKENDS, triton=backend):
         yield
 
 
 def interpret() -> dict[str, Any]:
-    """What the interpreter gives, to be judged by the tests above."""
+    """Return what the interpreter gives, to be judged by the tests above."""
     with on_tensor_cores():
         return interpreted_outputs()
 
@@ -311,7 +311,7 @@ def test_every_variant_compiles_for(target: str, tmp_path: Path) -> None:
 
 
 def compile_all() -> Iterator[Row]:
-    """Resources of every kernel on every target, of its heaviest variant, or with EVERY_VARIANT of all."""
+    """Yield resources of every kernel on every target, of its heaviest variant, or with EVERY_VARIANT of all."""
     from fastndsm.kernels import mixture_score as kernels
     from fastndsm.kernels import mixture_split
     from fastndsm.kernels.configurations import configurations
@@ -329,18 +329,18 @@ def compile_all() -> Iterator[Row]:
         made = compile_ahead(kernel, types, constants, target, aligned=aligned, **options, enable_fp_fusion=False)
         return made | {"part": part}
 
-    def outputs(moments: int, partial: bool, keep_score: bool) -> dict[str, None]:
-        """The pointers that are not given."""
+    def outputs(order: int, partial: bool, keep_score: bool) -> dict[str, None]:
+        """Return the pointers that are not given."""
         given = {
-            "mass_ptr": partial or moments == 0,
-            "score_ptr": moments >= 1 and (keep_score or partial),
-            "second_ptr": moments == 2,
-            "along_ptr": moments == 2 and partial,
+            "mass_ptr": partial or order == 0,
+            "score_ptr": order >= 1 and (keep_score or partial),
+            "second_ptr": order == 2,
+            "along_ptr": order == 2 and partial,
         }
         return {name: None for name, there in given.items() if not there}
 
     for target in TARGETS:
-        for op, all_moments in (("mixture_score", (1, 0) if every else (1,)), ("mixture_hvp", (2,))):
+        for op, orders in (("mixture_score", (1, 0) if every else (1,)), ("mixture_hvp", (2,))):
             for tile in configurations(op, target):
                 in_registers = "COMPONENTS" not in tile.constants
                 part = "small" if in_registers else "tiled" if "DIRECT" in tile.constants else "whole"
@@ -348,15 +348,15 @@ def compile_all() -> Iterator[Row]:
                 heaviest = ("full",) if in_registers else ("diag",)
                 for kind in (COVARIANCE_TYPES if in_registers else COVARIANCE_TYPES[:3]) if every else heaviest:
                     for dim in ((1, 2, 3, 4) if every else (1, 4)) if in_registers else (None,):
-                        for moments in all_moments:
+                        for order in orders:
                             for partial in (False, True) if every else (False,):
-                                constants = {"KIND": kind, "MOMENTS": moments, "PARTIAL": partial, **tile.constants}
-                                constants |= outputs(moments, partial, keep_score=True)
+                                constants = {"KIND": kind, "ORDER": order, "PARTIAL": partial, **tile.constants}
+                                constants |= outputs(order, partial, keep_score=True)
                                 constants |= {"DIM": dim} if in_registers else {}
                                 yield row(part, kernel, constants, target, tile.options)
         for tile in configurations("mixture_merge", target):
-            for moments in (0, 1, 2) if every else (2,):
-                constants = {"MOMENTS": moments, **tile.constants}
+            for order in (0, 1, 2) if every else (2,):
+                constants = {"ORDER": order, **tile.constants}
                 yield row("merge", mixture_split.mixture_score_merge_kernel, constants, target, tile.options)
         for tile in configurations("precision_product", target):
             for without in ({}, {"means_ptr": None}) if every else ({},):

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not OLDEST.is_dir(), reason=f"{OLDEST} is not th
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Row]]:
-    """What the tests of the kernels compile, for one target."""
+    """Return what the tests of the kernels compile, for one target."""
     path = os.pathsep.join((str(OLDEST), str(ROOT)))
     places = [tmp_path_factory.mktemp(name) for name in FILES]
 

@@ -31,7 +31,7 @@ def random_words(*shape: int) -> Tensor:
 
 
 def counters() -> tuple[Tensor, Tensor]:
-    """Counters [n, 4] and keys [n, 2] as int64: the known answers' and random ones."""
+    """Return counters [n, 4] and keys [n, 2] as int64: the known answers' and random ones."""
     known = [[words_of(text) for text in answer[:2]] for answer in KNOWN_ANSWERS.values()]
     drawn = random_words(1000, 6)
     return (
@@ -41,7 +41,7 @@ def counters() -> tuple[Tensor, Tensor]:
 
 
 def draws() -> Iterator[tuple[str, Arguments]]:
-    """Calls of philox_normal by name; most cross from 32-bit path numbers to longer ones."""
+    """Return calls of philox_normal by name; most cross from 32-bit path numbers to longer ones."""
     seed = torch.tensor(SEED)
     for n, dim in SHAPES:
         yield f"{n}x{dim}", (n, dim, seed, torch.tensor(2**32 - 2), 255, 2**32 - 7)
@@ -63,7 +63,7 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def assert_few_ulp(actual: Tensor, exact: Tensor) -> None:
-    """Within 4 x 2^-23, relatively; the absolute term is the rounding of float64's pi where a cosine is 0."""
+    """Require 4 x 2^-23, relatively; the absolute term is the rounding of float64's pi where a cosine is 0."""
     assert actual.dtype == torch.float32 and exact.dtype == torch.float64
     torch.testing.assert_close(actual.double(), exact, rtol=4 * torch.finfo(torch.float32).eps, atol=1e-15)
 
@@ -134,7 +134,7 @@ def test_bad_arguments_are_refused(name: str, message: str, interpreted: dict[st
 
 
 def interpret() -> dict[str, Any]:
-    """What the interpreter gives, to be judged by the tests above."""
+    """Return what the interpreter gives, to be judged by the tests above."""
     global philox, tl, triton  # a kernel sees globals alone
     import triton
     import triton.language as tl
@@ -212,7 +212,7 @@ def test_kernels_compile_for(target: str, compiled: list[Row]) -> None:
 
 
 def compile_all() -> Iterator[Row]:
-    """Resources of every kernel on every target."""
+    """Yield resources of every kernel on every target."""
     from fastndsm.kernels import philox
     from fastndsm.kernels.configurations import configurations
 

@@ -44,7 +44,7 @@ def cases() -> Iterator[tuple[str, Shape]]:
 
 
 def inputs(kind: str, shape: Shape) -> tuple[LangevinProcess, Tensor, Tensor]:
-    """A process of 12 steps, y and the network's score [B, d] in float32."""
+    """Draw a process of 12 steps, y and the network's score [B, d] in float32."""
     rows, dim, components = shape
     process = quietly(random_mixture(kind, components, dim), T=0.4, n_steps=12)
     y, score = (2.0 * normals(rows, dim, seed=seed, dtype=torch.float32) for seed in range(2))
@@ -54,13 +54,13 @@ def inputs(kind: str, shape: Shape) -> tuple[LangevinProcess, Tensor, Tensor]:
 def arguments(
     process: LangevinProcess, y: Tensor, score: Tensor, method: str, step: int, dtype: torch.dtype = torch.float32
 ) -> tuple[Any, ...]:
-    """Of the backend's function."""
+    """Return the arguments of the backend's function."""
     operands = process.dynamics.operands(dtype)
     return y.to(dtype), score.to(dtype), torch.tensor(step), operands, torch.tensor(SEED), FIRST_PATH, method
 
 
 def strided(t: Tensor) -> Tensor:
-    """The same values, not contiguous."""
+    """Return the same values, not contiguous."""
     return torch.stack([t, t], dim=-1)[..., 0]
 
 
@@ -73,7 +73,7 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def assert_close(made: Tensor, kind: str, shape: Shape, method: str, step: int) -> None:
-    """Largest error at most 4 times that of the float32 reference, and a few ulp."""
+    """Require a largest error of at most 4 times that of the float32 reference, and a few ulp."""
     given = inputs(kind, shape)
     exact = reference.reverse_step(*arguments(*given, method, step, torch.float64))
     single = reference.reverse_step(*arguments(*given, method, step))
@@ -115,7 +115,7 @@ def test_a_batch_may_be_split(dim: int, kind: str, interpreted: dict[str, Any]) 
 @kinds
 @pytest.mark.parametrize("dim", [3, 9])
 def test_noise_is_that_of_the_reverse_stream(dim: int, kind: str, interpreted: dict[str, Any]) -> None:
-    """What the sde step has more than twice the score term of the ode step, exactly once."""
+    """Compare the sde step, less twice the score term of the ode step, with that noise, exactly once."""
     process, _, score = inputs(kind, (5, dim, 3))
     sde, ode = interpreted[f"noise {kind} {dim}"]
     std = float(process.noise_std[3])
@@ -170,7 +170,7 @@ def test_no_samples(interpreted: dict[str, Any]) -> None:
 
 
 def gradients(process: LangevinProcess, y: Tensor, score: Tensor, method: str, backend: str) -> tuple[Tensor, ...]:
-    """Of a weighted sum of the step in y and in the score."""
+    """Return gradients of a weighted sum of the step in y and in the score."""
     y, score = y.clone().requires_grad_(), score.clone().requires_grad_()
     out = functional.reverse_step(y, score, process, 3, seed=SEED, method=method, backend=backend)
     return torch.autograd.grad((out * normals(*y.shape, seed=2).to(y.dtype)).sum(), (y, score))
@@ -178,14 +178,14 @@ def gradients(process: LangevinProcess, y: Tensor, score: Tensor, method: str, b
 
 @contextlib.contextmanager
 def serving_the_cpu() -> Iterator[None]:
-    """The backend takes the interpreter's tensors."""
+    """Have the backend take the interpreter's tensors."""
     backend = dataclasses.replace(registry.BACKENDS["triton"], devices=("cpu",))
     with mock.patch.dict(registry.BACKENDS, triton=backend):
         yield
 
 
 def interpret() -> dict[str, Any]:
-    """What the interpreter gives, to be judged by the tests above."""
+    """Return what the interpreter gives, to be judged by the tests above."""
     with on_tensor_cores():
         return interpreted_outputs()
 
@@ -288,7 +288,7 @@ def test_every_variant_compiles_for(target: str, tmp_path: Path) -> None:
 
 
 def compile_all() -> Iterator[Row]:
-    """Resources of every kernel on every target, of its heaviest variant, or with EVERY_VARIANT of all."""
+    """Yield resources of every kernel on every target, of its heaviest variant, or with EVERY_VARIANT of all."""
     from fastndsm.kernels import reverse_step as kernels
     from fastndsm.kernels.configurations import configurations
     from fastndsm.kernels.precision_product import dot_precision

@@ -63,14 +63,14 @@ def case(kind: str, dim: int, components: int) -> Case:
 
 
 def run(op: str, module: Any, arguments: Arguments) -> tuple[Tensor, ...]:
-    name = op.removeprefix("mirrored ")
+    name = op.removeprefix("antithetic ")
     options = (op != name,) if name == "simulate_target" else ()
     out = getattr(module, name)(*arguments, *options)
     return (out,) if isinstance(out, Tensor) else tuple(out)
 
 
 TARGET = "simulate_target"
-OPS = ("simulate", "simulate_transition", TARGET, f"mirrored {TARGET}")
+OPS = ("simulate", "simulate_transition", TARGET, f"antithetic {TARGET}")
 
 
 def title(kind: str, shape: Shape) -> str:
@@ -89,12 +89,12 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def strided(t: Tensor) -> Tensor:
-    """The same values, not contiguous."""
+    """Return the same values, not contiguous."""
     return torch.stack([t, t], dim=-1)[..., 0]
 
 
 def interpret() -> dict[str, Any]:
-    """What the interpreter gives, to be judged by the tests below."""
+    """Return what the interpreter gives, to be judged by the tests below."""
     from fastndsm.kernels import ops, simulate
 
     ops.prepare()
@@ -102,7 +102,7 @@ def interpret() -> dict[str, Any]:
     for kind, shape in CASES:
         arguments = case(kind, *shape[1:]).arguments(slice(shape[0]))
         for op in OPS:
-            if op in ("simulate_transition", "mirrored simulate_target") or shape == SHAPES[kind][0]:
+            if op in ("simulate_transition", "antithetic simulate_target") or shape == SHAPES[kind][0]:
                 agreement[title(kind, shape), op] = poisoned(run, op, ops, arguments)
     for kind, shape in BITWISE:
         c = case(kind, *shape[1:])
@@ -121,7 +121,7 @@ def interpret() -> dict[str, Any]:
             found["ordered"] = run(TARGET, ops, (strided(x0), strided(steps), scattered, seed, start))
         others = torch.where(torch.arange(rows) % 3 == 0, steps, N_STEPS - steps)
         found["others"] = run(TARGET, ops, (x0, others, *arguments[2:]))
-        found["one step"] = run(f"mirrored {TARGET}", ops, (x0, torch.ones_like(steps), *arguments[2:]))
+        found["one step"] = run(f"antithetic {TARGET}", ops, (x0, torch.ones_like(steps), *arguments[2:]))
     return {"agreement": agreement, "variants": variants, "refused": refusals(ops.simulate)}
 
 
@@ -167,12 +167,12 @@ REFUSED: dict[str, tuple[dict[str, Callable[[Any], Any]], str]] = {
 
 @functools.cache
 def pool(kind: str, dim: int, components: int, op: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """All POOL rows by the reference."""
+    """Return all POOL rows by the reference."""
     return run(op, reference, case(kind, dim, components).arguments(slice(POOL), dtype))
 
 
 def first_rows(t: Tensor, rows: int) -> Tensor:
-    """Of each half where the pool is mirrored."""
+    """Return the first rows, of each half where the pool is antithetic."""
     return torch.cat([half[:rows] for half in t.split(POOL)])
 
 
@@ -204,7 +204,7 @@ def test_rows_that_take_no_step(kind: str, shape: Shape, interpreted: dict[str, 
     x0 = c.x0[:rows][still]
     (x, mean, noise), _ = interpreted["agreement"][title(kind, shape), "simulate_transition"]
     assert torch.equal(x[still], x0) and torch.equal(mean[still], x0) and not noise[still].any()
-    (x, target, variance), _ = interpreted["agreement"][title(kind, shape), "mirrored simulate_target"]
+    (x, target, variance), _ = interpreted["agreement"][title(kind, shape), "antithetic simulate_target"]
     both = still.repeat(2)
     assert torch.equal(x[both], x0.repeat(2, 1)) and not target[both].any() and not variance[both].any()
 
@@ -223,12 +223,12 @@ def assert_same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None
 
 @bitwise
 def test_a_path_depends_on_itself_alone(kind: str, shape: Shape, interpreted: dict[str, Any]) -> None:
-    """Bit for bit: with or without its mirror image, in a batch or its pieces, ordered or not, beside any others; and
-    whether its inputs are contiguous or not."""
+    """Bit for bit: with or without its antithetic path, in a batch or its pieces, ordered or not, beside any others;
+    and whether its inputs are contiguous or not."""
     rows = shape[0]
     found = interpreted["variants"][title(kind, shape)]
     alone = found[TARGET]
-    assert_same(tuple(t[:rows] for t in found[f"mirrored {TARGET}"]), alone)
+    assert_same(tuple(t[:rows] for t in found[f"antithetic {TARGET}"]), alone)
     assert_same(tuple(torch.cat(parts) for parts in zip(*found["pieces"], strict=True)), alone)
     assert_same(found["ordered"], alone)
     kept = torch.arange(rows) % 3 == 0
@@ -238,7 +238,7 @@ def test_a_path_depends_on_itself_alone(kind: str, shape: Shape, interpreted: di
 
 @bitwise
 def test_the_noise_is_that_of_philox_normal(kind: str, shape: Shape, interpreted: dict[str, Any]) -> None:
-    """Bit for bit; in the mirrored case read off after one step, where the target is -z_0 / s_0."""
+    """Bit for bit; in the antithetic case read off after one step, where the target is -z_0 / s_0."""
     found = interpreted["variants"][title(kind, shape)]
     c, rows = case(kind, *shape[1:]), shape[0]
     moved = c.steps[:rows] > 0

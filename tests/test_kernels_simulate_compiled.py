@@ -28,7 +28,7 @@ def check_all(target: str, compiled: list[Row]) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_kernels_compile_for(target: str, compiled: list[Row]) -> None:
-    """In a heavy variant: no spills, registers below a ceiling."""
+    """Compile a heavy variant: no spills, registers below a ceiling."""
     check_all(target, compiled)
 
 
@@ -46,9 +46,9 @@ def test_small_kernels_are_light(compiled: list[Row]) -> None:
 
 
 def compile_all() -> Iterator[Row]:
-    """Resources of every configuration, on SOME targets only with EVERY_CONFIGURATION.
+    """Yield resources of every configuration, on SOME targets only with EVERY_CONFIGURATION.
 
-    The variant is the path target of rows in order, of mirrored pairs at that; in small dimensions, where a pair
+    The variant is the path target of rows in order, of antithetic pairs at that; in small dimensions, where a pair
     doubles the program, only on two targets, for the time it takes to compile.
     """
     from fastndsm.kernels import simulate_small, simulate_tiled
@@ -84,7 +84,7 @@ def compile_all() -> Iterator[Row]:
                     tile,
                     KIND="full" if small else op.removeprefix("simulate_"),
                     OUTPUT="target",
-                    MIRRORED=not small or target in ("sm_90", "gfx942"),
+                    ANTITHETIC=not small or target in ("sm_90", "gfx942"),
                     RESIDENT=resident,
                     D=dim,
                 )
@@ -92,7 +92,7 @@ def compile_all() -> Iterator[Row]:
                 break
     if "sm_90" not in TARGETS:
         return
-    plain = {"OUTPUT": "state", "MIRRORED": False, "RESIDENT": True, "order_ptr": None}
+    plain = {"OUTPUT": "state", "ANTITHETIC": False, "RESIDENT": True, "order_ptr": None}
     for tile in configurations("simulate_small", "sm_90"):
         if tile.components is not None and tile.dim == 2:
             yield row("simulate_small", "sm_90", tile, False, KIND="diag", D=2, COMPONENTS=8, **plain)

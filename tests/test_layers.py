@@ -1,4 +1,4 @@
-"""What imports what: downward alone, in no circle, and nothing private of another package.
+"""Imports between modules: downward alone, in no circle, and nothing private of another package.
 
 Read from the source, so that imports inside functions and under TYPE_CHECKING count as well.
 """
@@ -39,7 +39,7 @@ FOLDERS = {"fastndsm": "fastndsm", "kernels": "fastndsm.kernels", "benchmarks": 
 
 @cache
 def modules() -> dict[str, Path]:
-    """Every module of the project but its tests, by name."""
+    """Return every module of the project but its tests, by name."""
     found = {}
     for folder, package in FOLDERS.items():
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -50,13 +50,13 @@ def modules() -> dict[str, Path]:
 
 
 def package_of(module: str) -> str:
-    """The package whose relative imports `from . import` mean."""
+    """Return the package whose relative imports `from . import` mean."""
     return module if modules()[module].name == "__init__.py" else module.rpartition(".")[0]
 
 
 @cache
 def imports(module: str) -> tuple[tuple[str, str | None], ...]:
-    """What a module imports: (module, name in it), or (module, None) for a module as a whole."""
+    """Return what a module imports: (module, name in it), or (module, None) for a module as a whole."""
 
     def read() -> Iterator[tuple[str, str | None]]:
         for node in ast.walk(ast.parse(modules()[module].read_text())):
@@ -74,7 +74,7 @@ def imports(module: str) -> tuple[tuple[str, str | None], ...]:
 
 
 def layer(module: str) -> int:
-    """Its number, by the longest name in LAYERS that it lies under."""
+    """Return the number of a module's layer, by the longest name in LAYERS that it lies under."""
     names = [
         (len(name), number)
         for number, group in enumerate(LAYERS)
@@ -109,7 +109,7 @@ def test_there_is_no_circle() -> None:
 
 
 def owner(path: str) -> str | None:
-    """The package that the first private part of a dotted name belongs to; None where there is none."""
+    """Return the package that the first private part of a dotted name belongs to; None where there is none."""
     parts = path.split(".")
     private = [i for i, part in enumerate(parts) if part.startswith("_") and not part.startswith("__")]
     return ".".join(parts[: private[0]]) if private else None

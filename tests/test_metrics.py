@@ -115,7 +115,7 @@ def test_sliced_wasserstein_of_a_shift_in_the_plane() -> None:
 
 
 def with_moments(mean: Tensor, covariance: Tensor, n: int, seed: int) -> Tensor:
-    """n samples with exactly this mean and (unbiased) covariance."""
+    """Draw n samples with exactly this mean and (unbiased) covariance."""
     z = normal(n, len(mean), seed=seed)
     z = z - z.mean(0)
     white = torch.linalg.solve_triangular(torch.linalg.cholesky(torch.cov(z.T)), z.T, upper=False)

@@ -31,7 +31,7 @@ def points(rows: int, dim: int, seed: int = 0) -> Tensor:
 
 
 def expected_derivatives(m: GaussianMixture, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """log pi, its gradient, hessian times v, and the gradient of sum v . hvp(x, v), by autograd."""
+    """Return log pi, its gradient, hessian times v, and the gradient of sum v . hvp(x, v), by autograd."""
     x = x.clone().requires_grad_()
     log_prob = torch_mixture(m).log_prob(x)
     (score,) = torch.autograd.grad(log_prob.sum(), x, create_graph=True)
@@ -222,7 +222,7 @@ def rotation(angle: float) -> Tensor:
 
 
 def expected_symmetrized_log_prob(m: GaussianMixture, maps: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
-    """log of the mean of pi and of its images under x -> A x + b: p(A^-1 (x - b)) / |det A|."""
+    """Return log of the mean of pi and its images under x -> A x + b: p(A^-1 (x - b)) / |det A|."""
     terms = [torch_mixture(m).log_prob(x)]
     for matrix, offset in maps:
         back = torch.linalg.solve(matrix, (x - offset).T).T

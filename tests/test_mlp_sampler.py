@@ -22,7 +22,7 @@ ROWS = 67  # of tiles of 1 to 32 samples
 
 
 def network(dim: int, hidden: tuple[int, ...] = (24, 24), *, features: bool = False, **options: Any) -> MLP:
-    """Random weights everywhere, also in the last layer."""
+    """Build a network with random weights everywhere, also in the last layer."""
     torch.manual_seed(0)
     net = MLP(dim, hidden, in_dim=2 * dim if features else dim, **options)
     for parameter in net.last.parameters():
@@ -36,12 +36,12 @@ def process(kind: str = "spherical", dim: int = 2, components: int = 5, **option
 
 
 def both(score_net: Any, p: LangevinProcess, n: int = ROWS, **options: Any) -> tuple[Tensor, Tensor]:
-    """By the op, and by calling the network at every step."""
+    """Sample by the op, and by calling the network at every step."""
     return tuple(sample(score_net, p, n, seed=3, fused=fused, **options) for fused in (True, False))  # type: ignore[return-value]
 
 
 def assert_same_samples(found: Tensor, expected: Tensor) -> None:
-    """To the rounding of a dozen steps in float32."""
+    """Require equality to the rounding of a dozen steps in float32."""
     assert found.shape == expected.shape and found.dtype == expected.dtype
     torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
 
@@ -102,7 +102,7 @@ def test_events_of_any_shape_and_other_processes() -> None:
 
 
 def test_a_copy_of_the_network_has_a_process_of_its_own() -> None:
-    """As an exponential moving average has."""
+    """Copy it as an exponential moving average does."""
     p = process()
     net = ResidualScore(network(2, horizon=p.T), p)
     copied = sample(copy.deepcopy(net), p, ROWS, seed=3, fused=True)
@@ -136,7 +136,7 @@ def test_samples_do_not_depend_on_batches_paths_or_threads(method: str) -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One for every call of an MLP."""
+    """Return a list that gains an item at every call of an MLP."""
     made: list[int] = []
     plain = MLP.forward
 

@@ -18,12 +18,12 @@ def seeded() -> None:
 
 
 def again(net: nn.Module) -> nn.Module:
-    """A fresh network like this one, drawn from the test's seed."""
+    """Return a fresh network like this one, drawn from the test's seed."""
     return build(net.architecture, **net.config)
 
 
 def woken(net: nn.Module) -> nn.Module:
-    """A fresh network whose last layer is not zero, so that its output depends on everything before it."""
+    """Return a fresh network whose last layer is not zero, so that its output depends on everything before it."""
     net = again(net)
     nn.init.normal_(net.last.weight, std=0.1)
     nn.init.normal_(net.last.bias, std=0.1)

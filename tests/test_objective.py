@@ -40,7 +40,7 @@ class Net(nn.Module):
 
 
 def formula(loss: NDSMLoss, net: Net, x0: Tensor, seed: int) -> Tensor:
-    """The per-sample losses [B] from the draws, by the formulas, weight v_{n+1}."""
+    """Return the per-sample losses [B] from the draws, by the formulas, weight v_{n+1}."""
     p, rows = loss.process, len(x0)
     if loss.estimator == "path":
         drawn = p.noised(x0, seed=seed, antithetic=loss.antithetic)
@@ -128,7 +128,7 @@ def test_images(options: dict[str, object]) -> None:
 
 
 def test_separate_control_variate_gets_the_gradient_of_the_second_moment() -> None:
-    """By hand: the score's parameters get the gradient of the mean loss, h's that of the mean squared loss."""
+    """Compute by hand: the score's parameters get the gradient of the mean loss, h's that of the mean squared loss."""
     net, h, x0, p = Net(0), Net(1), data(), process()
     loss = NDSMLoss(p, "control_variate", control_variate=h)
     found = loss(net, x0, seed=4)

@@ -33,7 +33,7 @@ def leaf(*shape: int, seed: int = 0) -> Tensor:
 
 
 def op_arguments(name: str, covariance_type: str) -> tuple[Any, ...]:
-    """Arguments of the op `name`, inputs that are differentiable requiring grad."""
+    """Draw arguments of the op `name`, inputs that are differentiable requiring grad."""
     p = process(covariance_type)
     m = p.reference
     mixture = tuple(m.operands(torch.float64))
@@ -125,7 +125,7 @@ def test_gradient_ops_give_the_same_under_compile_and_inference_mode(name: str) 
 
 
 def eager(scores: Tensor, noise: Tensor, std: Tensor, estimator: str, antithetic: bool) -> Tensor:
-    """The loss as one would write it in PyTorch, in the dtype of the scores."""
+    """Return the loss as one would write it in PyTorch, in the dtype of the scores."""
     noise, std = noise.to(scores.dtype), std.to(scores.dtype)
     if estimator == "control_variate":
         s, h = scores.chunk(2)
@@ -187,7 +187,7 @@ def test_low_precision_dsm_loss(dtype: torch.dtype) -> None:
 
 
 def strided(t: Tensor) -> Tensor:
-    """The same values, not contiguous."""
+    """Return the same values, not contiguous."""
     if t.ndim < 2:
         return torch.stack([t, t], dim=-1)[..., 0]
     return t.transpose(0, 1).contiguous().transpose(0, 1)
@@ -243,7 +243,7 @@ def test_ndsm_loss_at_odd_shapes(estimator: str, antithetic: bool, rows: int, di
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_a_mirrored_transition_may_be_given_whole() -> None:
+def test_an_antithetic_transition_may_be_given_whole() -> None:
     p, x0 = process(), normals(9, 2)
     drawn = p.transition(x0, seed=0, antithetic=True)
     scores = -drawn.x

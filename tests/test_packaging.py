@@ -21,7 +21,7 @@ SOURCES = {"fastndsm": ("py", "typed"), "kernels": ("py",), "csrc": ("h", "cpp",
 
 
 def expected_sources() -> set[str]:
-    """Files of the checkout that both archives must hold, relative to its root."""
+    """Return the files of the checkout that both archives must hold, relative to its root."""
     return {
         path.relative_to(ROOT).as_posix()
         for folder, endings in SOURCES.items()
@@ -32,7 +32,7 @@ def expected_sources() -> set[str]:
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The sdist, built from a copy of the checkout, and the wheel, built from the sdist."""
+    """Build the sdist, from a copy of the checkout, and the wheel, from the sdist."""
     place = tmp_path_factory.mktemp("packaging")
     copy = place / "checkout"
     copy.mkdir()

@@ -34,7 +34,7 @@ def test_known_answer(name: str) -> None:
 
 
 def numpy_philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
-    """counter [..., 4] uint64 -> words [..., 4] uint64."""
+    """Return the words [..., 4] uint64 of counter [..., 4] uint64."""
     low = np.uint64(0xFFFFFFFF)
     c = [counter[..., i].astype(np.uint64) for i in range(4)]
     k = [np.uint64(key[0]), np.uint64(key[1])]
@@ -47,7 +47,7 @@ def numpy_philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
 
 
 def numpy_normal(n_paths: int, dim: int, seed: int, step: int, stream: int, first_path: int) -> np.ndarray:
-    """Box-Muller on the words of counter (path low, path high | stream << 24, step, block) and key (seed low, high)."""
+    """Apply Box-Muller to words of counter (path low, path high | stream << 24, step, block), key (seed low, high)."""
     counter = np.zeros((n_paths, (dim + 3) // 4, 4), dtype=np.uint64)
     paths = np.uint64(first_path) + np.arange(n_paths, dtype=np.uint64)[:, None]
     counter[..., 0] = paths & np.uint64(0xFFFFFFFF)
@@ -150,7 +150,7 @@ def test_manual_seed_governs_draws_without_a_seed() -> None:
 
 
 def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Of two samples of standard normals, in standard errors."""
+    """Return the correlation of two samples of standard normals, in standard errors."""
     return float((a * b).mean() * math.sqrt(a.numel()))
 
 
@@ -190,7 +190,7 @@ BINS, REACH = 140_000, 7.0
 
 
 def histogram(n: int, chunk: int = 1 << 19) -> tuple[np.ndarray, np.ndarray, int]:
-    """Counts of n normals in BINS equal bins of [-7, 7], their power sums 1..4, and how many radii exceed 5.7."""
+    """Return counts of n normals in BINS equal bins of [-7, 7], power sums 1..4, and how many radii exceed 5.7."""
     counts, powers, far = torch.zeros(BINS, dtype=torch.int64), np.zeros(4), 0
     for start in range(0, n // 4, chunk):
         z = philox_normal(min(chunk, n // 4 - start), 4, seed=2024, first_path=start, dtype=torch.float64)

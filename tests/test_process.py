@@ -28,7 +28,7 @@ UNEVEN = [0.0, 0.003, 0.01, 0.012, 0.02]
 
 
 def swirl(x: Tensor, t: Tensor) -> Tensor:
-    """A drift that is no gradient and depends on time."""
+    """Return a drift that is no gradient and depends on time."""
     turned = torch.cat([x[:, 1:], -x[:, :1]], dim=1)
     return -0.5 * x + t[:, None] * torch.sin(turned)
 
@@ -117,7 +117,7 @@ def test_drift() -> None:
 def euler_maruyama(
     p: NoisingProcess, score: object, x0: Tensor, steps: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x_n, mean_{n-1}, z_{n-1} by the formulas."""
+    """Return x_n, mean_{n-1}, z_{n-1} by the formulas."""
     x = x0
     for n in range(steps):
         z = philox_normal(len(x0), x0.shape[1], seed=seed, step=n, dtype=torch.float64)
@@ -225,11 +225,11 @@ def test_antithetic_layout(build: object) -> None:
         torch.testing.assert_close(found[:9], expected, rtol=1e-13, atol=1e-13)
     assert torch.equal(paths.variance[9:], paths.variance[:9])
     assert torch.equal(paths.t[9:], single.t) and torch.equal(paths.step[9:], single.step)
-    # the first step of the mirror image: x_1 = mean_0 - s_0 z_0
+    # the first step of the antithetic path: x_1 = mean_0 - s_0 z_0
     one = p.transition(x0, 0, seed=3)
-    mirrored = p.noised(x0, 0, seed=3, antithetic=True).x[9:]
-    torch.testing.assert_close(mirrored, one.mean - one.std[:, None] * one.noise, rtol=1e-13, atol=1e-13)
-    assert not torch.allclose(paths.x[9:], pair.x[9:])  # whole paths are mirrored, not the last step alone
+    other = p.noised(x0, 0, seed=3, antithetic=True).x[9:]
+    torch.testing.assert_close(other, one.mean - one.std[:, None] * one.noise, rtol=1e-13, atol=1e-13)
+    assert not torch.allclose(paths.x[9:], pair.x[9:])  # whole paths are antithetic, not the last step alone
 
 
 def test_images_keep_their_shape_and_input_is_left_alone() -> None:

@@ -22,7 +22,7 @@ all_types = pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 
 
 def exact_expectation(m: GaussianMixture, phi: object, x0: float, T: float) -> float:
-    """E phi(X_T) for dX = 1/2 grad log pi dt + dW in one dimension: the backward equation on a fine grid."""
+    """Return E phi(X_T) for dX = 1/2 grad log pi dt + dW in one dimension: the backward equation on a fine grid."""
     from scipy.sparse import diags
     from scipy.sparse.linalg import expm_multiply
 

@@ -16,7 +16,7 @@ HOOKS = (ROOT / ".pre-commit-config.yaml").read_text()
 
 
 def pinned(file: str) -> dict[str, Version]:
-    """The versions that a constraints file gives, by package."""
+    """Return the versions that a constraints file gives, by package."""
     lines = [line.partition("#")[0].strip() for line in (ROOT / file).read_text().splitlines()]
     found = {}
     for requirement in map(Requirement, filter(None, lines)):
@@ -27,7 +27,7 @@ def pinned(file: str) -> dict[str, Version]:
 
 
 def lower_bound(package: str) -> Version:
-    """What pyproject.toml demands of it."""
+    """Return what pyproject.toml demands of it."""
     (found,) = re.findall(rf'"{package}>=([\d.]+)[";]', PROJECT)
     return Version(found)
 

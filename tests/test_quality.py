@@ -53,7 +53,7 @@ def test_gradient_traces_on_trained_networks() -> None:
 
     assert trace("four_modes", "plain", "dt", 1e-3) >= 25 * trace("four_modes", "control_variate", "dt", 1e-3)
     assert trace("four_modes", "control_variate", "dt", 0.1) >= 1.5 * trace("four_modes", "plain antithetic", "dt", 0.1)
-    # two draws of path for the two evaluations of a mirrored pair
+    # two draws of path for the two evaluations of an antithetic pair
     assert trace("digits", "plain antithetic", "t/T", 1.0) >= 8 * trace("digits", "path", "t/T", 1.0) / 2
 
 

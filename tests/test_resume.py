@@ -41,7 +41,7 @@ def mixture(shift: float = 0.0) -> fastndsm.GaussianMixture:
 
 
 def make(directory: Path | None, **changed: Any) -> Trainer:
-    """A small run; `changed` are options of TrainConfig, or estimator, optimizer, shift, width, data."""
+    """Build a small run; `changed` are options of TrainConfig, or estimator, optimizer, shift, width, data."""
     torch.manual_seed(0)
     estimator = changed.pop("estimator", "path")
     process = fastndsm.LangevinProcess(mixture(changed.pop("shift", 0.0)), n_steps=12)
@@ -56,7 +56,7 @@ def make(directory: Path | None, **changed: Any) -> Trainer:
 
 
 def everything(trainer: Trainer) -> dict[str, Tensor]:
-    """All that a run has learnt."""
+    """Return all that a run has learnt."""
     state = {f"net.{k}": v for k, v in trainer.score_net.state_dict().items()}
     state |= {f"ema.{k}": v for k, v in trainer.ema_net.state_dict().items()}
     if isinstance(trainer.loss.control_variate, nn.Module):

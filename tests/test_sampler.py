@@ -16,7 +16,7 @@ DEVIATION = 0.4
 
 
 def gaussian_score(x: Tensor, t: Tensor) -> Tensor:
-    """Of data N(MEAN, DEVIATION^2 I) noised by the Ornstein-Uhlenbeck process with sigma = 1."""
+    """Return the score of data N(MEAN, DEVIATION^2 I) noised by the Ornstein-Uhlenbeck process with sigma = 1."""
     decay = (-t).exp()[:, None]
     return -(x - MEAN.to(x) * decay.sqrt()) / (DEVIATION**2 * decay + 1.0 - decay)
 
@@ -141,7 +141,7 @@ def test_non_finite_samples_stop_with_the_step() -> None:
 
 
 def gaussian_data(dim: int) -> tuple[Tensor, Tensor]:
-    """Mean and covariance, correlated and unequal."""
+    """Return mean and covariance, correlated and unequal."""
     g = generator(dim)
     basis = torch.linalg.qr(torch.randn(dim, dim, generator=g, dtype=torch.float64))[0]
     variances = torch.linspace(0.2, 1.5, dim, dtype=torch.float64)

@@ -65,7 +65,7 @@ cases = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str,
 
 
 def assert_within_ulps(found: Tensor, exact: np.ndarray, dtype: str, ulps: float, floor: float = 0.0) -> None:
-    """Errors in units in the last place of `dtype`; below `floor` in magnitude a result may be 0 besides."""
+    """Bound errors in units in the last place of `dtype`; below `floor` in magnitude a result may be 0 besides."""
     values, limits = found.numpy().astype(np.longdouble), np.finfo(DTYPES[dtype])
     ulp = np.maximum(np.abs(exact) * limits.eps, limits.smallest_normal * limits.eps)
     good = np.abs(values - exact) <= ulps * ulp
@@ -77,7 +77,7 @@ def assert_within_ulps(found: Tensor, exact: np.ndarray, dtype: str, ulps: float
 @builds
 @pytest.mark.parametrize("name", [*KNOWN_ANSWERS, "random"])
 def test_words(name: str, build: str, answers: Answers) -> None:
-    """In vectors and one by one, bit for bit."""
+    """Compare vectors and words one by one, bit for bit."""
     if name == "random":
         expected = torch.stack(philox4x32_10(random_counters().unbind(1), (5, 6)), dim=1)  # type: ignore[arg-type]
     else:
@@ -121,7 +121,7 @@ def test_functions_are_within_4_ulp(name: str, dtype: str, build: str, answers: 
 
 
 def assert_agree(found: list[Tensor], expected: list[Tensor], dtype: str) -> None:
-    """To 1e-10 of the largest value, in float32 to what cancellation costs there; nothing is left unwritten."""
+    """Require 1e-10 of the largest value, in float32 what cancellation costs there; nothing is left unwritten."""
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         atol = (1e-10 if dtype == "float64" else 2e-3) * max(1.0, float(other.abs().amax()))
@@ -146,7 +146,7 @@ def expected_trajectory(kind: str, shape: Shape, what: str) -> list[Tensor]:
         return [reference.simulate(*arguments)]
     if what == "transition":
         return list(reference.simulate_transition(*arguments))
-    return list(reference.simulate_target(*arguments, what == "mirrored target"))
+    return list(reference.simulate_target(*arguments, what == "antithetic target"))
 
 
 @builds
@@ -178,7 +178,7 @@ def test_tiles_and_neighbours_change_no_bit(kind: str, dtype: str, build: str, a
             assert torch.equal(whole, piecewise)
         for row in SPLIT_ROWS:
             for whole, alone in zip(found[name], found[f"row {row} {name}"], strict=True):
-                assert torch.equal(whole[row :: shape[0]], alone)  # mirrored paths follow the others
+                assert torch.equal(whole[row :: shape[0]], alone)  # antithetic paths follow the others
 
 
 @builds

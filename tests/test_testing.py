@@ -29,7 +29,7 @@ def test_float32_sees_the_inputs_of_float64(call: Call) -> None:
 
 @each_call
 def test_rows_are_those_of_the_whole(call: Call) -> None:
-    """With the same paths, of both halves where there are two; but for the paths counted from the last."""
+    """Compare them with the same paths, of both halves where there are two; but for the paths counted from the last."""
     inputs = random_arguments("diag", 9, 3, 4)
     part = call(inputs[4:7], "reference")
     for whole, found in zip(call(inputs, "reference"), part, strict=True):

@@ -22,12 +22,12 @@ MOST = 12
 
 
 def moves(call: Any, kernel: str) -> list[str]:
-    """The files below fastndsm/ that calls lead to, until torch.ops.fastndsm_cpp.`kernel` is called."""
+    """Return the files below fastndsm/ that calls lead to, until torch.ops.fastndsm_cpp.`kernel` is called."""
     found: list[str] = []
     arrived = False
 
     def place(frame: FrameType | None) -> str | None:
-        """The file of the package that a frame is in, or that what it is in was called from."""
+        """Return the file of the package that a frame is in, or that what it is in was called from."""
         while frame is not None:
             if Path(frame.f_code.co_filename).is_relative_to(PACKAGE):
                 return str(Path(frame.f_code.co_filename).relative_to(PACKAGE))

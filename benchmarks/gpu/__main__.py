@@ -18,7 +18,7 @@ RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 
 def main(*words: str) -> int:
-    """0, or 1 if something of the library's own failed."""
+    """Run the sections; return 0, or 1 if something of the library's own failed."""
     begun = time.monotonic()
     chosen = [s for s in SECTIONS if not words or any(word in s.name for word in words)]
     report = Report(run((*FIRST, *chosen)), time.monotonic() - begun)

@@ -49,17 +49,17 @@ class Case:
 
 @cache
 def arguments(kind: str, rows: int, dim: int, components: int) -> Arguments:
-    """On the device, float32."""
+    """Draw arguments on the device, in float32."""
     return random_arguments(kind, rows, dim, components, dtype=torch.float32, device=device())
 
 
 def of(family: str) -> Iterator[Case]:
-    """All cases of a family of ops."""
+    """Return all cases of a family of ops."""
     return FAMILIES[family]()
 
 
 def case(op: str, label: str, inputs: Arguments, ways: Sequence[str] | None = None) -> Case:
-    """The op called in these ways, by default in all, with gradients, on the same inputs."""
+    """Build the case of the op called in these ways, by default in all, with gradients, on the same inputs."""
     calls = [call for call in CALLS if call.op == op and (ways is None or call.way in ways)]
     if field := NOT_CONTIGUOUS.get(op):
         inputs = replace(inputs, **{field: strided(getattr(inputs, field))})
@@ -72,7 +72,7 @@ def _called(calls: list[OpCall], inputs: Arguments, backend: str, dtype: torch.d
 
 
 def mixture_cases(*ops: str) -> Iterator[Case]:
-    """Ops of a mixture or its process, with every kind of covariances."""
+    """Yield cases of ops of a mixture or its process, with every kind of covariances."""
     for kind in COVARIANCE_TYPES:
         for rows, dim, components in SIZES + (WIDE if kind in ("spherical", "diag") else []):
             inputs, label = arguments(kind, rows, dim, components), f"{kind} B={rows} d={dim} K={components}"
@@ -93,7 +93,7 @@ def loss_cases() -> Iterator[Case]:
 
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """That of the samples."""
+    """Set the default dtype to that of the samples."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -103,7 +103,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def score_network(p: LangevinProcess, hidden: tuple[int, ...], kind: str) -> nn.Module:
-    """With random weights in the last layer too, which starts at zero."""
+    """Build a network with random weights in the last layer too, which starts at zero."""
     torch.manual_seed(0)
     features = kind == "features"
     net = networks.MLP(p.dim, hidden, in_dim=p.dim * (2 if features else 1), horizon=p.T)
@@ -113,7 +113,7 @@ def score_network(p: LangevinProcess, hidden: tuple[int, ...], kind: str) -> nn.
 
 
 def sampled(net: nn.Module, p: LangevinProcess, n: int, backend: str, dtype: torch.dtype, **options: Any) -> Tensor:
-    """By the backend's evaluation of the whole trajectory; of the reference, by the loop that calls the network."""
+    """Sample by the backend's evaluation of the whole trajectory; the reference has the loop that calls the network."""
     fused = backend != "reference"
     with use_backend(backend), default_dtype(dtype):
         return sample(copy.deepcopy(net).to(dtype), p, n, fused=fused, cuda_graph=False, **options)

@@ -16,7 +16,7 @@ FMA_ITERATIONS, NORMAL_ITERATIONS = 4096, 2048
 
 @triton.jit
 def multiply_add_kernel(out_ptr, factor, iterations, SIZE: tl.constexpr, UNROLLED: tl.constexpr):
-    """SIZE independent chains of x <- factor x + factor."""
+    """Iterate SIZE independent chains of x <- factor x + factor."""
     x = tl.arange(0, SIZE).to(tl.float32)
     for _ in range(iterations):
         for _ in tl.static_range(UNROLLED):
@@ -26,7 +26,7 @@ def multiply_add_kernel(out_ptr, factor, iterations, SIZE: tl.constexpr, UNROLLE
 
 @triton.jit
 def normal_kernel(out_ptr, seed_ptr, iterations, SIZE: tl.constexpr):
-    """The sum of the four normals of SIZE counters at every step."""
+    """Sum the four normals of SIZE counters at every step."""
     low, high = philox.seed_words(seed_ptr)
     path = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     total = tl.zeros((SIZE,), tl.float32)
@@ -39,7 +39,7 @@ def normal_kernel(out_ptr, seed_ptr, iterations, SIZE: tl.constexpr):
 
 
 def counts() -> tuple[int, int]:
-    """Multiply-adds and normals of one program."""
+    """Count the multiply-adds and normals of one program."""
     return SIZE * UNROLLED * FMA_ITERATIONS, COUNTERS * 4 * NORMAL_ITERATIONS
 
 

@@ -1,6 +1,6 @@
-"""What this GPU can do, measured in the same run: bytes copied, multiply-adds in registers, our normals in registers.
+"""Rates of this GPU, measured in the same run: bytes copied, multiply-adds in registers, our normals in registers.
 
-On a CPU, where only the code path counts, the rates are those of benchmarks/floor.py.
+On a CPU, where only the code path counts, the rates are those of benchmarks/roofline.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .. import floor
+from .. import roofline
 from ..problems import TINY
 from .device import device, timed
 
@@ -18,10 +18,10 @@ COPIED = 1 << (16 if TINY else 30)  # bytes of the array
 
 
 def measure() -> dict[str, float]:
-    """Per second: `bandwidth` (bytes read and written by a copy), `fma` (multiply-adds) and `normals`."""
+    """Measure, per second, `bandwidth` (bytes read and written by a copy), `fma` (multiply-adds) and `normals`."""
     if device().type != "cuda":
-        rates = floor.measure()
-        return {"bandwidth": floor.bandwidth(3 * COPIED), "fma": rates.fma, "normals": rates.normals}
+        rates = roofline.measure()
+        return {"bandwidth": roofline.bandwidth(3 * COPIED), "fma": rates.fma, "normals": rates.normals}
     fma, normals = _arithmetic()
     return {"bandwidth": copy_bandwidth(), "fma": fma, "normals": normals}
 
@@ -34,7 +34,7 @@ def copy_bandwidth() -> float:
 
 
 def _arithmetic() -> tuple[float, float]:
-    """Multiply-adds and normals per second, of programs that keep everything in registers."""
+    """Measure multiply-adds and normals per second, of programs that keep everything in registers."""
     from . import ceiling_kernels as kernels
 
     programs = 32 * torch.cuda.get_device_properties(device()).multi_processor_count

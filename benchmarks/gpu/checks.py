@@ -21,7 +21,7 @@ NOT_ASKED_FOR = [("triton", "sample_mlp"), ("reference", "sample_mlp")]  # they 
 
 
 def check_family(log: Log, backend: str, family: str) -> None:
-    """All cases of a family; an op that the backend serves nowhere is one failure."""
+    """Check all cases of a family; an op that the backend serves nowhere is one failure."""
     reasons: dict[str, str | None] = {}
     refused: dict[str, list[bool]] = {}  # of each case that was called
     for case in cases.of(family):
@@ -41,7 +41,7 @@ def check_family(log: Log, backend: str, family: str) -> None:
 
 
 def check_case(backend: str, case: cases.Case, log: Log) -> bool:
-    """Whether the backend took it: it need not serve every shape."""
+    """Check a case; return whether the backend took it: it need not serve every shape."""
     try:
         found = case.call(backend, torch.float32)
     except NotImplementedError as error:
@@ -54,7 +54,7 @@ def check_case(backend: str, case: cases.Case, log: Log) -> bool:
 
 
 def compare(op: str, label: str, found: tuple[Tensor, ...], exact: tuple[Tensor, ...], bound: float, log: Log) -> None:
-    """Largest error over the largest value, of each result."""
+    """Return the largest error over the largest value, of each result."""
     shapes = [tuple(t.shape) for t in found], [tuple(t.shape) for t in exact]
     if shapes[0] != shapes[1]:
         log.check(Check(op, label, f"shapes {shapes[0]}, expected {shapes[1]}", False))
@@ -66,7 +66,7 @@ def compare(op: str, label: str, found: tuple[Tensor, ...], exact: tuple[Tensor,
 
 
 def check_low_precision(log: Log, backend: str) -> None:
-    """Losses of bfloat16 and float16: error against float64 at most twice that of PyTorch in the same dtype."""
+    """Check losses of bfloat16 and float16: error against float64 at most twice that of PyTorch in the same dtype."""
     if lender(backend, "ndsm_loss"):
         return
     rows, dim = (5, 33) if device().type == "cpu" else (257, 784)
@@ -93,7 +93,7 @@ def check_low_precision(log: Log, backend: str) -> None:
 
 
 def check_determinism(log: Log, backend: str) -> None:
-    """The same call twice, and the same paths in other batches: the same bits."""
+    """Check that the same call twice, and the same paths in other batches, give the same bits."""
     for op, label, run in paths.calls(backend):
         if refusal(backend, op) is None and not lender(backend, op):
             log.attempt(f"{op} {label}", partial(_check_bits, log, op, label, run))
@@ -109,7 +109,7 @@ def _check_bits(log: Log, op: str, label: str, run: paths.Call) -> None:
 
 
 def check_sampler(log: Log) -> None:
-    """Replays of a CUDA graph give the bits of the plain loop and leave PyTorch's random numbers where it does."""
+    """Check that replays of a CUDA graph give the plain loop's bits and leave PyTorch's generator where it does."""
     p = cases.arguments("diag", 5, 2, 3).process
     if device().type != "cuda":
         plain, auto = (sample(lambda x, t: -x, p, 8, seed=1, cuda_graph=how) for how in (False, "auto"))

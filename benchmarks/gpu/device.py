@@ -35,7 +35,7 @@ class NoDevice(RuntimeError):
 
 @cache
 def device() -> torch.device:
-    """The GPU; at tiny sizes the CPU serves where there is none."""
+    """Return the GPU; at tiny sizes the CPU serves where there is none."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     if not TINY:
@@ -45,7 +45,7 @@ def device() -> torch.device:
 
 @cache
 def backends() -> tuple[str, ...]:
-    """Those under test. On a CPU: what FASTNDSM_BACKEND names, by default the reference, and cpp."""
+    """Return the backends under test. On a CPU: those FASTNDSM_BACKEND names, by default the reference, and cpp."""
     if device().type == "cuda":
         return "triton", "cuda"
     named = os.environ.get(registry.ENVIRONMENT) or "reference"
@@ -53,12 +53,12 @@ def backends() -> tuple[str, ...]:
 
 
 def refusal(backend: str, op: str) -> str | None:
-    """Why a backend does not serve an op, or None."""
+    """Return why a backend does not serve an op, or None."""
     return registry.BACKENDS[backend].refuses(op, device(), torch.float32)
 
 
 def lender(backend: str, op: str) -> str | None:
-    """The earlier one of the backends under test whose function this one serves the op by, or None."""
+    """Return the earlier one of the backends under test whose function this one serves the op by, or None."""
     for other in backends()[: backends().index(backend)]:
         if refusal(other, op) is None and refusal(backend, op) is None:
             if registry.BACKENDS[other].function(op) is registry.BACKENDS[backend].function(op):
@@ -84,7 +84,7 @@ class Timing:
 
 
 def timed(runs: Sequence[Run] | Run, graph: bool = True, seconds: float = SECONDS) -> Timing:
-    """Times of one call, by calling all of `runs`, which do the same on inputs of their own, one after the other.
+    """Time one call, by calling all of `runs`, which do the same on inputs of their own, one after the other.
 
     So a GPU's cache holds no input from the call before. They have to have run before: what is compiled or cached on
     first use is none of the times. graph: record them in a CUDA graph where that is possible.
@@ -122,7 +122,7 @@ def _wall_clock(runs: Sequence[Run]) -> float:
 
 
 def wall_clock(run: Run, seconds: float = SECONDS) -> Timing:
-    """Times of calls that end on the host, such as another library's."""
+    """Time calls that end on the host, such as another library's."""
 
     def measure() -> float:
         synchronize()
@@ -145,7 +145,7 @@ def _events(run: Run, inner: int) -> float:
 
 
 def _recorded(runs: Sequence[Run]) -> Run | None:
-    """A replay of all runs; None where one waits for the device and cannot be recorded."""
+    """Record a replay of all runs; return None where one waits for the device and cannot be recorded."""
     graph = CUDAGraph(device())
     kept: list[Any] = []
 
@@ -161,7 +161,7 @@ def _recorded(runs: Sequence[Run]) -> Run | None:
 
 
 def gpu_sets(nbytes: int) -> int:
-    """How many sets of inputs of that size it takes so that a GPU's cache does not hold them."""
+    """Return how many sets of inputs of that size it takes so that a GPU's cache does not hold them."""
     if device().type != "cuda":
         return 1
     cache_bytes = torch.cuda.get_device_properties(device()).L2_cache_size
@@ -169,5 +169,5 @@ def gpu_sets(nbytes: int) -> int:
 
 
 def normals(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normals on the device; the same on every machine."""
+    """Draw standard normals on the device; they are the same on every machine."""
     return testing.normals(*shape, seed=seed, dtype=dtype, device=device())

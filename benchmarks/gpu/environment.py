@@ -1,4 +1,4 @@
-"""What the figures were taken on, and which backends can be had there."""
+"""Description of the machine that the figures were taken on, and of the backends that can be had there."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ ASKED = "driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit"
 
 
 def describe(log: Log) -> None:
-    """Fails where no device can be had."""
+    """Log the environment; fail where no device can be had."""
     log.write("environment", environment())
 
 
 def build(log: Log) -> None:
-    """Loads, and so builds, each backend under test. What cannot be tried here is told, and is no failure."""
+    """Load, and so build, each backend under test. What cannot be tried here is told, and is no failure."""
     for name in backends():
         log.attempt(name, partial(_load, name, log))
 
@@ -79,7 +79,7 @@ def versions() -> dict[str, str]:
 
 
 def _nvidia_smi() -> str | None:
-    """Driver, memory, highest clocks and power limit."""
+    """Return driver, memory, highest clocks and power limit."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return None

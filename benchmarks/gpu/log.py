@@ -1,4 +1,4 @@
-"""What a section finds, one line of JSON each as it is found: a section that is killed keeps what it had."""
+"""Findings of a section, one line of JSON each as it is found: a section that is killed keeps what it had."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Log:
         self.path, self.seconds, self.end = path, seconds, time.monotonic() + seconds
 
     def left(self) -> float:
-        """Seconds until this section is killed."""
+        """Return the seconds until this section is killed."""
         return self.end - time.monotonic()
 
     def write(self, kind: str, value: Any) -> None:
@@ -44,7 +44,7 @@ class Log:
         self.write("row", asdict(row))
 
     def attempt(self, name: str, run: Callable[[], Any]) -> Any:
-        """run(); what it raises is a failure of this section, and not its end."""
+        """Call run(); what it raises is a failure of this section, and not its end."""
         try:
             return run()
         except Exception as error:
@@ -54,7 +54,7 @@ class Log:
 
 
 def read(path: Path) -> dict[str, list[Any]]:
-    """The lines of a section by kind."""
+    """Return the lines of a section by kind."""
     found: dict[str, list[Any]] = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         try:

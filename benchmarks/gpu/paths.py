@@ -17,7 +17,7 @@ Call = Callable[[int, int], tuple[Tensor, ...]]  # of paths i <= number < j
 
 
 def calls(backend: str) -> Iterator[tuple[str, str, Call]]:
-    """Op, label and call of what has paths of its own, in few dimensions and in many."""
+    """Yield op, label and call of whatever has paths of its own, in few dimensions and in many."""
     for dim in (2, 67):
         inputs = cases.arguments("diag", PATHS, dim, 3)
         for call in CALLS:

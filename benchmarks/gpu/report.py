@@ -38,12 +38,12 @@ class Report:
     def _rows(self) -> Rows:
         rows = Rows(BACKENDS, (Row(**value) for value in self._all("row")))
         for row in rows:
-            row.floor_seconds = floor(row, self.rates)
+            row.roofline_seconds = roofline(row, self.rates)
         return rows
 
     @property
     def failures(self) -> list[str]:
-        """What failed of the library's own."""
+        """Failures of the library's own."""
         return [line for o in self.outcomes if o.section.ours for line in o.failures]
 
     @property
@@ -57,7 +57,7 @@ class Report:
             "seconds": round(self.seconds),
             "rates": self.rates,
             "rows": [
-                asdict(row) | {"median": row.median, "quartiles": row.quartiles, "floor": row.floor_seconds}
+                asdict(row) | {"median": row.median, "quartiles": row.quartiles, "roofline": row.roofline_seconds}
                 for row in self.rows
             ],
             "checks": [{"backend": backend} | vars(check) for backend, check in self.checks],
@@ -79,8 +79,9 @@ class Report:
             r = self.rates
             parts.append(
                 f"Measured in this run: {r['bandwidth'] / 1e9:.4g} GB/s copied (read and written), "
-                f"{r['fma'] / 1e12:.3g} T multiply-adds/s, {r['normals'] / 1e9:.3g} G normals/s in registers. The "
-                "floor of an op is its multiply-adds and normals at these rates, or its bytes where those take longer."
+                f"{r['fma'] / 1e12:.3g} T multiply-adds/s, {r['normals'] / 1e9:.3g} G normals/s in registers. "
+                "The roofline of an op is its multiply-adds and normals at these rates, or its bytes where those take "
+                "longer."
             )
         if self.rows.ours:
             parts.append(self._speeds())
@@ -111,7 +112,7 @@ class Report:
         )
 
     def _checks(self) -> str:
-        """Passed, refused and failed by op and backend."""
+        """Tabulate passed, refused and failed checks by op and backend."""
         body = []
         for op, backend in dict.fromkeys((check.op, backend) for backend, check in self.checks):
             of_op = [check for by, check in self.checks if (check.op, by) == (op, backend)]
@@ -127,10 +128,10 @@ class Report:
     def _speeds(self) -> str:
         met = {row.family for row in self.rows}
         families = [family for family in FAMILIES if family in met]
-        head = ("op", "case", "backend", "us", "rate", "floor, us", "of the floor", *families)
+        head = ("op", "case", "backend", "us", "rate", "roofline, us", "of the roofline", *families)
         body = []
         for row in self.rows.ours:
-            seconds = row.floor_seconds
+            seconds = row.roofline_seconds
             body.append(
                 [
                     row.op,
@@ -146,7 +147,7 @@ class Report:
         return markdown(head, body)
 
     def _rate(self, row: Row) -> str:
-        """Units and, where bytes are what counts, bytes per second."""
+        """Return units and, where bytes are what counts, bytes per second."""
         said = f"{row.count / row.median:.3g} {row.unit.removeprefix('a ')}s/s" + bound("{:.3g}", row.rate)
         return f"{said}, {row.bytes / row.median / 1e9:.4g} GB/s" if row.bytes else said
 
@@ -161,8 +162,8 @@ class Report:
         return paths
 
 
-def floor(row: Row, rates: dict[str, float]) -> float | None:
-    """Seconds: arithmetic and normals, or the bytes where those take longer. None where nothing was counted."""
+def roofline(row: Row, rates: dict[str, float]) -> float | None:
+    """Return seconds: arithmetic and normals, or the bytes where those take longer. None where nothing was counted."""
     if not rates or not (row.multiply_adds or row.normals or row.bytes):
         return None
     arithmetic = row.multiply_adds / rates["fma"] + row.normals / rates["normals"]

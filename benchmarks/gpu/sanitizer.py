@@ -28,7 +28,7 @@ TOOL = "compute-sanitizer"
 
 
 def run(log: Log, backend: str) -> None:
-    """Whether it ran, and what it found; where it is not installed that is said, and is no failure."""
+    """Run all cases under the tool and log what it found; where it is not installed that is said, and is no failure."""
     if device().type != "cuda":
         log.write("note", f"{TOOL} did not run: there is no GPU")
         launch_all(backend)  # the code path
@@ -62,7 +62,7 @@ def run(log: Log, backend: str) -> None:
 
 
 def launch_all(backend: str) -> None:
-    """Every case once, saying how many after each."""
+    """Launch every case once, saying how many after each."""
     count = 0
     for family in cases.FAMILIES:
         for case in cases.of(family):

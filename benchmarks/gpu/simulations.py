@@ -18,7 +18,7 @@ from torch import Tensor
 from fastndsm import GaussianMixture, functional
 from fastndsm.testing import deviation
 
-from .. import floor, peers, peers_jax
+from .. import peers, peers_jax, roofline
 from ..problems import CHECKED_ROWS, TINY, Problem, law_deviation
 from ..rows import Row
 from .device import Run, backends, device, refusal, timed, wall_clock
@@ -76,7 +76,7 @@ class Race:
         return "simulate_target" if self.target else "simulate"
 
     def run(self, x0: Tensor, backend: str) -> tuple[Tensor, ...]:
-        """x, or x and target, of the first paths."""
+        """Return x, or x and target, of the first paths."""
         if self.target:
             return functional.simulate_target(x0, self.problem.process, seed=1, backend=backend)[:2]
         return (functional.simulate(x0, self.problem.process, seed=1, backend=backend),)
@@ -96,7 +96,7 @@ class Race:
         return self.checked(first if refusal(first, self.op) is None else "reference")[0]
 
     def checked(self, backend: str) -> tuple[tuple[Tensor, ...], float]:
-        """A backend's results on all paths, and their error on the few."""
+        """Return a backend's results on all paths, and their error on the few."""
         own = deviation(self.run(self.few, "reference"), self.exact)
         found = self.run(self.problem.x0, backend)
         error = deviation(tuple(t[: len(self.few)] for t in found), self.exact)
@@ -128,7 +128,7 @@ def _time_ours(backend: str, race: Race, log: Log) -> None:
         raise NotImplementedError(f"backend {backend}: {reason}")
     problem = race.problem
     _, error = race.checked(backend)
-    count = floor.simulate_target_multiply_adds if race.target else floor.simulate_multiply_adds
+    count = roofline.simulate_target_multiply_adds if race.target else roofline.simulate_multiply_adds
     row = race.row(backend, f"float64 reference, same noise, error {error:.2g}")
     row.multiply_adds = problem.sample_steps * count(problem.dim, problem.components)
     row.normals = problem.sample_steps * problem.dim
@@ -212,7 +212,7 @@ def _time_configurations(
 
 
 def _time_compiled(race: Race, log: Log) -> None:
-    """The step with its noise by torch.compile: all steps in one CUDA graph, and in mode "reduce-overhead"."""
+    """Time the step with its noise by torch.compile: all steps in one CUDA graph, and in mode "reduce-overhead"."""
     problem, form = race.problem, peers.OneProduct(race.problem.matmul_form)
     if race.target:
         step: Callable[..., Any] = partial(peers.target_step, form)
@@ -249,7 +249,7 @@ def _compiled(race: Race, step: Callable[..., Any], form: peers.Form) -> Iterato
         if not race.target:
             return (x,), ()
         zero = torch.zeros_like(x)
-        return (x, zero, zero), (form.moments(form.responsibilities(x))[1].contiguous(),)
+        return (x, zero, zero), (form.posterior_means(form.responsibilities(x))[1].contiguous(),)
 
     def finish(state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (state[0], -state[1]) if race.target else state

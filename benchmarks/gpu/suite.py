@@ -46,7 +46,7 @@ class Section:
     backend: str = ""
 
     def by(self, built: Sequence[str]) -> list[Section]:
-        """Itself, or itself for each backend."""
+        """Return the section itself, or a copy of it for each backend."""
         if not self.each:
             return [self]
         return [replace(self, name=f"{self.name}, {name}", backend=name) for name in built]
@@ -78,7 +78,7 @@ SECTIONS = (
 
 @dataclass
 class Outcome:
-    """What came of a section: ok, failed, killed (at its limit) or left out (no time was left)."""
+    """The end of a section: ok, failed, killed (at its limit) or left out (no time was left)."""
 
     section: Section
     status: str
@@ -88,7 +88,7 @@ class Outcome:
 
     @property
     def failures(self) -> list[str]:
-        """What went wrong, a line each."""
+        """Failures, a line each."""
         checks = [log.Check(**c) for c in self.found.get("check", [])]
         lines = [f"{c.op} {c.case}: {c.found}" for c in checks if not c.passed] + self.found.get("failure", [])
         if self.status != "ok":
@@ -102,7 +102,7 @@ class Outcome:
 
 
 def run(sections: Sequence[Section], entire: float = ENTIRE) -> list[Outcome]:
-    """All of them, in order; the first one says whether a forked process can have the device."""
+    """Run all of them, in order; the first one says whether a forked process can have the device."""
     end = time.monotonic() + entire
     with tempfile.TemporaryDirectory() as place:
         method = "fork"
@@ -119,7 +119,7 @@ def run(sections: Sequence[Section], entire: float = ENTIRE) -> list[Outcome]:
 
 
 def _by_backend(sections: Sequence[Section], outcomes: list[Outcome]) -> Iterator[Section]:
-    """Each section, once what went before it has said which backends there are."""
+    """Yield each section, once what went before it has said which backends there are."""
     for section in sections:
         yield from section.by([name for outcome in outcomes for name in outcome.found.get("backend", [])])
 
@@ -149,7 +149,7 @@ class _Running:
             self.process.start()
 
     def outcome(self) -> Outcome:
-        """What came of it, at the latest at its limit."""
+        """Return the outcome, at the latest at its limit."""
         if self.limit < LEAST:
             return Outcome(self.section, "left out: no time was left", 0.0)
         self.process.join(max(0.0, self.start + self.limit - time.monotonic()))
@@ -167,7 +167,7 @@ class _Running:
         return Outcome(self.section, status, taken, found, said[-TAIL:].strip())
 
     def _end(self) -> None:
-        """Of the process, and of those that it started."""
+        """End the process, and those that it started."""
         assert self.process.pid is not None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastndsm import LangevinProcess, functional, sample, use_backend
 from fastndsm.testing import deviation
 
-from .. import floor, memory, peers
+from .. import memory, peers, roofline
 from ..problems import TINY
 from ..rows import Row
 from . import cases, ceilings
@@ -36,7 +36,7 @@ def time_ceilings(log: Log) -> None:
 
 
 def time_ops(log: Log, backend: str) -> None:
-    """Those that the backend has of its own."""
+    """Time the ops that the backend has of its own."""
     each: list[tuple[str, str, Callable[[str, Log], None]]] = [("philox_normal", "", time_philox)]
     for dtype, mean in ((torch.float32, False), (torch.bfloat16, False), (torch.float32, True)):
         each += [(op.name, str(dtype), partial(time_loss, op, dtype, mean)) for op in (NdsmLoss, DsmLoss)]
@@ -101,7 +101,7 @@ class Loss:
         self.grad = normals(LOSS_ROWS, seed=4)
 
     def double(self) -> Loss:
-        """The same in float64."""
+        """Return the same in float64."""
         other = copy.copy(self)
         other.scores = self.scores.detach().double().requires_grad_()
         for name in ("noise", "std", "weight", "grad"):
@@ -109,11 +109,11 @@ class Loss:
         return other
 
     def losses(self, how: str) -> Tensor:
-        """By the library: [B], or the weighted mean."""
+        """Return the library's losses: [B], or the weighted mean."""
         raise NotImplementedError
 
     def formula(self, scores: Tensor, noise: Tensor, std: Tensor, weight: Tensor) -> Tensor:
-        """As one writes it in PyTorch, [B], or the weighted mean."""
+        """Return the losses as one writes them in PyTorch, [B], or the weighted mean."""
         raise NotImplementedError
 
     def ours(self, how: str) -> tuple[Tensor, Tensor]:
@@ -194,7 +194,7 @@ def time_loss(kind: type[Loss], dtype: torch.dtype, mean: bool, backend: str, lo
 
 
 def time_mixture_score(backend: str, log: Log) -> None:
-    """A kernel density of so many points: two products with softmax between, at float32's precision."""
+    """Time a kernel density of so many points: two products with softmax between, at float32's precision."""
     mixture, x = memory.kernel_density(COMPONENTS, PIXELS, POINTS)
     mixture, x = mixture.to(device()), x.to(device())
     few = x[:8]
@@ -208,7 +208,7 @@ def time_mixture_score(backend: str, log: Log) -> None:
     for name, (run, bound) in contenders.items():
         row = Row("mixture_score", case, name, "a sample", POINTS, agree((run(x)[: len(few)],), (exact,), bound))
         if name == backend:
-            row.multiply_adds = POINTS * floor.spherical_score_multiply_adds(PIXELS, COMPONENTS)
+            row.multiply_adds = POINTS * roofline.spherical_score_multiply_adds(PIXELS, COMPONENTS)
         _log(log, row, partial(run, x))
 
 
@@ -232,7 +232,7 @@ def time_reverse_step(problem: OnDevice, backend: str, log: Log) -> None:
     case = f"d={problem.dim} K={problem.components} B={problem.rows:,}"
     row = Row("reverse_step", case, backend, "a sample", problem.rows, check)
     # the score's term is one more multiply-add for each value
-    each = floor.simulate_multiply_adds(problem.dim, problem.components) + problem.dim
+    each = roofline.simulate_multiply_adds(problem.dim, problem.components) + problem.dim
     row.multiply_adds, row.normals = problem.rows * each, problem.rows * problem.dim
     row.bytes = 3 * y.nbytes
     _log(log, row, partial(ours, y, score, backend))
@@ -242,7 +242,7 @@ def time_reverse_step(problem: OnDevice, backend: str, log: Log) -> None:
 
 
 def time_sampler(width: int, backend: str, log: Log) -> None:
-    """Whole calls of sample: the backend evaluates the MLP by itself, or else the loop does, also as a CUDA graph."""
+    """Time whole calls of sample: the backend evaluates the MLP by itself, or the loop does, also as a CUDA graph."""
     process = LangevinProcess(copy.deepcopy(PLANAR.mixture).float(), T=2.0, n_steps=SAMPLE_STEPS)
     network = cases.score_network(process, (width,) * 3, "residual")
     case = f"MLP 3x{width} B={SAMPLES:,} N={SAMPLE_STEPS}"

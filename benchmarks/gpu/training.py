@@ -87,7 +87,7 @@ class Training:
         self.optimizer.step()
 
     def outcome(self, how: str) -> tuple[Tensor, ...]:
-        """The loss of a few samples and its gradients."""
+        """Return the loss of a few samples and its gradients."""
         import fastndsm
 
         with fastndsm.use_backend(how):
@@ -98,7 +98,7 @@ class Training:
 
 @cache
 def training(make: Callable[[], Set], contender: str) -> tuple[Training, Set, float]:
-    """A contender, and how far its loss and gradients are from those of the reference."""
+    """Return a contender, and how far its loss and gradients are from those of the reference."""
     chosen = make()
     made = Training(chosen, contender)
     for _ in range(3):  # the last layer starts at zero, and with it most gradients

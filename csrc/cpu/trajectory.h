@@ -154,7 +154,7 @@ struct RegisterRunner {
     if (keeps) rows.scatter(mean, 0, D, rows.batch.mean), rows.scatter(noise, 0, D, rows.batch.noise);
   }
 
-  // A tile and its mirror image, by the same noise.
+  // A tile and its antithetic one, by the same noise.
   static void both(const RegisterProcess<S>& process, const TileRows<S>& rows) {
     const Lanes<V> lanes = rows.lanes(process.noise);
     V x0[D], h[2][D], z[D];

@@ -6,8 +6,8 @@
 //
 // A tile is one vector of samples: x[j] holds dimension j of W samples, so that every lane is a sample of its own and
 // what a sample gets depends neither on its lane nor on its neighbours. Two passes over the components: logits (and
-// g_k . z), then moments. Up to kResident components their weights are kept and the second pass may go dimension chunk
-// by chunk; beyond, components are absorbed block by block under a running maximum (online softmax).
+// g_k . z), then posterior means. Up to kResident components their weights are kept and the second pass may go dimension
+// chunk by chunk; beyond, components are absorbed block by block under a running maximum (online softmax).
 // In the smallest dimensions trajectories have kernels of their own, in registers.h.
 #pragma once
 
@@ -102,7 +102,7 @@ class MixtureTile {
   // Dimensions that go together: as many independent sums as the multiply-adds' latency needs.
   static constexpr int kGroup = kind == Covariance::diag || with_product ? 4 : 8;
 
-  // The component of the largest weight, after a first pass whose weights are kept; the first one where there is none.
+  // The component of the largest responsibility, after a first pass whose weights are kept; the first where there is none.
   FASTNDSM_HD V heaviest() const {
     V best = V{}, weight = V{};
     for (int64_t i = 0; i < components_.count; ++i) {
@@ -125,7 +125,7 @@ class MixtureTile {
 
   FASTNDSM_HD bool resident() const { return kind != Covariance::full && m_.n_components <= kResident; }
 
-  // The moments of G dimensions from j0 on.
+  // The posterior means of G dimensions from j0 on.
   template <int G>
   FASTNDSM_HD void group(const V* x, const V* z, int64_t j0, V* score, V* hvp, V* rate) const {
     V a[G], r[G], b[G], s[G];

@@ -1,8 +1,8 @@
-// Leaves out the components whose weights are zero, along a trajectory.
+// Leaves out the components whose responsibilities are zero, along a trajectory.
 //
-// In many dimensions a sample is in one component and the others' weights are far below what floating point can add: those
-// below 2^-64 of the largest (2^-128 in double) are taken as 0. So that their logits need not be computed either, each tile
-// keeps, from the last step that visited all of them, the place x_0 and the distances
+// In many dimensions a sample is in one component and the others' responsibilities are far below what floating point can
+// add: those below 2^-64 of the largest (2^-128 in double) are taken as 0. So that their logits need not be computed either,
+// each tile keeps, from the last step that visited all of them, the place x_0 and the distances
 //
 //   N_k = |x_0 - m_k|_k,   |v|_k^2 = 1/2 log2(e) v^T P_k v,   l_k = log_scale_k - N_k^2 in units of log 2.
 //
@@ -11,7 +11,7 @@
 //   l_k(x) <= log_scale_k - max(N_k - |x - x_0|, 0)^2,
 //
 // and where that is below the cut in every lane of a tile, component k is left out: Elkan's bounds for k-means (2003), for
-// weights. No sample's values depend on it: the weight would have been 0, and sums are taken in one order.
+// responsibilities. No sample's values depend on it: its own would have been 0, and sums are taken in one order.
 #pragma once
 
 #include "mixture.h"

@@ -44,7 +44,7 @@ struct TileState {
   V* rate;   // target: p(x_0)
 };
 
-// What travels together: the second member of a mirrored pair takes the first one's noise with the sign turned.
+// What travels together: the second member of an antithetic pair takes the first one's noise with the sign turned.
 template <typename V>
 struct Member {
   Lanes<V> lanes;
@@ -70,7 +70,7 @@ struct Trajectory {
   // The noise of a step: all of it at once where the logits need it, for the target, else with the update.
   using Counters = typename PathCounters<words_of<V>>::AtStep;
 
-  // One tile, or one and its mirror image.
+  // One tile, or an antithetic pair.
   FASTNDSM_HD void run(Member<V>* member, int n_members) const {
     for (int64_t n = 0; n < member[0].lanes.last; ++n) {
       for (int i = 0; i < n_members; ++i) step(n, member[i]);

@@ -2,8 +2,8 @@
 //
 // Lane l takes the dimensions 4 (32 i + l) .. + 3, i = 0, 1, ...: those of one counter of the noise. A step visits the
 // mixture twice: first the logits of all components, sums over dimensions that end in a sum over lanes, then, with the
-// weights known, the moments and the update dimension by dimension. Parameters are read from global memory, which every
-// warp does in the same order, once for N samples.
+// weights known, the posterior means and the update dimension by dimension. Parameters are read from global memory, which
+// every warp does in the same order, once for N samples.
 //
 // Warp is 32 lanes: V holds a number of each, one of them in a thread of a GPU, all in a test on the host.
 //

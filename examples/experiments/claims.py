@@ -31,7 +31,7 @@ class Claim(NamedTuple):
 
 
 def ahead(first: Spread, second: Spread, higher: bool = False) -> str:
-    """Whether the first is smaller (or higher) than the second."""
+    """Return whether the first is smaller (or higher) than the second."""
     a, b = (Spread(-x.mean, -x.high, -x.low, x.seeds) if higher else x for x in (first, second))
     if a.high < b.low:
         return "holds"
@@ -39,12 +39,12 @@ def ahead(first: Spread, second: Spread, higher: bool = False) -> str:
 
 
 def within(found: Spread, bound: float) -> str:
-    """Whether every seed is at most the bound."""
+    """Return whether every seed is at most the bound."""
     return "holds" if found.high <= bound else "does not" if found.low > bound else "undecided"
 
 
 def all_claims() -> list[Claim]:
-    """The claims of the page."""
+    """Return the claims of the page."""
     plane = {d: {f"n = {n}": {"data": d, "n": n} for n in planar.SIZES} for d in planar.COMPONENTS}
     unequal = {case: {"case": case} for case in imbalance.CASES}
     few = {f"n = {n}": {"n": n} for n in small.SIZES}
@@ -133,7 +133,7 @@ def all_claims() -> list[Claim]:
 
 
 def judge(claim: Claim, results: Mapping[str, Results]) -> dict[str, tuple[str, str]]:
-    """The verdict and the numbers of each case that has rows."""
+    """Return the verdict and the numbers of each case that has rows."""
     found = {}
     for name, where in claim.cases.items():
         of = results[claim.experiment]
@@ -157,7 +157,7 @@ def _marked(verdict: str, seeds: int) -> str:
 
 
 def table(results: Mapping[str, Results]) -> str:
-    """Markdown of all verdicts."""
+    """Return all verdicts as Markdown."""
     body = []
     for claim in all_claims():
         found = judge(claim, results)

@@ -35,7 +35,7 @@ COLOURS = {
 
 
 def write(folder: Path, results: Mapping[str, Results]) -> list[tuple[str, Row]]:
-    """Draw every figure that has its rows and samples; returns the experiment and row of the samples that are missing.
+    """Draw every figure that has its rows and samples; return experiment and row of the samples that are missing.
 
     A figure that lacks samples stays as it is.
     """
@@ -79,7 +79,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def plane_samples(results: Results, n: int = 500) -> Figure | None:
-    """Points of each row beside held-out ones."""
+    """Plot points of each row beside held-out ones."""
     rows = (methods.HELD_OUT, methods.PI, methods.FULL, *SHOWN)
     names = results.values("data", n=n)
     if not names:
@@ -101,7 +101,7 @@ def plane_samples(results: Results, n: int = 500) -> Figure | None:
 
 
 def plane_energy(results: Results) -> Figure | None:
-    """Energy distance against n, with the range over seeds."""
+    """Plot energy distance against n, with the range over seeds."""
     names = results.values("data")
     if not names:
         return None
@@ -122,7 +122,7 @@ def _lines(
     floor: float | None = None,
     **wanted: Any,
 ) -> None:
-    """A line a row, log scales, bars from the least to the largest seed."""
+    """Plot a line a row, log scales, bars from the least to the largest seed."""
     for row, colour in COLOURS.items():
         found = [(v, results.spread(metric, row=row, **{field: v}, **wanted)) for v in values]
         known = [(v, s) for v, s in found if s is not None]
@@ -141,7 +141,7 @@ def _lines(
 
 
 def bars(results: Results, metric: str, label: str, cases: Sequence[Any]) -> Figure | None:
-    """A bar a row and a group of bars a case, with the range over seeds and a line at 0.05."""
+    """Plot a bar a row and a group of bars a case, with the range over seeds and a line at 0.05."""
     rows = [row for row in COLOURS if results.select(row=row)]
     if not rows:
         return None
@@ -164,7 +164,7 @@ def _bars(axis: Any, results: Results, metric: str, rows: Sequence[str], case: s
 
 
 def orientation(results: Results) -> Figure | None:
-    """The share of mirrored digits in each row, and the data's."""
+    """Plot the share of mirrored digits in each row, and the data's."""
     if not results.rows:
         return None
     figure = _figure(9.5, 4.2)
@@ -179,7 +179,7 @@ def orientation(results: Results) -> Figure | None:
 
 
 def few_images(results: Results) -> Figure | None:
-    """Frechet distance, distance to the nearest training image and copies against n."""
+    """Plot Frechet distance, distance to the nearest training image and copies against n."""
     if not results.rows:
         return None
     figure = _figure(13.5, 3.8)
@@ -197,7 +197,7 @@ def few_images(results: Results) -> Figure | None:
 
 
 def cost(results: Results) -> Figure | None:
-    """Frechet distance against processor seconds of encoder and training, for every space."""
+    """Plot Frechet distance against processor seconds of encoder and training, for every space."""
     if not results.rows:
         return None
     figure = _figure(7.5, 4.4)
@@ -223,13 +223,13 @@ def cost(results: Results) -> Figure | None:
 
 
 def sheets(results: Results, wanted: dict[str, Any], rows: Sequence[str]) -> Figure | None:
-    """The kept images of each row."""
+    """Show the kept images of each row."""
     found = {row: results.samples(row=row, **wanted) for row in rows}
     return _sheets({row: x for row, x in found.items() if x is not None})
 
 
 def spaces(results: Results) -> Figure | None:
-    """Samples of path in each space beside real images as the encoder passes them."""
+    """Show samples of path in each space beside real images as the encoder passes them."""
     panels: dict[str, Tensor] = {}  # the untrained rows have no steps
     for title, encoder in (("real images", "pixels"), ("real images, as AE 16 passes them", "AE 16")):
         real = results.samples(encoder=encoder, row=methods.HELD_OUT)
@@ -247,7 +247,7 @@ def spaces(results: Results) -> Figure | None:
 
 
 def _sheets(panels: Mapping[str, Tensor], columns: int = 8) -> Figure | None:
-    """Panels of 40 images, 8 a line."""
+    """Show panels of 40 images, 8 a line."""
     if not panels:
         return None
     across = min(4, len(panels))

@@ -33,7 +33,7 @@ class Pool(NamedTuple):
 
 @lru_cache(maxsize=2)
 def pool(source: str) -> Pool:
-    """MNIST, or scikit-learn's 8x8 digits for quick runs."""
+    """Return MNIST, or scikit-learn's 8x8 digits for quick runs."""
     dataset = data.load(source)
     assert dataset.labels is not None and dataset.test_labels is not None
     steps = 2000 if source == "mnist" else 1000
@@ -43,7 +43,7 @@ def pool(source: str) -> Pool:
 
 
 def parts(labels: Tensor, weights: Tensor, sizes: tuple[int, ...], seed: int) -> list[Tensor]:
-    """Disjoint index sets of these sizes, each with class weights as given (to rounding)."""
+    """Draw disjoint index sets of these sizes, each with class weights as given (to rounding)."""
     generator = torch.Generator().manual_seed(seed)
     orders = []
     for label in range(len(weights)):
@@ -77,7 +77,7 @@ class Scene:
         self.fresh = float(metrics.nearest_distance(self.z_held_out[:NEAREST], self.z).mean())
 
     def measure(self, z: Tensor) -> dict[str, float]:
-        """Figures of samples z [n, d], latent vectors."""
+        """Measure samples z [n, d], latent vectors."""
         images = self.encoder.decode(z)
         features, probabilities = self.judge.features(images), self.judge.probabilities(images)
         weights = metrics.class_balance(probabilities)
@@ -93,12 +93,12 @@ class Scene:
 
 
 def perform(config: dict[str, Any], scene: Scene, **options: Any) -> tuple[Tensor, dict[str, Any]]:
-    """The latent samples of a configuration's row and their cost."""
+    """Return the latent samples of a configuration's row and their cost."""
     if config["row"] == methods.HELD_OUT:
         return scene.z_held_out, {}
     return methods.draw(config["row"], scene.z, config, config["seed"], config["evaluated"], **options)
 
 
 def kept(config: dict[str, Any], scene: Scene, z: Tensor) -> Tensor | None:
-    """The samples kept for the pictures: those of seed 0."""
+    """Return the samples kept for the pictures: those of seed 0."""
     return scene.encoder.decode(z[:KEPT]) if config["seed"] == 0 else None

@@ -32,7 +32,7 @@ Config = dict[str, Any]
 
 
 def configs(seed: int, quick: bool = False) -> list[Config]:
-    """One for each run of a seed."""
+    """Return one configuration for each run of a seed."""
     settings = SETTINGS | (QUICK if quick else {})
     made = []
     for case in CASES:
@@ -47,13 +47,13 @@ def configs(seed: int, quick: bool = False) -> list[Config]:
 
 
 def priority(config: Config) -> int:
-    """Runs of a lower number come first in a seed."""
+    """Return the run's place in its seed: a lower number comes first."""
     return 0
 
 
 @lru_cache(maxsize=1)
 def scene(case: str, source: str, dim: int, n: int, evaluated: int, seed: int) -> tuple[images.Scene, Tensor]:
-    """The data of a run, and features of held-out images of the rare class."""
+    """Return the data of a run, and features of held-out images of the rare class."""
     given = images.pool(source)
     weights = torch.zeros(10, dtype=torch.float64)
     for label, weight in CASES[case].items():
@@ -70,7 +70,7 @@ def scene(case: str, source: str, dim: int, n: int, evaluated: int, seed: int) -
 
 
 def coverage(features: Tensor, real: Tensor, neighbours: int = 5) -> float:
-    """The share of real [m, f] with one of features [n, f] within the distance to their `neighbours`-th neighbour."""
+    """Return the share of real [m, f] with one of features [n, f] within their `neighbours`-th neighbour's distance."""
     radius = torch.cdist(real, real).topk(neighbours + 1, largest=False).values[:, -1]
     return float((torch.cdist(real, features).amin(1) <= radius).double().mean())
 

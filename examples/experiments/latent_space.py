@@ -41,7 +41,7 @@ Config = dict[str, Any]
 
 
 def configs(seed: int, quick: bool = False) -> list[Config]:
-    """One for each run of a seed; every row in the first space, the main ones in the others."""
+    """Return a configuration for each run of a seed; every row in the first space, the main ones in the others."""
     settings = SETTINGS | (QUICK if quick else {})
     made = []
     for encoder in ENCODERS:
@@ -60,7 +60,7 @@ def configs(seed: int, quick: bool = False) -> list[Config]:
 
 
 def priority(config: Config) -> int:
-    """Runs of a lower number come first in a seed."""
+    """Return the run's place in its seed: a lower number comes first."""
     if config["encoder"] == "AE 16":
         return 0 if config["row"] in (*methods.UNTRAINED, methods.LINEAR, methods.PATH) else 1
     return 1 if config["encoder"] in ("PCA 32", "pixels") else 2
@@ -82,7 +82,7 @@ class Pixels(latent.Encoder):
 
 
 def make_encoder(name: str, x: Tensor, steps: int, seed: int) -> tuple[latent.Encoder, float]:
-    """The encoder of that name, fitted to x, and its processor seconds."""
+    """Return the encoder of that name, fitted to x, and its processor seconds."""
     options = dict(ENCODERS[name])
     kind, started = options.pop("kind"), time.process_time()
     made: latent.Encoder
@@ -97,7 +97,7 @@ def make_encoder(name: str, x: Tensor, steps: int, seed: int) -> tuple[latent.En
 
 @lru_cache(maxsize=1)
 def scene(source: str, encoder: str, n: int, evaluated: int, steps: int, seed: int) -> tuple[images.Scene, float]:
-    """The data of a run, and what the encoder cost."""
+    """Return the data of a run, and what the encoder cost."""
     given = images.pool(source)
     generator = torch.Generator().manual_seed(seed)
     train = torch.randperm(given.n_train, generator=generator)[:n]

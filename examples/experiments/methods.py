@@ -97,7 +97,7 @@ class LinearMixtureProcess(OUProcess):
         return self.noised_mixture
 
     def mixture_score(self, x: Tensor, t: Tensor) -> Tensor:
-        """grad log of the noised mixture at x [B, d] and t [B]."""
+        """Return grad log of the noised mixture at x [B, d] and t [B]."""
         c = (-0.5 * t).exp()[:, None, None]
         means, values, log_weights = (z.to(x.dtype) for z in (self.means, self.values, self.weights.log()))
         variances = c**2 * values + (1 - c**2)  # [B, K, d], along the rotated axes
@@ -147,7 +147,7 @@ class Fitted(NamedTuple):
 
 
 def fit_reference(z: Tensor, settings: dict[str, Any], seed: int) -> GaussianMixture:
-    """pi of the settings, fitted to z, of which at most 20,000 samples are used."""
+    """Fit the settings' pi to z, of which at most 20,000 samples are used."""
     chosen = {part: settings.get(part, 1) for part in ("components", "covariance", "reg_covar", "n_init")}
     identity = (_digest(z), seed, *chosen.values())
     if identity not in _references:
@@ -162,7 +162,7 @@ def fit_reference(z: Tensor, settings: dict[str, Any], seed: int) -> GaussianMix
 def build(
     row: str, z: Tensor, settings: dict[str, Any], seed: int, reference: GaussianMixture | None
 ) -> NoisingProcess:
-    """The noising process of a row."""
+    """Build the noising process of a row."""
     steps, linear, nonlinear = settings["n_steps"], settings["linear"], settings["nonlinear"]
     if row == LINEAR:
         return OUProcess(z.shape[1], T=linear["T"], n_steps=steps, grid=linear["grid"])
@@ -218,7 +218,7 @@ def fit(
 def draw(
     row: str, z: Tensor, settings: dict[str, Any], seed: int, n: int, reference: GaussianMixture | None = None
 ) -> tuple[Tensor, dict[str, Any]]:
-    """n samples of a row [n, d], and what they cost."""
+    """Draw n samples of a row; return them [n, d] and what they cost."""
     if row == PI:
         pi = fit_reference(z, settings, seed) if reference is None else reference
         return pi.sample(n, seed).to(z), {}
@@ -238,13 +238,13 @@ def draw(
 
 
 def extremes(mixture: GaussianMixture) -> tuple[Tensor, Tensor]:
-    """Smallest and largest eigenvalue of all the covariances."""
+    """Return the smallest and largest eigenvalue of all the covariances."""
     smallest, largest = mixture.covariance_eigenvalues()
     return smallest.min(), largest.max()
 
 
 def steps_needed(mixture: GaussianMixture, horizon: float, grid: str) -> int:
-    """The steps to T = horizon lambda_max at which q = a_n lambda_max(P_k) is 0.2 where it is largest."""
+    """Return the steps to T = horizon lambda_max at which q = a_n lambda_max(P_k) is 0.2 where it is largest."""
     smallest, largest = (float(part) for part in extremes(mixture))
     longest = horizon * largest * (2.0 if grid == "quadratic" else 1.0)
     return max(1, math.ceil(0.5 * longest / (0.2 * smallest)))
@@ -260,7 +260,7 @@ def _digest(z: Tensor) -> str:
 
 
 def best_full_mixture(z: Tensor, seed: int) -> GaussianMixture:
-    """The mixture of full covariances with the best likelihood on a fifth of z left out, refitted on all of it.
+    """Fit full covariances, with the best likelihood on a fifth of z left out, and refit that mixture on all of it.
 
     Of 1, 5, 10, 20, 40 components and reg_covar 1e-4, 1e-3, 1e-2 (at the best number), on at most 20,000 samples.
     """

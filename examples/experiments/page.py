@@ -37,7 +37,7 @@ IMAGE_COLUMNS = {
 
 
 def write(folder: Path, store: Store, seeds: int, quick: bool = False) -> list[tuple[str, Row]]:
-    """Redraw the figures in folder/figures and rewrite folder/README.md; returns what `figures.write` does."""
+    """Redraw the figures in folder/figures and rewrite folder/README.md; return what `figures.write` does."""
     results = {name: Results(name, store, seeds, quick) for name in EXPERIMENTS}
     missing = figures.write(folder / "figures", results)
     made = tables(results)
@@ -56,7 +56,7 @@ def write(folder: Path, store: Store, seeds: int, quick: bool = False) -> list[t
 
 
 def tables(results: dict[str, Results]) -> dict[str, Callable[[], str]]:
-    """Each table of the page by name."""
+    """Return each table of the page by name."""
     unequal, mirrored, few = results[imbalance.NAME], results[symmetry.NAME], results[small.NAME]
     rare = {"Frechet": "frechet", "class TV": "class_tv", "rare class": "rare_weight", "covered": "rare_coverage"}
     sides = {"upright": "frechet_upright", "mirrored": "frechet_mirrored"}
@@ -83,7 +83,7 @@ def tables(results: dict[str, Results]) -> dict[str, Callable[[], str]]:
 
 
 def every_row(results: Results) -> str:
-    """All rows in the first space: the trained ones at the greater length."""
+    """Tabulate all rows in the first space: the trained ones at the greater length."""
     columns = IMAGE_COLUMNS | {"train s": "train_seconds"}
     still, trained = (
         table(results, columns, names=names, encoder="AE 16", steps=steps)
@@ -93,7 +93,7 @@ def every_row(results: Results) -> str:
 
 
 def progress(results: dict[str, Results]) -> str:
-    """What has been run and what has not, and what it cost."""
+    """Tabulate what has been run and what has not, and what it cost."""
     body = []
     for name, found in results.items():
         minutes = sum(row["result"]["cpu_seconds"] for row in found.rows) / 60
@@ -102,7 +102,7 @@ def progress(results: dict[str, Results]) -> str:
 
 
 def by_size(results: Results, data: str) -> str:
-    """A row's figures at each number of training points."""
+    """Tabulate a row's figures at each number of training points."""
     parts = []
     for n in planar.SIZES:
         columns = {"energy distance": "energy", "nearest, relative": "nearest_ratio", "copies": "copies"}
@@ -113,7 +113,7 @@ def by_size(results: Results, data: str) -> str:
 
 
 def tries(results: Results) -> str:
-    """Energy or Frechet distance of each try; the best of a family in each column is what is used."""
+    """Tabulate energy or Frechet distance of each try; the best of a family in each column is what is used."""
     body = []
     for name in tuning.TRIES:
         cells = [
@@ -126,7 +126,7 @@ def tries(results: Results) -> str:
 
 
 def spaces(results: Results) -> str:
-    """Quality against cost in every space."""
+    """Tabulate quality against cost in every space."""
     head = ["space", "row", "steps", "Frechet to raw images", "confidence", "class TV", "encoder s", "train s", "seeds"]
     body = []
     metrics = ("frechet_raw", "confidence", "class_tv", "encoder_seconds", "train_seconds")
@@ -140,7 +140,7 @@ def spaces(results: Results) -> str:
 
 
 def references(results: Results) -> str:
-    """Stiffness, and what pi alone and path with it give."""
+    """Tabulate stiffness, and what pi alone and path with it give."""
     head = ["coordinates", "covariances", "reg_covar", "eigenvalue ratio", "steps needed", "pi", "path", "train s"]
     body = []
     for case in results.values("case"):
@@ -161,7 +161,7 @@ def references(results: Results) -> str:
 
 
 def swept(results: Results) -> str:
-    """Every variation: what was changed, and what pi alone and path with it give."""
+    """Tabulate every variation: what was changed, and what pi alone and path with it give."""
     head = ["sweep", "setting", "eigenvalue ratio", "steps needed", "pi", "path", "TV", "train s", "sample s"]
     body = []
 

@@ -24,7 +24,7 @@ Config = dict[str, Any]
 
 
 def configs(seed: int, quick: bool = False) -> list[Config]:
-    """One for each run of a seed."""
+    """Return one configuration for each run of a seed."""
     settings = SETTINGS | ({"steps": 40, "hidden": [32], "evaluated": 400} if quick else {"evaluated": 10_000})
     return [
         {"data": name, "n": n, "row": row, "seed": seed, **settings, "components": COMPONENTS[name]}
@@ -35,7 +35,7 @@ def configs(seed: int, quick: bool = False) -> list[Config]:
 
 
 def priority(config: Config) -> int:
-    """Runs of a lower number come first in a seed."""
+    """Return the run's place in its seed: a lower number comes first."""
     return 0 if config["n"] == 500 else 1
 
 
@@ -52,7 +52,7 @@ class Points(NamedTuple):
 
 @lru_cache(maxsize=2)
 def points(name: str, n: int, seed: int, evaluated: int) -> Points:
-    """The data of a run."""
+    """Return the data of a run."""
     dataset = data.load(name, n=n, seed=seed, n_test=2 * evaluated)
     scale = dataset.train.std(0).mean()
     test = dataset.test / scale
@@ -62,7 +62,7 @@ def points(name: str, n: int, seed: int, evaluated: int) -> Points:
 
 
 def measure(samples: Tensor, given: Points) -> dict[str, float]:
-    """The figures of a row."""
+    """Return the figures of a row."""
     nearest = metrics.nearest_distance(samples, given.train)
     fresh = metrics.nearest_distance(given.fresh, given.train)
     figures = {
@@ -78,7 +78,7 @@ def measure(samples: Tensor, given: Points) -> dict[str, float]:
 
 
 def copies(samples: Tensor, train: Tensor) -> float:
-    """The share of samples three times nearer to one training sample than to any other (Yoon et al. 2023)."""
+    """Return the share of samples three times nearer to one training sample than to any other (Yoon et al. 2023)."""
     near = torch.cat([torch.cdist(part, train).topk(2, largest=False).values for part in samples.split(1000)])
     return float((near[:, 0] < near[:, 1] / 3.0).double().mean())
 

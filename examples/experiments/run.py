@@ -34,7 +34,7 @@ from experiments.store import Config, Store, key  # noqa: E402
 
 
 def pending(store: Store, names: Sequence[str], seeds: int, quick: bool) -> list[tuple[str, Config]]:
-    """The runs that have no row, seed by seed, the most telling runs of a seed first."""
+    """Return the runs that have no row, seed by seed, the most telling runs of a seed first."""
     found = {name: store.read(name) for name in names}
     runs = [
         (seed, EXPERIMENTS[name].priority(config), name, config)
@@ -63,13 +63,13 @@ def perform(folder: Path, runs: list[tuple[str, Config]], samples_alone: bool = 
 
 
 def together(run: tuple[str, Config]) -> tuple[Any, ...]:
-    """Runs equal in this follow each other and share data, encoder and reference."""
+    """Return a key: runs equal in it follow each other and share data, encoder and reference."""
     name, config = run
     return (name, config["seed"], *(str(config.get(part)) for part in ("data", "case", "n", "encoder")))
 
 
 def perform_all(folder: Path, runs: list[tuple[str, Config]], jobs: int, samples_alone: bool = False) -> None:
-    """The runs in so many processes."""
+    """Perform the runs in so many processes."""
     if jobs == 1:
         perform(folder, runs, samples_alone)
         return

@@ -26,7 +26,7 @@ Config = dict[str, Any]
 
 
 def configs(seed: int, quick: bool = False) -> list[Config]:
-    """One for each run of a seed."""
+    """Return one configuration for each run of a seed."""
     settings = SETTINGS | (QUICK if quick else {})
     rows = (*methods.UNTRAINED, *methods.TRAINED)
     return [
@@ -37,13 +37,13 @@ def configs(seed: int, quick: bool = False) -> list[Config]:
 
 
 def priority(config: Config) -> int:
-    """Runs of a lower number come first in a seed."""
+    """Return the run's place in its seed: a lower number comes first."""
     return 0 if config["n"] in (200, 5000) else 1
 
 
 @lru_cache(maxsize=1)
 def scene(source: str, dim: int, n: int, evaluated: int, seed: int) -> images.Scene:
-    """The data of a run: n of the training part, the held-out from the other."""
+    """Return the data of a run: n of the training part, the held-out from the other."""
     given = images.pool(source)
     generator = torch.Generator().manual_seed(seed)
     train = torch.randperm(given.n_train, generator=generator)[:n]

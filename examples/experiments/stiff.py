@@ -27,7 +27,7 @@ Config = dict[str, Any]
 
 
 def configs(seed: int, quick: bool = False) -> list[Config]:
-    """One for each run of a seed: draws from pi and path, for each reference and set of coordinates."""
+    """Return a configuration for each run of a seed: draws from pi and path, for each reference and coordinates."""
     made = []
     for name in ("digits",) if quick else DATA:
         for whiten in (False, True):
@@ -43,13 +43,13 @@ def configs(seed: int, quick: bool = False) -> list[Config]:
 
 
 def priority(config: Config) -> int:
-    """Runs of a lower number come first in a seed."""
+    """Return the run's place in its seed: a lower number comes first."""
     return 1 if config["source"] == "digits" else 2
 
 
 @lru_cache(maxsize=1)
 def scene(source: str, whiten: bool, dim: int, n: int, evaluated: int, seed: int) -> images.Scene:
-    """The data of a run."""
+    """Return the data of a run."""
     given = images.pool(source)
     order = torch.randperm(len(given.labels), generator=torch.Generator().manual_seed(seed))[: n + 2 * evaluated]
     train, reference, held_out = order.split([n, evaluated, evaluated])

@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 def key(config: Config, version: int) -> str:
-    """What identifies a run: its configuration and the version of its experiment's code."""
+    """Return the key of a run: a hash of its configuration and the version of its experiment's code."""
     text = json.dumps({"config": config, "version": version}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -37,7 +37,7 @@ class Store:
         (self.folder / "samples").mkdir(parents=True, exist_ok=True)
 
     def read(self, name: str) -> dict[str, Row]:
-        """The rows of an experiment by key."""
+        """Return the rows of an experiment by key."""
         path = self.folder / f"{name}.jsonl"
         if not path.is_file():
             return {}
@@ -70,7 +70,7 @@ class Store:
             np.savez_compressed(self.folder / "samples" / f"{identity}.npz", x=samples.numpy().astype(np.float16))
 
     def samples(self, identity: str) -> Tensor | None:
-        """The samples kept of a run, if any were."""
+        """Return the samples kept of a run, if any were."""
         path = self.folder / "samples" / f"{identity}.npz"
         return torch.from_numpy(np.load(path)["x"].astype(np.float32)) if path.is_file() else None
 

@@ -49,7 +49,7 @@ Config = dict[str, Any]
 
 
 def configs(seed: int, quick: bool = False) -> list[Config]:
-    """One for each run of a seed: the base once (as ten components), then every variation."""
+    """Return one configuration for each run of a seed: the base once (as ten components), then every variation."""
     base = SETTINGS | ({"drawn": 100, "steps": 10, "hidden": [32]} if quick else {})
     made = []
     for sweep, variations in VARIATIONS.items():
@@ -66,13 +66,13 @@ def configs(seed: int, quick: bool = False) -> list[Config]:
 
 
 def priority(config: Config) -> int:
-    """Runs of a lower number come first in a seed."""
+    """Return the run's place in its seed: a lower number comes first."""
     return 1 if config["sweep"] == "components" else 2
 
 
 @lru_cache(maxsize=1)
 def scene(n: int, evaluated: int, seed: int) -> images.Scene:
-    """The digits; the reference for Frechet distances is the training part, as the held-out one is small."""
+    """Return the digits; the reference for Frechet distances is the training part, as the held-out one is small."""
     given = images.pool("digits")
     order = torch.randperm(len(given.labels), generator=torch.Generator().manual_seed(seed))
     train, held_out = given.images[order[:n]], given.images[order[n : n + evaluated]]

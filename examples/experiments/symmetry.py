@@ -38,19 +38,19 @@ Config = dict[str, Any]
 
 
 def configs(seed: int, quick: bool = False) -> list[Config]:
-    """One for each run of a seed."""
+    """Return one configuration for each run of a seed."""
     settings = SETTINGS | (QUICK if quick else {})
     return [{"case": case, "row": row, "seed": seed, **settings} for case in CASES for row in ROWS]
 
 
 def priority(config: Config) -> int:
-    """Runs of a lower number come first in a seed."""
+    """Return the run's place in its seed: a lower number comes first."""
     return 0
 
 
 @lru_cache(maxsize=1)
 def judge(source: str) -> metrics.FeatureClassifier:
-    """A classifier of digit (in the order of CHIRAL) and, plus 7, mirrored."""
+    """Train a classifier of digit (in the order of CHIRAL) and, plus 7, mirrored."""
     dataset = data.load(source)
     assert dataset.labels is not None
     x, y = _chiral(dataset.train, dataset.labels)
@@ -90,7 +90,7 @@ class Mirrored:
         self.map = (u @ v).T
 
     def measure(self, z: Tensor) -> dict[str, float]:
-        """Figures of samples z [n, d]: balance, and quality in each orientation."""
+        """Measure samples z [n, d]: balance, and quality in each orientation."""
         decoded = self.encoder.decode(z)
         features, found = self.judge.features(decoded), self.judge.probabilities(decoded)
         turned = found.argmax(1) >= len(CHIRAL)
@@ -121,7 +121,7 @@ class Symmetric(nn.Module):
 
 
 def refitted_weights(mixture: GaussianMixture, z: Tensor, rounds: int = 100) -> GaussianMixture:
-    """The mixture with the weights of greatest likelihood on z, its components kept: EM in the weights alone."""
+    """Refit the mixture's weights by greatest likelihood on z, its components kept: EM in the weights alone."""
     for _ in range(rounds):
         weights = mixture.responsibilities(z.double()).mean(0)
         mixture = GaussianMixture(weights / weights.sum(), mixture.means, mixture.covariances, mixture.covariance_type)
@@ -132,7 +132,7 @@ scene = lru_cache(maxsize=1)(Mirrored)
 
 
 def reference(config: Config, given: Mirrored) -> GaussianMixture:
-    """pi of a row: a plain fit of 50 components, or 25 and their mirror images."""
+    """Fit a row's pi: a plain fit of 50 components, or 25 and their mirror images."""
     row = config["row"]
     if row not in (PI_SYMMETRIC, SYMMETRIC, REWEIGHTED, EXACT) and not row.endswith("symmetrized"):
         return methods.fit_reference(given.z, config, config["seed"])
@@ -159,7 +159,7 @@ def perform(config: Config) -> tuple[dict[str, Any], Tensor | None]:
 
 
 def exactly_symmetric(config: Config, given: Mirrored) -> tuple[Tensor, dict[str, Any]]:
-    """Symmetrised reference and network, half the batch: its network is evaluated at x and at R x."""
+    """Fit symmetrised reference and network, half the batch: its network is evaluated at x and at R x."""
     pi, settings = reference(config, given), config | {"evaluations": config["evaluations"] // 2}
     fitted = methods.fit(
         methods.PATH, given.z, settings, config["seed"], pi, wrap=lambda net: Symmetric(net, given.map.float())

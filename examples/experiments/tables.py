@@ -28,7 +28,7 @@ class Spread(NamedTuple):
 
 
 def short(value: float) -> str:
-    """Three figures."""
+    """Format a number to three figures."""
     if value != 0 and abs(value) < 1e-3:
         return f"{value:.1e}".replace("e-0", "e-")
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
@@ -46,20 +46,20 @@ class Results:
         self.missing: list[Row] = []  # whose samples were asked for and are not there
 
     def select(self, **wanted: Any) -> list[Row]:
-        """The rows whose configuration has these values."""
+        """Return the rows whose configuration has these values."""
         return [r for r in self.rows if all(r["config"].get(k) == v for k, v in wanted.items())]
 
     def spread(self, metric: str, **wanted: Any) -> Spread | None:
-        """A figure over seeds, if there is one."""
+        """Return a figure over seeds, if there is one."""
         values = [r["result"][metric] for r in self.select(**wanted) if r["result"].get(metric) is not None]
         return Spread(sum(values) / len(values), min(values), max(values), len(values)) if values else None
 
     def values(self, field: str, **wanted: Any) -> list[Any]:
-        """The values that a field of the configuration takes, in order."""
+        """Return the values that a field of the configuration takes, in order."""
         return list(dict.fromkeys(r["config"].get(field) for r in self.select(**wanted)))
 
     def samples(self, **wanted: Any) -> Any:
-        """The samples of the row of seed 0, the only ones that are kept; or None."""
+        """Return the samples of the row of seed 0, the only ones that are kept; or None."""
         for row in self.select(seed=0, **wanted):
             found = self.store.samples(row["key"])
             if found is None:
@@ -71,7 +71,7 @@ class Results:
 def table(
     results: Results, columns: Mapping[str, str], field: str = "row", names: Sequence[Any] | None = None, **wanted: Any
 ) -> str:
-    """Markdown: a line for each value of `field`, a column for each metric (by heading), means and ranges of seeds."""
+    """Return Markdown: a line a value of `field`, a column a metric (by heading), means and ranges of seeds."""
     body = []
     for value in results.values(field, **wanted) if names is None else names:
         cells = [results.spread(metric, **{field: value}, **wanted) for metric in columns.values()]
@@ -82,5 +82,5 @@ def table(
 
 
 def shown(cell: Any) -> str:
-    """The text of a cell; of None, nothing."""
+    """Return the text of a cell, empty for None."""
     return "" if cell is None else str(cell)

@@ -28,7 +28,7 @@ Config = dict[str, Any]
 
 
 def configs(seed: int, quick: bool = False) -> list[Config]:
-    """All tries belong to the first seed; they run at a seed of their own."""
+    """Return all tries, which belong to the first seed; they run at a seed of their own."""
     if seed:
         return []
     plane = [c for c in planar.configs(SEED, quick) if c["n"] == (100 if quick else 5000) and c["data"] != "ring"]
@@ -45,7 +45,7 @@ def configs(seed: int, quick: bool = False) -> list[Config]:
 
 
 def priority(config: Config) -> int:
-    """Runs of a lower number come first in a seed."""
+    """Return the run's place in its seed: a lower number comes first."""
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Which backend serves an op on these tensors (`registry`), and the backends that live in this package: C++ and CUDA.
+"""Choice of the backend that serves an op (`registry`), and the backends that live in this package: C++ and CUDA.
 
 The reference is `fastndsm.reference`, the Triton backend `fastndsm.kernels`.
 """

@@ -116,7 +116,7 @@ def sample_mlp(
     first_path: int,
     method: str,
 ) -> tuple[Tensor, Tensor]:
-    """y_N -> y_0 [B, d] with the network of `_mlp_sampler.FusedNetwork`; and the step, 0-d int64, that first gave
+    """Return y_0 [B, d] from y_N with a `fused_mlp.FusedNetwork`; and the step, 0-d int64, that first gave
     values that are not finite (-1: none did)."""
     network = weights, biases, scales, shifts, inverse_std, feature_scale
     out = _ops.sample_mlp(y, *network, *process.flat, seed, first_path, method)

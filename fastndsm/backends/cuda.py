@@ -44,7 +44,7 @@ def __getattr__(name: str) -> Callable[..., Any]:
 
 
 def packed_network(weights: list[Tensor], biases: list[Tensor]) -> Tensor:
-    """Each layer's weights as [inputs, outputs], then its biases; outputs padded to a multiple of 8."""
+    """Return each layer's weights as [inputs, outputs], then its biases; outputs padded to a multiple of 8."""
     parts = []
     for weight, bias in zip(weights, biases, strict=True):
         more = -len(weight) % 8
@@ -53,7 +53,7 @@ def packed_network(weights: list[Tensor], biases: list[Tensor]) -> Tensor:
 
 
 def _served(op: str, mixture: MixtureOperands, target: bool) -> tuple[int, bool]:
-    """The dimension that parameters are padded to, and whether the tiled kernels serve."""
+    """Return the dimension that parameters are padded to, and whether the tiled kernels serve."""
     (n, dim), kind = mixture.means.shape, mixture.covariance_type
     padded: int = _ops.register_dimension(kind, dim)
     if padded and _ops.block_size(kind, n, padded) <= MOST_REGISTER_PARAMETERS:
@@ -155,7 +155,7 @@ def sample_mlp(
     first_path: int,
     method: str,
 ) -> tuple[Tensor, Tensor]:
-    """As `_cpp.sample_mlp`, for networks whose hidden layers are all 64 or all 128 wide."""
+    """Sample as `cpp.sample_mlp` does, for networks whose hidden layers are all 64 or all 128 wide."""
     widths = {len(weight) for weight in weights[:-1]}
     if len(widths) != 1 or not widths <= set(WIDTHS):
         raise NotImplementedError(f"backend 'cuda' serves hidden layers all of 64 or all of 128 units, found {widths}")

@@ -1,4 +1,4 @@
-"""Which backend serves an op on these tensors, and why not another.
+"""Choice of the backend that serves an op on given tensors, and the reasons against the others.
 
 A backend is a module that offers the functions of `fastndsm.reference` under the same names with the same arguments.
 `auto` takes the first of ORDER that can serve and logs once why it passed over one that was built for the device;
@@ -34,7 +34,7 @@ class BackendError(RuntimeError):
 
 @dataclass(frozen=True)
 class Backend:
-    """Where a backend's functions live, and which tensors it takes."""
+    """A backend: where its functions live, and which tensors it takes."""
 
     name: str
     module: str
@@ -44,15 +44,15 @@ class Backend:
     left: tuple[str, ...] = ()  # ops that it leaves to the reference, in every dtype
 
     def load(self) -> ModuleType:
-        """Import (and on first use build) the backend; raises ImportError or RuntimeError with the reason."""
+        """Import (and on first use build) the backend; raise ImportError or RuntimeError with the reason."""
         return _load(self.module)
 
     def unavailable(self) -> str | None:
-        """Why this backend cannot run here at all, or None."""
+        """Return why this backend cannot run here at all, or None."""
         return _unavailable(self)
 
     def refuses(self, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Why this backend cannot serve `op` on such tensors, or None."""
+        """Return why this backend cannot serve `op` on such tensors, or None."""
         if self.devices and device.type not in self.devices:
             return f"it serves {' and '.join(self.devices)} tensors, found {device.type}"
         if op in self.left:
@@ -65,7 +65,7 @@ class Backend:
         return reason
 
     def function(self, op: str) -> Callable[..., Any]:
-        """What serves `op`, where nothing refuses it."""
+        """Return the function that serves `op`, where nothing refuses it."""
         return getattr((REFERENCE if op in self.left else self).load(), op)
 
 
@@ -107,7 +107,7 @@ def _check_name(name: str, where: str) -> str:
 
 
 def requested(backend: str = "auto") -> str:
-    """The name in force: the op's own argument, else `use_backend`, else FASTNDSM_BACKEND, else auto."""
+    """Return the name in force: the op's own argument, else `use_backend`, else FASTNDSM_BACKEND, else auto."""
     if _check_name(backend, "backend") != "auto":
         return backend
     current = _requested.get()
@@ -157,12 +157,12 @@ class use_backend:
 
 
 def serving(op: str, device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Names of the backends that can serve, fastest first; without those that auto never takes."""
+    """Return the names of the backends that can serve, fastest first; without those that auto never takes."""
     return [b.name for b in BACKENDS.values() if not b.untested and b.refuses(op, device, dtype) is None]
 
 
 def select(op: str, backend: str, device: torch.device, dtypes: Sequence[torch.dtype]) -> Callable[..., Any]:
-    """The function that serves `op` on tensors of this device and compute dtype."""
+    """Return the function that serves `op` on tensors of this device and compute dtype."""
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
     name = requested(backend)
     if name != "auto":
@@ -185,7 +185,7 @@ def select(op: str, backend: str, device: torch.device, dtypes: Sequence[torch.d
 
 
 def find(op: str, device: torch.device, dtype: torch.dtype) -> Callable[..., Any] | str:
-    """The function that serves an op which not every backend has, or why there is none."""
+    """Return the function that serves an op which not every backend has, or why there is none."""
     name = requested()
     candidates = [b for b in BACKENDS.values() if not b.untested] if name == "auto" else [BACKENDS[name]]
     reasons = []

@@ -92,7 +92,7 @@ def locked(root: Path, name: str) -> Iterator[None]:
 
 
 def remove_leftovers(root: Path, entry: Path) -> None:
-    """Under the lock nobody else builds: whatever is unfinished was left by a builder that died."""
+    """Remove what is unfinished: under the lock nobody else builds, so that its builder has died."""
     for path in [*root.glob("building-*"), entry]:
         shutil.rmtree(path, ignore_errors=True)
 

@@ -79,7 +79,7 @@ class Builder:
         return self.cache_dir if self.cache_dir is not None else default_cache_dir()
 
     def key(self, compiler: Compiler) -> str:
-        """Hash of everything the library depends on; it names the library's directory in the cache."""
+        """Return a hash of everything the library depends on; it names the library's directory in the cache."""
         digest = hashlib.sha256()
         identity = {
             "name": self.name,
@@ -100,7 +100,7 @@ class Builder:
         return self.root / self.key(compiler) / f"lib{self.name}.so"
 
     def build(self, verbose: bool = False) -> Path:
-        """The path of the library, which is built first where the cache does not have it.
+        """Return the path of the library, which is built first where the cache does not have it.
 
         Raises:
             BuildError: compiled code is turned off, there is no compiler, the cache cannot be used or is not
@@ -179,14 +179,14 @@ class Builder:
 
 
 def csrc_builder() -> Builder:
-    """The builder of the library's own kernels."""
+    """Return the builder of the library's own kernels."""
     csrc = csrc_directory()
     headers = sorted([*csrc.glob("include/*.h"), *csrc.glob("cpu/*.h")])
     return Builder("fastndsm_cpp", tuple(sorted(csrc.glob("cpu/*.cpp"))), tuple(headers))
 
 
 def csrc_directory() -> Path:
-    """Where the sources are; BuildError if they are nowhere."""
+    """Return the directory of the sources; raise BuildError if they are nowhere."""
     here = Path(__file__).resolve().parent.parent
     for csrc in (here / "csrc", here.parent / "csrc"):  # installed; in a source checkout
         if (csrc / "cpu").is_dir():
@@ -200,7 +200,7 @@ _failure: tuple[object, BuildError] | None = None
 
 
 def load() -> None:
-    """Makes the ops `torch.ops.fastndsm_cpp` available, building them first if need be.
+    """Make the ops `torch.ops.fastndsm_cpp` available, building them first if need be.
 
     A failure is kept, and raised again without another attempt until the environment changes.
 
@@ -228,12 +228,12 @@ def load() -> None:
 
 
 def build(verbose: bool = False) -> Path:
-    """Builds the kernels if the cache does not have them; returns the library's path. Raises BuildError."""
+    """Build the kernels if the cache does not have them; return the library's path. Raises BuildError."""
     return csrc_builder().build(verbose)
 
 
 def status() -> dict[str, Any]:
-    """What `fastndsm doctor` tells: builds nothing, raises nothing.
+    """Return what `fastndsm doctor` tells, building nothing and raising nothing.
 
     Keys: available, reason (why not, or None), loaded, built, library, cache_dir, key, compiler,
     compiler_version, flags and, once the library is loaded, vector_isa; what cannot be known is None.

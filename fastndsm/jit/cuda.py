@@ -51,7 +51,7 @@ class Nvcc:
 
 
 def find_nvcc() -> Nvcc:
-    """The compiler of CUDA_HOME or CUDA_PATH, else that on PATH; BuildError if there is none."""
+    """Return the compiler of CUDA_HOME or CUDA_PATH, else that on PATH; raise BuildError if there is none."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     command = shutil.which("nvcc", path=os.path.join(home, "bin") if home else None)
     if command is None:
@@ -72,7 +72,7 @@ def _version(command: str) -> str:
 
 
 def architecture_flags(architectures: tuple[int, ...]) -> tuple[str, ...]:
-    """As nvcc takes them, of compute capabilities such as 90."""
+    """Return nvcc's flags for compute capabilities such as 90."""
     return tuple(f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures)
 
 
@@ -138,7 +138,7 @@ class CudaBuilder(Builder):
 
 
 def cuda_builder(architectures: tuple[int, ...]) -> CudaBuilder:
-    """The builder of the library's CUDA kernels."""
+    """Return the builder of the library's CUDA kernels."""
     csrc = csrc_directory()
     sources = sorted([*csrc.glob("cuda/*.cu"), *csrc.glob("cuda/*.cpp")])
     headers = sorted([*csrc.glob("include/*.h"), *csrc.glob("cuda/*.h"), *csrc.glob("cuda/*.cuh")])
@@ -147,7 +147,7 @@ def cuda_builder(architectures: tuple[int, ...]) -> CudaBuilder:
 
 
 def build(architectures: tuple[int, ...] | None = None, verbose: bool = False) -> Path:
-    """Builds the kernels if the cache does not have them, by default for the GPUs at hand. Raises BuildError."""
+    """Build the kernels if the cache does not have them, by default for the GPUs at hand. Raises BuildError."""
     require_enabled()
     _require_cuda()
     return cuda_builder(device_architectures() if architectures is None else architectures).build(verbose)
@@ -158,7 +158,7 @@ _loaded: Path | None = None
 
 
 def load() -> None:
-    """Makes the ops `torch.ops.fastndsm_cuda` available, building them first if need be; BuildError if that fails."""
+    """Make the ops `torch.ops.fastndsm_cuda` available, building them first if need be; BuildError if that fails."""
     global _loaded
     with _load_lock:
         if _loaded is not None:
@@ -172,7 +172,7 @@ def load() -> None:
 
 
 def status() -> dict[str, Any]:
-    """For `fastndsm doctor`, building nothing: reason (why there can be no such library, or None), nvcc, built."""
+    """Tell `fastndsm doctor`, building nothing: reason (why there can be no such library, or None), nvcc, built."""
     report: dict[str, Any] = {"reason": None, "nvcc": None, "built": _loaded is not None}
     with contextlib.suppress(BuildError):
         nvcc = find_nvcc()

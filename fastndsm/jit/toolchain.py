@@ -30,7 +30,7 @@ class Compiler:
 
 
 def find_compiler(flags: tuple[str, ...]) -> Compiler:
-    """The compiler that CXX names, or the first of `COMPILERS` on PATH; BuildError if there is none."""
+    """Return the compiler that CXX names, or the first of `COMPILERS` on PATH; raise BuildError if there is none."""
     named = shlex.split(os.environ.get("CXX", ""))
     for command in [named] if named else [[name] for name in COMPILERS]:
         if executable := shutil.which(command[0]):
@@ -58,7 +58,7 @@ def _output(argv: list[str]) -> str:
 
 @functools.lru_cache
 def bundled_openmp() -> tuple[Path, ...]:
-    """The OpenMP runtime that comes with torch: another one would not hear of torch.set_num_threads."""
+    """Return the OpenMP runtime that comes with torch: another one would not hear of torch.set_num_threads."""
     torch_dir = Path(torch.__file__).resolve().parent
     found = [*torch_dir.glob("lib/libgomp*.so*"), *torch_dir.parent.glob("torch.libs/libgomp*.so*")]
     return tuple(sorted(found)[:1])

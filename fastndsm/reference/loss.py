@@ -15,12 +15,12 @@ from torch import Tensor
 
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
-    """float64 if any tensor is, else float32."""
+    """Return float64 if any tensor is, else float32."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def ndsm_loss(scores: Tensor, noise: Tensor, std: Tensor, estimator: str, antithetic: bool) -> Tensor:
-    """Loss [B] from scores [B, d] (plain) or [2B, d] (control_variate, antithetic), noise [B, d], std [B]."""
+    """Return loss [B] from scores [B, d] (plain) or [2B, d] (control_variate, antithetic), noise [B, d], std [B]."""
     dtype = accumulation_dtype(scores, noise)
     z = noise.to(dtype) / std.to(dtype)[:, None]
     s = scores.to(dtype)
@@ -36,7 +36,7 @@ def ndsm_loss(scores: Tensor, noise: Tensor, std: Tensor, estimator: str, antith
 def ndsm_loss_backward(
     grad: Tensor, scores: Tensor, noise: Tensor, std: Tensor, estimator: str, antithetic: bool
 ) -> Tensor:
-    """Gradient in scores, of their shape and dtype, from grad [B]."""
+    """Return the gradient in scores, of their shape and dtype, from grad [B]."""
     dtype = accumulation_dtype(scores, noise)
     grad = grad.to(dtype)[:, None]
     z = grad * (noise.to(dtype) / std.to(dtype)[:, None])
@@ -52,12 +52,12 @@ def ndsm_loss_backward(
 
 
 def dsm_loss(score: Tensor, target: Tensor) -> Tensor:
-    """1/2 |score - target|^2 [B] for score, target [B, d]."""
+    """Return 1/2 |score - target|^2 [B] for score, target [B, d]."""
     dtype = accumulation_dtype(score, target)
     return 0.5 * (score.to(dtype) - target.to(dtype)).square().sum(1)
 
 
 def dsm_loss_backward(grad: Tensor, score: Tensor, target: Tensor) -> Tensor:
-    """Gradient in score, of its shape and dtype, from grad [B]."""
+    """Return the gradient in score, of its shape and dtype, from grad [B]."""
     dtype = accumulation_dtype(score, target)
     return (grad.to(dtype)[:, None] * (score.to(dtype) - target.to(dtype))).to(score.dtype)

@@ -23,7 +23,7 @@ BLOCK_ELEMENTS = 1 << 22  # ceiling on B x (components in a block) x d
 
 
 class MixtureOperands(NamedTuple):
-    """What an op needs of a mixture, in its compute dtype.
+    """A mixture as an op needs it, in its compute dtype.
 
     means [K, d]; precisions [K] spherical, [K, d] diag, [d, d] tied, [K, d, d] full;
     log_scale [K] = log w_k + 1/2 log det P_k - d/2 log 2 pi.
@@ -35,13 +35,13 @@ class MixtureOperands(NamedTuple):
     covariance_type: str
 
     def block(self, start: int, stop: int) -> MixtureOperands:
-        """The components start..stop."""
+        """Return the components start..stop."""
         precisions = self.precisions if self.covariance_type == "tied" else self.precisions[start:stop]
         return MixtureOperands(self.means[start:stop], precisions, self.log_scale[start:stop], self.covariance_type)
 
 
 def component_scores(x: Tensor, m: MixtureOperands) -> tuple[Tensor, Tensor]:
-    """log w_k N(x; m_k, Sigma_k) [B, K] and g_k = P_k (m_k - x) [B, K, d]."""
+    """Return log w_k N(x; m_k, Sigma_k) [B, K] and g_k = P_k (m_k - x) [B, K, d]."""
     diff = m.means - x[:, None, :]
     if m.covariance_type == "spherical":
         g = m.precisions[:, None] * diff
@@ -55,7 +55,7 @@ def component_scores(x: Tensor, m: MixtureOperands) -> tuple[Tensor, Tensor]:
 
 
 def weighted_precision_product(weights: Tensor, v: Tensor, m: MixtureOperands) -> Tensor:
-    """sum_k weights_k P_k v for weights [B, K], v [B, d] -> [B, d]."""
+    """Return sum_k weights_k P_k v for weights [B, K], v [B, d] -> [B, d]."""
     if m.covariance_type == "spherical":
         return (weights @ m.precisions)[:, None] * v
     if m.covariance_type == "diag":
@@ -65,11 +65,11 @@ def weighted_precision_product(weights: Tensor, v: Tensor, m: MixtureOperands) -
     return torch.einsum("bk,kij,bj->bi", weights, m.precisions, v)
 
 
-Moment = Callable[[Tensor, Tensor, MixtureOperands], Tensor]  # weights [B, k], g [B, k, d], block -> [B, .]
+WeightedSum = Callable[[Tensor, Tensor, MixtureOperands], Tensor]  # weights [B, k], g [B, k, d], block -> [B, .]
 
 
-def posterior_means(x: Tensor, m: MixtureOperands, *moments: Moment) -> tuple[Tensor, list[Tensor]]:
-    """log pi(x) [B] and the posterior mean over components of each moment, online over blocks of components."""
+def posterior_means(x: Tensor, m: MixtureOperands, *weighted_sums: WeightedSum) -> tuple[Tensor, list[Tensor]]:
+    """Return log pi(x) [B] and posterior means over components, one for each weighted sum, online over blocks."""
     n_components = m.means.shape[0]
     block = max(1, min(n_components, BLOCK_ELEMENTS // max(1, x.numel())))
     maximum = x.new_full((x.shape[0],), torch.finfo(x.dtype).min)
@@ -82,54 +82,54 @@ def posterior_means(x: Tensor, m: MixtureOperands, *moments: Moment) -> tuple[Te
         weights = (log_joint - new_maximum[:, None]).exp()
         rescale = (maximum - new_maximum).exp()
         total = total * rescale + weights.sum(1)
-        values = [moment(weights, g, part) for moment in moments]
+        values = [weighted_sum(weights, g, part) for weighted_sum in weighted_sums]
         sums = [s * rescale[:, None] + v for s, v in zip(sums, values, strict=True)] if sums else values
         maximum = new_maximum
     return maximum + total.log(), [s / total[:, None] for s in sums]
 
 
-def _score_moment(weights: Tensor, g: Tensor, part: MixtureOperands) -> Tensor:
+def _score_sum(weights: Tensor, g: Tensor, part: MixtureOperands) -> Tensor:
     return (weights[:, None, :] @ g)[:, 0]
 
 
 def mixture_log_prob(x: Tensor, m: MixtureOperands) -> Tensor:
-    """log pi(x) for x [B, d] -> [B]."""
+    """Return log pi(x) for x [B, d] -> [B]."""
     return posterior_means(x, m)[0]
 
 
 def mixture_score(x: Tensor, m: MixtureOperands) -> Tensor:
-    """grad log pi(x) for x [B, d] -> [B, d]."""
-    return posterior_means(x, m, _score_moment)[1][0]
+    """Return grad log pi(x) for x [B, d] -> [B, d]."""
+    return posterior_means(x, m, _score_sum)[1][0]
 
 
 def score_and_hvp(x: Tensor, v: Tensor, m: MixtureOperands) -> tuple[Tensor, Tensor]:
-    """grad log pi(x) and (hessian of log pi)(x) v, sharing the responsibilities."""
+    """Return grad log pi(x) and (hessian of log pi)(x) v, sharing the responsibilities."""
 
-    def second_moment(weights: Tensor, g: Tensor, part: MixtureOperands) -> Tensor:
+    def second_sum(weights: Tensor, g: Tensor, part: MixtureOperands) -> Tensor:
         along = weights * (g @ v[:, :, None])[..., 0]
         return (along[:, None, :] @ g)[:, 0] - weighted_precision_product(weights, v, part)
 
-    _, (score, second) = posterior_means(x, m, _score_moment, second_moment)
+    _, (score, second) = posterior_means(x, m, _score_sum, second_sum)
     return score, second - score * (score * v).sum(1, keepdim=True)
 
 
 def mixture_hvp(x: Tensor, v: Tensor, m: MixtureOperands) -> Tensor:
-    """(hessian of log pi)(x) v for x, v [B, d] -> [B, d]."""
+    """Return (hessian of log pi)(x) v for x, v [B, d] -> [B, d]."""
     return score_and_hvp(x, v, m)[1]
 
 
 def mean_precision_diagonal(x: Tensor, m: MixtureOperands) -> Tensor:
-    """p_j(x) = sum_k r_k(x) (P_k)_jj: [B, 1] for spherical, else [B, d]."""
+    """Return p_j(x) = sum_k r_k(x) (P_k)_jj: [B, 1] for spherical, else [B, d]."""
     if m.covariance_type == "tied":
         return m.precisions.diagonal().expand_as(x)
 
-    def moment(weights: Tensor, g: Tensor, part: MixtureOperands) -> Tensor:
+    def diagonal_sum(weights: Tensor, g: Tensor, part: MixtureOperands) -> Tensor:
         if part.covariance_type == "spherical":
             return (weights @ part.precisions)[:, None]
         diagonals = part.precisions if part.covariance_type == "diag" else part.precisions.diagonal(dim1=1, dim2=2)
         return weights @ diagonals
 
-    return posterior_means(x, m, moment)[1][0]
+    return posterior_means(x, m, diagonal_sum)[1][0]
 
 
 def mixture_sample(
@@ -142,7 +142,7 @@ def mixture_sample(
     first_path: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Exact draws [n, d]: m_k + L_k z with L_k L_k^T = Sigma_k and k by inversion of the weights.
+    """Return exact draws [n, d]: m_k + L_k z with L_k L_k^T = Sigma_k and k by inversion of the weights.
 
     cumulative_weights [K] float64; factors [K], [K, d], [d, d] or [K, d, d], lower triangular where matrices.
     Stream PRIOR: step 0 gives z, step 1 (word 0 of block 0) gives k.

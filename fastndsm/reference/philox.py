@@ -25,7 +25,7 @@ Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def philox4x32_10(counter: Words, key: tuple[int, int] | tuple[Tensor, Tensor]) -> Words:
-    """Ten rounds of Philox4x32 on four int64 tensors of values in [0, 2^32), broadcast against each other."""
+    """Run ten rounds of Philox4x32 on four int64 tensors of values in [0, 2^32), broadcast against each other."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -41,7 +41,7 @@ def philox4x32_10(counter: Words, key: tuple[int, int] | tuple[Tensor, Tensor]) 
 
 
 def philox_words(paths: Tensor, n_blocks: int, seed: int, step: Tensor | int, stream: int) -> Words:
-    """The four words of each dimension block: paths [n], step int or [n] -> four tensors [n, n_blocks]."""
+    """Return the four words of each dimension block: paths [n], step int or [n] -> four tensors [n, n_blocks]."""
     c0 = (paths & MASK)[:, None]
     c1 = ((paths >> 32) & 0xFFFFFF | stream << 24)[:, None]
     c2 = (step & MASK)[:, None] if isinstance(step, Tensor) else torch.full_like(c0, step & MASK)
@@ -50,12 +50,12 @@ def philox_words(paths: Tensor, n_blocks: int, seed: int, step: Tensor | int, st
 
 
 def uniform(word: Tensor) -> Tensor:
-    """(w + 1/2) 2^-32 in (0, 1), exact in float64."""
+    """Return (w + 1/2) 2^-32 in (0, 1), exact in float64."""
     return (word.double() + 0.5) * 2.0**-32
 
 
 def normal(paths: Tensor, dim: int, *, seed: int, step: Tensor | int, stream: int, dtype: torch.dtype) -> Tensor:
-    """Normals [n, dim] of the given paths [n] by Box-Muller, computed in float64 and rounded to `dtype`.
+    """Draw normals [n, dim] of the given paths [n] by Box-Muller, computed in float64 and rounded to `dtype`.
 
     radius r = sqrt(-2 ln u), u = (w0 + 1/2) 2^-32; angle 2 pi v, v = int32(w1) 2^-32; the pair r cos, r sin.
     """
@@ -67,12 +67,12 @@ def normal(paths: Tensor, dim: int, *, seed: int, step: Tensor | int, stream: in
 
 
 def path_range(n_paths: int, first_path: int, device: torch.device) -> Tensor:
-    """The path numbers first_path, ..., first_path + n_paths - 1 as int64 [n_paths]."""
+    """Return the path numbers first_path, ..., first_path + n_paths - 1 as int64 [n_paths]."""
     return torch.arange(n_paths, device=device) + first_path
 
 
 def uniform_steps(n_paths: int, n_steps: int, seed: Tensor, first_path: int, device: torch.device) -> Tensor:
-    """Integers uniform on 0..n_steps-1, int64 [n_paths]: word 0 of stream STEP times n_steps, its high half."""
+    """Draw integers uniform on 0..n_steps-1, int64 [n_paths]: word 0 of stream STEP times n_steps, its high half."""
     paths = path_range(n_paths, first_path, device)[:, None]
     zero = torch.zeros_like(paths)
     counter = (paths & MASK, (paths >> 32) & 0xFFFFFF | STEP << 24, zero, zero)
@@ -89,7 +89,7 @@ def philox_normal(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """Normals [n_paths, dim] of the paths first_path, first_path + 1, ...; step is 0-d or [n_paths]."""
+    """Draw normals [n_paths, dim] of the paths first_path, first_path + 1, ...; step is 0-d or [n_paths]."""
     paths = path_range(n_paths, first_path, device)
     per_path = step.to(device).expand(n_paths)
     return normal(paths, dim, seed=int(seed), step=per_path, stream=stream, dtype=dtype)

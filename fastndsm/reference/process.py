@@ -1,4 +1,4 @@
-"""What an op needs of a Langevin noising process."""
+"""A Langevin noising process as an op needs it."""
 
 from __future__ import annotations
 

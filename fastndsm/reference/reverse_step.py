@@ -18,7 +18,7 @@ from .process import ProcessOperands
 def reverse_update(
     y: Tensor, drift: Tensor, score: Tensor, step: int, noise_std: Tensor, seed: int, first_path: int, method: str
 ) -> Tensor:
-    """The update for any drift increment F dt [B, d]; y, score [B, d] -> [B, d]."""
+    """Return the update for any drift increment F dt [B, d]; y, score [B, d] -> [B, d]."""
     s = noise_std[step]
     if method == "ode":
         return y - drift + 0.5 * s**2 * score
@@ -38,7 +38,7 @@ def reverse_step(
     first_path: int,
     method: str,
 ) -> Tensor:
-    """y, score [B, d], step 0-d int64 -> [B, d]."""
+    """Take the reverse step of y, score [B, d], step 0-d int64 -> [B, d]."""
     n = int(step)
     drift = process.drift_scale[n] * mixture_score(y, process.mixture)
     return reverse_update(y, drift, score, n, process.noise_std, int(seed), first_path, method)

@@ -25,16 +25,16 @@ class Drift(Protocol):
     """The drift part of one step."""
 
     def increment(self, n: int, x: Tensor) -> Tensor:
-        """mean_n - x_n [B, d]."""
+        """Return mean_n - x_n [B, d]."""
 
     def increment_and_product(self, n: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """mean_n - x_n and its transposed Jacobian times z, both [B, d] (a_n Hess(x_n) z for Langevin)."""
+        """Return mean_n - x_n and its transposed Jacobian times z, both [B, d] (a_n Hess(x_n) z for Langevin)."""
 
     def contraction(self, n: int, p: Tensor) -> Tensor:
-        """1 - a_n p, [B, 1] or [B, d]."""
+        """Return 1 - a_n p, [B, 1] or [B, d]."""
 
     def rate(self, x0: Tensor) -> Tensor:
-        """p(x_0), [B, 1] or [B, d]."""
+        """Return p(x_0), [B, 1] or [B, d]."""
 
 
 class LangevinDrift:
@@ -71,13 +71,13 @@ class _Rows:
         self.done: list[tuple[Tensor, ...]] = []
 
     def retire(self, state: tuple[Tensor, ...], n: int) -> tuple[Tensor, ...]:
-        """The rows of `state` that take step n; the others are finished."""
+        """Return the rows of `state` that take step n; the others are finished and put aside."""
         keep = self.active[n] if n < self.n_steps else 0
         self.done.append(tuple(s[keep:] for s in state))
         return tuple(s[:keep] for s in state)
 
     def collect(self) -> tuple[Tensor, ...]:
-        """The finished rows in their original order."""
+        """Return the finished rows in their original order."""
         inverse = torch.empty_like(self.order)
         inverse[self.order] = torch.arange(len(self.order), device=self.order.device)
         return tuple(torch.cat(parts[::-1])[inverse] for parts in zip(*self.done, strict=True))
@@ -86,7 +86,7 @@ class _Rows:
 def walk(
     x0: Tensor, steps: Tensor, drift: Drift, noise_std: Tensor, paths: Tensor, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x_n, mean_{n-1} and z_{n-1} after n = steps [B] steps from x0 [B, d] (x0, x0 and 0 where n = 0)."""
+    """Return x_n, mean_{n-1} and z_{n-1} after n = steps [B] steps from x0 [B, d] (x0, x0 and 0 where n = 0)."""
     rows = _Rows(steps)
     paths = paths[rows.order]
     x = x0[rows.order]
@@ -104,7 +104,7 @@ def walk(
 def walk_with_target(
     x0: Tensor, steps: Tensor, drift: Drift, noise_std: Tensor, paths: Tensor, sign: Tensor, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x_n [B, d], target -H_n [B, d] and v_n ([B, 1] or [B, d]); a row's noise is multiplied by its sign [B, 1]."""
+    """Return x_n [B, d], target -H_n [B, d], v_n ([B, 1] or [B, d]); a row's noise is multiplied by its sign [B, 1]."""
     rows = _Rows(steps)
     paths, sign = paths[rows.order], sign[rows.order]
     x = x0[rows.order]
@@ -132,7 +132,7 @@ def simulate(
     seed: Tensor,
     first_path: int,
 ) -> Tensor:
-    """x [B, d] after steps [B] steps of the Langevin process from x0 [B, d]."""
+    """Return x [B, d] after steps [B] steps of the Langevin process from x0 [B, d]."""
     paths = philox.path_range(len(x0), first_path, x0.device)
     return walk(x0, steps, LangevinDrift(process), process.noise_std, paths, int(seed))[0]
 
@@ -144,13 +144,15 @@ def simulate_transition(
     seed: Tensor,
     first_path: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x, and mean and noise of the last step, each [B, d], after steps [B] >= 1 steps."""
+    """Return x, and mean and noise of the last step, each [B, d], after steps [B] >= 1 steps."""
     paths = philox.path_range(len(x0), first_path, x0.device)
     return walk(x0, steps, LangevinDrift(process), process.noise_std, paths, int(seed))
 
 
-def mirrored(paths: Tensor, x0: Tensor, steps: Tensor, antithetic: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x0, steps, paths and signs; twice over, the second time with mirrored noise, if antithetic."""
+def antithetic_pairs(
+    paths: Tensor, x0: Tensor, steps: Tensor, antithetic: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return x0, steps, paths and signs; twice over, the second time with mirrored noise, if antithetic."""
     sign = torch.ones(len(x0), 1, dtype=x0.dtype, device=x0.device)
     if antithetic:
         x0, steps, paths = torch.cat([x0, x0]), torch.cat([steps, steps]), torch.cat([paths, paths])
@@ -166,7 +168,7 @@ def simulate_target(
     first_path: int,
     antithetic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x [B, d], target [B, d] and variance ([B, 1] spherical, else [B, d]); 2B rows if antithetic."""
+    """Return x [B, d], target [B, d] and variance ([B, 1] spherical, else [B, d]); 2B rows if antithetic."""
     paths = philox.path_range(len(x0), first_path, x0.device)
-    x0, steps, paths, sign = mirrored(paths, x0, steps, antithetic)
+    x0, steps, paths, sign = antithetic_pairs(paths, x0, steps, antithetic)
     return walk_with_target(x0, steps, LangevinDrift(process), process.noise_std, paths, sign, int(seed))

@@ -22,7 +22,7 @@ class CaptureError(RuntimeError):
 
 
 class Graph(Protocol):
-    """What `replayed` needs: a torch.cuda.CUDAGraph, or what a test puts in its place."""
+    """Graph that `replayed` needs: a torch.cuda.CUDAGraph, or what a test puts in its place."""
 
     def warm_up(self, run: Run, state: State) -> None:
         """Call run(*state), so that all that is compiled or cached on first use is there."""
@@ -73,12 +73,12 @@ class CUDAGraph:
 
 
 def supports(device: torch.device) -> bool:
-    """Whether there are graphs on the device."""
+    """Return whether there are graphs on the device."""
     return device.type == "cuda"
 
 
 def replayed(step: Callable[..., State], state: State, graph: Graph) -> Callable[[], None]:
-    """What does state <- step(*state), in place, by a replay of the graph.
+    """Return a function that does state <- step(*state), in place, by a replay of the graph.
 
     step is called three times: to warm up, to see that it never waits for the device, and to be recorded. Neither the
     state nor PyTorch's random numbers are changed by that.
@@ -104,7 +104,7 @@ def replayed(step: Callable[..., State], state: State, graph: Graph) -> Callable
 
 @contextlib.contextmanager
 def _no_autocast_cache() -> Iterator[None]:
-    """A cast that autocast keeps while recording would be lost with the graph's memory."""
+    """Switch autocast's cache off: a cast kept while recording would be lost with the graph's memory."""
     enabled = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

@@ -1,4 +1,4 @@
-"""Which score networks a backend's `sample_mlp` evaluates by itself, all steps in one call, and what it takes of them.
+"""Score networks that a backend's `sample_mlp` evaluates by itself, all steps in one call, and what it takes of them.
 
 That is `networks.MLP`, alone or in `ResidualScore`, as the library builds them. What the time gives every layer is
 computed here, by the network's own modules and for all steps at once; the rest goes to the op as it is.
@@ -25,7 +25,7 @@ MOST_HIDDEN_LAYERS = 8
 
 @dataclass(frozen=True)
 class FusedNetwork:
-    """What `sample_mlp` takes of a score network: row n of its tables is for t_{n+1}.
+    """A score network as `sample_mlp` takes it: row n of its tables is for t_{n+1}.
 
     weights, biases: of the hidden layers, then of the output. scales, shifts [N, sum of hidden widths]. inverse_std:
     v(t_{n+1})^-1/2 [N] where the score is residual. feature_scale: 0 without features.
@@ -40,7 +40,7 @@ class FusedNetwork:
 
 
 def fused_network(score_net: Any, process: NoisingProcess, dtype: torch.dtype) -> FusedNetwork | str:
-    """The network's parameters and tables, or why the op does not evaluate it."""
+    """Return the network's parameters and tables, or why the op does not evaluate it."""
     residual = score_net if type(score_net) is ResidualScore else None
     net: Any = score_net if residual is None else residual.net
     reason = _refuses_network(net, dtype) or _refuses_process(process, residual)
@@ -89,7 +89,7 @@ def _refuses_network(net: Any, dtype: torch.dtype) -> str | None:
 
 
 def _changed(module: nn.Module) -> str | None:
-    """Hooks, or a forward of its own, which the op would not call."""
+    """Return whether there are hooks, or a forward of its own, which the op would not call."""
     hooked = torch.nn.modules.module._global_forward_hooks or torch.nn.modules.module._global_forward_pre_hooks
     for part in module.modules():
         if isinstance(part, (NoisingProcess, GaussianMixture)):
@@ -112,7 +112,7 @@ def _refuses_process(process: NoisingProcess, residual: ResidualScore | None) ->
 
 
 def _same(process: Any, own: Any) -> bool:
-    """Whether their references are the same mixture."""
+    """Return whether their references are the same mixture."""
     one: MixtureOperands = process.reference.operands(torch.float32)
     other: MixtureOperands = own.reference.operands(torch.float32)
     if one.covariance_type != other.covariance_type:

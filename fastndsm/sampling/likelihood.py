@@ -27,7 +27,10 @@ def log_likelihood(
     n_probes: int = 8,
     seed: int | Tensor | None = 0,
 ) -> Tensor:
-    """log p(x) in nats under the probability-flow ODE, x [B, ...] -> [B], in the wider of x's and the network's dtypes.
+    """Return log p(x) in nats under the probability-flow ODE, x [B, ...] -> [B].
+
+    The result has the wider of x's and the network's dtypes.
+
 
     log p_0(x) = log prior(x_T) + int_0^T div(F - 1/2 sigma^2 s) dt, by Heun's method on the process's grid; in the
     first interval the score is taken at t_1, the earliest time it was trained at. The divergence is exact up to 16
@@ -57,7 +60,7 @@ def _integrated(score_net: ScoreNet, process: NoisingProcess, x: Tensor, n_probe
     times = process.times.to(dtype)
 
     def slope(y: Tensor, step: int, t: Tensor) -> tuple[Tensor, Tensor]:
-        """dy/dt [B, d] and its divergence [B] with the coefficients of `step`."""
+        """Return dy/dt [B, d] and its divergence [B] with the coefficients of `step`."""
         dt = times[step + 1] - times[step]
         with torch.enable_grad():
             y = y.detach().requires_grad_()
@@ -90,7 +93,7 @@ def _exact(x: Tensor) -> bool:
 
 
 def _probes(x: Tensor, n_probes: int, seed: Tensor) -> list[Tensor]:
-    """The unit vectors, or Rademacher vectors of the probe stream, each [B, d]."""
+    """Return the unit vectors, or Rademacher vectors of the probe stream, each [B, d]."""
     rows, dim = x.shape
     if _exact(x):
         return [unit.expand(rows, dim) for unit in torch.eye(dim, dtype=x.dtype, device=x.device)]

@@ -42,7 +42,7 @@ def sample(
     fused: str | bool = "auto",
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """n samples [n, *event_shape]; sample i's noise depends on seed and first_path + i alone, not on batch_size.
+    """Draw n samples [n, *event_shape]; sample i's noise depends on seed and first_path + i alone, not on batch_size.
 
     Args:
         score_net: callable (x [B, ...], t [B]) -> like x. A module is evaluated in eval mode, and left in the modes it
@@ -108,7 +108,7 @@ class _Reverse:
     evaluated: torch.dtype  # of the network
 
     def score(self, y: Tensor, n: int | Tensor) -> Tensor:
-        """The network at t_n, in its own dtype but for t."""
+        """Evaluate the network at t_n, in its own dtype but for t."""
         times = self.process.times
         t = times.index_select(0, n.reshape(1)) if isinstance(n, Tensor) else times[n]
         x = y.to(self.evaluated)
@@ -121,7 +121,7 @@ class _Reverse:
         )
 
     def step(self, y: Tensor, failed: Tensor, n: int | Tensor, last: bool) -> tuple[Tensor, Tensor]:
-        """y_{n+1} -> y_n; failed [] keeps the step that first gave non-finite values, -1 while none has."""
+        """Take a step y_{n+1} -> y_n; failed [] keeps the step that first gave non-finite values, -1 while none has."""
         after = self.euler(y, self.score(y, n + 1), n)
         if self.method == "ode" and not last:
             # y + (k1 + k2) / 2, written with two Euler steps
@@ -129,12 +129,12 @@ class _Reverse:
         return after, torch.where((failed < 0) & ~torch.isfinite(after).all(), n, failed)
 
     def step_down(self, y: Tensor, failed: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`step` and the number of the next one. For the SDE the last step is like the others."""
+        """Return `step` and the number of the next one. For the SDE the last step is like the others."""
         return *self.step(y, failed, n, last=False), n - 1
 
 
 def _run(reverse: _Reverse, y: Tensor, cuda_graph: str | bool, done: Callable[[], object]) -> Tensor:
-    """y_N -> y_0; done is called after each step."""
+    """Run all steps, y_N -> y_0; done is called after each step."""
     n_steps = reverse.process.n_steps
     failed = torch.full((), -1, device=y.device)
     replay = None
@@ -165,7 +165,7 @@ def _check_finite(failed: Tensor, process: NoisingProcess) -> None:
 def _fused(
     score_net: ScoreNet, process: NoisingProcess, fused: str | bool, cuda_graph: str | bool, dtype: torch.dtype
 ) -> tuple[Callable[..., tuple[Tensor, Tensor]], FusedNetwork] | None:
-    """Who evaluates the network itself, and what of it; None where the network is to be called."""
+    """Return the function that evaluates the network, and its parameters; None where the network is to be called."""
     if not isinstance(fused, bool) and fused != "auto":
         raise ValueError(f"fused: expected 'auto', True or False, found {fused!r}")
     if fused is False or (fused == "auto" and cuda_graph is True):
@@ -193,7 +193,7 @@ def _run_fused(
     serve: Callable[..., tuple[Tensor, Tensor]],
     network: FusedNetwork,
 ) -> Tensor | None:
-    """y_N -> y_0, by the backend's own evaluation of the network; None where the backend has none for this network."""
+    """Run y_N -> y_0 by the backend's evaluation of the network; None where the backend has none for this network."""
     process: Any = reverse.process
     try:
         flat, failed = serve(
@@ -213,7 +213,7 @@ def _run_fused(
 def _recorded(
     reverse: _Reverse, state: tuple[Tensor, Tensor, Tensor], cuda_graph: str | bool
 ) -> Callable[[], None] | None:
-    """A step of the state, in place; None where the plain loop is to serve."""
+    """Record a step of the state, in place; return None where the plain loop is to serve."""
     try:
         return graphs.replayed(reverse.step_down, state, graphs.CUDAGraph(state[0].device))
     except graphs.CaptureError as error:

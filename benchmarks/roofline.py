@@ -1,7 +1,7 @@
-"""How fast an op could be on this machine: its arithmetic at rates that are measured in the same run.
+"""Roofline of an op on this machine: its arithmetic at rates that are measured in the same run.
 
-    floor = multiply-adds / FMA rate + normals / Philox rate        simulate, simulate_target, mixture_score, sample
-    floor = bytes read and written / memory bandwidth               the losses
+    roofline = multiply-adds / FMA rate + normals / Philox rate     simulate, simulate_target, mixture_score, sample
+    roofline = bytes read and written / memory bandwidth            the losses
 
 FMA rate       independent chains of multiply-adds in registers (fma.c), on every thread; without a compiler, sgemm's
 Philox rate    fastndsm's own philox_normal, at the size where it is fastest
@@ -9,8 +9,8 @@ bandwidth      torch.add of arrays as large, together, as a loss's inputs and gr
 
 Counted are the multiply-adds of the cheapest form of each formula; a lone addition or product is one too, for it takes
 the same slot. An exponential is seven: a polynomial of degree 6 and its reduced argument. Divisions, roots, maxima,
-loads and stores are not counted. On a CPU a trajectory's components are those that have weight in floating point, which
-others need not be visited to know.
+loads and stores are not counted. On a CPU a trajectory's components are those whose responsibilities are not 0 in
+floating point, which others need not be visited to know.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Rates:
     sgemm: float  # multiply-adds of a large matrix product, as a check on fma
     normals: float
 
-    def floor(self, multiply_adds: float, normals: float = 0.0) -> float:
-        """Seconds."""
+    def roofline(self, multiply_adds: float, normals: float = 0.0) -> float:
+        """Return the seconds that so many multiply-adds and normals take at these rates."""
         return multiply_adds / self.fma + normals / self.normals
 
     def as_dict(self) -> dict[str, Any]:
@@ -57,22 +57,22 @@ class Rates:
 
 
 def simulate_multiply_adds(dim: int, components: float) -> float:
-    """One sample-step of simulate, diag covariances.
+    """Count the multiply-adds of one sample-step of simulate, diag covariances.
 
     logits         2 K d + K      x^2 P, x b; the offset
     softmax        K (7 + 2)      subtract the maximum, exponential, sum
-    moments        2 K d          r b, r P
+    means          2 K d          r b, r P
     score, update  2 d + 2 d      (r b) / total - x (r P) / total;  x + a score + s z
     """
     return 4 * components * dim + components * (1 + EXPONENTIAL + 2) + 4 * dim
 
 
 def simulate_target_multiply_adds(dim: int, components: float) -> float:
-    """One sample-step of simulate_target, diag covariances: that of simulate, and
+    """Count the multiply-adds of one sample-step of simulate_target, diag covariances: those of simulate, and
 
     g_k . z        2 K d
-    weights        2 K            c_k = r_k (g_k . z) and their sum
-    moments        2 K d          c b, c P
+    products       2 K            c_k = r_k (g_k . z) and their sum
+    means          2 K d          c b, c P
     Hess z         4 d            c b - x (c P) - z (r P) - g (g . z)
     target         6 d            1 - a p;  v s^2 + c^2 v;  c h, the terms in z and in Hess z
     """
@@ -80,7 +80,7 @@ def simulate_target_multiply_adds(dim: int, components: float) -> float:
 
 
 def spherical_score_multiply_adds(dim: int, components: int) -> int:
-    """One sample of mixture_score, spherical covariances: x m and r m, K d each, 12 a component besides, 2 d.
+    """Count those of one sample of mixture_score, spherical covariances: x m and r m, K d each, 12 a component, 2 d.
 
     12: P |x|^2 and the offset to the logit (2), softmax (9), r P (1).
     """
@@ -88,7 +88,7 @@ def spherical_score_multiply_adds(dim: int, components: int) -> int:
 
 
 def mlp_multiply_adds(widths: Sequence[int]) -> int:
-    """One sample through a network of these widths, from inputs to outputs.
+    """Count the multiply-adds of one sample through a network of these widths, from inputs to outputs.
 
     layers    the products of neighbouring widths
     hidden    1 + 7 + 2 a unit      what the time gives it; SiLU: exponential, 1 + it, the product
@@ -105,7 +105,7 @@ def measure() -> Rates:
 
 
 def best_seconds(run: Callable[[], Any], least: float = 0.0 if TINY else 0.2) -> float:
-    """The fastest of at least three runs, and of `least` seconds of them."""
+    """Return the fastest of at least three runs, and of `least` seconds of them."""
     run()
     times: list[float] = []
     while len(times) < 3 or sum(times) < least:
@@ -153,6 +153,6 @@ def _normal_rate() -> float:
 
 
 def bandwidth(footprint: int) -> float:
-    """Bytes a second, where `footprint` bytes are read and written again and again."""
+    """Measure the bytes a second, where `footprint` bytes are read and written again and again."""
     a, b, out = (torch.ones(footprint // 12) for _ in range(3))
     return footprint / best_seconds(lambda: torch.add(a, b, out=out))
