@@ -31,7 +31,6 @@ def log_likelihood(
 
     The result has the wider of x's and the network's dtypes.
 
-
     log p_0(x) = log prior(x_T) + int_0^T div(F - 1/2 sigma^2 s) dt, by Heun's method on the process's grid; in the
     first interval the score is taken at t_1, the earliest time it was trained at. The divergence is exact up to 16
     dimensions and by Hutchinson's estimator with `n_probes` Rademacher probes (from `seed`) beyond.
