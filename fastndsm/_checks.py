@@ -45,6 +45,15 @@ def floating_dtype(name: str, dtype: Any) -> torch.dtype:
     return dtype  # type: ignore[no-any-return]
 
 
+def device(name: str, value: Any) -> torch.device:
+    """value as a device, if torch can use it here."""
+    try:
+        return torch.empty(0, device=torch.device(value)).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{name}: expected a device that torch can use, found {value!r} ({reason})") from error
+
+
 def batch(name: str, x: Any, dim: int) -> Tensor:
     """x [B, ...] as [B, dim]; B >= 1."""
     floating(name, x)

@@ -9,10 +9,12 @@ where dt_n = t_{n+1} - t_n.
 
 from __future__ import annotations
 
+import bisect
 import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +30,24 @@ from .reference import philox
 
 Sigma = float | Callable[[float], float]
 STABLE, REFUSED = 0.2, 1.0  # bounds on q = a_n lambda_max(P_k)
+
+
+@dataclass(frozen=True)
+class TabulatedSigma:
+    """A sigma known at times alone: linear between them, constant beyond. It is equal to another by its values."""
+
+    times: tuple[float, ...]
+    values: tuple[float, ...]
+
+    def __call__(self, t: float) -> float:
+        i = max(bisect.bisect_right(self.times, t) - 1, 0)
+        if i + 1 == len(self.times):
+            return self.values[i]
+        weight = max(t - self.times[i], 0.0) / (self.times[i + 1] - self.times[i])
+        return self.values[i] + weight * (self.values[i + 1] - self.values[i])
+
+    def __repr__(self) -> str:
+        return f"TabulatedSigma({len(self.values)} values in {min(self.values):.4g}..{max(self.values):.4g})"
 
 
 def coordinate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -92,8 +112,8 @@ class NoisingProcess(ExtraState, KeepsDtype):
         with torch.inference_mode(False):  # tensors made inside could never be part of a gradient
             times = time_grid(horizon, n_steps, grid)
             dt = times.diff()
-            sigmas = torch.tensor([self._sigma(t) for t in times[:-1].tolist()], dtype=torch.float64, device="cpu")
             self.register_buffer("times", times)
+            sigmas = self.sigma_on_grid()
             self.register_buffer("drift_scale", 0.5 * sigmas**2 * dt)
             self.register_buffer("noise_std", sigmas * dt.sqrt())
         self._read_tables()
@@ -126,6 +146,10 @@ class NoisingProcess(ExtraState, KeepsDtype):
     def _sigma(self, t: float) -> float:
         value = float(self.sigma(t)) if callable(self.sigma) else self.sigma
         return _checks.positive("sigma" if not callable(self.sigma) else f"sigma({t:.6g})", value)
+
+    def sigma_on_grid(self) -> Tensor:
+        """sigma(t_n) at the start of each step, float64 [N]."""
+        return torch.tensor([self._sigma(t) for t in self.times[:-1].tolist()], dtype=torch.float64, device="cpu")
 
     @property
     def n_steps(self) -> int:
@@ -219,11 +243,18 @@ class NoisingProcess(ExtraState, KeepsDtype):
 
     def same_law(self, other: NoisingProcess) -> bool:
         """Whether the other process noises data alike, on whatever grid: one mixture or drift, one sigma, one T."""
-        return self is other or self._law() == other._law()
+        return self is other or (self._law() == other._law() and self._same_sigma(other))
 
     def _law(self) -> tuple[Any, ...]:
-        sigma = self.sigma if callable(self.sigma) else float(self.sigma)
-        return type(self.prior), sigma, float(f"{self.T:.6g}")
+        return type(self.prior), float(f"{self.T:.6g}")
+
+    def _same_sigma(self, other: NoisingProcess) -> bool:
+        """One sigma, or equal values: where it is tabulated, if it is, else on both grids."""
+        if self.sigma is other.sigma or not (callable(self.sigma) or callable(other.sigma)):
+            return self.sigma == other.sigma
+        tabulated = [p for p in (self, other) if isinstance(p.sigma, TabulatedSigma)]
+        times = [t for p in tabulated or (self, other) for t in p.times[:-1].tolist()]
+        return all(math.isclose(self._sigma(t), other._sigma(t), rel_tol=1e-6) for t in times)
 
     def variance_at(self, t: Tensor) -> Tensor:
         """noise_variance at times t [B], linear between grid points and constant before t_1; in the dtype of t."""
