@@ -127,9 +127,8 @@ class Trainer:
             for q, average in zip(self._given_out, self._average, strict=True):
                 if q is not average:
                     q.copy_(average)
-        weights = {q.untyped_storage().data_ptr() for q in self._given_out}
         for own, other in zip(self._ema.buffers(), unwrapped(self.score_net).buffers(), strict=True):
-            if own is not other and own.untyped_storage().data_ptr() not in weights:
+            if own is not other:
                 own.copy_(other)
         states = extra_states(("", unwrapped(self.score_net)))
         for name, module in extra_states(("", self._ema)).items():
@@ -242,14 +241,13 @@ class Trainer:
 
     def _try_to_save(self) -> None:
         """What cannot be saved fails now, not after hours of training."""
-        if self.directory is None:
-            return
         if shared := overlapping(state_tensors(*self._networks())):
             raise ValueError(
                 f"score_net: expected parameters and buffers in memory of their own, found {shared[0]} and {shared[1]} "
-                "sharing some, which no checkpoint could tell apart"
+                "sharing some; neither an average nor a checkpoint could have both"
             )
-        self._write(self.directory, trial=True)
+        if self.directory is not None:
+            self._write(self.directory, trial=True)
 
     def _write(self, directory: Path, trial: bool = False) -> Path:
         if self._rank == 0:
@@ -288,10 +286,11 @@ class Trainer:
         model, average = self._named_tensors()
         pairs = ((model, loaded.model), (average, loaded.ema))
         halves = {name for name, t in state_tensors(*self._networks()).items() if t.dtype in HALF}
-        for own, stored in pairs:  # half precision was once stored as it was
+        narrow = False  # as half precision was once stored
+        for own, stored in pairs:
             for name in halves & own.keys() & stored.keys():
                 if stored[name].dtype in HALF:
-                    stored[name] = stored[name].to(own[name].dtype)
+                    stored[name], narrow = stored[name].to(own[name].dtype), True
         found = {
             **loaded.state.get("fingerprint", {}),
             "network": shapes(loaded.model),
@@ -310,6 +309,8 @@ class Trainer:
             if name in loaded.extra:
                 module.set_extra_state(loaded.extra[name])
         self.optimizer.load_state_dict(loaded.optimizer)
+        if not narrow:
+            _undo_casts(self.optimizer, loaded.optimizer)
         self.step, self.seconds = loaded.step, float(loaded.state["seconds"])
         # what the schedule knows besides the rates, which the optimizer has
         self._schedule.load_state_dict({"last_epoch": max(self.step - 1, 0), "_step_count": self.step + 1})
@@ -357,6 +358,17 @@ class Trainer:
 def _adam(parameters: list[Tensor], lr: float) -> Optimizer:
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
     return torch.optim.Adam(parameters, lr=lr, fused=fused or None)
+
+
+def _undo_casts(optimizer: Optimizer, stored: dict[str, Any]) -> None:
+    """Give the state back the dtypes it was stored in: torch loads it in those of the parameters."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    numbers = [number for group in stored["param_groups"] for number in group["params"]]
+    for number, p in zip(numbers, parameters, strict=True):
+        for name, value in stored["state"].get(number, {}).items():
+            own = optimizer.state[p].get(name)
+            if isinstance(value, Tensor) and isinstance(own, Tensor) and own.dtype != value.dtype:
+                optimizer.state[p][name] = value.to(own.device)
 
 
 def _rank_and_world() -> tuple[int, int]:
