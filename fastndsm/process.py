@@ -84,6 +84,15 @@ class Noised(NamedTuple):
     step: Tensor
 
 
+def _sigma_at(sigma: Sigma, t: float) -> float:
+    if not callable(sigma):
+        return _checks.positive("sigma", sigma)
+    _checks.function("sigma", sigma, "a positive number or a callable of t")
+    value: Any = sigma(t)
+    item = getattr(value, "item", None)  # of a tensor or an array
+    return _checks.positive(f"sigma({t:.6g})", value if item is None or math.prod(value.shape) != 1 else item())
+
+
 def _read_tables_again(process: NoisingProcess, _: Any) -> None:
     process._read_tables()
 
@@ -144,8 +153,7 @@ class NoisingProcess(ExtraState, KeepsDtype):
             self.rate = rate
 
     def _sigma(self, t: float) -> float:
-        value = float(self.sigma(t)) if callable(self.sigma) else self.sigma
-        return _checks.positive("sigma" if not callable(self.sigma) else f"sigma({t:.6g})", value)
+        return _sigma_at(self.sigma, t)
 
     def sigma_on_grid(self) -> Tensor:
         """sigma(t_n) at the start of each step, float64 [N]."""
@@ -215,6 +223,7 @@ class NoisingProcess(ExtraState, KeepsDtype):
             step: n in 0..N-1, int or [B]; drawn uniformly if None.
             antithetic: 2B rows, mean + s z with noise z first, then mean - s z with noise -z.
         """
+        _checks.flag("antithetic", antithetic)
         n, key, start = self._gate(x0, step, seed, first_path)
         x, mean, noise = self.dynamics.simulate_transition(x0, n + 1, key, start, "auto")
         std = self.noise_std[n].to(coordinate_dtype(x.dtype))
@@ -236,6 +245,7 @@ class NoisingProcess(ExtraState, KeepsDtype):
 
         The same x as `transition` gives for the same seed and step. Antithetic: two whole paths, driven by z and by -z.
         """
+        _checks.flag("antithetic", antithetic)
         n, key, start = self._gate(x0, step, seed, first_path)
         x, target, variance = self.dynamics.simulate_target(x0, n + 1, key, start, antithetic, "auto")
         n = torch.cat([n, n]) if antithetic else n
@@ -258,7 +268,7 @@ class NoisingProcess(ExtraState, KeepsDtype):
 
     def variance_at(self, t: Tensor) -> Tensor:
         """noise_variance at times t [B], linear between grid points and constant before t_1; in the dtype of t."""
-        times = self.times[1:].to(t.dtype)
+        times = self.times[1:].to(_checks.floating("t", t).dtype)
         values = self.noise_variance.to(t.dtype)
         if self.n_steps == 1:
             return values.expand(t.shape)
@@ -303,8 +313,7 @@ class LangevinProcess(NoisingProcess):
         smallest, _ = reference.covariance_eigenvalues()
         slowest = reference.largest_variance
         if T is None and isinstance(grid, str):
-            at_zero = float(sigma(0.0)) if callable(sigma) else sigma
-            T = 3.0 * slowest / _checks.positive("sigma", at_zero) ** 2
+            T = 3.0 * slowest / _sigma_at(sigma, 0.0) ** 2
         super().__init__(reference.dim, T, n_steps, sigma, grid)
         self.reference = reference
         self._register_noise_variance(1.0 - self.drift_scale / slowest)
@@ -348,6 +357,7 @@ class LangevinProcess(NoisingProcess):
 
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
         score = self.reference.score(x)
+        _checks.time("t", t, len(x))
         if not isinstance(t, Tensor):
             return 0.5 * self._sigma(float(t)) ** 2 * score
         if not callable(self.sigma):
@@ -433,16 +443,15 @@ class DriftProcess(NoisingProcess):
         *,
         rate: float = 0.0,
     ) -> None:
-        if not callable(drift):
-            raise TypeError(f"drift: expected a callable (x, t) -> like x, found {type(drift).__name__}")
+        _checks.network("drift", drift)
         if not (hasattr(prior, "sample") and hasattr(prior, "dim")):
             raise TypeError(f"prior: expected a GaussianMixture or the like, found {type(prior).__name__}")
         if T is None and isinstance(grid, str):
             raise ValueError("T: expected a horizon, found None; only a LangevinProcess has a default")
-        super().__init__(int(prior.dim), T, n_steps, sigma, grid)
+        super().__init__(_checks.count("prior.dim", prior.dim), T, n_steps, sigma, grid)
         self.drift_function = drift
         self.prior = prior
-        self.rate = float(rate)
+        self.rate = _checks.number("rate", rate)
         contraction = 1.0 - self.rate * self.times.diff()
         if not bool((contraction > 0).all()):
             raise ValueError(f"rate: expected rate * dt below 1, found {rate} * {float(self.times.diff().max()):.3g}")
@@ -450,8 +459,9 @@ class DriftProcess(NoisingProcess):
 
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
         _checks.batch("x", x, self.dim)
-        times = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
-        return self.drift_function(x, times)
+        _checks.time("t", t, len(x))
+        times = torch.as_tensor(t, dtype=x.dtype, device=x.device).reshape(-1).expand(len(x))
+        return _checks.drift_output(self.drift_function(x, times), x)
 
     def _law(self) -> tuple[Any, ...]:
         return *super()._law(), self.drift_function

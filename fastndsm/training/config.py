@@ -109,7 +109,7 @@ def made_optimizer(make: Any, parameters: list[Tensor], others: list[Tensor]) ->
             "optimizer: expected a function that makes one of the parameters, such as "
             f"lambda p: {name}(p, lr=1e-3), found the {name} itself"
         )
-    if not callable(make):
+    if not callable(make) or (isinstance(make, type) and not issubclass(make, Optimizer)):
         raise TypeError(f"optimizer: expected a function that makes one of the parameters, found {make!r}")
     made = make(parameters)
     if not isinstance(made, Optimizer):

@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
+from .. import _checks
 from ..objective import DSMLoss, NDSMLoss
 from ..process import NoisingProcess
 from ..score import unwrapped
@@ -144,6 +145,7 @@ class Trainer:
                 process trains in it.
             ValueError, TypeError: before the first step, if something could not be saved, naming it.
         """
+        _checks.flag("progress", progress)
         with self._locked():
             newest = None if self.directory is None else checkpoint.latest(self.directory)
             if newest is not None and int(newest.name.removeprefix("step-")) > self.step:
