@@ -22,6 +22,7 @@ from fastndsm import (
     ResidualScore,
     _checks,
     functional,
+    latent,
     log_likelihood,
     sample,
 )
@@ -335,6 +336,8 @@ CASES = [
          "step: expected a value in 0..9, found 10"),
     Case("reverse step steps", lambda: functional.reverse_step(x2, x2, ou(), torch.zeros(3).long(), seed=0), V,
          "step: expected one integer, found shape (3,)"),
+    Case("latent config", lambda: latent.LatentModel.fit(EIGHT, latent.PCA.fit(EIGHT), 1, config={"steps": 1}), T,
+         "config: expected a TrainConfig, found dict"),
     Case("reverse step method", lambda: functional.reverse_step(x2, x2, ou(), 0, seed=0, method="heun"), V,
          "method: expected one of 'sde', 'ode', found 'heun'"),
     # the sampler
@@ -430,6 +433,7 @@ def trainer(**options: Any) -> Any:
 # What is accepted besides the value given here, for it has a meaning. Everything else is refused by name.
 SEED, STEP, PATH, FLAG = "None -1 0", "None 0 integers", "0", "True"
 TIME = "-1 -0.5 0 0.5 2**70 integers"
+EIGHT = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 3.0], [3.0, 1.0], [4.0, 2.0], [5.0, 7.0], [6.0, 4.0], [7.0, 5.0]])
 PURE = "NaNs"  # NaN in, NaN out
 PROCESS = {"n_steps": (10, ""), "sigma": (0.5, "0.5 2**70"), "grid": ("uniform", "")}
 DRAW = {"seed": (0, SEED), "first_path": (0, PATH)}
@@ -584,6 +588,39 @@ SOUND = {
     "log_likelihood": (
         lambda score_net, process, x, **o: log_likelihood(score_net, process, x, **o),
         {"score_net": (identity, ""), "process": (ou(), ""), "x": (x2, ""), "n_probes": (1, ""), "seed": (0, SEED)},
+    ),
+    "latent.PCA.fit": (
+        latent.PCA.fit,
+        {"X": (EIGHT, ""), "dim": (1, "None"), "whiten": (False, FLAG)},
+    ),
+    "latent.Autoencoder.fit": (
+        lambda **o: latent.Autoencoder.fit(**{"steps": 1, **o}),
+        {
+            "X": (EIGHT, ""),
+            "dim": (1, ""),
+            "hidden": ((4,), ""),
+            "kl_weight": (0.0, "0 0.5 2**70"),
+            "batch_size": (2, ""),
+            "lr": (1e-3, "0.5 2**70"),
+            "seed": (0, "-1 0"),
+        },
+    ),
+    "latent.Autoencoder": (
+        latent.Autoencoder,
+        {"dim": (1, ""), "event_shape": ((2,), ""), "hidden": ((4,), ""), "kl_weight": (0.0, "0 0.5 2**70")},
+    ),
+    "latent.LatentModel.fit": (
+        lambda **o: latent.LatentModel.fit(
+            **{"config": TrainConfig(steps=1), "progress": False, "n_init": 1, "hidden": (4,), **o}
+        ),
+        {
+            "X": (EIGHT, ""),
+            "encoder": (latent.PCA.fit(EIGHT), ""),
+            "n_components": (1, ""),
+            "covariance_type": ("spherical", ""),
+            "hidden": ((4,), ""),
+            "progress": (False, FLAG),
+        },
     ),
     "philox_normal": (
         functional.philox_normal,
