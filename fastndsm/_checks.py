@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
@@ -11,6 +12,53 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LARGEST = 2**63 - 1  # that an integer argument of an op may be
+
+
+def shown(value: Any) -> str:
+    """value for a message: a tensor or an array by dtype and shape, in place of its values."""
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} Tensor of shape {tuple(value.shape)}"
+    if isinstance(value, np.ndarray) and value.ndim:
+        return f"a {value.dtype} array of shape {value.shape}"
+    return repr(value)
+
+
+def index(name: str, value: Any, expected: str = "an integer") -> int:
+    """value as an int, if it is an integer of any kind."""
+    try:
+        if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected {expected}, found {shown(value)}") from None
+
+
+def function(name: str, value: Any, expected: str) -> None:
+    """value must be callable, and no class: that is most often one whose instance was meant."""
+    if not callable(value) or isinstance(value, type):
+        found = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"{name}: expected {expected}, found {found}")
+
+
+def flag(name: str, value: Any) -> bool:
+    """value as a bool, if it is one: a string or a number would only seem to be."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: expected True or False, found {shown(value)}")
+    return bool(value)
+
+
+def flag_or_auto(name: str, value: Any) -> None:
+    """value must be "auto", True or False."""
+    if not isinstance(value, bool) and not (isinstance(value, str) and value == "auto"):
+        raise ValueError(f"{name}: expected 'auto', True or False, found {shown(value)}")
+
+
+def number(name: str, value: Any) -> float:
+    """value as a float, finite."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not abs(float(value)) < float("inf"):
+        raise ValueError(f"{name}: expected a finite number, found {shown(value)}")
+    return float(value)
 
 
 def floating(name: str, x: Any) -> Tensor:
@@ -40,9 +88,21 @@ def shape(name: str, x: Any, expected: Sequence[int], note: str = "") -> None:
 
 def floating_dtype(name: str, dtype: Any) -> torch.dtype:
     """dtype, if data may be of it."""
-    if dtype not in FLOATS:
-        raise TypeError(f"{name}: expected a floating point dtype, found {dtype}")
-    return dtype  # type: ignore[no-any-return]
+    if not isinstance(dtype, torch.dtype) or dtype not in FLOATS:
+        raise TypeError(f"{name}: expected a floating point dtype, found {shown(dtype)}")
+    return dtype
+
+
+def device(name: str, value: Any, usable: bool = True) -> torch.device:
+    """value as a device; usable: if torch can use it here."""
+    if torch.compiler.is_compiling():
+        return torch.device(value)
+    try:
+        found = torch.device(value)
+        return torch.empty(0, device=found).device if usable else found
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{name}: expected a device that torch can use, found {shown(value)} ({reason})") from error
 
 
 def batch(name: str, x: Any, dim: int) -> Tensor:
@@ -158,7 +218,10 @@ def unmasked(name: str, value: Any) -> Any:
 def parameter(name: str, value: Any) -> Tensor:
     """Numbers of any kind as a tensor of their own, floating point and finite."""
     unmasked(name, value)
-    made = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(np.asarray(value), device="cpu")
+    try:
+        made = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(np.asarray(value), device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name}: expected numbers, found {shown(value)}") from error
     if not made.dtype.is_floating_point:
         if made.dtype.is_complex or made.dtype == torch.bool:
             raise TypeError(f"{name}: expected a floating point dtype, found {made.dtype}")
@@ -169,6 +232,8 @@ def parameter(name: str, value: Any) -> Tensor:
 def points(name: str, X: Any) -> tuple[np.ndarray[Any, np.dtype[np.float64]], tuple[int, ...]]:
     """Data [n, ...] of any kind as float64 [n, d], finite, and its event shape."""
     unmasked(name, X)
+    if isinstance(X, Tensor) and X.is_complex():
+        raise TypeError(f"{name}: expected numbers, found dtype {X.dtype}")
     array = X.detach().cpu().double().numpy() if isinstance(X, Tensor) else np.asarray(X)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{name}: expected numbers, found dtype {array.dtype}")
@@ -199,37 +264,38 @@ def same_device(name: str, x: Tensor, other_name: str, device: torch.device) -> 
 
 def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     """value, if it is one of `allowed`."""
-    if value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, found {value!r}")
-    return str(value)
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, found {shown(value)}")
+    return value
 
 
 def positive(name: str, value: Any) -> float:
     """value as a float, finite and positive."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 < float(value) < float("inf"):
-        raise ValueError(f"{name}: expected a finite positive number, found {value!r}")
+        raise ValueError(f"{name}: expected a finite positive number, found {shown(value)}")
     return float(value)
 
 
 def non_negative(name: str, value: Any, expected: str = "a non-negative number") -> float:
     """value as a float, finite and 0 or more."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 <= float(value) < float("inf"):
-        raise ValueError(f"{name}: expected {expected}, found {value!r}")
+        raise ValueError(f"{name}: expected {expected}, found {shown(value)}")
     return float(value)
 
 
 def integer(name: str, value: Any, least: int | None = None) -> int:
     """value, if it is an int, of at least `least` (None: positive)."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < (1 if least is None else least):
+    smallest = 1 if least is None else least
+    if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value <= LARGEST:
         expected = "a positive int" if least is None else f"an int >= {least}"
-        raise ValueError(f"{name}: expected {expected}, found {value!r}")
+        raise ValueError(f"{name}: expected {expected}, found {shown(value)}")
     return value
 
 
 def integers(name: str, values: Any) -> tuple[int, ...]:
     """One or more positive ints, as a tuple."""
-    if not isinstance(values, Iterable) or not (listed := tuple(values)):
-        raise ValueError(f"{name}: expected one or more positive ints, found {values!r}")
+    if isinstance(values, Tensor) or not isinstance(values, Iterable) or not (listed := tuple(values)):
+        raise ValueError(f"{name}: expected one or more positive ints, found {shown(values)}")
     return tuple(integer(name, value) for value in listed)
 
 
@@ -237,11 +303,12 @@ def count(name: str, value: Any, minimum: int = 1) -> int:
     """value as an int of at least `minimum`."""
     if torch.compiler.is_compiling():
         return value
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: expected an integer, found {value!r}")
-    if int(value.__index__()) < minimum:
-        raise ValueError(f"{name}: expected an integer of at least {minimum}, found {int(value)}")
-    return int(value.__index__())
+    found = index(name, value)
+    if found < minimum:
+        raise ValueError(f"{name}: expected an integer of at least {minimum}, found {found}")
+    if found > LARGEST:
+        raise ValueError(f"{name}: expected an integer of at most 64 bits, found {found}")
+    return found
 
 
 def seed(value: Any) -> Tensor:
@@ -253,9 +320,7 @@ def seed(value: Any) -> Tensor:
             raise TypeError(f"seed: expected one integer, found {value.dtype} of shape {tuple(value.shape)}")
         return value.reshape(()).to(torch.int64)
     if not torch.compiler.is_compiling():  # a traced integer answers no questions
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise TypeError(f"seed: expected an integer, a tensor or None, found {value!r}")
-        value = int(value)
+        value = index("seed", value, "an integer, a tensor or None")
         if not -(2**63) <= value < 2**64:
             raise ValueError(f"seed: expected an integer of at most 64 bits, found {value}")
         value -= (value >> 63 & 1) << 64 if value > 0 else 0  # the same 64 bits, signed
@@ -273,8 +338,7 @@ def first_path(value: Any) -> int:
 
 def network(name: str, value: Any) -> None:
     """value must be callable as (x [B, ...], t [B]) -> like x."""
-    if not callable(value):
-        raise TypeError(f"{name}: expected a callable (x, t) -> like x, found {type(value).__name__}")
+    function(name, value, "a callable (x, t) -> like x")
 
 
 def network_inputs(x: Any, t: Any, weight: Tensor) -> None:
@@ -301,6 +365,26 @@ def score_output(found: Any, x: Tensor) -> Tensor:
     if not found.dtype.is_floating_point:
         raise TypeError(f"score_net: expected floating point output, found {found.dtype}")
     return found
+
+
+def drift_output(found: Any, x: Tensor) -> Tensor:
+    """What a drift returned for x, if it is like x, in the dtype of x."""
+    if not isinstance(found, Tensor):
+        raise TypeError(f"drift: expected it to return a tensor like x, found {type(found).__name__}")
+    if found.shape != x.shape:
+        raise ValueError(f"drift: expected output of the shape of x, {tuple(x.shape)}, found {tuple(found.shape)}")
+    if not found.is_floating_point():
+        raise TypeError(f"drift: expected floating point output, found {found.dtype}")
+    return found.to(x.dtype)
+
+
+def time(name: str, value: Any, rows: int) -> None:
+    """value must be a time, or one for each row: a number, or a real Tensor [] or [rows]."""
+    if not isinstance(value, Tensor):
+        if not torch.compiler.is_compiling():
+            number(name, value)
+    elif value.is_complex() or value.dtype == torch.bool or value.shape not in ((), (1,), (rows,)):
+        raise ValueError(f"{name}: expected a number or real times [{rows}], found {shown(value)}")
 
 
 def instance(name: str, value: Any, kind: type, expected: str) -> Any:
@@ -332,11 +416,10 @@ def steps(
                 raise ValueError(f"{name}: expected values in 0..{maximum}, found {low}..{high}")
     else:
         if looks:
-            if isinstance(value, bool) or not hasattr(value, "__index__"):
-                raise TypeError(f"{name}: expected an integer or an integer tensor, found {value!r}")
+            value = index(name, value, "an integer or an integer tensor")
             if not 0 <= value <= maximum:
                 raise ValueError(f"{name}: expected a value in 0..{maximum}, found {value}")
-            low = int(value)
+            low = value
         out = torch.full((), value, dtype=torch.int64, device="cpu" if device is None else device)
     if looks and low < minimum:
         raise ValueError(f"{name}: expected at least {minimum}, found {low}")

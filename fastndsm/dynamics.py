@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from . import _checks
 from ._ops import ops
 from .reference import MixtureOperands, ProcessOperands, philox
 from .reference.reverse_step import reverse_update
@@ -114,11 +115,7 @@ class CallableDrift:
     def increment(self, n: int, x: Tensor) -> Tensor:
         t = self.times[n].to(x.dtype).expand(len(x))
         shaped = x.reshape(len(x), *self.event_shape)
-        value = self.function(shaped, t)
-        if value.shape != shaped.shape:
-            raise ValueError(
-                f"drift: expected output of the shape of x, {tuple(shaped.shape)}, found {tuple(value.shape)}"
-            )
+        value = _checks.drift_output(self.function(shaped, t), shaped)
         return self._dt(n, x.dtype) * value.reshape(x.shape)
 
     def increment_and_product(self, n: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

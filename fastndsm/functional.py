@@ -58,6 +58,23 @@ class Process(Protocol):
     def dynamics(self) -> Dynamics: ...
 
 
+def _name(backend: Any) -> str:
+    """Return a backend's name; whether there is one, the op looks itself."""
+    return _checks.instance("backend", backend, str, "the name of a backend")  # type: ignore[no-any-return]
+
+
+def _mixture(mixture: Any) -> Mixture:
+    if not hasattr(mixture, "operands") or isinstance(mixture, type):
+        raise TypeError(f"mixture: expected a GaussianMixture, found {type(mixture).__name__}")
+    return mixture  # type: ignore[no-any-return]
+
+
+def _process(process: Any) -> Process:
+    if not hasattr(process, "noise_std") or isinstance(process, type):
+        raise TypeError(f"process: expected a noising process, found {type(process).__name__}")
+    return process  # type: ignore[no-any-return]
+
+
 def philox_normal(
     n_paths: int,
     dim: int,
@@ -93,8 +110,8 @@ def philox_normal(
         stream,
         _checks.first_path(first_path),
         dtype,
-        torch.device(device),
-        backend,
+        _checks.device("device", device, usable=False),
+        _name(backend),
     )
 
 
@@ -106,21 +123,21 @@ def _mixture_arguments(name: str, x: Tensor, mixture: Mixture) -> tuple[Any, ...
 
 def mixture_score(x: Tensor, mixture: Mixture, *, backend: str = "auto") -> Tensor:
     """Return grad log pi(x) for x [B, ...] -> like x. Differentiable in x (by the HVP), twice."""
-    flat = _checks.batch("x", x, mixture.dim)
-    return ops.mixture_score(flat, *_mixture_arguments("x", x, mixture), backend).reshape(x.shape)
+    flat = _checks.batch("x", x, _mixture(mixture).dim)
+    return ops.mixture_score(flat, *_mixture_arguments("x", x, mixture), _name(backend)).reshape(x.shape)
 
 
 def mixture_log_prob(x: Tensor, mixture: Mixture, *, backend: str = "auto") -> Tensor:
     """Return log pi(x) in nats for x [B, ...] -> [B]."""
-    flat = _checks.batch("x", x, mixture.dim)
-    return ops.mixture_log_prob(flat, *_mixture_arguments("x", x, mixture), backend)
+    flat = _checks.batch("x", x, _mixture(mixture).dim)
+    return ops.mixture_log_prob(flat, *_mixture_arguments("x", x, mixture), _name(backend))
 
 
 def mixture_hvp(x: Tensor, v: Tensor, mixture: Mixture, *, backend: str = "auto") -> Tensor:
     """Return the Hessian of log pi at x times v, for x, v [B, ...] -> like x."""
-    flat = _checks.batch("x", x, mixture.dim)
+    flat = _checks.batch("x", x, _mixture(mixture).dim)
     direction = _checks.like("v", v, "x", x).reshape(flat.shape)
-    return ops.mixture_hvp(flat, direction, *_mixture_arguments("x", x, mixture), backend).reshape(x.shape)
+    return ops.mixture_hvp(flat, direction, *_mixture_arguments("x", x, mixture), _name(backend)).reshape(x.shape)
 
 
 def mixture_sample(
@@ -134,10 +151,12 @@ def mixture_sample(
 ) -> Tensor:
     """Draw n exact samples [n, ...] from the mixture, in its own dtype unless another is given."""
     _checks.count("n", n)
-    cumulative, means, factors, covariance_type = mixture.sampling_operands()
-    dtype = means.dtype if dtype is None else dtype
+    cumulative, means, factors, covariance_type = _mixture(mixture).sampling_operands()
+    dtype = means.dtype if dtype is None else _checks.floating_dtype("dtype", dtype)
     start = _checks.first_path(first_path)
-    out = ops.mixture_sample(n, cumulative, means, factors, covariance_type, _checks.seed(seed), start, dtype, backend)
+    out = ops.mixture_sample(
+        n, cumulative, means, factors, covariance_type, _checks.seed(seed), start, dtype, _name(backend)
+    )
     return out.reshape(n, *mixture.event_shape)
 
 
@@ -145,7 +164,7 @@ def _simulation_arguments(
     x0: Tensor, process: Process, steps: Any, seed: Any, first_path: Any, minimum: int = 0
 ) -> tuple[Tensor, Tensor, int]:
     """Return steps [B], seed and first path, checked."""
-    key, start = _checks.paths(x0, process.dim, process.noise_std.device, seed, first_path)
+    key, start = _checks.paths(x0, _process(process).dim, process.noise_std.device, seed, first_path)
     rows, n_steps = len(x0), process.n_steps
     taken = _checks.steps("steps", n_steps if steps is None else steps, rows, n_steps, x0.device, minimum)
     return taken.expand(rows), key, start
@@ -165,7 +184,7 @@ def simulate(
     Source: Kloeden and Platen, Numerical Solution of SDEs; noise of path first_path + i at step n by `philox_normal`.
     """
     taken, key, start = _simulation_arguments(x0, process, steps, seed, first_path)
-    return process.dynamics.simulate(x0, taken, key, start, backend)
+    return process.dynamics.simulate(x0, taken, key, start, _name(backend))
 
 
 def simulate_transition(
@@ -179,7 +198,7 @@ def simulate_transition(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return x after `steps` (1..N) steps with the mean and the noise of the last one, each like x0 [B, ...]."""
     taken, key, start = _simulation_arguments(x0, process, steps, seed, first_path, minimum=1)
-    return process.dynamics.simulate_transition(x0, taken, key, start, backend)
+    return process.dynamics.simulate_transition(x0, taken, key, start, _name(backend))
 
 
 def simulate_target(
@@ -200,7 +219,8 @@ def simulate_target(
         and v = 0.
     """
     taken, key, start = _simulation_arguments(x0, process, steps, seed, first_path)
-    return process.dynamics.simulate_target(x0, taken, key, start, antithetic, backend)
+    _checks.flag("antithetic", antithetic)
+    return process.dynamics.simulate_target(x0, taken, key, start, antithetic, _name(backend))
 
 
 def reduce(losses: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
@@ -244,7 +264,7 @@ def ndsm_loss(
     """
     _checks.choice("estimator", estimator, ("plain", "control_variate"))
     _checks.choice("reduction", reduction, REDUCTIONS)
-    if antithetic and estimator == "control_variate":
+    if _checks.flag("antithetic", antithetic) and estimator == "control_variate":
         raise ValueError("antithetic: expected False with estimator 'control_variate', found True")
     _checks.floating("scores", scores), _checks.floating("noise", noise), _checks.floating("std", std)
     pairs = antithetic or estimator == "control_variate"
@@ -265,7 +285,7 @@ def ndsm_loss(
         if tensor.requires_grad:
             raise ValueError(f"{name}: expected a tensor that needs no gradient; detach it")
     _check_weight(weight, rows)
-    losses = ops.ndsm_loss(scores.flatten(1), noise.flatten(1), std, estimator, antithetic, backend)
+    losses = ops.ndsm_loss(scores.flatten(1), noise.flatten(1), std, estimator, antithetic, _name(backend))
     return reduce(losses, weight, reduction)
 
 
@@ -286,7 +306,7 @@ def dsm_loss(
     if score.ndim < 2 or len(score) == 0:
         raise ValueError(f"score: expected shape [B, ...] with B >= 1, found {tuple(score.shape)}")
     _check_weight(weight, len(score))
-    return reduce(ops.dsm_loss(score.flatten(1), target.flatten(1), backend), weight, reduction)
+    return reduce(ops.dsm_loss(score.flatten(1), target.flatten(1), _name(backend)), weight, reduction)
 
 
 def reverse_step(
@@ -307,9 +327,9 @@ def reverse_step(
     Source: Anderson 1982; Song et al. 2021.
     """
     _checks.choice("method", method, METHODS)
-    _checks.batch("y", y, process.dim)
+    _checks.batch("y", y, _process(process).dim)
     _checks.same_device("y", y, "process", process.noise_std.device)
     slope = _checks.like("score", score, "y", y).to(y.dtype)
     n = _checks.steps("step", step, None, process.n_steps - 1, y.device)
     key, start = _checks.seed(seed), _checks.first_path(first_path)
-    return process.dynamics.reverse_step(y, slope, n, key, start, method, backend)
+    return process.dynamics.reverse_step(y, slope, n, key, start, method, _name(backend))

@@ -60,7 +60,7 @@ class Encoder(nn.Module):
 
     def __init__(self, dim: int, event_shape: Sequence[int]) -> None:
         super().__init__()
-        self.dim, self.event_shape = _checks.count("dim", dim), tuple(event_shape)
+        self.dim, self.event_shape = _checks.count("dim", dim), _checks.integers("event_shape", event_shape)
 
     def _encode(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -115,7 +115,7 @@ class PCA(Encoder):
         """
         from sklearn.decomposition import PCA as Estimator
 
-        flat = _training(X)
+        flat, whiten = _training(X), _checks.flag("whiten", whiten)
         n, size = flat.shape
         most = min(n - 1, size)
         dim = most if dim is None else _checks.count("dim", dim)
@@ -169,9 +169,10 @@ class Autoencoder(Encoder):
         super().__init__(dim, event_shape)
         _checks.non_negative("kl_weight", kl_weight, "a number >= 0")
         self.kl_weight = float(kl_weight)
+        hidden = _checks.integers("hidden", hidden)
         size = math.prod(self.event_shape)
         self.encoder = _layers([size, *hidden, 2 * dim if kl_weight else dim])
-        self.decoder = _layers([dim, *reversed(tuple(hidden)), size])
+        self.decoder = _layers([dim, *reversed(hidden), size])
         for name in ("low", "shift"):
             self.register_buffer(name, torch.zeros(()))
         for name in ("high", "scale"):
@@ -197,7 +198,7 @@ class Autoencoder(Encoder):
         _checks.count("steps", steps)
         devices = [X.device] if X.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
+            torch.manual_seed(_checks.count("seed", seed, minimum=-(2**63)))
             model = cls(dim, tuple(X.shape[1:]), hidden, kl_weight).to(X)
             model.low, model.high = flat.min(), flat.max()
             model._train(flat, steps, _checks.count("batch_size", batch_size), _checks.positive("lr", lr))
@@ -276,7 +277,8 @@ class LatentModel(nn.Module):
             loss_options, process_options: as NDSMLoss and LangevinProcess take them (estimator; n_steps, T, grid).
         """
         _checks.instance("encoder", encoder, Coordinates, "an Encoder")
-        config = TrainConfig() if config is None else config
+        config = TrainConfig() if config is None else _checks.instance("config", config, TrainConfig, "a TrainConfig")
+        _training(X)
         z = encoder.encode(X)
         reference = GaussianMixture.fit(
             z, n_components, covariance_type, reg_covar, random_state=config.seed % 2**32, n_init=n_init

@@ -72,7 +72,7 @@ class GaussianMixture(KeepsDtype):
         _checks.weights("weights", weights, n_components)
         expected = _covariance_shape(covariance_type, n_components, dim)
         _checks.shape("covariances", covariances, expected, f" for {covariance_type!r}")
-        self.event_shape = (dim,) if event_shape is None else tuple(event_shape)
+        self.event_shape = (dim,) if event_shape is None else _checks.integers("event_shape", event_shape)
         if math.prod(self.event_shape) != dim:
             raise ValueError(f"event_shape: expected {dim} values, found {self.event_shape}")
         self.register_buffer("weights", weights)

@@ -38,11 +38,9 @@ class TimeEmbedding(ExtraState, KeepsDtype):
 
     def __init__(self, dim: int, horizon: float = 1.0) -> None:
         super().__init__()
-        if _checks.integer("embedding_dim", dim) % 4:
-            raise ValueError(f"embedding_dim: expected a multiple of 4, found {dim}")
-        if not (math.isfinite(horizon) and horizon > 0):
-            raise ValueError(f"horizon: expected a positive finite time, found {horizon}")
-        self.horizon = float(horizon)
+        _multiple_of_4("dim", dim)
+        number = horizon.item() if isinstance(horizon, Tensor) and horizon.numel() == 1 else horizon
+        self.horizon = _checks.positive("horizon", number)
         n, pi = dim // 4, math.pi
         self.register_buffer("u_frequencies", _geometric(pi / 2, 32 * pi, n), persistent=False)
         self.register_buffer("log_frequencies", _geometric(pi / 12, 2 * pi, n), persistent=False)
@@ -243,7 +241,7 @@ def build(name: str, **config: Any) -> MLP | UNet:
     Raises ValueError for a name that is not one of them, TypeError for an argument its constructor does not
     have.
     """
-    if name not in _ARCHITECTURES:
+    if not isinstance(name, str) or name not in _ARCHITECTURES:
         raise ValueError(f"name: expected one of {sorted(_ARCHITECTURES)}, found {name!r}")
     return _ARCHITECTURES[name](**config)
 
@@ -253,7 +251,7 @@ class FiLM(nn.Module):
 
     def __init__(self, widths: Sequence[int], embedding_dim: int, horizon: float) -> None:
         super().__init__()
-        self.embedding_dim = embedding_dim
+        self.embedding_dim = _multiple_of_4("embedding_dim", embedding_dim)
         self.embedding = TimeEmbedding(embedding_dim, horizon)
         self.hidden = nn.Linear(embedding_dim, embedding_dim)
         self.out = nn.Linear(embedding_dim, 2 * sum(widths))
@@ -283,6 +281,12 @@ class _Block(nn.Module):
         h = torch.addcmul(shift[:, :, None, None], h, scale[:, :, None, None])
         out: Tensor = self.shortcut(x) + self.conv2(F.silu(h))
         return out
+
+
+def _multiple_of_4(name: str, value: Any) -> int:
+    if _checks.integer(name, value) % 4:
+        raise ValueError(f"{name}: expected a multiple of 4, found {value}")
+    return int(value)
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:

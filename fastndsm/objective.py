@@ -43,8 +43,11 @@ class _Loss(nn.Module):
         super().__init__()
         if not isinstance(process, NoisingProcess):
             raise TypeError(f"process: expected a noising process, found {type(process).__name__}")
-        if not callable(weighting) and weighting not in ("variance", None):
-            raise ValueError(f"weighting: expected 'variance', None or a callable(t) -> [B], found {weighting!r}")
+        expected = "'variance', None or a callable(t) -> [B]"
+        if callable(weighting):
+            _checks.function("weighting", weighting, expected)
+        elif weighting is not None and not (isinstance(weighting, str) and weighting == "variance"):
+            raise ValueError(f"weighting: expected {expected}, found {_checks.shown(weighting)}")
         self.process = process
         self.weighting = weighting
         self.reduction = _checks.choice("reduction", reduction, functional.REDUCTIONS)
@@ -116,7 +119,7 @@ class NDSMLoss(_Loss):
     ) -> None:
         super().__init__(process, weighting, reduction)
         self.estimator = _checks.choice("estimator", estimator, ESTIMATORS)
-        self.antithetic = bool(antithetic)
+        self.antithetic = _checks.flag("antithetic", antithetic)
         if self.antithetic and estimator == "control_variate":
             raise ValueError("antithetic: expected False with estimator 'control_variate', found True")
         if control_variate is not None and estimator != "control_variate":

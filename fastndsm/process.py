@@ -9,10 +9,12 @@ where dt_n = t_{n+1} - t_n.
 
 from __future__ import annotations
 
+import bisect
 import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +30,24 @@ from .reference import philox
 
 Sigma = float | Callable[[float], float]
 STABLE, REFUSED = 0.2, 1.0  # bounds on q = a_n lambda_max(P_k)
+
+
+@dataclass(frozen=True)
+class TabulatedSigma:
+    """A sigma known at times alone: linear between them, constant beyond. It is equal to another by its values."""
+
+    times: tuple[float, ...]
+    values: tuple[float, ...]
+
+    def __call__(self, t: float) -> float:
+        i = max(bisect.bisect_right(self.times, t) - 1, 0)
+        if i + 1 == len(self.times):
+            return self.values[i]
+        weight = max(t - self.times[i], 0.0) / (self.times[i + 1] - self.times[i])
+        return self.values[i] + weight * (self.values[i + 1] - self.values[i])
+
+    def __repr__(self) -> str:
+        return f"TabulatedSigma({len(self.values)} values in {min(self.values):.4g}..{max(self.values):.4g})"
 
 
 def coordinate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -64,6 +84,15 @@ class Noised(NamedTuple):
     step: Tensor
 
 
+def _sigma_at(sigma: Sigma, t: float) -> float:
+    if not callable(sigma):
+        return _checks.positive("sigma", sigma)
+    _checks.function("sigma", sigma, "a positive number or a callable of t")
+    value: Any = sigma(t)
+    item = getattr(value, "item", None)  # of a tensor or an array
+    return _checks.positive(f"sigma({t:.6g})", value if item is None or math.prod(value.shape) != 1 else item())
+
+
 def _read_tables_again(process: NoisingProcess, _: Any) -> None:
     process._read_tables()
 
@@ -92,8 +121,8 @@ class NoisingProcess(ExtraState, KeepsDtype):
         with torch.inference_mode(False):  # tensors made inside could never be part of a gradient
             times = time_grid(horizon, n_steps, grid)
             dt = times.diff()
-            sigmas = torch.tensor([self._sigma(t) for t in times[:-1].tolist()], dtype=torch.float64, device="cpu")
             self.register_buffer("times", times)
+            sigmas = self.sigma_on_grid()
             self.register_buffer("drift_scale", 0.5 * sigmas**2 * dt)
             self.register_buffer("noise_std", sigmas * dt.sqrt())
         self._read_tables()
@@ -124,8 +153,11 @@ class NoisingProcess(ExtraState, KeepsDtype):
             self.rate = rate
 
     def _sigma(self, t: float) -> float:
-        value = float(self.sigma(t)) if callable(self.sigma) else self.sigma
-        return _checks.positive("sigma" if not callable(self.sigma) else f"sigma({t:.6g})", value)
+        return _sigma_at(self.sigma, t)
+
+    def sigma_on_grid(self) -> Tensor:
+        """sigma(t_n) at the start of each step, float64 [N]."""
+        return torch.tensor([self._sigma(t) for t in self.times[:-1].tolist()], dtype=torch.float64, device="cpu")
 
     @property
     def n_steps(self) -> int:
@@ -191,6 +223,7 @@ class NoisingProcess(ExtraState, KeepsDtype):
             step: n in 0..N-1, int or [B]; drawn uniformly if None.
             antithetic: 2B rows, mean + s z with noise z first, then mean - s z with noise -z.
         """
+        _checks.flag("antithetic", antithetic)
         n, key, start = self._gate(x0, step, seed, first_path)
         x, mean, noise = self.dynamics.simulate_transition(x0, n + 1, key, start, "auto")
         std = self.noise_std[n].to(coordinate_dtype(x.dtype))
@@ -212,6 +245,7 @@ class NoisingProcess(ExtraState, KeepsDtype):
 
         The same x as `transition` gives for the same seed and step. Antithetic: two whole paths, driven by z and by -z.
         """
+        _checks.flag("antithetic", antithetic)
         n, key, start = self._gate(x0, step, seed, first_path)
         x, target, variance = self.dynamics.simulate_target(x0, n + 1, key, start, antithetic, "auto")
         n = torch.cat([n, n]) if antithetic else n
@@ -219,15 +253,22 @@ class NoisingProcess(ExtraState, KeepsDtype):
 
     def same_law(self, other: NoisingProcess) -> bool:
         """Whether the other process noises data alike, on whatever grid: one mixture or drift, one sigma, one T."""
-        return self is other or self._law() == other._law()
+        return self is other or (self._law() == other._law() and self._same_sigma(other))
 
     def _law(self) -> tuple[Any, ...]:
-        sigma = self.sigma if callable(self.sigma) else float(self.sigma)
-        return type(self.prior), sigma, float(f"{self.T:.6g}")
+        return type(self.prior), float(f"{self.T:.6g}")
+
+    def _same_sigma(self, other: NoisingProcess) -> bool:
+        """One sigma, or equal values: where it is tabulated, if it is, else on both grids."""
+        if self.sigma is other.sigma or not (callable(self.sigma) or callable(other.sigma)):
+            return self.sigma == other.sigma
+        tabulated = [p for p in (self, other) if isinstance(p.sigma, TabulatedSigma)]
+        times = [t for p in tabulated or (self, other) for t in p.times[:-1].tolist()]
+        return all(math.isclose(self._sigma(t), other._sigma(t), rel_tol=1e-6) for t in times)
 
     def variance_at(self, t: Tensor) -> Tensor:
         """noise_variance at times t [B], linear between grid points and constant before t_1; in the dtype of t."""
-        times = self.times[1:].to(t.dtype)
+        times = self.times[1:].to(_checks.floating("t", t).dtype)
         values = self.noise_variance.to(t.dtype)
         if self.n_steps == 1:
             return values.expand(t.shape)
@@ -272,8 +313,7 @@ class LangevinProcess(NoisingProcess):
         smallest, _ = reference.covariance_eigenvalues()
         slowest = reference.largest_variance
         if T is None and isinstance(grid, str):
-            at_zero = float(sigma(0.0)) if callable(sigma) else sigma
-            T = 3.0 * slowest / _checks.positive("sigma", at_zero) ** 2
+            T = 3.0 * slowest / _sigma_at(sigma, 0.0) ** 2
         super().__init__(reference.dim, T, n_steps, sigma, grid)
         self.reference = reference
         self._register_noise_variance(1.0 - self.drift_scale / slowest)
@@ -317,6 +357,7 @@ class LangevinProcess(NoisingProcess):
 
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
         score = self.reference.score(x)
+        _checks.time("t", t, len(x))
         if not isinstance(t, Tensor):
             return 0.5 * self._sigma(float(t)) ** 2 * score
         if not callable(self.sigma):
@@ -402,16 +443,15 @@ class DriftProcess(NoisingProcess):
         *,
         rate: float = 0.0,
     ) -> None:
-        if not callable(drift):
-            raise TypeError(f"drift: expected a callable (x, t) -> like x, found {type(drift).__name__}")
+        _checks.network("drift", drift)
         if not (hasattr(prior, "sample") and hasattr(prior, "dim")):
             raise TypeError(f"prior: expected a GaussianMixture or the like, found {type(prior).__name__}")
         if T is None and isinstance(grid, str):
             raise ValueError("T: expected a horizon, found None; only a LangevinProcess has a default")
-        super().__init__(int(prior.dim), T, n_steps, sigma, grid)
+        super().__init__(_checks.count("prior.dim", prior.dim), T, n_steps, sigma, grid)
         self.drift_function = drift
         self.prior = prior
-        self.rate = float(rate)
+        self.rate = _checks.number("rate", rate)
         contraction = 1.0 - self.rate * self.times.diff()
         if not bool((contraction > 0).all()):
             raise ValueError(f"rate: expected rate * dt below 1, found {rate} * {float(self.times.diff().max()):.3g}")
@@ -419,8 +459,9 @@ class DriftProcess(NoisingProcess):
 
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
         _checks.batch("x", x, self.dim)
-        times = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
-        return self.drift_function(x, times)
+        _checks.time("t", t, len(x))
+        times = torch.as_tensor(t, dtype=x.dtype, device=x.device).reshape(-1).expand(len(x))
+        return _checks.drift_output(self.drift_function(x, times), x)
 
     def _law(self) -> tuple[Any, ...]:
         return *super()._law(), self.drift_function

@@ -28,11 +28,10 @@ class ResidualScore(nn.Module):
         super().__init__()
         if getattr(process, "reference", None) is None:
             raise TypeError(f"process: expected a LangevinProcess, found {type(process).__name__}")
-        if not callable(net):
-            raise TypeError(f"net: expected a module (x, t) -> like x, found {type(net).__name__}")
+        _checks.function("net", net, "a module (x, t) -> like x")
         self.net = net
         self.process: Any = process
-        self.features = bool(features)
+        self.features = _checks.flag("features", features)
 
     @property
     def feature_scale(self) -> float:

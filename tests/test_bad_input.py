@@ -22,9 +22,12 @@ from fastndsm import (
     ResidualScore,
     _checks,
     functional,
+    latent,
     log_likelihood,
     sample,
 )
+from fastndsm.networks import MLP, TimeEmbedding, UNet
+from fastndsm.training import TrainConfig, Trainer
 
 NAN, INF = float("nan"), float("inf")
 
@@ -333,6 +336,8 @@ CASES = [
          "step: expected a value in 0..9, found 10"),
     Case("reverse step steps", lambda: functional.reverse_step(x2, x2, ou(), torch.zeros(3).long(), seed=0), V,
          "step: expected one integer, found shape (3,)"),
+    Case("latent config", lambda: latent.LatentModel.fit(EIGHT, latent.PCA.fit(EIGHT), 1, config={"steps": 1}), T,
+         "config: expected a TrainConfig, found dict"),
     Case("reverse step method", lambda: functional.reverse_step(x2, x2, ou(), 0, seed=0, method="heun"), V,
          "method: expected one of 'sde', 'ode', found 'heun'"),
     # the sampler
@@ -383,3 +388,372 @@ def test_finite_values_whose_sum_is_not_are_finite(dtype: torch.dtype, large: fl
     opposed = torch.tensor([float("inf"), -float("inf")], dtype=dtype)
     with pytest.raises(ValueError, match="found 2 NaN or infinite"):
         _checks.finite("x", opposed)
+
+
+class Anything:
+    """An object of no use, whose repr is short."""
+
+    def __repr__(self) -> str:
+        return "Anything()"
+
+
+BAD: dict[str, Any] = {
+    "None": None,
+    "NaN": NAN,
+    "inf": INF,
+    "-1": -1,
+    "-0.5": -0.5,
+    "0": 0,
+    "0.5": 0.5,
+    "True": True,
+    "string": "x",
+    "2**70": 2**70,
+    "integers": torch.zeros(3, dtype=torch.int64),
+    "complex": torch.zeros(3, 2, dtype=torch.complex64),
+    "no rows": torch.zeros(0, 2),
+    "NaNs": torch.full((3, 2), NAN),
+    "list": [1, "a"],
+    "dict": {"a": 1},
+    "empty": [],
+    "array": np.array(["a", "b"]),
+    "object": Anything(),
+    "class": GaussianMixture,
+}
+
+
+def identity(x: Tensor, t: Tensor) -> Tensor:
+    return x
+
+
+def trainer(**options: Any) -> Any:
+    given = {"score_net": MLP(2, (4,), embedding_dim=4), "loss": NDSMLoss(ou()), "data": torch.zeros(8, 2)}
+    return Trainer(**{**given, "config": TrainConfig(steps=1), **options})
+
+
+# What is accepted besides the value given here, for it has a meaning. Everything else is refused by name.
+SEED, STEP, PATH, FLAG = "None -1 0", "None 0 integers", "0", "True"
+TIME = "-1 -0.5 0 0.5 2**70 integers"
+EIGHT = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 3.0], [3.0, 1.0], [4.0, 2.0], [5.0, 7.0], [6.0, 4.0], [7.0, 5.0]])
+PURE = "NaNs"  # NaN in, NaN out
+PROCESS = {"n_steps": (10, ""), "sigma": (0.5, "0.5 2**70"), "grid": ("uniform", "")}
+DRAW = {"seed": (0, SEED), "first_path": (0, PATH)}
+NETWORK = {"horizon": (1.0, "0.5 2**70"), "embedding_dim": (4, "")}
+BACKEND = {"backend": ("reference", "")}
+SOUND = {
+    "GaussianMixture": (
+        GaussianMixture,
+        {
+            "weights": ([1.0], ""),
+            "means": ([[0.0, 0.0]], ""),
+            "covariances": ([1.0], ""),
+            "covariance_type": ("spherical", ""),
+            "event_shape": (None, "None"),
+        },
+    ),
+    "GaussianMixture.fit": (
+        lambda X, **options: GaussianMixture.fit(X, **options),
+        {
+            "X": (torch.linspace(0, 1, 40).reshape(20, 2), ""),
+            "n_components": (1, ""),
+            "covariance_type": ("spherical", ""),
+            "reg_covar": (1e-2, "0 0.5 2**70"),
+        },
+    ),
+    "GaussianMixture.score": (lambda x: mixture().score(x), {"x": (x2, PURE)}),
+    "GaussianMixture.log_prob": (lambda x: mixture().log_prob(x), {"x": (x2, PURE)}),
+    "GaussianMixture.responsibilities": (lambda x: mixture().responsibilities(x), {"x": (x2, PURE)}),
+    "GaussianMixture.hvp": (lambda x, v: mixture().hvp(x, v), {"x": (x2, PURE), "v": (x2, PURE)}),
+    "GaussianMixture.sample": (lambda n, **o: mixture().sample(n, **o), {"n": (3, ""), **DRAW}),
+    "LangevinProcess": (
+        lambda **o: LangevinProcess(**o),
+        {"reference": (mixture(), ""), "T": (0.5, "None 0.5 2**70"), **PROCESS},
+    ),
+    "OUProcess": (
+        lambda **o: OUProcess(**o),
+        {"dim": (2, ""), "T": (0.5, "None 0.5 2**70"), **PROCESS, "event_shape": (None, "None")},
+    ),
+    "DriftProcess": (
+        DriftProcess,
+        {
+            "drift": (lambda x, t: -x, ""),
+            "prior": (mixture(), ""),
+            "T": (0.5, "0.5 2**70"),
+            **PROCESS,
+            "rate": (0.0, "-1 -0.5 0 0.5"),
+        },
+    ),
+    "drift": (lambda x, t: ou().drift(x, t), {"x": (x2, PURE), "t": (0.5, TIME)}),
+    "DriftProcess.drift": (lambda x, t: drift_process().drift(x, t), {"x": (x2, PURE), "t": (0.5, TIME)}),
+    "variance_at": (lambda t: ou().variance_at(t), {"t": (torch.zeros(3), "NaNs, no rows")}),
+    "simulate": (lambda x0, **o: ou().simulate(x0, **o), {"x0": (x2, ""), "steps": (3, STEP), **DRAW}),
+    "noised": (
+        lambda x0, **o: ou().noised(x0, **o),
+        {"x0": (x2, ""), "step": (3, STEP), **DRAW, "antithetic": (False, FLAG)},
+    ),
+    "transition": (
+        lambda x0, **o: ou().transition(x0, **o),
+        {"x0": (x2, ""), "step": (3, STEP), **DRAW, "antithetic": (False, FLAG)},
+    ),
+    "exact_noised": (lambda x0, **o: ou().exact_noised(x0, **o), {"x0": (x2, ""), "step": (3, STEP), **DRAW}),
+    "draw_steps": (lambda n, **o: ou().draw_steps(n, **o), {"n": (3, ""), **DRAW}),
+    "NDSMLoss": (
+        NDSMLoss,
+        {
+            "process": (ou(), ""),
+            "estimator": ("path", ""),
+            "antithetic": (False, FLAG),
+            "control_variate": (None, "None"),
+            "weighting": ("variance", "None"),
+            "reduction": ("mean", ""),
+        },
+    ),
+    "DSMLoss": (DSMLoss, {"process": (ou(), ""), "weighting": ("variance", "None"), "reduction": ("mean", "")}),
+    "NDSMLoss()": (
+        lambda score_net, x0, **o: NDSMLoss(ou())(score_net, x0, **o),
+        {
+            "score_net": (identity, ""),
+            "x0": (x2, ""),
+            "seed": (0, SEED),
+            "step": (3, STEP),
+            "first_path": (0, "None 0"),
+        },
+    ),
+    "DSMLoss()": (
+        lambda score_net, x0, **o: DSMLoss(ou())(score_net, x0, **o),
+        {
+            "score_net": (identity, ""),
+            "x0": (x2, ""),
+            "seed": (0, SEED),
+            "step": (3, STEP),
+            "first_path": (0, "None 0"),
+        },
+    ),
+    "ResidualScore": (
+        ResidualScore,
+        {"net": (torch.nn.Identity(), ""), "process": (ou(), ""), "features": (False, FLAG)},
+    ),
+    "MLP": (MLP, {"dim": (2, ""), "hidden": ((4,), ""), "in_dim": (None, "None"), **NETWORK}),
+    "MLP()": (lambda x, t: MLP(2, (4,), embedding_dim=4)(x, t), {"x": (x2, PURE), "t": (torch.zeros(3), "")}),
+    "UNet": (
+        UNet,
+        {
+            "channels": (1, ""),
+            "size": (8, ""),
+            "base": (8, ""),
+            "multipliers": ((1,), ""),
+            "in_channels": (None, "None"),
+            **NETWORK,
+        },
+    ),
+    "TimeEmbedding": (TimeEmbedding, {"dim": (4, ""), "horizon": NETWORK["horizon"]}),
+    "TrainConfig": (
+        TrainConfig,
+        {
+            **{name: (5, "") for name in ("steps", "batch_size", "checkpoint_every", "noised_ahead", "pool_passes")},
+            "lr": (1e-3, "0.5 2**70"),
+            "ema": (0.9, "0 0.5"),
+            "seed": (0, "-1 0"),
+            "paths": ("fresh", ""),
+            "grad_clip": (None, "None 0.5 2**70"),
+        },
+    ),
+    "Trainer": (
+        trainer,
+        {
+            "score_net": (MLP(2, (4,), embedding_dim=4), ""),
+            "loss": (NDSMLoss(ou()), ""),
+            "data": (torch.zeros(8, 2), ""),
+            "config": (TrainConfig(), "None"),
+            "optimizer": (None, "None"),
+            "directory": (None, "None string"),
+            "meta": (None, "None dict"),
+        },
+    ),
+    "Trainer.fit": (lambda progress: trainer().fit(progress), {"progress": (False, FLAG)}),
+    "sample": (
+        lambda score_net, process, n, **o: sample(score_net, process, n, **o),
+        {
+            "score_net": (identity, ""),
+            "process": (ou(), ""),
+            "n": (2, ""),
+            "method": ("sde", ""),
+            "batch_size": (None, "None"),
+            **DRAW,
+            "progress": (False, FLAG),
+            "cuda_graph": ("auto", ""),
+            "fused": ("auto", ""),
+            "dtype": (None, "None"),
+        },
+    ),
+    "log_likelihood": (
+        lambda score_net, process, x, **o: log_likelihood(score_net, process, x, **o),
+        {"score_net": (identity, ""), "process": (ou(), ""), "x": (x2, ""), "n_probes": (1, ""), "seed": (0, SEED)},
+    ),
+    "latent.PCA.fit": (
+        latent.PCA.fit,
+        {"X": (EIGHT, ""), "dim": (1, "None"), "whiten": (False, FLAG)},
+    ),
+    "latent.Autoencoder.fit": (
+        lambda **o: latent.Autoencoder.fit(**{"steps": 1, **o}),
+        {
+            "X": (EIGHT, ""),
+            "dim": (1, ""),
+            "hidden": ((4,), ""),
+            "kl_weight": (0.0, "0 0.5 2**70"),
+            "batch_size": (2, ""),
+            "lr": (1e-3, "0.5 2**70"),
+            "seed": (0, "-1 0"),
+        },
+    ),
+    "latent.Autoencoder": (
+        latent.Autoencoder,
+        {"dim": (1, ""), "event_shape": ((2,), ""), "hidden": ((4,), ""), "kl_weight": (0.0, "0 0.5 2**70")},
+    ),
+    "latent.LatentModel.fit": (
+        lambda **o: latent.LatentModel.fit(
+            **{"config": TrainConfig(steps=1), "progress": False, "n_init": 1, "hidden": (4,), **o}
+        ),
+        {
+            "X": (EIGHT, ""),
+            "encoder": (latent.PCA.fit(EIGHT), ""),
+            "n_components": (1, ""),
+            "covariance_type": ("spherical", ""),
+            "hidden": ((4,), ""),
+            "progress": (False, FLAG),
+        },
+    ),
+    "philox_normal": (
+        functional.philox_normal,
+        {
+            "n_paths": (2, ""),
+            "dim": (2, ""),
+            "step": (0, "0"),
+            "stream": (0, "0"),
+            **DRAW,
+            "dtype": (torch.float32, ""),
+            "device": ("cpu", ""),
+            **BACKEND,
+        },
+    ),
+    **{
+        name: (
+            getattr(functional, name),
+            {"x0": (x2, ""), "process": (ou(), ""), "steps": (3, steps), **DRAW, **flags, **BACKEND},
+        )
+        for name, steps, flags in (
+            ("simulate", STEP, {}),
+            ("simulate_transition", "None", {}),
+            ("simulate_target", STEP, {"antithetic": (False, FLAG)}),
+        )
+    },
+    "reverse_step": (
+        functional.reverse_step,
+        {
+            "y": (x2, PURE),
+            "score": (x2, PURE),
+            "process": (ou(), ""),
+            "step": (0, "0"),
+            **DRAW,
+            "method": ("sde", ""),
+            **BACKEND,
+        },
+    ),
+    "mixture_score": (functional.mixture_score, {"x": (x2, PURE), "mixture": (mixture(), ""), **BACKEND}),
+    "mixture_log_prob": (functional.mixture_log_prob, {"x": (x2, PURE), "mixture": (mixture(), ""), **BACKEND}),
+    "mixture_hvp": (
+        functional.mixture_hvp,
+        {"x": (x2, PURE), "v": (x2, PURE), "mixture": (mixture(), ""), **BACKEND},
+    ),
+    "mixture_sample": (
+        functional.mixture_sample,
+        {"n": (2, ""), "mixture": (mixture(), ""), **DRAW, "dtype": (None, "None"), **BACKEND},
+    ),
+    "ndsm_loss": (
+        functional.ndsm_loss,
+        {
+            "scores": (x2, PURE),
+            "noise": (x2, PURE),
+            "std": (torch.ones(3), ""),
+            "estimator": ("plain", ""),
+            "weight": (None, "None"),
+            "reduction": ("mean", ""),
+            **BACKEND,
+        },
+    ),
+    "dsm_loss": (
+        functional.dsm_loss,
+        {
+            "score": (x2, PURE),
+            "target": (x2, PURE),
+            "weight": (None, "None"),
+            "reduction": ("mean", ""),
+            **BACKEND,
+        },
+    ),
+}
+OF_TWO = {("dsm_loss", "score", "no rows"): "target"}  # the message names the other of two that disagree
+REFUSED_AS_A_WHOLE = r"(LangevinProcess|OUProcess): q = "  # T and sigma, where the scheme is unstable
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"), [(name, argument) for name, (_, given) in SOUND.items() for argument in given]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_every_argument_has_a_meaning_or_an_error_that_begins_with_its_name(name: str, argument: str) -> None:
+    call, given = SOUND[name]
+    values = {key: value for key, (value, _) in given.items()}
+    call(**values)
+    accepted = []
+    for label, bad in BAD.items():
+        try:
+            call(**{**values, argument: bad})
+            accepted.append(label)
+        except (ValueError, TypeError) as error:
+            named = OF_TWO.get((name, argument, label), argument)
+            if re.match(REFUSED_AS_A_WHOLE, str(error)) and argument in ("T", "sigma"):
+                accepted.append(label)
+                continue
+            assert re.match(rf"{named}\b.*: expected ", str(error)), (label, str(error))
+            assert len(str(error)) < 300, (label, str(error))
+    known = {label for label in BAD if re.search(rf"(^|[ ,]){re.escape(label)}($|[ ,])", given[argument][1])}
+    assert set(accepted) == known
+
+
+class TestDrift:
+    """What a drift gives back is looked at wherever it is called."""
+
+    @pytest.mark.parametrize(
+        ("drift", "error", "message"),
+        [
+            (lambda x, t: (x, x), TypeError, "expected it to return a tensor like x, found tuple"),
+            (lambda x, t: None, TypeError, "expected it to return a tensor like x, found NoneType"),
+            (lambda x, t: x[:, :1], ValueError, "expected output of the shape of x, (3, 2), found (3, 1)"),
+            (lambda x, t: x.sum(), ValueError, "expected output of the shape of x, (3, 2), found ()"),
+            (lambda x, t: x.long(), TypeError, "expected floating point output, found torch.int64"),
+            (lambda x, t: x.to(torch.complex64), TypeError, "expected floating point output, found torch.complex64"),
+        ],
+    )
+    @pytest.mark.parametrize("method", ["drift", "simulate", "noised", "transition"])
+    def test_bad_output(self, method: str, drift: Any, error: type[Exception], message: str) -> None:
+        process = drift_process(drift)
+        with pytest.raises(error, match="^" + re.escape(f"drift: {message}")):
+            process.drift(x2, 0.5) if method == "drift" else getattr(process, method)(x2, 2)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+    def test_a_constant_in_another_dtype_does_not_widen_the_samples(self, dtype: torch.dtype) -> None:
+        rates = torch.tensor([1.0, 0.5], dtype=torch.float64)
+        process = drift_process(lambda x, t: -rates * x)
+        assert process.noised(x2.to(dtype), 2, seed=0).x.dtype == dtype
+        assert process.simulate(x2.to(dtype), seed=0).dtype == dtype
+        assert process.drift(x2.to(dtype), 0.5).dtype == dtype
+
+    @pytest.mark.parametrize("dim", [None, 2.5, -1, "two", torch.zeros(2), True])
+    def test_a_prior_of_no_dimension(self, dim: Any) -> None:
+        class Prior:
+            def sample(self, n: int, **_: Any) -> Tensor:
+                return torch.zeros(n, 2)
+
+        prior = Prior()
+        prior.dim = dim  # type: ignore[attr-defined]
+        with pytest.raises((ValueError, TypeError), match=r"^prior\.dim: expected an integer"):
+            DriftProcess(lambda x, t: -x, prior, T=1.0)

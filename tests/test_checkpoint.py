@@ -290,25 +290,193 @@ class TestModel:
             load_model(path)
 
     def test_what_cannot_be_rebuilt_is_refused(self, tmp_path: Path) -> None:
-        class Own(nn.Module):
-            def forward(self, x: Tensor, t: Tensor) -> Tensor:
-                return -x
+        class Odd(nn.Module):
+            def get_extra_state(self) -> Any:
+                return {"calls": 3}
 
-        mixture = fastndsm.GaussianMixture.standard_normal(2)
-        varying = fastndsm.LangevinProcess(mixture, T=1.0, sigma=lambda t: 1.0 + t)
-        drifting = fastndsm.DriftProcess(lambda x, t: -x, mixture, T=1.0)
-        for score_net, process, message in (
-            (
-                Own(),
-                processes()["ou"],
-                "score_net: expected fastndsm's MLP or UNet, or its ResidualScore, found Own",
-            ),
-            (network(), varying, "process: expected a constant sigma, found a callable"),
-            (network(), drifting, "process: expected a LangevinProcess or OUProcess, found DriftProcess"),
+        ou = processes()["ou"]
+        strange = Own()
+        strange.config = {"width": {1, 2}}
+        sparse = Own()
+        sparse.register_buffer("table", torch.eye(2).to_sparse())
+        drifting = fastndsm.DriftProcess(lambda x, t: -x, fastndsm.GaussianMixture.standard_normal(2), T=1.0)
+        for score_net, process, meta, message in (
+            (lambda x, t: x, ou, None, "score_net: expected a torch.nn.Module, found function"),
+            (network(), drifting, None, "process: expected a LangevinProcess or OUProcess, found DriftProcess"),
+            (network(), ou, {"a": {1}}, "meta: expected a JSON-able dict, found: Object of type set"),
+            (network(), ou, {"a": math.nan}, "meta: expected a JSON-able dict, found: Out of range"),
+            (network(), ou, "ring", "meta: expected a JSON-able dict, found str"),
+            (strange, ou, None, "score_net.config: expected a JSON-able dict, found: Object of type set"),
+            (sparse, ou, None, "table: expected a dense tensor, which can be stored, found a torch.sparse_coo one"),
+            (Odd(), ou, None, "score_net: expected a state of tensors, found dict as _extra_state"),
         ):
-            with pytest.raises(TypeError, match=message):
-                save_model(tmp_path / "m", score_net, process)
+            with pytest.raises(TypeError, match=f"^{message}"):
+                save_model(tmp_path / "m", score_net, process, meta=meta)
         assert not (tmp_path / "m").exists()
+
+
+class Own(nn.Module):
+    """A network of the user's own, with everything that is stored: tied weights, buffers, complex numbers."""
+
+    def __init__(self, width: int = 5) -> None:
+        super().__init__()
+        self.config: Any = {"width": width}
+        self.first, self.again, self.last = nn.Linear(2, width), nn.Linear(2, width), nn.Linear(width, 2)
+        self.again.weight = self.first.weight
+        self.turn = nn.Parameter(torch.ones(2, dtype=torch.complex128))
+        self.norm = nn.BatchNorm1d(2)
+        self.register_buffer("table", torch.ones(2), persistent=False)
+        self.register_buffer("view", self.first.weight.data)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        x = (self.norm(x) * self.turn).real.to(x.dtype)
+        return self.last(torch.tanh(self.first(x) + self.again(x))) * self.table
+
+
+class Bare(nn.Module):
+    """A network that says nothing of its constructor's arguments."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(2, width), nn.Linear(width, 2)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.last(self.first(x).relu())
+
+
+class Derived(MLP):
+    """A subclass of the library's network is a class of its own."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return super().forward(x, t) + 1.0
+
+
+class TestOwnNetworks:
+    """Of any class, residual or not, compiled or not, in every dtype."""
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+    @pytest.mark.parametrize("residual", [False, True], ids=["bare", "residual"])
+    @pytest.mark.parametrize("compiled", [None, "net", "whole"], ids=str)
+    def test_a_loaded_network_gives_the_same_scores(
+        self, tmp_path: Path, compiled: str | None, residual: bool, dtype: torch.dtype
+    ) -> None:
+        process = processes()["spherical"]
+        net = Own(7)
+        with torch.no_grad():
+            net.turn += 0.3j
+            net.norm.running_mean += 0.1
+        net = net._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)
+        inner = torch.compile(net, backend="eager") if compiled == "net" else net
+        whole = fastndsm.ResidualScore(inner, process) if residual else inner
+        whole = torch.compile(whole, backend="eager") if compiled == "whole" else whole
+        save_model(tmp_path / "m", whole, process)
+        for options in ({"network": Own}, {"network": lambda: Own(7)}, {"allow_import": f"{__name__}.Own"}):
+            loaded, _, _ = load_model(tmp_path / "m", **options)
+            assert isinstance(loaded, fastndsm.ResidualScore) == residual
+            found = loaded.net if residual else loaded
+            assert found.again.weight is found.first.weight
+            assert (found.table.dtype, found.turn.dtype) == (dtype, torch.complex128)
+            x, t = torch.randn(4, 2, dtype=dtype), torch.rand(4)
+            plain = fastndsm.ResidualScore(net, process) if residual else net
+            assert torch.equal(loaded(x, t), plain.eval()(x, t))
+
+    def test_the_librarys_networks_compiled_load_as_they_are(self, tmp_path: Path) -> None:
+        process = processes()["ou"]
+        net = network(horizon=process.T)
+        save_model(tmp_path / "m", torch.compile(fastndsm.ResidualScore(torch.compile(net), process)), process)
+        loaded, _, _ = load_model(tmp_path / "m")
+        assert type(loaded) is fastndsm.ResidualScore and type(loaded.net) is MLP
+        assert_equal_weights(loaded.net, net)
+
+    def test_a_subclass_is_not_taken_for_its_base(self, tmp_path: Path) -> None:
+        net = Derived(2, (8,))
+        save_model(tmp_path / "m", net, processes()["ou"])
+        with pytest.raises(ValueError, match=r"network: expected the class .*\.Derived, which .* found None"):
+            load_model(tmp_path / "m")
+        loaded, _, _ = load_model(tmp_path / "m", network=Derived)
+        x, t = torch.randn(3, 2), torch.rand(3)
+        assert torch.equal(loaded(x, t), net(x, t))
+
+    def test_without_a_config_a_function_makes_it(self, tmp_path: Path) -> None:
+        net = Bare(6)
+        save_model(tmp_path / "m", net, processes()["ou"])
+        with pytest.raises(TypeError, match=r"^network: expected Bare to take the stored config, None, found: .*width"):
+            load_model(tmp_path / "m", network=Bare)
+        assert_equal_weights(load_model(tmp_path / "m", network=lambda: Bare(6))[0], net)
+        with pytest.raises(CheckpointError, match="size mismatch"):
+            load_model(tmp_path / "m", network=lambda: Bare(7))
+
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({}, ValueError, r"network: expected the class {0}, which .* found None; pass it, or allow_import='{0}'"),
+            ({"allow_import": "os.system"}, ValueError, "network: expected the class {0}, which .* found None"),
+            ({"allow_import": True}, TypeError, "allow_import: expected names of classes, found True"),
+            ({"allow_import": [3]}, TypeError, r"allow_import: expected names of classes, found \[3\]"),
+            (
+                {"network": "Own"},
+                TypeError,
+                "network: expected a class or a function that makes a network, found 'Own'",
+            ),
+            ({"device": "warp"}, ValueError, "device: expected a device that torch can use, found 'warp'"),
+            ({"device": None}, ValueError, "device: expected a device that torch can use, found None"),
+            ({"network": dict}, TypeError, "network: expected it to make a torch.nn.Module, found dict"),
+        ],
+    )
+    def test_nothing_is_imported_unasked(
+        self, tmp_path: Path, options: dict[str, Any], error: type[Exception], message: str
+    ) -> None:
+        save_model(tmp_path / "m", Own(), processes()["ou"])
+        with pytest.raises(error, match="^" + message.format(f"{__name__}.Own")):
+            load_model(tmp_path / "m", **options)
+
+    @pytest.mark.parametrize("name", ["no_such_package.Net", "math.Net", "math.pi", "Net", "a b.c", ""])
+    def test_names_that_lead_to_no_class(self, tmp_path: Path, name: str) -> None:
+        save_model(tmp_path / "m", Own(), processes()["ou"])
+        rewritten(lambda d: d["network"].update({"class": name}))(tmp_path / "m" / "model.json")
+        with pytest.raises((ValueError, TypeError), match=r"^allow_import: expected"):
+            load_model(tmp_path / "m", allow_import=[name])
+
+
+def assert_equal_weights(one: nn.Module, other: nn.Module) -> None:
+    first, second = one.state_dict(), other.state_dict()
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class TestCallableSigma:
+    @pytest.mark.parametrize("kind", ["langevin", "ou"])
+    def test_its_values_on_the_grid_are_stored(self, tmp_path: Path, kind: str) -> None:
+        def sigma(t: float) -> float:
+            return 0.5 + 0.3 * math.cos(t)
+
+        options: dict[str, Any] = {"T": 2.0, "n_steps": 30, "sigma": sigma, "grid": "quadratic"}
+        mixture = fastndsm.GaussianMixture([0.5, 0.5], [[0.0, 1.0], [1.0, 0.0]], [0.5, 1.0], "spherical")
+        langevin = kind == "langevin"
+        process = fastndsm.LangevinProcess(mixture, **options) if langevin else fastndsm.OUProcess(2, **options)
+        net = fastndsm.ResidualScore(network(horizon=2.0), process)
+        save_model(tmp_path / "m", net, process)
+        loaded, again, _ = load_model(tmp_path / "m")
+        for name in ("times", "drift_scale", "noise_std", "noise_variance"):
+            assert torch.equal(getattr(again, name), getattr(process, name)), name
+        x = torch.randn(3, 2)
+        for t in process.times[:-1].tolist():
+            assert torch.equal(again.drift(x, t), process.drift(x, t))
+        between = float(process.times[10:12].mean())
+        assert again.sigma(between) == pytest.approx(sigma(between), abs=1e-3)
+        expected = fastndsm.sample(net, process, 5, seed=0)
+        assert torch.equal(fastndsm.sample(loaded, again, 5, seed=0), expected)
+        # equal by its values: with the process that it was made of, and saved once more
+        assert torch.equal(fastndsm.sample(loaded, process, 5, seed=0), expected)
+        save_model(tmp_path / "n", loaded, again)
+        assert load_model(tmp_path / "n")[1].sigma == again.sigma
+        assert not again.same_law(fastndsm.OUProcess(2, **{**options, "sigma": lambda t: 0.5}))
+        assert len(repr(again.sigma)) < 100
+
+    def test_one_step(self, tmp_path: Path) -> None:
+        process = fastndsm.OUProcess(2, T=0.1, n_steps=1, sigma=lambda t: 0.7)
+        save_model(tmp_path / "m", network(), process)
+        assert load_model(tmp_path / "m")[1].sigma(5.0) == 0.7
 
 
 def test_digest_tells_values_shapes_and_dtypes_apart() -> None:

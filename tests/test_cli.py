@@ -6,8 +6,10 @@ import dataclasses
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -267,6 +269,42 @@ class TestTrain:
             main(["train", "--out", str(tmp_path / "r"), option])
         assert caught.value.code == 2
         assert "error:" in capsys.readouterr().err
+
+
+class TestLock:
+    """A run's folder belongs to one process at a time."""
+
+    def test_a_second_run_is_refused_and_a_killed_one_leaves_the_folder_free(
+        self, tmp_path: Path, run: Any, start_python: Callable[..., subprocess.Popen[str]]
+    ) -> None:
+        out = tmp_path / "r"
+        options = ["train", "--data", "four_modes", "--n-train", "200", "--out", str(out), *TINY]
+        code = (
+            "import sys, torch; torch.set_num_threads(1); from fastndsm.cli import main; sys.exit(main(sys.argv[1:]))"
+        )
+        first = start_python(code, *options, "--steps", "1000000", "--checkpoint-every", "5")
+        while not (kept := checkpoint.latest(out / "checkpoints")):
+            assert first.poll() is None, first.communicate()
+            time.sleep(0.02)
+        for more in ([], ["--resume"], ["--overwrite"]):
+            result = run(*options, *more)
+            refused(
+                result, f"--out: expected a folder that no run is writing to, found {out} in use by process {first.pid}"
+            )
+            assert f"on {socket.gethostname()}, since 20" in result.err
+        assert first.poll() is None and checkpoint.latest(out / "checkpoints") >= kept
+        first.kill()
+        first.wait()
+        assert (out / "lock").is_file()  # it says nothing: the system knows that nobody holds it
+        refused(run(*options), "found a run in")
+        refused(run(*options, "--resume"), "--resume: expected the settings of the run, found --steps 12")
+        result = run(*options, "--overwrite")
+        assert result.status == 0, result.err
+        assert sorted(path.name for path in out.iterdir()) == ["checkpoints", "model", "report", "setup"]
+
+    def test_a_run_that_fails_at_once_leaves_nothing(self, tmp_path: Path, run: Any) -> None:
+        assert run("train", "--data", "nowhere.npy", "--out", tmp_path / "a" / "r", *TINY).status == 2
+        assert not (tmp_path / "a" / "r").exists()
 
 
 class TestSampleAndEvaluate:

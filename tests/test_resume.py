@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,15 +42,16 @@ def mixture(shift: float = 0.0) -> fastndsm.GaussianMixture:
 
 
 def make(directory: Path | None, **changed: Any) -> Trainer:
-    """Build a small run; `changed` are options of TrainConfig, or estimator, optimizer, shift, width, data."""
+    """Build a small run; `changed` are options of TrainConfig, or estimator, optimizer, shift, width, data, dtype."""
     torch.manual_seed(0)
     estimator = changed.pop("estimator", "path")
     process = fastndsm.LangevinProcess(mixture(changed.pop("shift", 0.0)), n_steps=12)
     h = MLP(2, (8,), embedding_dim=8) if estimator == "separate" else None
     name = "control_variate" if h is not None else estimator
     loss = fastndsm.NDSMLoss(process, name, changed.pop("antithetic", False), control_variate=h)
-    net = fastndsm.ResidualScore(Dropping(changed.pop("width", 12)), process)
-    data = changed.pop("data", mixture().sample(50, seed=1).float())
+    dtype = changed.pop("dtype", torch.float32)
+    net = fastndsm.ResidualScore(Dropping(changed.pop("width", 12)), process).to(dtype)
+    data = changed.pop("data", mixture().sample(50, seed=1).to(dtype))
     optimizer = changed.pop("optimizer", None)
     config = TrainConfig(**{"steps": 22, "batch_size": 8, "checkpoint_every": 5, "noised_ahead": 3, **changed})
     return Trainer(net, loss, data, config, optimizer=optimizer, directory=directory)
@@ -119,6 +121,135 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path, name: str)
     assert_same(everything(resumed), everything(whole))
     assert [row.step for row in history] == [5, 10, 15, 20, 22]
     assert [row.seconds for row in history] == sorted(row.seconds for row in history)
+
+
+STEPPERS = sorted(
+    name
+    for name, value in vars(torch.optim).items()
+    if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+)
+REFUSED = {  # and where: LBFGS and SparseAdam before the first step, Muon by itself (matrices alone)
+    "LBFGS": (TypeError, "optimizer: expected one that steps once for each gradient, found LBFGS"),
+    "SparseAdam": (RuntimeError, "SparseAdam does not support dense gradients"),
+    "Muon": (ValueError, "Muon only supports 2D parameters"),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", STEPPERS)
+def test_every_optimizer_in_every_dtype(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    options: dict[str, Any] = {
+        "optimizer": lambda p: getattr(torch.optim, name)(p, lr=1e-3),
+        "dtype": dtype,
+        "steps": 8,
+        "checkpoint_every": 3,
+    }
+    if name in REFUSED:
+        error, message = REFUSED[name]
+        with pytest.raises(error, match=message):
+            make(tmp_path, **options).fit(progress=False)
+        assert list(tmp_path.iterdir()) == []
+        return
+    whole = make(None, **options)
+    whole.fit(progress=False)
+    stopped_at(7, make(tmp_path, **options))
+    resumed = make(tmp_path, **options)
+    assert resumed.resume() == 6
+    assert_same(everything(resumed), everything(make_resumed(tmp_path, **options)))
+    resumed.fit(progress=False)
+    assert_same(everything(resumed), everything(whole))
+    for (_, one), (_, other) in zip(resumed._masters, whole._masters, strict=True):
+        assert one.dtype == torch.float32 and torch.equal(one, other)
+    for one, other in zip(resumed._average, whole._average, strict=True):
+        assert one.dtype == torch.promote_types(dtype, torch.float32) and torch.equal(one, other)
+
+
+def make_resumed(directory: Path, **options: Any) -> Trainer:
+    made = make(directory, **options)
+    made.resume()
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_checkpoint_with_weights_and_average_in_half_precision_resumes(tmp_path: Path, dtype: torch.dtype) -> None:
+    """As they were written before both were kept in float32."""
+    stopped_at(13, make(tmp_path, dtype=dtype))
+    new = checkpoint.load_checkpoint(tmp_path / "step-000010")
+    weights = make(None, dtype=dtype).score_net.state_dict()
+
+    def narrow(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: t.to(weights[name].dtype) for name, t in tensors.items()}
+
+    for moments in new.optimizer["state"].values():
+        moments.update({name: t.to(dtype) for name, t in moments.items() if name != "step"})
+    state = {name: value for name, value in new.state.items() if name not in ("step", "optimizer", "files")}
+    checkpoint.save_checkpoint(tmp_path, 10, narrow(new.model), narrow(new.ema), new.optimizer, state)
+    assert {t.dtype for t in checkpoint.load_checkpoint(tmp_path / "step-000010").ema.values()} >= {dtype}
+    resumed = make(tmp_path, dtype=dtype)
+    assert resumed.resume() == 10
+    for name, value in narrow(new.ema).items():
+        assert torch.equal(resumed.ema_net.state_dict()[name], value), name
+    assert resumed.fit(progress=False)[-1].step == 22
+
+
+class Counting(nn.Module):
+    """A network with a state beside tensors: how often it has been called, which changes what it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.calls = MLP(2, (8,), embedding_dim=8), 0
+
+    def get_extra_state(self) -> Any:
+        return {"calls": self.calls, "sizes": (1, torch.ones(2)), "limit": float("inf")}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.calls = state["calls"]
+        assert torch.equal(state["sizes"][1], torch.ones(2)) and state["limit"] == float("inf")
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.calls += self.training
+        return self.net(x, t) / self.calls
+
+
+def test_a_state_beside_tensors_is_stored_as_well(tmp_path: Path) -> None:
+    def counting(directory: Path | None) -> Trainer:
+        torch.manual_seed(0)
+        process = fastndsm.LangevinProcess(mixture(), n_steps=12)
+        config = TrainConfig(steps=9, batch_size=8, checkpoint_every=3)
+        x0 = mixture().sample(50, seed=1).float()
+        return Trainer(Counting(), fastndsm.NDSMLoss(process), x0, config, directory=directory)
+
+    whole = counting(None)
+    whole.fit(progress=False)
+    stopped_at(7, counting(tmp_path))
+    resumed = counting(tmp_path)
+    assert resumed.resume() == 6 and resumed.score_net.calls == 6
+    resumed.fit(progress=False)
+    assert resumed.ema_net.calls == resumed.score_net.calls == 9
+    assert torch.equal(resumed.score_net.net.last.weight, whole.score_net.net.last.weight)
+
+
+def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
+    first, second = make(tmp_path), make(tmp_path)
+    found = []
+
+    def meanwhile(*_: object) -> None:
+        if not found:
+            for call in (lambda: second.fit(progress=False), second.save):
+                with pytest.raises(CheckpointError) as caught:
+                    call()
+                found.append(str(caught.value))
+
+    first.score_net.register_forward_hook(meanwhile)
+    first.fit(progress=False)
+    me = f"process {os.getpid()} on {socket.gethostname()}, since "
+    assert len(found) == 2
+    for message in found:
+        assert message.startswith(
+            f"directory: expected a folder that no run is writing to, found {tmp_path} in use by {me}"
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000020", "step-000022"]
+    assert second.resume() == 22
 
 
 def test_resume_after_the_end_changes_nothing(tmp_path: Path) -> None:

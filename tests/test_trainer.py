@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 import fastndsm
 from fastndsm.networks import MLP
 from fastndsm.process import Noised
+from fastndsm.training import checkpoint, storage
 from fastndsm.training.batches import Batches
+from fastndsm.training.storage import CheckpointError
 from fastndsm.training.trainer import NonFiniteLoss, TrainConfig, Trainer
 
 CPU = torch.device("cpu")
@@ -176,6 +179,108 @@ class TestStep:
         assert trainer.ema_net.net is not net.net
 
 
+HALF = [torch.bfloat16, torch.float16]
+
+
+class TestHalfPrecision:
+    """What accumulates, does so in float32."""
+
+    @pytest.mark.parametrize("dtype", HALF, ids=str)
+    def test_the_average_follows_the_weights(self, dtype: torch.dtype) -> None:
+        net = network().to(dtype)
+        seen: list[list[Tensor]] = []
+        trainer = Trainer(net, fastndsm.NDSMLoss(process()), data().to(dtype), config(steps=200, lr=1e-3, ema=0.999))
+        trained = trainer._train_step
+
+        def step() -> None:
+            trained()
+            seen.append([p.detach().double() for p in net.parameters()])
+
+        trainer._train_step = step  # type: ignore[method-assign]
+        start = [p.detach().double() for p in net.parameters()]
+        trainer.fit(progress=False)
+        average = start
+        for n, weights in enumerate(seen):
+            decay = min(0.999, (1 + n) / (10 + n))
+            average = [decay * a + (1 - decay) * w for a, w in zip(average, weights, strict=True)]
+        given_out = list(trainer.ema_net.parameters())
+        assert {p.dtype for p in given_out} == {dtype}
+        for kept, expected, rounded in zip(trainer._average, average, given_out, strict=True):
+            assert kept.dtype == torch.float32
+            torch.testing.assert_close(kept.double(), expected, rtol=1e-5, atol=1e-6)
+            assert torch.equal(rounded, kept.to(dtype))
+        moved = max(float((a - b).abs().max()) for a, b in zip(average, start, strict=True))
+        assert moved > 0.02
+
+    @pytest.mark.parametrize("dtype", HALF, ids=str)
+    def test_steps_below_the_weights_own_rounding_add_up(self, dtype: torch.dtype) -> None:
+        net = network().to(dtype)
+        with torch.no_grad():
+            net.last.bias.fill_(1.0)  # neighbours: 1 +- 2^-7, or 2^-10
+        rate = torch.finfo(dtype).eps / 50
+        loss = fastndsm.NDSMLoss(process(), weighting=None)
+        x0 = torch.full((64, 2), 50.0, dtype=dtype)  # far out: the gradient of the bias keeps its sign
+        trainer = Trainer(net, loss, x0, config(steps=200, lr=rate))
+        trainer.fit(progress=False)
+        moved = (net.last.bias.detach().float() - 1.0).abs()
+        expected = rate * sum(
+            0.5 * (1 + math.cos(math.pi * n / 200)) for n in range(200)
+        )  # Adam's steps are of size lr
+        assert bool(((moved - expected).abs() < 0.7 * torch.finfo(dtype).eps).all())
+
+    def test_other_weights_put_into_the_network_are_taken_over(self) -> None:
+        net = network().bfloat16()
+        trainer = Trainer(net, fastndsm.NDSMLoss(process()), data().bfloat16(), config(steps=1, lr=1e-9))
+        other = network(5).bfloat16()
+        net.load_state_dict(other.state_dict())
+        trainer.fit(progress=False)
+        assert torch.equal(net.last.weight, other.last.weight)
+
+    def test_an_optimizer_of_the_networks_own_weights_steps_those(self) -> None:
+        net = network().bfloat16()
+        before = net.last.weight.detach().clone()
+        own = torch.optim.SGD(net.parameters(), lr=0.5)
+        Trainer(net, fastndsm.NDSMLoss(process()), data().bfloat16(), config(), optimizer=lambda _: own).fit(
+            progress=False
+        )
+        assert not torch.equal(net.last.weight, before)
+
+    def test_the_norm_of_large_gradients_is_finite(self) -> None:
+        loss = fastndsm.NDSMLoss(process(), weighting=lambda t: torch.full_like(t, 1.5e5))
+        net = network().half()
+        trainer = Trainer(net, loss, 2 * data().half(), config(steps=1, grad_clip=1.0))
+        assert 65504 < trainer.fit(progress=False)[-1].gradient_norm < math.inf
+
+
+class WithParameters(nn.Module):
+    """An MLP behind a parameter of another dtype, which comes first."""
+
+    def __init__(self, first: torch.dtype, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.ones(2, dtype=first))
+        self.net = network().to(dtype)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        scaled = x * self.first
+        return self.net((scaled.real if scaled.is_complex() else scaled).to(x.dtype), t)
+
+
+FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("first", [*FLOATS, torch.complex64, torch.complex128], ids=str)
+def test_networks_of_every_dtype_train_and_sample(first: torch.dtype, dtype: torch.dtype) -> None:
+    noising = process()
+    net = fastndsm.ResidualScore(WithParameters(first, dtype), noising)
+    trainer = Trainer(net, fastndsm.NDSMLoss(noising), data().to(dtype), config(grad_clip=0.5))
+    before = [p.detach().clone() for p in net.parameters()]
+    trainer.fit(progress=False)
+    assert all(not torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True) if p.dtype != first)
+    assert [p.dtype for p in trainer.ema_net.parameters()] == [p.dtype for p in before]
+    assert fastndsm.sample(trainer.ema_net, noising, 3, seed=0).dtype == dtype
+
+
 class TestRandomness:
     def test_a_run_depends_on_its_seed_alone_and_leaves_the_global_generator_alone(self) -> None:
         class Dropping(nn.Module):
@@ -302,6 +407,136 @@ class TestNonFinite:
             trainer.save()
 
 
+class Shared(nn.Module):
+    """A buffer in the memory of a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+        self.register_buffer("view", self.net.last.weight.detach().T[1:])
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.net(x, t)
+
+
+def with_part(name: str, value: Any) -> nn.Module:
+    net = network()
+    net.register_buffer(name, value) if isinstance(value, Tensor) else net.add_module(name, value)
+    return net
+
+
+class Telling(nn.Module):
+    """A module with a state that is no tensor."""
+
+    def __init__(self, state: Any) -> None:
+        super().__init__()
+        self.state = state
+
+    def get_extra_state(self) -> Any:
+        return self.state
+
+    def set_extra_state(self, state: Any) -> None:
+        self.state = state
+
+
+class Unsavable(torch.optim.SGD):
+    """Its state, which the first step makes, holds an object."""
+
+    def step(self, closure: Any = None) -> Any:
+        super().step(closure)
+        for p in self.param_groups[0]["params"]:
+            self.state[p]["history"] = object()
+
+
+def tied_data() -> nn.Module:
+    net = MLP(2, (16, 16), embedding_dim=8)
+    net.layers[1].bias.data = net.layers[0].bias.data
+    return net
+
+
+class TestSaving:
+    @pytest.mark.parametrize(
+        ("make", "options", "message"),
+        [
+            (
+                Shared,
+                {},
+                "score_net: expected parameters and buffers in memory of their own, found net.last.weight and",
+            ),
+            (
+                tied_data,
+                {},
+                "score_net: expected parameters and buffers in memory of their own, found layers.[01].bias",
+            ),
+            (
+                lambda: with_part("table", torch.eye(2).to_sparse()),
+                {},
+                "table: expected a dense tensor, which can be st",
+            ),
+            (
+                lambda: with_part("table", torch.zeros(2, device="meta")),
+                {},
+                "table: expected a dense tensor, which can",
+            ),
+            (
+                lambda: with_part("table", torch.zeros(2, dtype=torch.complex32)),
+                {},
+                None,
+            ),
+            (lambda: with_part("part", Telling(object())), {}, "score_net: expected tensors, .* object at extra.part"),
+            (network, {"optimizer": lambda p: Unsavable(p, lr=0.1)}, "optimizer: expected tensors, .* object at state"),
+            (
+                network,
+                {"optimizer": lambda p: torch.optim.SGD([{"params": p, "tag": {1}}], lr=0.1)},
+                "optimizer: expected tensors, numbers and containers, found set at state",
+            ),
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore:ComplexHalf")
+    def test_what_cannot_be_saved_fails_before_the_second_step(
+        self, tmp_path: Path, make: Any, options: dict[str, Any], message: str | None
+    ) -> None:
+        folder = tmp_path / "checkpoints"
+        trainer = Trainer(make(), fastndsm.NDSMLoss(process()), data(), config(), directory=folder, **options)
+        if message is None:  # stored all the same: as pairs of reals
+            trainer.fit(progress=False)
+            return
+        with pytest.raises((ValueError, TypeError), match=f"^{message}"):
+            trainer.fit(progress=False)
+        assert trainer.step == 0
+        assert not folder.exists()
+
+    @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+    def test_a_folder_that_cannot_be_written_to(self, tmp_path: Path) -> None:
+        tmp_path.chmod(0o500)
+        trainer = Trainer(network(), fastndsm.NDSMLoss(process()), data(), config(), directory=tmp_path / "c")
+        with pytest.raises(CheckpointError, match=r"^directory: expected a folder that can be written to"):
+            trainer.fit(progress=False)
+
+    def test_a_full_disk_is_met_before_the_first_step(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(path: Path) -> None:
+            raise OSError("No space left on device")
+
+        trainer = Trainer(network(), fastndsm.NDSMLoss(process()), data(), config(), directory=tmp_path / "c")
+        trainer._train_step = lambda: pytest.fail("it took a step")  # type: ignore[method-assign]
+        monkeypatch.setattr(storage, "_synchronise", full)
+        with pytest.raises(OSError, match="No space left"):
+            trainer.fit(progress=False)
+
+    def test_shared_memory_is_refused_without_checkpoints_too(self) -> None:
+        with pytest.raises(ValueError, match=r"neither an average nor a checkpoint could have both"):
+            Trainer(Shared(), fastndsm.NDSMLoss(process()), data(), config()).fit(progress=False)
+
+    def test_a_control_variate_may_share_parts_with_the_network(self, tmp_path: Path) -> None:
+        net = network()
+        h = network(1)
+        h.film = net.film
+        loss = fastndsm.NDSMLoss(process(), "control_variate", control_variate=h)
+        Trainer(net, loss, data(), config(), directory=tmp_path).fit(progress=False)
+        stored = checkpoint.load_checkpoint(tmp_path / "step-000012").model
+        assert "control_variate/last.weight" in stored and "control_variate/film.out.weight" not in stored
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -352,6 +587,11 @@ class TestBadInput:
                 "loss: expected reduction 'mean' or 'sum', found 'none'",
             ),
             ({"config": {"steps": 3}}, "config: expected a TrainConfig, found dict"),
+            ({"score_net": nn.LazyLinear(2)}, "score_net: expected initialised parameters, found weight is not; call"),
+            ({"meta": "notes"}, "meta: expected a JSON-able dict, found str"),
+            ({"meta": {"x": torch.zeros(1)}}, "meta: expected a JSON-able dict, found: Object of type Tensor"),
+            ({"directory": 3}, "directory: expected a path, found int"),
+            ({"directory": __file__}, "directory: expected a folder, found the file"),
         ],
     )
     def test_trainer(self, changed: dict[str, Any], message: str) -> None:
@@ -363,6 +603,40 @@ class TestBadInput:
         }
         with pytest.raises((ValueError, TypeError), match=message):
             Trainer(**{**given, **changed})
+
+    @pytest.mark.parametrize(
+        ("make", "error", "message"),
+        [
+            (
+                lambda net: torch.optim.AdamW(net.parameters()),
+                TypeError,
+                r"expected a function that makes one of the parameters, such as lambda p: AdamW\(p, lr=1e-3\), "
+                r"found the AdamW itself",
+            ),
+            (lambda net: "adam", TypeError, "expected a function that makes one of the parameters, found 'adam'"),
+            (lambda net: 1e-3, TypeError, "expected a function that makes one of the parameters, found 0.001"),
+            (
+                lambda net: lambda p: [torch.optim.Adam(p)],
+                TypeError,
+                "expected it to make a torch.optim.Optimizer, found list",
+            ),
+            (
+                lambda net: lambda p: torch.optim.lr_scheduler.ConstantLR(torch.optim.Adam(p)),
+                TypeError,
+                "expected it to make a torch.optim.Optimizer, found ConstantLR",
+            ),
+            (lambda net: torch.optim.LBFGS, TypeError, "expected one that steps once .*, found LBFGS, which evaluates"),
+            (
+                lambda net: lambda p: torch.optim.SGD(network(1).parameters(), lr=0.1),
+                ValueError,
+                "expected it to step the parameters that the function is given, found a SGD of others",
+            ),
+        ],
+    )
+    def test_optimizers(self, make: Any, error: type[Exception], message: str) -> None:
+        net = network()
+        with pytest.raises(error, match=f"^optimizer: {message}"):
+            Trainer(net, fastndsm.NDSMLoss(process()), data(), config(), optimizer=make(net))
 
     def test_a_network_of_the_wrong_shape(self) -> None:
         class Wrong(nn.Module):

@@ -7,8 +7,10 @@ OUT/model/  what `sample` and `evaluate` read        OUT/report/       metrics a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from ..backends import registry
 from ..data import Dataset
 from ..process import LangevinProcess
 from ..training import checkpoint
+from ..training.lock import LOCK_NAME, locked
 from ..training.storage import CheckpointError, read_folder, write_folder
 from ..training.trainer import Trainer
 from . import _common
@@ -48,8 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     explicit = {name: getattr(arguments, name) for name in Settings().flat() if hasattr(arguments, name)}
     if "data" in explicit:
         explicit["data"] = _common.absolute(explicit["data"])
-    with _common.running(arguments) as device:
-        stored = _open(out, arguments.resume, arguments.overwrite)
+    with _common.running(arguments) as device, _open(out, arguments.resume, arguments.overwrite) as stored:
         asked = Settings.from_flat(explicit) if stored is None else _merged(stored[0], explicit)
         dataset = _common.load_data(asked.data, asked.n_train, asked.layout, asked.label_column)
         settings = asked.resolved(dataset)
@@ -110,26 +112,33 @@ def run(arguments: argparse.Namespace) -> int:
     return _common.verdict(report.evaluation, arguments)
 
 
-def _open(out: Path, resume: bool, overwrite: bool) -> tuple[Settings, LangevinProcess, _common.Units] | None:
-    """The run stored in `out`, or None where a new one starts."""
+Stored = tuple[Settings, LangevinProcess, _common.Units]
+
+
+@contextlib.contextmanager
+def _open(out: Path, resume: bool, overwrite: bool) -> Iterator[Stored | None]:
+    """Give the run stored in `out`, or None where a new one starts; no other process enters it meanwhile."""
     if resume and overwrite:
         raise ValueError("--resume, --overwrite: expected one of them, found both")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: expected a folder, found the file {out}")
-    exists = (out / "setup").is_dir()
-    if not exists:
-        foreign = [path.name for path in out.iterdir() if ".tmp-" not in path.name] if out.is_dir() else []
-        if foreign:
-            raise ValueError(
-                f"--out: expected a run or a new folder, found {out} with {', '.join(sorted(foreign)[:3])}"
-            )
+    names = [path.name for path in out.iterdir()] if out.is_dir() else []
+    foreign = [name for name in names if ".tmp-" not in name and name != LOCK_NAME]
+    if foreign and not (out / "setup").is_dir():
+        raise ValueError(f"--out: expected a run or a new folder, found {out} with {', '.join(sorted(foreign)[:3])}")
+    with locked(out, "--out"):
+        yield _stored(out, resume, overwrite)
+
+
+def _stored(out: Path, resume: bool, overwrite: bool) -> Stored | None:
+    if not (out / "setup").is_dir():
         return None
     if overwrite:
         for name in FOLDERS:
             shutil.rmtree(out / name, ignore_errors=True)
         return None
     if not resume:
-        if not any((out / name).exists() for name in FOLDERS[1:]):
+        if not checkpoint.latest(out / "checkpoints") and not any((out / name).exists() for name in FOLDERS[2:]):
             return None  # it failed before its first checkpoint
         raise ValueError(f"--out: expected a new folder, found a run in {out}; add --resume or --overwrite")
     document, tensors = read_folder(out / "setup", "setup.json", "setup", ("reference.safetensors",))

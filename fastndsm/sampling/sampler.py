@@ -74,9 +74,11 @@ def sample(
     _checks.choice("method", method, functional.METHODS)
     _check_cuda_graph(cuda_graph, process)
     evaluated = network_dtype(score_net)
-    dtype = _checks.floating_dtype("dtype", dtype or evaluated or torch.get_default_dtype())
+    default = evaluated or torch.get_default_dtype()
+    dtype = default if dtype is None else _checks.floating_dtype("dtype", dtype)
     state = torch.promote_types(dtype, torch.float32)
     first_path = _checks.first_path(first_path)
+    _checks.flag("progress", progress)
     batch_size = n if batch_size is None else _checks.count("batch_size", batch_size)
     key = _checks.seed(seed)
     batches = []
@@ -166,8 +168,7 @@ def _fused(
     score_net: ScoreNet, process: NoisingProcess, fused: str | bool, cuda_graph: str | bool, dtype: torch.dtype
 ) -> tuple[Callable[..., tuple[Tensor, Tensor]], FusedNetwork] | None:
     """Return the function that evaluates the network, and its parameters; None where the network is to be called."""
-    if not isinstance(fused, bool) and fused != "auto":
-        raise ValueError(f"fused: expected 'auto', True or False, found {fused!r}")
+    _checks.flag_or_auto("fused", fused)
     if fused is False or (fused == "auto" and cuda_graph is True):
         return None
     network = fused_network(score_net, process, dtype)
@@ -227,8 +228,7 @@ def _recorded(
 
 
 def _check_cuda_graph(cuda_graph: str | bool, process: NoisingProcess) -> None:
-    if not isinstance(cuda_graph, bool) and cuda_graph != "auto":
-        raise ValueError(f"cuda_graph: expected 'auto', True or False, found {cuda_graph!r}")
+    _checks.flag_or_auto("cuda_graph", cuda_graph)
     device = process.times.device
     if cuda_graph is True and not graphs.supports(device):
         raise ValueError(

@@ -8,21 +8,23 @@ Both are written whole or not at all and verified when read; nothing is ever unp
 
 from __future__ import annotations
 
+import math
+import pkgutil
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .. import networks
+from .. import _checks, networks
 from ..mixture import GaussianMixture
-from ..process import LangevinProcess, NoisingProcess, OUProcess
-from ..score import ResidualScore
-from .storage import CheckpointError, read_folder, remove_leftovers, write_folder
+from ..process import LangevinProcess, NoisingProcess, OUProcess, TabulatedSigma
+from ..score import ResidualScore, network_dtype, unwrapped
+from .storage import CheckpointError, json_object, read_folder, remove_leftovers, write_folder
 
 __all__ = [
     "Checkpoint",
@@ -38,17 +40,23 @@ __all__ = [
 ]
 
 _STATE_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
+# The methods that leave complex and integer tensors alone, as `to` does not.
+_CASTS = {"float16": "half", "bfloat16": "bfloat16", "float32": "float", "float64": "double"}
 _MODEL_FILES = ("model.safetensors", "reference.safetensors")
 
 
 class Checkpoint(NamedTuple):
-    """A training state: weights and their average by name, the optimizer's state_dict, the JSON document."""
+    """A training state: weights and their average by name, the optimizer's state_dict, the JSON document.
+
+    extra: what `get_extra_state` of the network's modules gave, by name.
+    """
 
     step: int
     model: dict[str, Tensor]
     ema: dict[str, Tensor]
     optimizer: dict[str, Any]
     state: dict[str, Any]
+    extra: dict[str, Any]
 
 
 def checkpoints(directory: str | Path) -> list[Path]:
@@ -75,20 +83,27 @@ def save_checkpoint(
     optimizer: Mapping[str, Any],
     state: Mapping[str, Any],
     keep: int = 2,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    trial: bool = False,
 ) -> Path:
     """Write DIRECTORY/step-NNNNNN, then delete all but the last `keep` checkpoints.
 
     Args:
         optimizer: an optimizer's state_dict, of tensors, numbers, strings, None and containers of these.
         state: JSON-able.
+        extra: of modules by name, of the same kinds as the optimizer's.
+        trial: only find out whether it can be written; nothing is left behind, and nothing deleted.
     """
     directory = Path(directory)
     path = directory / f"step-{step:06d}"
     tensors: dict[str, Tensor] = {}
-    tree = _encode(optimizer, tensors, "state")
+    document = {"step": step, "optimizer": _encode(optimizer, tensors, "optimizer", "state"), **state}
+    if extra:
+        document["extra"] = _encode(extra, tensors, "score_net", "extra")
     groups = dict(zip(_STATE_FILES, (model, ema, tensors), strict=True))
-    write_folder(path, "state.json", "checkpoint", {"step": step, "optimizer": tree, **state}, groups)
-    for old in checkpoints(directory)[: -max(1, keep)]:
+    write_folder(path, "state.json", "checkpoint", document, groups, trial=trial)
+    for old in [] if trial else checkpoints(directory)[: -max(1, keep)]:
         shutil.rmtree(old)
     return path
 
@@ -103,7 +118,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     state, tensors = read_folder(path, "state.json", "checkpoint", _STATE_FILES)
     model, ema, flat = (tensors[name] for name in _STATE_FILES)
     try:
-        return Checkpoint(int(state["step"]), model, ema, _decode(state["optimizer"], flat), state)
+        optimizer, extra = _decode(state["optimizer"], flat), _decode(state.get("extra", {"dict": []}), flat)
+        return Checkpoint(int(state["step"]), model, ema, optimizer, state, extra)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path / 'state.json'}: expected a training state, found none ({error!r})") from error
 
@@ -122,40 +138,91 @@ def save_model(
     """Write a self-contained model folder: network, mixture, process, and `meta` (JSON-able).
 
     Args:
-        score_net: a `networks.MLP` or `networks.UNet`, or a ResidualScore of one.
-        process: a LangevinProcess or OUProcess with constant sigma.
+        score_net: a network, or a ResidualScore of one, compiled or not. Of a class of your own, the name is stored
+            and, if it has an attribute `config` that is a dict, that: what its constructor is called with when the
+            model is loaded.
+        process: a LangevinProcess or OUProcess; a sigma that is a callable is stored as its values on the grid.
     """
-    net = score_net.net if isinstance(score_net, ResidualScore) else score_net
-    if not isinstance(net, networks.MLP | networks.UNet):
-        raise TypeError(f"score_net: expected fastndsm's MLP or UNet, or its ResidualScore, found {type(net).__name__}")
+    outer = unwrapped(_checks.instance("score_net", score_net, nn.Module, "a torch.nn.Module"))
+    residual = type(outer) is ResidualScore
+    net = unwrapped(outer.net) if residual else outer
     described, reference = process_parts(process)
+    weights, aliases = _named_once(net)
     document = {
-        "network": {"name": net.architecture, "config": net.config},
-        "residual": isinstance(score_net, ResidualScore),
-        "features": bool(getattr(score_net, "features", False)),
+        "network": _network_document(net),
+        "aliases": aliases,
+        "residual": residual,
+        "features": residual and outer.features,
         "process": described,
-        "meta": dict(meta or {}),
+        "meta": json_object("meta", meta),
     }
-    groups = dict(zip(_MODEL_FILES, (net.state_dict(), reference), strict=True))
+    groups = dict(zip(_MODEL_FILES, (weights, reference), strict=True))
     write_folder(Path(path), "model.json", "model", document, groups)
 
 
+def _network_document(net: nn.Module) -> dict[str, Any]:
+    """What to build the network from: the library's by name, others by class."""
+    if type(net) in (networks.MLP, networks.UNet):
+        return {"name": net.architecture, "config": net.config}
+    config = getattr(net, "config", None)
+    config = json_object("score_net.config", config) if isinstance(config, Mapping) else None
+    dtype = str(network_dtype(net)).removeprefix("torch.")
+    return {"class": f"{type(net).__module__}.{type(net).__qualname__}", "config": config, "dtype": dtype}
+
+
+def _named_once(net: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The network's tensors by name, and which further names the same tensors have."""
+    names: dict[int, str] = {}
+    tensors, aliases = {}, {}
+    for name, tensor in net.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"score_net: expected a state of tensors, found {type(tensor).__name__} as {name}")
+        if id(tensor) in names:
+            aliases[name] = names[id(tensor)]
+        else:
+            names[id(tensor)] = name
+            tensors[name] = tensor
+    return tensors, aliases
+
+
 def load_model(
-    path: str | Path, device: str | torch.device = "cpu"
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    network: Callable[..., nn.Module] | None = None,
+    allow_import: str | Sequence[str] = (),
 ) -> tuple[nn.Module, LangevinProcess, dict[str, Any]]:
     """(score_net in eval mode, process, meta) from what `save_model` wrote.
 
+    Args:
+        network: of a network of your own, its class, called with the stored config, or a function of no arguments that
+            makes one like it.
+        allow_import: instead, classes that may be imported and called, by name, as "package.module.Class"; importing
+            runs code, so name none but your own.
+
     Raises:
         CheckpointError: if a file is missing, truncated, altered or foreign, naming it.
+        ValueError: if the network is of a class that was neither given nor allowed, naming it.
     """
-    path = Path(path)
+    path, device = Path(path), _checks.device("device", device)
+    if network is not None and not callable(network):
+        raise TypeError(f"network: expected a class or a function that makes a network, found {network!r}")
+    allowed = _names("allow_import", allow_import)
     document, tensors = read_folder(path, "model.json", "model", _MODEL_FILES)
     weights, reference = (tensors[name] for name in _MODEL_FILES)
     try:
+        described = dict(document["network"])
         process = process_from(document["process"], reference).to(device)
-        net: nn.Module = networks.build(document["network"]["name"], **document["network"]["config"])
-        for name, parameter in net.named_parameters():
-            parameter.data = parameter.data.to(device, weights[name].dtype)
+        weights.update({name: weights[first] for name, first in document.get("aliases", {}).items()})
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: expected a model folder of this version, found: {error}") from error
+    net = _own_network(path, described, network, allowed) if "class" in described else None
+    try:
+        if net is None:
+            net = networks.build(described["name"], **described["config"])
+        for name, tensor in net.state_dict(keep_vars=True).items():
+            if isinstance(tensor, Tensor) and name in weights and not name.endswith("_extra_state"):
+                tensor.data = tensor.data.to(device, weights[name].dtype)
         net.to(device).load_state_dict(weights)
         score_net = ResidualScore(net, process, document["features"]) if document["residual"] else net
         meta = dict(document["meta"])
@@ -164,27 +231,71 @@ def load_model(
     return score_net.eval(), process, meta
 
 
+def _names(argument: str, value: Any) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{argument}: expected names of classes, found {value!r}")
+    return tuple(names)
+
+
+def _own_network(
+    path: Path, described: Mapping[str, Any], given: Callable[..., nn.Module] | None, allowed: tuple[str, ...]
+) -> nn.Module:
+    """A network of the user's own class, in the dtype that it had, its weights not yet loaded."""
+    make = _imported(path, str(described["class"]), allowed) if given is None else given
+    config = described.get("config") if isinstance(make, type) else None
+    try:
+        net = make(**(config or {}))
+    except TypeError as error:
+        raise TypeError(
+            f"network: expected {getattr(make, '__name__', make)} to take the stored config, {config}, found: {error}; "
+            "pass a function of no arguments that makes the network"
+        ) from error
+    _checks.instance("network", net, nn.Module, "it to make a torch.nn.Module")
+    dtype = str(described.get("dtype"))
+    if dtype in _CASTS and dtype != str(network_dtype(net)).removeprefix("torch."):
+        getattr(net, _CASTS[dtype])()
+    return net
+
+
+def _imported(path: Path, name: str, allowed: tuple[str, ...]) -> Callable[..., nn.Module]:
+    """The class of that name, if it may be imported."""
+    if name not in allowed:
+        raise ValueError(
+            f"network: expected the class {name}, which {path} was saved from, found None; "
+            f"pass it, or allow_import={name!r} to have it imported"
+        )
+    try:
+        found: Any = pkgutil.resolve_name(name)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise ValueError(f"allow_import: expected a class that can be imported, found {name!r} ({error})") from error
+    return _checks.instance("allow_import", found, type, "the name of a class")  # type: ignore[no-any-return]
+
+
 def process_parts(process: NoisingProcess) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A process as a JSON-able dict and named tensors; `process_from` rebuilds it."""
     if type(process) not in (LangevinProcess, OUProcess):
         raise TypeError(f"process: expected a LangevinProcess or OUProcess, found {type(process).__name__}")
-    if callable(process.sigma):
-        raise TypeError("process: expected a constant sigma, found a callable, which cannot be stored")
     assert isinstance(process, LangevinProcess)
     reference = process.reference
     described = {
         "type": type(process).__name__,
-        "sigma": float(process.sigma),
+        "sigma": None if callable(process.sigma) else float(process.sigma),
         "event_shape": list(process.event_shape),
         "covariance_type": reference.covariance_type,
     }
     names = ("weights", "means", "covariances")
-    return described, {"times": process.times, **{name: getattr(reference, name) for name in names}}
+    tensors = {"times": process.times, **{name: getattr(reference, name) for name in names}}
+    if callable(process.sigma):
+        tensors["sigma"] = process.sigma_on_grid()
+    return described, tensors
 
 
 def process_from(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LangevinProcess:
     """The process of `process_parts`; a stability warning given when it was first built is not repeated."""
     sigma, event_shape, times = described["sigma"], described["event_shape"], tensors["times"]
+    if sigma is None:
+        sigma = TabulatedSigma(tuple(times[:-1].tolist()), tuple(tensors["sigma"].tolist()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if described["type"] == "OUProcess":
@@ -199,20 +310,22 @@ def process_from(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
         return LangevinProcess(reference, sigma=sigma, grid=times)
 
 
-def _encode(node: Any, tensors: dict[str, Tensor], name: str) -> Any:
+def _encode(node: Any, tensors: dict[str, Tensor], argument: str, name: str) -> Any:
     """A tree of containers as JSON, its tensors moved to `tensors`; keys may be integers, unlike JSON's."""
     if isinstance(node, Tensor):
         tensors[name] = node
         return {"tensor": name}
     if isinstance(node, Mapping):
-        pairs = [[key, _encode(value, tensors, f"{name}.{key}")] for key, value in node.items()]
+        pairs = [[key, _encode(value, tensors, argument, f"{name}.{key}")] for key, value in node.items()]
         return {"dict": pairs}
     if isinstance(node, list | tuple):
-        items = [_encode(value, tensors, f"{name}.{i}") for i, value in enumerate(node)]
+        items = [_encode(value, tensors, argument, f"{name}.{i}") for i, value in enumerate(node)]
         return {"tuple" if isinstance(node, tuple) else "list": items}
+    if isinstance(node, float) and not math.isfinite(node):
+        return {"float": str(node)}  # JSON has no such numbers
     if node is None or isinstance(node, bool | int | float | str):
         return node
-    raise TypeError(f"optimizer: expected tensors, numbers and containers, found {type(node).__name__} at {name}")
+    raise TypeError(f"{argument}: expected tensors, numbers and containers, found {type(node).__name__} at {name}")
 
 
 def _decode(node: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -221,6 +334,8 @@ def _decode(node: Any, tensors: Mapping[str, Tensor]) -> Any:
     ((kind, content),) = node.items()
     if kind == "tensor":
         return tensors[content]
+    if kind == "float":
+        return float(content)
     if kind == "dict":
         return {key: _decode(value, tensors) for key, value in content}
     items = [_decode(value, tensors) for value in content]

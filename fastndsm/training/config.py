@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from .. import _checks
 from ..objective import DSMLoss, NDSMLoss
+from ..score import network_dtype
 
 SMALLEST_POOL = 1000
 
@@ -87,6 +91,44 @@ class NonFiniteLoss(FloatingPointError):
         self.step, self.checkpoint = step, last
 
 
+def check_directory(directory: Any) -> Path:
+    """The folder as a Path; it need not exist."""
+    if not isinstance(directory, str | os.PathLike):
+        raise TypeError(f"directory: expected a path, found {type(directory).__name__}")
+    path = Path(directory)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"directory: expected a folder, found the file {path}")
+    return path
+
+
+def made_optimizer(make: Any, parameters: list[Tensor], others: list[Tensor]) -> Optimizer:
+    """What a function makes of the parameters, if a training can run it; others: what it may step instead."""
+    if isinstance(make, Optimizer):
+        name = type(make).__name__
+        raise TypeError(
+            "optimizer: expected a function that makes one of the parameters, such as "
+            f"lambda p: {name}(p, lr=1e-3), found the {name} itself"
+        )
+    if not callable(make) or (isinstance(make, type) and not issubclass(make, Optimizer)):
+        raise TypeError(f"optimizer: expected a function that makes one of the parameters, found {make!r}")
+    made = make(parameters)
+    if not isinstance(made, Optimizer):
+        raise TypeError(f"optimizer: expected it to make a torch.optim.Optimizer, found {type(made).__name__}")
+    closure = inspect.signature(made.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise TypeError(
+            "optimizer: expected one that steps once for each gradient, found "
+            f"{type(made).__name__}, which evaluates the loss by a closure"
+        )
+    known = {id(p) for p in (*parameters, *others)}
+    if any(id(p) not in known for group in made.param_groups for p in group["params"]):
+        raise ValueError(
+            f"optimizer: expected it to step the parameters that the function is given, found a {type(made).__name__} "
+            "of others"
+        )
+    return made
+
+
 def check_arguments(score_net: Any, loss: Any, data: Any, config: Any) -> None:
     if not isinstance(score_net, nn.Module):
         raise TypeError(f"score_net: expected a torch.nn.Module, found {type(score_net).__name__}")
@@ -96,14 +138,16 @@ def check_arguments(score_net: Any, loss: Any, data: Any, config: Any) -> None:
         raise ValueError("loss: expected reduction 'mean' or 'sum', found 'none'")
     if not isinstance(config, TrainConfig):
         raise TypeError(f"config: expected a TrainConfig, found {type(config).__name__}")
+    if lazy := [name for name, p in score_net.named_parameters() if nn.parameter.is_lazy(p)]:
+        raise ValueError(f"score_net: expected initialised parameters, found {lazy[0]} is not; call the network once")
     parameters = [p for p in score_net.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("score_net: expected parameters that require a gradient, found none")
     if len(devices := {p.device for p in parameters}) > 1:
         raise ValueError(f"score_net: expected parameters on one device, found {sorted(map(str, devices))}")
     _checks.finite("data", _checks.batch("data", data, loss.process.dim))
-    if data.dtype != parameters[0].dtype:
-        raise TypeError(f"data: expected {parameters[0].dtype}, the network's dtype, found {data.dtype}")
+    if data.dtype != (dtype := network_dtype(score_net) or data.dtype):
+        raise TypeError(f"data: expected {dtype}, the network's dtype, found {data.dtype}")
     _checks.same_device("score_net", parameters[0], "loss.process", loss.process.times.device)
     smallest = max(len(data), SMALLEST_POOL)
     if not isinstance(config.paths, str) and config.paths < smallest:

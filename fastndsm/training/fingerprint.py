@@ -3,25 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from .._state import ExtraState
 from ..objective import DSMLoss, NDSMLoss
 from ..process import NoisingProcess
 from .storage import tensor_digest
 
 
-def state_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, each once, without those of a noising process: they never change."""
-    processes = [m for m in module.modules() if isinstance(m, NoisingProcess)]
+def state_tensors(*modules: tuple[str, nn.Module]) -> dict[str, Tensor]:
+    """Parameters and buffers by prefix and name, each once, without those of a noising process: they never change."""
+    processes = [m for _, module in modules for m in module.modules() if isinstance(m, NoisingProcess)]
     seen = {id(tensor) for process in processes for tensor in process.state_dict(keep_vars=True).values()}
     tensors = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor) and id(tensor) not in seen and not name.endswith("_extra_state"):
-            seen.add(id(tensor))
-            tensors[name] = tensor.detach()
+    for prefix, module in modules:
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            if isinstance(tensor, Tensor) and id(tensor) not in seen and not name.endswith("_extra_state"):
+                seen.add(id(tensor))
+                tensors[prefix + name] = tensor
     return tensors
+
+
+def extra_states(*modules: tuple[str, nn.Module]) -> dict[str, nn.Module]:
+    """The modules with a state of the user's own beside tensors (`get_extra_state`), by prefix and name."""
+    found: dict[int, tuple[str, nn.Module]] = {}
+    for prefix, module in modules:
+        for name, part in module.named_modules():
+            own = type(part).get_extra_state is not nn.Module.get_extra_state
+            if own and not isinstance(part, ExtraState):
+                found.setdefault(id(part), (prefix + name, part))
+    return dict(found.values())
+
+
+def overlapping(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """Names of two tensors that share memory, if there are any."""
+    spans = []
+    for name, tensor in tensors.items():
+        if tensor.layout == torch.strided and not tensor.is_meta and tensor.numel():
+            extent = 1 + sum((n - 1) * abs(stride) for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+            start = tensor.data_ptr()
+            spans.append((str(tensor.device), start, start + extent * tensor.element_size(), name))
+    for one, other in pairwise(sorted(spans)):
+        if one[0] == other[0] and other[1] < one[2]:
+            return one[3], other[3]
+    return None
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -34,11 +34,17 @@ def write_folder(
     kind: str,
     document: Mapping[str, Any],
     tensors: Mapping[str, Mapping[str, Tensor]],
+    *,
+    trial: bool = False,
 ) -> None:
     """Write `document` and the tensors of each safetensors file to the folder `path`, replacing an older one.
 
+    Args:
+        trial: write it all under the temporary name, and delete it: whatever would fail, fails.
+
     Raises:
         CheckpointError: if something else stands at `path`; it is left as it is.
+        TypeError: naming the tensor that safetensors cannot store.
     """
     path = Path(path)
     if path.exists() and not (path / document_name).is_file():
@@ -50,6 +56,8 @@ def write_folder(
     temporary.mkdir()
     try:
         _fill(temporary, document_name, kind, document, tensors)
+        if trial:
+            return
         if path.exists():
             old = path.with_name(f"{path.name}.tmp-old-{os.getpid()}")
             shutil.rmtree(old, ignore_errors=True)
@@ -72,16 +80,38 @@ def _fill(
 ) -> None:
     from safetensors.torch import save_file
 
-    files = {}
+    files: dict[str, dict[str, Any]] = {}
     for name, group in tensors.items():
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}, folder / name)
+        try:
+            save_file(_storable(group), folder / name)
+        except KeyError as error:
+            raise TypeError(f"{name}: expected tensors of dtypes that safetensors stores, found {error}") from error
         _synchronise(folder / name)
         files[name] = {"bytes": (folder / name).stat().st_size, "sha256": _file_digest(folder / name)}
+        if pairs := [key for key, tensor in group.items() if tensor.is_complex()]:
+            files[name]["complex"] = pairs
     header = {"format": f"fastndsm {kind}", "version": VERSION, "files": files}
     text = json.dumps({**header, **document}, indent=1, allow_nan=False)
     (folder / document_name).write_text(text, encoding="utf-8")
     _synchronise(folder / document_name)
     _synchronise(folder)
+
+
+def _storable(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as safetensors takes them: dense, on the CPU, each in memory of its own, complex ones as pairs."""
+    made: dict[str, Tensor] = {}
+    memory = set()
+    for key, tensor in group.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            kind = "meta" if tensor.is_meta else tensor.dtype if tensor.is_quantized else tensor.layout
+            raise TypeError(f"{key}: expected a dense tensor, which can be stored, found a {kind} one")
+        values = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+        values = torch.view_as_real(values) if values.is_complex() else values
+        if values.untyped_storage().data_ptr() in memory:
+            values = values.clone()
+        memory.add(values.untyped_storage().data_ptr())
+        made[key] = values
+    return made
 
 
 def read_folder(
@@ -111,9 +141,22 @@ def read_folder(
             raise CheckpointError(f"{file}: expected SHA-256 {expected['sha256'][:12]}..., found another: altered")
         try:
             tensors[name] = load_file(file)
+            for key in expected.get("complex", ()):
+                tensors[name][key] = torch.view_as_complex(tensors[name][key])
         except SafetensorError as error:
             raise CheckpointError(f"{file}: expected a safetensors file, found: {error}") from error
     return document, tensors
+
+
+def json_object(name: str, value: Any) -> dict[str, Any]:
+    """A dict, or None for an empty one, that JSON can hold."""
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError(f"{name}: expected a JSON-able dict, found {type(value).__name__}")
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected a JSON-able dict, found: {error}") from error
+    return dict(value or {})
 
 
 def write_text(path: Path, text: str) -> None:
