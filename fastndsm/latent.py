@@ -198,7 +198,7 @@ class Autoencoder(Encoder):
         _checks.count("steps", steps)
         devices = [X.device] if X.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(_checks.count("seed", seed, minimum=-(2**63)))
+            torch.manual_seed(int(_checks.seed(_checks.index("seed", seed, "an integer"))))
             model = cls(dim, tuple(X.shape[1:]), hidden, kl_weight).to(X)
             model.low, model.high = flat.min(), flat.max()
             model._train(flat, steps, _checks.count("batch_size", batch_size), _checks.positive("lr", lr))
@@ -278,6 +278,8 @@ class LatentModel(nn.Module):
         """
         _checks.instance("encoder", encoder, Coordinates, "an Encoder")
         config = TrainConfig() if config is None else _checks.instance("config", config, TrainConfig, "a TrainConfig")
+        if isinstance(X, Tensor) and not X.is_floating_point() and not X.is_complex() and X.dtype != torch.bool:
+            X = X.to(torch.get_default_dtype())  # pixels, say, which a Standardizer takes
         _training(X)
         z = encoder.encode(X)
         reference = GaussianMixture.fit(

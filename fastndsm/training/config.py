@@ -55,7 +55,7 @@ class TrainConfig:
         _checks.positive("lr", self.lr)
         if isinstance(self.ema, bool) or not isinstance(self.ema, int | float) or not 0 <= self.ema < 1:
             raise ValueError(f"ema: expected a number in [0, 1), found {self.ema!r}")
-        _checks.seed(_checks.count("seed", self.seed, minimum=-(2**63)))
+        _checks.seed(_checks.index("seed", self.seed, "an integer"))
         if isinstance(self.paths, str):
             _checks.choice("paths", self.paths, ("fresh",))
         else:
