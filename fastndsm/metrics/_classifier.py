@@ -91,7 +91,9 @@ class FeatureClassifier(nn.Module):
         self.std.copy_(train.std().clamp_min(1e-6))
         optimizer = torch.optim.AdamW(self.parameters(), lr=2e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1)
-        order = torch.cat([torch.randperm(len(train)) for _ in range(math.ceil(steps * _BATCH / len(train)))])
+        order = torch.cat(
+            [torch.randperm(len(train), device="cpu") for _ in range(math.ceil(steps * _BATCH / len(train)))]
+        )
         self.train()
         for step in range(steps):
             batch = order[step * _BATCH : (step + 1) * _BATCH].to(train.device)
