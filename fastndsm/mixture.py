@@ -111,6 +111,7 @@ class GaussianMixture(KeepsDtype):
         log_scale = weights.log() + 0.5 * log_det - 0.5 * self.dim * math.log(2.0 * math.pi)
         dtype = self.means.dtype
         self._precisions, self._log_scale, self._factors = (t.to(dtype) for t in (precisions, log_scale, factors))
+        self._largest_mean = float(self.means.double().abs().amax())
         self._forget()
 
     def _forget(self) -> None:
@@ -384,6 +385,11 @@ class GaussianMixture(KeepsDtype):
         if self._largest is None:
             self._largest = float(self.covariance_eigenvalues()[1].max())
         return self._largest
+
+    @property
+    def largest_mean(self) -> builtins.float:
+        """The largest absolute value of a mean's coordinates."""
+        return self._largest_mean
 
     def operands(self, dtype: torch.dtype) -> MixtureOperands:
         """What the ops take, in the compute dtype of data of `dtype` (kept: a mixture may have 60,000 components)."""

@@ -76,6 +76,7 @@ def sample(
     evaluated = network_dtype(score_net)
     dtype = _checks.floating_dtype("dtype", dtype or evaluated or torch.get_default_dtype())
     state = torch.promote_types(dtype, torch.float32)
+    process.check_dtype("dtype", state)
     first_path = _checks.first_path(first_path)
     batch_size = n if batch_size is None else _checks.count("batch_size", batch_size)
     key = _checks.seed(seed)
