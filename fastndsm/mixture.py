@@ -122,7 +122,7 @@ class GaussianMixture(KeepsDtype):
         self._digest: str | None = None
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> GaussianMixture:
-        self._forget()
+        self._cast = {}  # values do not change, so that the rest still holds
         return super()._apply(fn, recurse)
 
     # A module around the mixture does not change its dtype (see KeepsDtype); asked itself, it changes.
@@ -365,10 +365,13 @@ class GaussianMixture(KeepsDtype):
 
     def covariance_eigenvalues(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest eigenvalue of each covariance, float64 [K] ([1] if tied)."""
-        if self._eigenvalues is None:
-            with torch.inference_mode(False):
-                self._eigenvalues = self._extreme_eigenvalues()
-        return self._eigenvalues
+        if self._eigenvalues is not None:
+            return self._eigenvalues
+        with torch.inference_mode(False):
+            made = self._extreme_eigenvalues()
+        if type(made[0]) is Tensor:
+            self._eigenvalues = made
+        return made
 
     def _extreme_eigenvalues(self) -> tuple[Tensor, Tensor]:
         covariances = self.covariances.detach().double().cpu()
@@ -402,7 +405,7 @@ class GaussianMixture(KeepsDtype):
                 t.to(compute).contiguous() for t in (self.means, self._precisions, self._log_scale)
             )
         made = MixtureOperands(means, precisions, log_scale, self.covariance_type)
-        if type(means) is Tensor:  # what a mode of the moment made, of fake tensors, say, ends with it
+        if all(type(t) is Tensor for t in made[:3]):  # of fake tensors: what a mode made ends with it
             self._cast[compute] = made
         return made
 
