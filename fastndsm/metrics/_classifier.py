@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _checks
+from .._state import ordinary_modes
 
 __all__ = ["FeatureClassifier"]
 
@@ -57,6 +58,7 @@ class FeatureClassifier(nn.Module):
         self.register_buffer("std", torch.ones(()))
 
     @classmethod
+    @ordinary_modes()
     def fit(
         cls,
         train: Tensor,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import networks
+from .._state import ordinary_modes
 from ..mixture import GaussianMixture
 from ..process import LangevinProcess, NoisingProcess, OUProcess
 from ..score import ResidualScore
@@ -140,6 +141,7 @@ def save_model(
     write_folder(Path(path), "model.json", "model", document, groups)
 
 
+@ordinary_modes()
 def load_model(
     path: str | Path, device: str | torch.device = "cpu"
 ) -> tuple[nn.Module, LangevinProcess, dict[str, Any]]:
