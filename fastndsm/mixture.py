@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import _checks, functional
 from ._state import KeepsDtype
-from .reference.mixture import MixtureOperands, component_scores
+from .reference.mixture import MixtureOperands, component_scores, far_rows, with_far_rows
 
 if TYPE_CHECKING:
     import sklearn.mixture
@@ -439,7 +439,9 @@ class GaussianMixture(KeepsDtype):
         flat = flat.to(mixture.means.dtype)
         size = max(1, (1 << 22) // max(1, flat.numel()))
         blocks = (mixture.block(k, min(k + size, self.n_components)) for k in range(0, self.n_components, size))
-        return torch.cat([component_scores(flat, block)[0] for block in blocks], dim=1).softmax(1).to(x.dtype)
+        weights = torch.cat([component_scores(flat, block)[0] for block in blocks], dim=1).softmax(1)
+        rows = far_rows(weights.amax(1))
+        return with_far_rows(weights, rows, flat, mixture, lambda far, _: far.weights).to(x.dtype)
 
     def sample(self, n: int, seed: int | Tensor | None = None, *, first_path: int = 0) -> Tensor:
         """n exact draws [n, d] ([n, *event_shape]); draw i depends on seed and first_path + i alone."""

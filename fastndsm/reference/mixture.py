@@ -6,11 +6,13 @@ With P_k = Sigma_k^-1, g_k(x) = P_k (m_k - x) and responsibilities r_k(x):
     its HVP    H v = sum_k r_k (g_k (g_k . v) - P_k v) - g (g . v),    g = sum_k r_k g_k
 
 Every quantity is a posterior mean over components, accumulated over blocks of them with a running maximum (online
-softmax), so that nothing of size B x K is stored.
+softmax), so that nothing of size B x K is stored. Rows so far off that this overflows, or that nothing is left of H v,
+are taken in float64 about the component that is nearest (`centred`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -43,15 +45,19 @@ class MixtureOperands(NamedTuple):
 def component_scores(x: Tensor, m: MixtureOperands) -> tuple[Tensor, Tensor]:
     """log w_k N(x; m_k, Sigma_k) [B, K] and g_k = P_k (m_k - x) [B, K, d]."""
     diff = m.means - x[:, None, :]
-    if m.covariance_type == "spherical":
-        g = m.precisions[:, None] * diff
-    elif m.covariance_type == "diag":
-        g = m.precisions * diff
-    elif m.covariance_type == "tied":
-        g = diff @ m.precisions
-    else:
-        g = torch.einsum("kij,bkj->bki", m.precisions, diff)
+    g = precision_product(diff, m)
     return m.log_scale - 0.5 * (diff * g).sum(-1), g
+
+
+def precision_product(diff: Tensor, m: MixtureOperands) -> Tensor:
+    """P_k diff_k [B, K, d]."""
+    if m.covariance_type == "spherical":
+        return m.precisions[:, None] * diff
+    if m.covariance_type == "diag":
+        return m.precisions * diff
+    if m.covariance_type == "tied":
+        return diff @ m.precisions
+    return torch.einsum("kij,bkj->bki", m.precisions, diff)
 
 
 def weighted_precision_product(weights: Tensor, v: Tensor, m: MixtureOperands) -> Tensor:
@@ -88,29 +94,119 @@ def posterior_means(x: Tensor, m: MixtureOperands, *moments: Moment) -> tuple[Te
     return maximum + total.log(), [s / total[:, None] for s in sums]
 
 
+def far_rows(log_prob: Tensor, below: float = -math.inf) -> Tensor | None:
+    """Rows whose log-density is at most `below`, or NaN; None if there are none, or asking would stall the caller."""
+    if log_prob.device.type != "cpu" or torch._C._functorch.peek_interpreter_stack() is not None:
+        return None
+    far = ~(log_prob.detach() > below)
+    return far.nonzero()[:, 0] if bool(far.any()) else None
+
+
+class Centred(NamedTuple):
+    """Far rows about a component c of each, in float64: g_k = g_c + shift_k.
+
+    log_prob [B], g = g_c [B, d], weights = r_k [B, K], shift [B, K, d], and the mixture.
+    """
+
+    log_prob: Tensor
+    g: Tensor
+    weights: Tensor
+    shift: Tensor
+    mixture: MixtureOperands
+
+
+def centred(x: Tensor, m: MixtureOperands) -> Centred:
+    """With u_k = m_k - x and c the component of the largest density, each difference is taken before it is rounded:
+
+        u_k^T P_k u_k - u_c^T P_c u_c = (m_k - m_c)^T P_k (u_k + u_c) + u_c^T (P_k - P_c) u_c
+        g_k - g_c                     = P_k (m_k - m_c) + (P_k - P_c) u_c
+
+    Where squares of u would overflow, all lengths are scaled by a power of two.
+    """
+    x, means, log_scale = x.double(), m.means.double(), m.log_scale.double()
+    m = MixtureOperands(means, m.precisions.double(), log_scale, m.covariance_type)
+    exponent = torch.frexp(x.detach().abs().amax(1))[1]
+    s = torch.ldexp(torch.ones_like(x[:, 0]), (100 - exponent).clamp(max=0))[:, None]
+    u = means * s[..., None] - (x * s)[:, None, :]
+    g = precision_product(u, m)
+    square = (u * g).sum(-1)
+    c = (0.5 * square - log_scale * s * s).argmin(1)
+    rows = torch.arange(len(x), device=x.device)
+    u_c, g_c, square_c = u[rows, c][:, None], g[rows, c][:, None], square[rows, c]
+    apart = (means - means[c][:, None]) * s[..., None]
+    beside = _other_precisions(u_c, c, m)
+    change = (apart * precision_product(u + u_c, m)).sum(-1) + (u_c * beside).sum(-1)
+    logits = log_scale - log_scale[c][:, None] - 0.5 * change / s / s
+    weights = logits.softmax(1)
+    shift = (precision_product(apart, m) + beside) / s[..., None]
+    shift = torch.where(weights[..., None] == 0.0, 0.0, shift)  # no component without weight adds inf * 0
+    log_prob = log_scale[c] - 0.5 * square_c / s[:, 0] / s[:, 0] + logits.logsumexp(1)
+    return Centred(log_prob, g_c[:, 0] / s, weights, shift, m)
+
+
+def _other_precisions(u: Tensor, c: Tensor, m: MixtureOperands) -> Tensor:
+    """(P_k - P_c) u for u [B, 1, d] and components c [B] -> [B, K, d]."""
+    if m.covariance_type == "tied":
+        return torch.zeros_like(u)
+    apart = m.precisions - m.precisions[c][:, None]
+    if m.covariance_type == "full":
+        return (apart @ u[..., None])[..., 0]
+    return (apart[..., None] if m.covariance_type == "spherical" else apart) * u
+
+
+def with_far_rows(
+    values: Tensor,
+    rows: Tensor | None,
+    x: Tensor,
+    m: MixtureOperands,
+    function: Callable[[Centred, Tensor], Tensor],
+) -> Tensor:
+    """values with those of `rows` by `function`, which takes rows about their component, and their numbers."""
+    if rows is None:
+        return values
+    size = max(1, BLOCK_ELEMENTS // max(m.means.numel(), m.precisions.numel()))
+    made = torch.cat([function(centred(x[part], m), part) for part in rows.split(size)])
+    return values.index_copy(0, rows, made.to(values.dtype))
+
+
 def _score_moment(weights: Tensor, g: Tensor, part: MixtureOperands) -> Tensor:
     return (weights[:, None, :] @ g)[:, 0]
 
 
+def _far_score(far: Centred, _: Tensor) -> Tensor:
+    return far.g + _score_moment(far.weights, far.shift, far.mixture)
+
+
 def mixture_log_prob(x: Tensor, m: MixtureOperands) -> Tensor:
     """log pi(x) for x [B, d] -> [B]."""
-    return posterior_means(x, m)[0]
+    log_prob = posterior_means(x, m)[0]
+    return with_far_rows(log_prob, far_rows(log_prob), x, m, lambda far, _: far.log_prob)
 
 
 def mixture_score(x: Tensor, m: MixtureOperands) -> Tensor:
     """grad log pi(x) for x [B, d] -> [B, d]."""
-    return posterior_means(x, m, _score_moment)[1][0]
+    log_prob, (score,) = posterior_means(x, m, _score_moment)
+    return with_far_rows(score, far_rows(log_prob), x, m, _far_score)
 
 
 def score_and_hvp(x: Tensor, v: Tensor, m: MixtureOperands) -> tuple[Tensor, Tensor]:
     """grad log pi(x) and (hessian of log pi)(x) v, sharing the responsibilities."""
 
-    def second_moment(weights: Tensor, g: Tensor, part: MixtureOperands) -> Tensor:
+    def second_moment(weights: Tensor, g: Tensor, part: MixtureOperands, v: Tensor = v) -> Tensor:
         along = weights * (g @ v[:, :, None])[..., 0]
         return (along[:, None, :] @ g)[:, 0] - weighted_precision_product(weights, v, part)
 
-    _, (score, second) = posterior_means(x, m, _score_moment, second_moment)
-    return score, second - score * (score * v).sum(1, keepdim=True)
+    log_prob, (score, second) = posterior_means(x, m, _score_moment, second_moment)
+    hvp = second - score * (score * v).sum(1, keepdim=True)
+
+    def far_hvp(far: Centred, rows: Tensor) -> Tensor:
+        along = v[rows].double()
+        shift = _score_moment(far.weights, far.shift, far.mixture)
+        second = second_moment(far.weights, far.shift, far.mixture, along)
+        return second - shift * (shift * along).sum(1, keepdim=True)
+
+    score = with_far_rows(score, far_rows(log_prob), x, m, _far_score)
+    return score, with_far_rows(hvp, far_rows(log_prob, -0.5 / torch.finfo(x.dtype).eps), x, m, far_hvp)
 
 
 def mixture_hvp(x: Tensor, v: Tensor, m: MixtureOperands) -> Tensor:
@@ -129,7 +225,8 @@ def mean_precision_diagonal(x: Tensor, m: MixtureOperands) -> Tensor:
         diagonals = part.precisions if part.covariance_type == "diag" else part.precisions.diagonal(dim1=1, dim2=2)
         return weights @ diagonals
 
-    return posterior_means(x, m, moment)[1][0]
+    log_prob, (rate,) = posterior_means(x, m, moment)
+    return with_far_rows(rate, far_rows(log_prob), x, m, lambda far, _: moment(far.weights, far.shift, far.mixture))
 
 
 def mixture_sample(
