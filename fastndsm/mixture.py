@@ -438,10 +438,14 @@ class GaussianMixture(KeepsDtype):
         _checks.same_device("x", x, "mixture", mixture.means.device)
         flat = flat.to(mixture.means.dtype)
         size = max(1, (1 << 22) // max(1, flat.numel()))
-        blocks = (mixture.block(k, min(k + size, self.n_components)) for k in range(0, self.n_components, size))
-        weights = torch.cat([component_scores(flat, block)[0] for block in blocks], dim=1).softmax(1)
-        rows = far_rows(weights.amax(1))
-        return with_far_rows(weights, rows, flat, mixture, lambda far, _: far.weights).to(x.dtype)
+        blocks = [mixture.block(k, min(k + size, self.n_components)) for k in range(0, self.n_components, size)]
+
+        def weights(x: Tensor) -> Tensor:
+            return torch.cat([component_scores(x, block)[0] for block in blocks], dim=1).softmax(1)
+
+        made = weights(flat)
+        rows = far_rows(made.amax(1))
+        return with_far_rows(made, rows, flat, mixture, lambda far, _: far.weights, weights).to(x.dtype)
 
     def sample(self, n: int, seed: int | Tensor | None = None, *, first_path: int = 0) -> Tensor:
         """n exact draws [n, d] ([n, *event_shape]); draw i depends on seed and first_path + i alone."""

@@ -15,7 +15,7 @@ from fastndsm.testing import COVARIANCE_TYPES, normals, random_mixture
 BACKENDS = ("reference", "cpp")
 SCALES = {
     torch.float32: (1e5, 1e10, 1e18, 1e19, 1e20, 1e30, torch.finfo(torch.float32).max),
-    torch.float64: (1e10, 1e20, 1e100, 1e154, 1e160, 1e300, torch.finfo(torch.float64).max),
+    torch.float64: (1e10, 1e20, 1e100, 1e154, 1e160, 1e300),
 }
 all_types = pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 all_dtypes = pytest.mark.parametrize("dtype", SCALES, ids=str)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -160,10 +161,16 @@ def with_far_rows(
     x: Tensor,
     m: MixtureOperands,
     function: Callable[[Centred, Tensor], Tensor],
+    again: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """values with those of `rows` by `function`, which takes rows about their component, and their numbers."""
+    """values with those of `rows` by `function`, which takes rows about their component, and their numbers.
+
+    again: x -> values. Those with a gradient are made again, since overflow in a replaced row makes its gradient NaN.
+    """
     if rows is None:
         return values
+    if values.requires_grad:
+        values = again(x.index_copy(0, rows, m.means[m.log_scale.argmax()].expand(len(rows), -1)))
     size = max(1, BLOCK_ELEMENTS // max(m.means.numel(), m.precisions.numel()))
     made = torch.cat([function(centred(x[part], m), part) for part in rows.split(size)])
     return values.index_copy(0, rows, made.to(values.dtype))
@@ -180,13 +187,15 @@ def _far_score(far: Centred, _: Tensor) -> Tensor:
 def mixture_log_prob(x: Tensor, m: MixtureOperands) -> Tensor:
     """log pi(x) for x [B, d] -> [B]."""
     log_prob = posterior_means(x, m)[0]
-    return with_far_rows(log_prob, far_rows(log_prob), x, m, lambda far, _: far.log_prob)
+    return with_far_rows(
+        log_prob, far_rows(log_prob), x, m, lambda far, _: far.log_prob, partial(mixture_log_prob, m=m)
+    )
 
 
 def mixture_score(x: Tensor, m: MixtureOperands) -> Tensor:
     """grad log pi(x) for x [B, d] -> [B, d]."""
     log_prob, (score,) = posterior_means(x, m, _score_moment)
-    return with_far_rows(score, far_rows(log_prob), x, m, _far_score)
+    return with_far_rows(score, far_rows(log_prob), x, m, _far_score, partial(mixture_score, m=m))
 
 
 def score_and_hvp(x: Tensor, v: Tensor, m: MixtureOperands) -> tuple[Tensor, Tensor]:
@@ -205,8 +214,9 @@ def score_and_hvp(x: Tensor, v: Tensor, m: MixtureOperands) -> tuple[Tensor, Ten
         second = second_moment(far.weights, far.shift, far.mixture, along)
         return second - shift * (shift * along).sum(1, keepdim=True)
 
-    score = with_far_rows(score, far_rows(log_prob), x, m, _far_score)
-    return score, with_far_rows(hvp, far_rows(log_prob, -0.5 / torch.finfo(x.dtype).eps), x, m, far_hvp)
+    score = with_far_rows(score, far_rows(log_prob), x, m, _far_score, partial(mixture_score, m=m))
+    rows = far_rows(log_prob, -0.5 / torch.finfo(x.dtype).eps)
+    return score, with_far_rows(hvp, rows, x, m, far_hvp, partial(mixture_hvp, v=v, m=m))
 
 
 def mixture_hvp(x: Tensor, v: Tensor, m: MixtureOperands) -> Tensor:
@@ -226,7 +236,11 @@ def mean_precision_diagonal(x: Tensor, m: MixtureOperands) -> Tensor:
         return weights @ diagonals
 
     log_prob, (rate,) = posterior_means(x, m, moment)
-    return with_far_rows(rate, far_rows(log_prob), x, m, lambda far, _: moment(far.weights, far.shift, far.mixture))
+
+    def far_rate(far: Centred, _: Tensor) -> Tensor:
+        return moment(far.weights, far.shift, far.mixture)
+
+    return with_far_rows(rate, far_rows(log_prob), x, m, far_rate, partial(mean_precision_diagonal, m=m))
 
 
 def mixture_sample(
