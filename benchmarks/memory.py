@@ -40,10 +40,10 @@ def peak_allocated(run: Callable[[], Any]) -> int:
 def kernel_density(components: int, dim: int, rows: int) -> tuple[GaussianMixture, Tensor]:
     """Build a mixture with a component at each of K points of spread 1, wide enough that many share each x; float32."""
     generator = torch.Generator().manual_seed(components)
-    weights = torch.full((components,), 1.0 / components, dtype=torch.float32)
-    means = torch.randn(components, dim, generator=generator)
-    variances = 0.05 * dim * (1.0 + torch.rand(components, generator=generator))
-    x = means[:rows] + variances[:rows, None].sqrt() * torch.randn(rows, dim, generator=generator)
+    weights = torch.full((components,), 1.0 / components, dtype=torch.float32, device="cpu")
+    means = torch.randn(components, dim, generator=generator, device="cpu")
+    variances = 0.05 * dim * (1.0 + torch.rand(components, generator=generator, device="cpu"))
+    x = means[:rows] + variances[:rows, None].sqrt() * torch.randn(rows, dim, generator=generator, device="cpu")
     return GaussianMixture(weights, means, variances, "spherical"), x
 
 

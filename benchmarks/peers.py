@@ -147,7 +147,7 @@ def compiled(problem: Problem, target: bool) -> dict[str, Peer]:
 
     def with_tensors(*arguments: Any) -> Any:  # a Python number would be compiled into the graph
         *state, a, s = arguments
-        return advance(*state, torch.tensor(a), torch.tensor(s))
+        return advance(*state, torch.tensor(a, device="cpu"), torch.tensor(s, device="cpu"))
 
     loop = partial(simulate_target, with_tensors, form) if target else partial(simulate, with_tensors)
     return {"OneProduct": torch.no_grad()(loop)}
@@ -190,7 +190,7 @@ def torchsde(problem: Problem, target: bool) -> dict[str, Peer]:
             n = round(float(ta) / dt)  # rounding of the times may leave a last step of no length
             return self.noise[n] * dt**0.5 if n < len(self.noise) else torch.zeros_like(self.noise[0])
 
-    sde, times = Langevin(), torch.tensor([0.0, horizon])
+    sde, times = Langevin(), torch.tensor([0.0, horizon], device="cpu")
 
     def run(hint: dict[str, float], problem: Problem, x0: Tensor, noise: Tensor | None) -> tuple[Tensor, ...]:
         if noise is None:

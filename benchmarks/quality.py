@@ -109,15 +109,15 @@ def digits_model(seed: int) -> ResidualScore:
 def known_score(estimator: str, seed: int = 0, steps: int = 4000, dim: int = 2) -> Row:
     """Return the relative squared error of the score learnt from N(m, diag(c)) noised towards pi = N(0, I)."""
     torch.manual_seed(seed)
-    mean, variance = torch.tensor([0.8, -0.5])[:dim], torch.tensor([0.3, 0.6])[:dim]
+    mean, variance = torch.tensor([0.8, -0.5], device="cpu")[:dim], torch.tensor([0.3, 0.6], device="cpu")[:dim]
     process = OUProcess(dim, T=3.0, n_steps=100)
-    x = mean + variance.sqrt() * torch.randn(20_000, dim)
+    x = mean + variance.sqrt() * torch.randn(20_000, dim, device="cpu")
     model = ResidualScore(networks.MLP(dim, (128, 128, 128), horizon=process.T), process)
     model = train(model, process, estimator, x, TrainConfig(steps=steps, batch_size=512, seed=seed))
     shrink = (1.0 - process.drift_scale).cumprod(0).float()
     noise = process.noise_variance.float()
     step = process.draw_steps(50_000, seed=seed + 1)
-    x0 = mean + variance.sqrt() * torch.randn(50_000, dim)
+    x0 = mean + variance.sqrt() * torch.randn(50_000, dim, device="cpu")
     drawn = process.noised(x0, step, seed=seed + 2)
     law = shrink[step, None] ** 2 * x.var(0) + noise[step, None]  # the discrete chain's, for the sample the net saw
     exact = -(drawn.x - shrink[step, None] * x.mean(0)) / law
@@ -137,7 +137,7 @@ def gradient_trace(
     """
     parameters = {k: v.detach() for k, v in model.named_parameters()}
     loss = NDSMLoss(process, weighting=None, **ESTIMATORS[estimator])  # type: ignore[arg-type]
-    x0 = x0[torch.arange(n) % len(x0)]
+    x0 = x0[torch.arange(n, device="cpu") % len(x0)]
     drawn = loss.draw(x0, seed=seed, step=step)
     pairs = len(drawn.x) // n
     fields = [f.reshape(pairs, n, *f.shape[1:]).transpose(0, 1) for f in drawn]
@@ -150,7 +150,7 @@ def gradient_trace(
 
         return loss.evaluate(net, sample)
 
-    squares = torch.zeros(())
+    squares = torch.zeros((), device="cpu")
     mean = [torch.zeros_like(p) for p in parameters.values()]
     for i in range(n):  # one by one: the ops are opaque to vmap
         weights = {k: v.clone().requires_grad_() for k, v in parameters.items()}
@@ -173,7 +173,12 @@ def variance(seed: int = 0, steps: int = 4000, n: int = 1000) -> list[Row]:
     model = ResidualScore(networks.MLP(2, (128, 128, 128), in_dim=4, horizon=process.T), process, features=True)
     model = train(model, process, "path", dataset.train, TrainConfig(steps=steps, batch_size=512, seed=seed))
     for dt in (1e-3, 0.1):
-        times = torch.cat([torch.linspace(0, process.T - dt, 100, dtype=torch.float64), torch.tensor([process.T])])
+        times = torch.cat(
+            [
+                torch.linspace(0, process.T - dt, 100, dtype=torch.float64, device="cpu"),
+                torch.tensor([process.T], device="cpu"),
+            ]
+        )
         probe = LangevinProcess(reference, grid=times)
         for estimator in ESTIMATORS:
             trace = gradient_trace(model, probe, dataset.train, estimator, 99, n, seed)

@@ -143,7 +143,7 @@ def _chain_rate() -> float | None:
 
 def _sgemm_rate() -> float:
     n = 64 if TINY else 2048
-    a, b, out = torch.ones(n, n), torch.ones(n, n), torch.empty(n, n)
+    a, b, out = torch.ones(n, n, device="cpu"), torch.ones(n, n, device="cpu"), torch.empty(n, n, device="cpu")
     return n**3 / best_seconds(lambda: torch.mm(a, b, out=out))
 
 
@@ -154,5 +154,5 @@ def _normal_rate() -> float:
 
 def bandwidth(footprint: int) -> float:
     """Measure the bytes a second, where `footprint` bytes are read and written again and again."""
-    a, b, out = (torch.ones(footprint // 12) for _ in range(3))
+    a, b, out = (torch.ones(footprint // 12, device="cpu") for _ in range(3))
     return footprint / best_seconds(lambda: torch.add(a, b, out=out))

@@ -35,14 +35,17 @@ def philox(backend: str, paths: int = PATHS) -> Tensor:
 
 def normals(contender: str) -> Callable[[], Tensor]:
     if contender == "eager":
-        return partial(torch.empty(VALUES).normal_)
+        return partial(torch.empty(VALUES, device="cpu").normal_)
     return peers_jax.normals(peers_jax.GENERATORS[contender], VALUES)
 
 
 def standard(values: Tensor) -> float:
     """Return the largest |z| of the first four moments of standard normals."""
     powers = torch.stack([values.double().flatten() ** k for k in (1, 2, 3, 4)])
-    expected, variance = torch.tensor([0.0, 1.0, 0.0, 3.0]), torch.tensor([1.0, 2.0, 15.0, 96.0])
+    expected, variance = (
+        torch.tensor([0.0, 1.0, 0.0, 3.0], device="cpu"),
+        torch.tensor([1.0, 2.0, 15.0, 96.0], device="cpu"),
+    )
     return float(((powers.mean(1) - expected) / (variance / values.numel()).sqrt()).abs().max())
 
 
@@ -75,11 +78,11 @@ class Losses:
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.scores = torch.randn(2 * ROWS, WIDTH, generator=generator, requires_grad=True)
-        self.score = torch.randn(ROWS, WIDTH, generator=generator, requires_grad=True)
-        self.noise = torch.randn(ROWS, WIDTH, generator=generator)
-        self.std = 0.1 + torch.rand(ROWS, generator=generator)
-        self.weight = torch.rand(ROWS, generator=generator)
+        self.scores = torch.randn(2 * ROWS, WIDTH, generator=generator, requires_grad=True, device="cpu")
+        self.score = torch.randn(ROWS, WIDTH, generator=generator, requires_grad=True, device="cpu")
+        self.noise = torch.randn(ROWS, WIDTH, generator=generator, device="cpu")
+        self.std = 0.1 + torch.rand(ROWS, generator=generator, device="cpu")
+        self.weight = torch.rand(ROWS, generator=generator, device="cpu")
 
     def ndsm_loss(self, backend: str) -> tuple[Tensor, Tensor]:
         loss = functional.ndsm_loss(

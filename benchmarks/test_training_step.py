@@ -51,9 +51,9 @@ def planar() -> Set:
 def images() -> Set:
     generator = torch.Generator().manual_seed(0)
     side, base, batch = (8, 4, 4) if TINY else (28, 16, 128)
-    means = torch.rand(10, side * side, generator=generator, dtype=torch.float64)
-    variances = 0.05 + 0.05 * torch.rand(10, generator=generator, dtype=torch.float64)
-    weights = torch.full((10,), 0.1, dtype=torch.float64)
+    means = torch.rand(10, side * side, generator=generator, dtype=torch.float64, device="cpu")
+    variances = 0.05 + 0.05 * torch.rand(10, generator=generator, dtype=torch.float64, device="cpu")
+    weights = torch.full((10,), 0.1, dtype=torch.float64, device="cpu")
     reference = GaussianMixture(weights, means, variances, "spherical", event_shape=(1, side, side))
     label = f"{side}x{side}, U-Net base {base}, B={batch}, N={NOISING_STEPS}"
     points = reference.sample(8 * batch, seed=0).float()
@@ -82,7 +82,7 @@ class Training:
         self.data, self.batch, self.step = chosen.data, chosen.batch, 0
 
     def __call__(self) -> None:
-        x0 = self.data[torch.arange(self.step, self.step + self.batch) % len(self.data)]
+        x0 = self.data[torch.arange(self.step, self.step + self.batch, device="cpu") % len(self.data)]
         drawn = self.loss.draw(x0, seed=self.step)
         loss = self.loss.evaluate(self.net, drawn)
         self.optimizer.zero_grad(set_to_none=True)

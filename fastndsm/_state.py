@@ -1,13 +1,33 @@
-"""State that a cast must not touch: buffers that follow their module to a device, and to no other dtype."""
+"""State that a cast or a mode of the moment must not touch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 Self = TypeVar("Self", bound="KeepsDtype")
+
+
+@contextlib.contextmanager
+def ordinary_modes() -> Iterator[None]:
+    """Record gradients, and make tensors on the CPU in float32, whatever the program around has set.
+
+    For what trains a network of its own: networks and optimizers follow defaults, and nothing trains in inference_mode.
+    """
+    dtype = torch.get_default_dtype()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        if dtype != torch.float32:
+            torch.set_default_dtype(torch.float32)
+            stack.callback(torch.set_default_dtype, dtype)
+        yield
 
 
 class KeepsDtype(nn.Module):

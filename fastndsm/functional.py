@@ -56,6 +56,7 @@ class Process(Protocol):
     def n_steps(self) -> int: ...
     @property
     def dynamics(self) -> Dynamics: ...
+    def check_dtype(self, name: str, dtype: torch.dtype) -> None: ...
 
 
 def _name(backend: Any) -> str:
@@ -165,6 +166,7 @@ def _simulation_arguments(
 ) -> tuple[Tensor, Tensor, int]:
     """Return steps [B], seed and first path, checked."""
     key, start = _checks.paths(x0, _process(process).dim, process.noise_std.device, seed, first_path)
+    process.check_dtype("x0", x0.dtype)
     rows, n_steps = len(x0), process.n_steps
     taken = _checks.steps("steps", n_steps if steps is None else steps, rows, n_steps, x0.device, minimum)
     return taken.expand(rows), key, start
@@ -329,6 +331,7 @@ def reverse_step(
     _checks.choice("method", method, METHODS)
     _checks.batch("y", y, _process(process).dim)
     _checks.same_device("y", y, "process", process.noise_std.device)
+    process.check_dtype("y", y.dtype)
     slope = _checks.like("score", score, "y", y).to(y.dtype)
     n = _checks.steps("step", step, None, process.n_steps - 1, y.device)
     key, start = _checks.seed(seed), _checks.first_path(first_path)

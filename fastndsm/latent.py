@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import _checks
+from ._state import ordinary_modes
 from .mixture import GaussianMixture
 from .networks import MLP
 from .objective import NDSMLoss
@@ -179,6 +180,7 @@ class Autoencoder(Encoder):
             self.register_buffer(name, torch.ones(()))
 
     @classmethod
+    @ordinary_modes()
     def fit(
         cls,
         X: Tensor,
@@ -211,7 +213,7 @@ class Autoencoder(Encoder):
         optimizer = torch.optim.Adam(self.parameters(), lr=lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(steps):
-            x = flat[torch.randint(len(flat), (batch_size,)).to(flat.device)]
+            x = flat[torch.randint(len(flat), (batch_size,), device="cpu").to(flat.device)]
             target = (x - self.low) / (self.high - self.low)
             code = self.encoder(x)
             divergence = code.new_zeros(())
@@ -251,6 +253,7 @@ class LatentModel(nn.Module):
         self.history: History = []
 
     @classmethod
+    @ordinary_modes()
     def fit(
         cls,
         X: Tensor,

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from . import _checks, functional
 from ._state import KeepsDtype
-from .reference.mixture import MixtureOperands, component_scores
+from .reference.components import MixtureOperands, component_scores
+from .reference.far import far_rows, with_far_rows
 
 if TYPE_CHECKING:
     import sklearn.mixture
@@ -111,6 +112,7 @@ class GaussianMixture(KeepsDtype):
         log_scale = weights.log() + 0.5 * log_det - 0.5 * self.dim * math.log(2.0 * math.pi)
         dtype = self.means.dtype
         self._precisions, self._log_scale, self._factors = (t.to(dtype) for t in (precisions, log_scale, factors))
+        self._largest_mean = float(self.means.double().abs().amax())
         self._forget()
 
     def _forget(self) -> None:
@@ -121,7 +123,7 @@ class GaussianMixture(KeepsDtype):
         self._digest: str | None = None
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> GaussianMixture:
-        self._forget()
+        self._cast = {}  # values do not change, so that the rest still holds
         return super()._apply(fn, recurse)
 
     # A module around the mixture does not change its dtype (see KeepsDtype); asked itself, it changes.
@@ -364,10 +366,13 @@ class GaussianMixture(KeepsDtype):
 
     def covariance_eigenvalues(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest eigenvalue of each covariance, float64 [K] ([1] if tied)."""
-        if self._eigenvalues is None:
-            with torch.inference_mode(False):
-                self._eigenvalues = self._extreme_eigenvalues()
-        return self._eigenvalues
+        if self._eigenvalues is not None:
+            return self._eigenvalues
+        with torch.inference_mode(False):
+            made = self._extreme_eigenvalues()
+        if type(made[0]) is Tensor:
+            self._eigenvalues = made
+        return made
 
     def _extreme_eigenvalues(self) -> tuple[Tensor, Tensor]:
         covariances = self.covariances.detach().double().cpu()
@@ -385,6 +390,11 @@ class GaussianMixture(KeepsDtype):
             self._largest = float(self.covariance_eigenvalues()[1].max())
         return self._largest
 
+    @property
+    def largest_mean(self) -> builtins.float:
+        """The largest absolute value of a mean's coordinates."""
+        return self._largest_mean
+
     def operands(self, dtype: torch.dtype) -> MixtureOperands:
         """What the ops take, in the compute dtype of data of `dtype` (kept: a mixture may have 60,000 components)."""
         compute = torch.float64 if dtype == torch.float64 else torch.float32
@@ -396,7 +406,7 @@ class GaussianMixture(KeepsDtype):
                 t.to(compute).contiguous() for t in (self.means, self._precisions, self._log_scale)
             )
         made = MixtureOperands(means, precisions, log_scale, self.covariance_type)
-        if type(means) is Tensor:  # what a mode of the moment made, of fake tensors, say, ends with it
+        if all(type(t) is Tensor for t in made[:3]):  # of fake tensors: what a mode made ends with it
             self._cast[compute] = made
         return made
 
@@ -429,8 +439,14 @@ class GaussianMixture(KeepsDtype):
         _checks.same_device("x", x, "mixture", mixture.means.device)
         flat = flat.to(mixture.means.dtype)
         size = max(1, (1 << 22) // max(1, flat.numel()))
-        blocks = (mixture.block(k, min(k + size, self.n_components)) for k in range(0, self.n_components, size))
-        return torch.cat([component_scores(flat, block)[0] for block in blocks], dim=1).softmax(1).to(x.dtype)
+        blocks = [mixture.block(k, min(k + size, self.n_components)) for k in range(0, self.n_components, size)]
+
+        def weights(x: Tensor) -> Tensor:
+            return torch.cat([component_scores(x, block)[0] for block in blocks], dim=1).softmax(1)
+
+        made = weights(flat)
+        rows = far_rows(made.amax(1))
+        return with_far_rows(made, rows, flat, mixture, lambda far, _: far.weights, weights).to(x.dtype)
 
     def sample(self, n: int, seed: int | Tensor | None = None, *, first_path: int = 0) -> Tensor:
         """n exact draws [n, d] ([n, *event_shape]); draw i depends on seed and first_path + i alone."""

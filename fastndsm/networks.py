@@ -300,4 +300,5 @@ def _zeroed(layer: Any) -> Any:
 
 
 def _geometric(low: float, high: float, n: int) -> Tensor:
-    return torch.logspace(math.log10(low), math.log10(high), n, dtype=torch.float64).float()
+    values = torch.logspace(math.log10(low), math.log10(high), n, dtype=torch.float64, device="cpu")
+    return values.float().to(torch.get_default_device())  # the same bits wherever the parameters beside it are made

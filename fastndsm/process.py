@@ -179,6 +179,19 @@ class NoisingProcess(ExtraState, KeepsDtype):
         """Shape of one sample."""
         return tuple(getattr(self.prior, "event_shape", (self.dim,)))
 
+    def check_dtype(self, name: str, dtype: torch.dtype) -> None:
+        """Refuse data of a dtype that computes in float32 where float32 loses the noise beside the means."""
+        if dtype == torch.float64:
+            return
+        mean = getattr(self.prior, "largest_mean", 0.0)
+        spacing = math.ldexp(1.0, math.frexp(mean)[1] - 24) if mean > 0.0 else 0.0
+        if spacing > 0.5 * self._shortest:
+            raise ValueError(
+                f"{name}: expected torch.float64 where means reach {mean:.4g}, float32 values there are {spacing:.3g} "
+                f"apart and the smallest noise_std is {self._shortest:.3g}, found {dtype}; or centre the data, for "
+                "example by data.Standardizer"
+            )
+
     @abstractmethod
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
         """F(x, t) for x [B, ...] and t a number or [B] -> like x."""
@@ -204,6 +217,7 @@ class NoisingProcess(ExtraState, KeepsDtype):
     ) -> tuple[Tensor, Tensor, int]:
         """Steps [B], drawn if None; seed and first path."""
         key, start = _checks.paths(x0, self._dim, self.times.device, seed, first_path)
+        self.check_dtype("x0", x0.dtype)
         rows = len(x0)
         if step is None:
             return philox.uniform_steps(rows, self.n_steps, key, start, x0.device), key, start

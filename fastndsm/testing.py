@@ -54,14 +54,14 @@ LOSSES = {  # name -> estimator, antithetic
 
 def generator(seed: int) -> torch.Generator:
     """Return a generator on the CPU that starts from the seed."""
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator("cpu").manual_seed(seed)
 
 
 def normals(
     *shape: int, seed: int = 0, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Draw standard normals in float64 and round them."""
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64).to(device, dtype)
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64, device="cpu").to(device, dtype)
 
 
 def random_mixture(
@@ -86,10 +86,10 @@ def random_mixture(
     g = seed if isinstance(seed, torch.Generator) else generator(1000 * seed + 10 * n_components + dim)
 
     def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=g, dtype=torch.float64)
+        return torch.rand(*shape, generator=g, dtype=torch.float64, device="cpu")
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
+        return torch.randn(*shape, generator=g, dtype=torch.float64, device="cpu")
 
     def variances(*shape: int) -> Tensor:
         return 0.3 + uniform(*shape) if overlapping else ratio ** -uniform(*shape)
@@ -181,8 +181,8 @@ def random_arguments(
     def normal(index: int, *shape: int) -> Tensor:
         return normals(*shape, seed=10 * seed + index, dtype=torch.float32)
 
-    steps = torch.randint(0, n_steps + 1, (rows,), generator=generator(10 * seed + dim))
-    steps[:3] = torch.tensor([n_steps, 0, n_steps // 2])[:rows]
+    steps = torch.randint(0, n_steps + 1, (rows,), generator=generator(10 * seed + dim), device="cpu")
+    steps[:3] = steps.new_tensor([n_steps, 0, n_steps // 2])[:rows]
     x, v = (2.0 * normal(i, rows, dim) for i in range(2))
     scores, noise, std = normal(2, 2 * rows, dim), normal(3, rows, dim), 0.1 + normal(4, rows).abs()
     x, v, scores, noise, std = (t.to(device, dtype) for t in (x, v, scores, noise, std))
@@ -205,7 +205,8 @@ def differentiated(function: Callable[..., Tensor], *inputs: Tensor) -> Results:
 @lru_cache(maxsize=8)
 def _direction(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Draw it once, so that the times of calls have no part of it."""
-    return normals(*shape, seed=9, dtype=dtype, device=device)
+    with torch.inference_mode(False):
+        return normals(*shape, seed=9, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True)

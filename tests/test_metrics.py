@@ -84,10 +84,35 @@ def test_blocks_change_nothing(monkeypatch: Any) -> None:
     torch.testing.assert_close(parts[2], whole[2], rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("metric", [energy_distance, sliced_wasserstein], ids=["energy", "sliced"])
-def test_distances_do_not_see_where_the_data_are(metric: Any) -> None:
-    x, y = normal(60, 2), normal(60, 2, seed=1)
-    assert metric(x + 1e6, y + 1e6) == pytest.approx(metric(x, y), rel=1e-6)
+@pytest.mark.parametrize("metric", [energy_distance, sliced_wasserstein, frechet_distance])
+@pytest.mark.parametrize("shift", [2.0**20, 2.0**34])
+def test_distances_do_not_see_where_the_data_are(metric: Any, shift: float) -> None:
+    x, y = ((normal(60, 2, seed=i) * 2**16).round() / 2**16 for i in range(2))  # so that the shift is exact
+    assert metric(x + shift, y + shift) == pytest.approx(metric(x, y), rel=1e-9)
+
+
+@pytest.mark.parametrize("dim", [2, 40, 100])
+@pytest.mark.parametrize("apart", [1e4, 1e6, 1e8])
+def test_distances_within_clusters_far_apart(dim: int, apart: float) -> None:
+    train = normal(300, dim)
+    train[::2] += apart
+    train[1::2] -= apart
+    assert nearest_distance(train[:50], train).tolist() == [0.0] * 50
+    near = train[:50] + 1e-2 * normal(50, dim, seed=1)
+    expected = (near[:, None] - train).norm(dim=2).amin(1)
+    torch.testing.assert_close(nearest_distance(near, train), expected, rtol=1e-12, atol=0)
+
+    x, y = train[:100], train[100:]
+    exact = 2 * float((x[:, None] - y).norm(dim=2).mean()) - sum(
+        float((z[:, None] - z).norm(dim=2).sum()) / (len(z) * (len(z) - 1)) for z in (x, y)
+    )
+    assert energy_distance(x, y) == pytest.approx(exact, abs=1e-13 * apart * dim)
+    assert mode_weights(near, train[:50]).tolist() == [0.02] * 50
+
+
+def test_nearest_index_is_the_first_of_equals() -> None:
+    train = normal(5, 40).repeat(3, 1) + 1e6
+    assert _distances.nearest_index(train, train).tolist() == [0, 1, 2, 3, 4] * 3
 
 
 # sliced Wasserstein distance

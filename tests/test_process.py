@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -19,7 +20,16 @@ from helpers import (
 )
 from torch import Tensor
 
-from fastndsm import DriftProcess, GaussianMixture, LangevinProcess, NDSMLoss, OUProcess
+from fastndsm import (
+    DriftProcess,
+    GaussianMixture,
+    LangevinProcess,
+    NDSMLoss,
+    OUProcess,
+    functional,
+    log_likelihood,
+    sample,
+)
 from fastndsm.functional import philox_normal
 from fastndsm.process import NoisingProcess
 
@@ -346,3 +356,51 @@ def test_moved_to_float32_a_process_still_runs() -> None:
     p = LangevinProcess(random_mixture("full", 3, 2), grid=UNEVEN).to(torch.float32)
     noised = p.noised(normals(5, 2), 2, seed=0)
     assert noised.x.dtype == torch.float64 and bool(torch.isfinite(noised.target).all())
+
+
+def far(dim: int, mean: float) -> GaussianMixture:
+    return GaussianMixture([0.5, 0.5], [[0.0] * dim, [0.0] * (dim - 1) + [-mean]], [1.0, 2.0], "spherical")
+
+
+FAR = {
+    "simulate": ("x0", lambda p, x: p.simulate(x, seed=0)),
+    "transition": ("x0", lambda p, x: p.transition(x, seed=0)),
+    "noised": ("x0", lambda p, x: p.noised(x, seed=0)),
+    "functional.simulate": ("x0", lambda p, x: functional.simulate(x, p, seed=0)),
+    "functional.simulate_transition": ("x0", lambda p, x: functional.simulate_transition(x, p, seed=0)),
+    "functional.simulate_target": ("x0", lambda p, x: functional.simulate_target(x, p, seed=0)),
+    "reverse_step": ("y", lambda p, x: functional.reverse_step(x, x, p, 1, seed=0)),
+    "loss": ("x0", lambda p, x: NDSMLoss(p)(lambda x, t: -x, x)),
+    "sample": ("dtype", lambda p, x: sample(lambda x, t: -x, p, 3, dtype=x.dtype, seed=0)),
+    "log_likelihood": ("x", lambda p, x: log_likelihood(lambda x, t: -x, p, x)),
+}
+
+
+@pytest.mark.parametrize("call", FAR)
+@pytest.mark.parametrize("drift", [False, True], ids=["mixture", "callable"])
+def test_steps_that_float32_loses_beside_the_means_are_refused(call: str, drift: bool) -> None:
+    name, function = FAR[call]
+
+    def process(mean: float) -> NoisingProcess:
+        mixture = far(2, mean)
+        if drift:
+            return DriftProcess(lambda x, t: mixture.score(x), mixture, T=3.0, n_steps=12)
+        return LangevinProcess(mixture, T=3.0, n_steps=12)
+
+    x = torch.zeros(3, 2)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        shown = torch.float32 if call in ("sample", "log_likelihood") else dtype
+        with pytest.raises(ValueError, match=rf"^{name}: expected torch.float64 .* found {shown}; .*Standardizer"):
+            function(process(2.0**22), x.to(dtype))  # 0.5 apart, noise_std 0.5
+    function(process(2.0**22), x.double())
+    function(process(2.0**21), x)  # 0.25 apart
+
+
+def test_whether_float32_will_do_follows_what_is_loaded_and_moved() -> None:
+    near, away = (LangevinProcess(far(2, mean), T=3.0, n_steps=12) for mean in (1.0, 1e8))
+    away.to("meta").check_dtype("x0", torch.float64)
+    with pytest.raises(ValueError, match=r"means reach 1e[+]08"):
+        away.check_dtype("x0", torch.float32)
+    near.load_state_dict(LangevinProcess(far(2, 1e7), T=3.0, n_steps=12).state_dict())
+    with pytest.raises(ValueError, match=r"means reach 1e[+]07"):
+        pickle.loads(pickle.dumps(near)).check_dtype("x0", torch.float32)

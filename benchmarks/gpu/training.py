@@ -41,11 +41,16 @@ class Set(NamedTuple):
 def planar() -> Set:
     generator = torch.Generator().manual_seed(0)
     width, batch = (16, 32) if TINY else (128, 4096)
-    angles = torch.arange(8) * (torch.pi / 4)
+    angles = torch.arange(8, device="cpu") * (torch.pi / 4)
     means = 2.0 * torch.stack([angles.cos(), angles.sin()], 1)
-    weights, variances = torch.full((8,), 0.125, dtype=torch.float64), torch.full((8,), 0.05, dtype=torch.float64)
+    weights, variances = (
+        torch.full((8,), 0.125, dtype=torch.float64, device="cpu"),
+        torch.full((8,), 0.05, dtype=torch.float64, device="cpu"),
+    )
     reference = GaussianMixture(weights, means.double(), variances, "spherical").to(device())
-    data = means[torch.randint(8, (batch,), generator=generator)] + 0.2 * torch.randn(batch, 2, generator=generator)
+    data = means[torch.randint(8, (batch,), generator=generator, device="cpu")] + 0.2 * torch.randn(
+        batch, 2, generator=generator, device="cpu"
+    )
     label = f"2-D, MLP 3x{width}, B={batch:,}, N={NOISING_STEPS}"
     return Set(label, data.to(device()), reference, lambda T: networks.MLP(2, (width,) * 3, horizon=T), batch)
 
@@ -53,9 +58,9 @@ def planar() -> Set:
 def images() -> Set:
     generator = torch.Generator().manual_seed(0)
     side, base, batch = (8, 4, 4) if TINY else (28, 16, 128)
-    means = torch.rand(10, side * side, generator=generator, dtype=torch.float64)
-    variances = 0.05 + 0.05 * torch.rand(10, generator=generator, dtype=torch.float64)
-    weights = torch.full((10,), 0.1, dtype=torch.float64)
+    means = torch.rand(10, side * side, generator=generator, dtype=torch.float64, device="cpu")
+    variances = 0.05 + 0.05 * torch.rand(10, generator=generator, dtype=torch.float64, device="cpu")
+    weights = torch.full((10,), 0.1, dtype=torch.float64, device="cpu")
     reference = GaussianMixture(weights, means, variances, "spherical", event_shape=(1, side, side)).to(device())
     data = reference.sample(batch, seed=0).float()
     label = f"{side}x{side}, U-Net base {base}, B={batch}, N={NOISING_STEPS}"

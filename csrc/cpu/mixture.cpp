@@ -6,6 +6,7 @@
 #include <functional>
 
 #include "arguments.h"
+#include "far.h"
 
 namespace fastndsm {
 namespace {
@@ -57,6 +58,16 @@ void evaluate_rows(const MixtureView<scalar_of<V>>& m, const scalar_of<V>* x, co
   }
 }
 
+// Calls body(lane) for each of the first `count` lanes whose largest logit is at most `limit`.
+template <typename V, typename Body>
+void for_far_lanes(V maximum, scalar_of<V> limit, int64_t count, const Body& body) {
+  if (!any_lane(!(maximum > limit))) return;
+  const auto* lanes = reinterpret_cast<const scalar_of<V>*>(&maximum);
+  for (int64_t l = 0; l < count; ++l) {
+    if (!(lanes[l] > limit)) body(l);
+  }
+}
+
 template <typename Body>
 void by_kind(Covariance kind, const Body& body) {
   switch (kind) {
@@ -96,6 +107,10 @@ at::Tensor mixture_log_prob(const at::Tensor& x, const at::Tensor& means, const 
                                       [&](auto& tile, V*, V*, int64_t first, int64_t count) {
           const V value = tile.log_prob();
           scatter_rows(&value, first, count, 1, to);
+          for_far_lanes(tile.maximum(), tile.kLowest, count, [&](int64_t l) {
+            const FarRow<scalar_t> row(mixture.view(), in + (first + l) * x.size(1));
+            to[first + l] = static_cast<scalar_t>(row.log_prob());
+          });
         });
       });
     });
@@ -124,6 +139,14 @@ at::Tensor moment(const at::Tensor& x, const at::Tensor& z, const at::Tensor& me
                                              [&](auto& tile, const V* tx, const V* tz, int64_t first, int64_t count) {
           tile.all_moments(tx, tz, score, product, nullptr);
           scatter_rows(with_product ? product : score, first, count, d, to);
+          for_far_lanes(tile.maximum(), with_product ? tile.kNothingLeft : tile.kLowest, count, [&](int64_t l) {
+            const int64_t at = (first + l) * d;
+            FarRow<scalar_t> row(mixture.view(), in + at);
+            if constexpr (with_product)
+              row.product(along + at, to + at);
+            else
+              row.score(to + at);
+          });
         });
       });
     });
@@ -177,6 +200,11 @@ at::Tensor reverse_step(const at::Tensor& y, const at::Tensor& score, const at::
           uint32_t low[lanes_of<V>], high[lanes_of<V>];
           for (int l = 0; l < lanes_of<V>; ++l) path_words(first_path + first + l, kReverseStream, low[l], high[l]);
           tile.all_moments(ty, nullptr, reference, nullptr, nullptr);
+          for_far_lanes(tile.maximum(), tile.kLowest, count, [&](int64_t l) {
+            std::vector<scalar_t> far(d);
+            FarRow<scalar_t>(mixture.view(), in + (first + l) * d).score(far.data());
+            for (int64_t j = 0; j < d; ++j) reinterpret_cast<scalar_t*>(reference + j)[l] = far[j];
+          });
           gather_rows(slope, first, count, d, learnt);
           if (noisy) {
             const PathCounters<U> paths(load<U>(low), load<U>(high));

@@ -32,13 +32,18 @@ class MixtureTile {
   using S = scalar_of<V>;
   static constexpr S kHalfLog2e = S(0.72134752044448170368);
   static constexpr S kLn2 = S(0.69314718055994530942);
-  static constexpr S kLowest = S(detail::kSingle<V> ? -3.0e38 : -1.0e308);
 
  public:
+  static constexpr S kLowest = S(detail::kSingle<V> ? -3.0e38 : -1.0e308);
+  // A largest logit from which on H z is a difference of terms whose rounding exceeds it.
+  static constexpr S kNothingLeft = S(-0.72134752044448170368) / std::numeric_limits<S>::epsilon();
+
   FASTNDSM_HD MixtureTile(const MixtureView<S>& mixture, MixtureScratch<V> scratch)
       : MixtureTile(mixture, scratch, Components{mixture.n_components}) {}
 
   FASTNDSM_HD int64_t dim() const { return m_.dim; }
+  // The largest logit; the lowest there is where one of them is NaN.
+  FASTNDSM_HD V maximum() const { return select(total_ == total_, maximum_, splat<V>(kLowest)); }
 
   // First pass. x [d], z [d] (only with_product). After it `moments` may be called for any chunk of dimensions.
   FASTNDSM_HD void prepare(const V* x, const V* z) {

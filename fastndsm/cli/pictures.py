@@ -81,7 +81,7 @@ def _image_grid(samples: Tensor, low: float, high: float) -> np.ndarray[Any, Any
     """The first images, [n, C, H, W], as one array in [0, 1] with a line between them."""
     count = min(len(samples), GRID * GRID)
     channels, height, width = samples.shape[1:]
-    sheet = torch.ones(channels, GRID * (height + 1) - 1, GRID * (width + 1) - 1)
+    sheet = torch.ones(channels, GRID * (height + 1) - 1, GRID * (width + 1) - 1, device="cpu")
     scaled = ((samples[:count].detach().cpu().float() - low) / max(high - low, 1e-12)).clamp(0.0, 1.0)
     for i, image in enumerate(scaled):
         y, x = (i // GRID) * (height + 1), (i % GRID) * (width + 1)

@@ -93,7 +93,7 @@ def _dataset(
         test=torch.from_numpy(test).float(),
         labels=None if labels is None else torch.from_numpy(labels.astype(np.int64)),
         test_labels=None if test_labels is None else torch.from_numpy(test_labels.astype(np.int64)),
-        centers=None if centers is None else torch.tensor(centers, dtype=torch.float32),
+        centers=None if centers is None else torch.tensor(centers, dtype=torch.float32, device="cpu"),
         description=description,
     )
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _checks
+from .._state import ordinary_modes
 
 __all__ = ["FeatureClassifier"]
 
@@ -57,6 +58,7 @@ class FeatureClassifier(nn.Module):
         self.register_buffer("std", torch.ones(()))
 
     @classmethod
+    @ordinary_modes()
     def fit(
         cls,
         train: Tensor,
@@ -91,7 +93,9 @@ class FeatureClassifier(nn.Module):
         self.std.copy_(train.std().clamp_min(1e-6))
         optimizer = torch.optim.AdamW(self.parameters(), lr=2e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1)
-        order = torch.cat([torch.randperm(len(train)) for _ in range(math.ceil(steps * _BATCH / len(train)))])
+        order = torch.cat(
+            [torch.randperm(len(train), device="cpu") for _ in range(math.ceil(steps * _BATCH / len(train)))]
+        )
         self.train()
         for step in range(steps):
             batch = order[step * _BATCH : (step + 1) * _BATCH].to(train.device)

@@ -1,13 +1,13 @@
 """Distances between two sets of samples, in float64.
 
-Samples x [n, *event] and y [m, *event] are compared as vectors of d values. Pairwise distances are made in
-blocks, so that memory does not grow with n * m.
+Samples x [n, *event] and y [m, *event] are compared as vectors of d values, about the mean of y: far from 0, sums of
+products would cancel. Pairwise distances are made in blocks, so that memory does not grow with n * m. They come from
+the expansion |x|^2 + |y|^2 - 2 x . y, a matrix product; those which its rounding could change are taken from x - y.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from .. import _checks
 __all__ = ["energy_distance", "frechet_distance", "nearest_distance", "sliced_wasserstein"]
 
 _BLOCK = 1 << 22  # distances held at a time: 32 MiB
-_MANY = 32  # dimensions from which neighbours lie far apart beside float32's rounding, so that it finds them
+_MANY = 32  # dimensions from which neighbours lie far apart beside float32's rounding, so that it tells most of them
+_FEW = 16  # one distance in so many, at most, is taken again by itself
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
@@ -26,7 +27,7 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     The unbiased U-statistic: the means over X, X' and over Y, Y' leave out a sample's distance to itself. For
     two samples of one distribution it is zero on average, and may be slightly negative. Needs n, m >= 2.
     """
-    x, y = _checks.pair("x", x, "y", y, least=2)
+    x, y = _centred(*_checks.pair("x", x, "y", y, least=2))
     within = (_sum_of_distances(z, z) / (len(z) * (len(z) - 1)) for z in (x, y))
     return 2 * _sum_of_distances(x, y) / (len(x) * len(y)) - sum(within)
 
@@ -38,10 +39,10 @@ def sliced_wasserstein(x: Tensor, y: Tensor, n_projections: int = 128, seed: int
     also for n different from m. Unlike the energy distance it is not centred: two samples of one distribution
     are about n^(-1/2) apart.
     """
-    x, y = _checks.pair("x", x, "y", y)
+    x, y = _centred(*_checks.pair("x", x, "y", y))
     _checks.integer("n_projections", n_projections)
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(n_projections, x.shape[1], generator=generator, dtype=x.dtype).to(x.device)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    directions = torch.randn(n_projections, x.shape[1], generator=generator, dtype=x.dtype, device="cpu").to(x.device)
     directions /= directions.norm(dim=1, keepdim=True)
 
     # the quantile functions step at i / n and j / m; in units of 1 / (n m) the steps are integers
@@ -70,10 +71,9 @@ def nearest_distance(samples: Tensor, train: Tensor) -> Tensor:
 
 
 def nearest_index(samples: Tensor, train: Tensor) -> Tensor:
-    """The index of the training sample nearest to each sample: [n] int64."""
-    x, y = _checks.pair("samples", samples, "train", train)
-    dtype = torch.float32 if x.shape[1] > _MANY else torch.float64
-    return torch.cat([distances.argmin(1) for distances in _blocks(x, y, dtype=dtype)])
+    """The index of the training sample nearest to each sample, the first of equally near ones: [n] int64."""
+    x, y = _centred(*_checks.pair("samples", samples, "train", train))
+    return torch.cat([_nearest(part, y) for part in _parts(x, y)])
 
 
 def frechet_distance(fx: Tensor, fy: Tensor) -> float:
@@ -83,7 +83,7 @@ def frechet_distance(fx: Tensor, fy: Tensor) -> float:
     covariances. Compare values only at equal n and m: sampling adds a bias of order f / n. Raises ValueError
     below f + 1 samples, where a covariance is singular whatever the distribution.
     """
-    fx, fy = _checks.pair("fx", fx, "fy", fy)
+    fx, fy = _centred(*_checks.pair("fx", fx, "fy", fy))
     for name, f in (("fx", fx), ("fy", fy)):
         if len(f) <= f.shape[1]:
             raise ValueError(f"{name}: expected more samples than its {f.shape[1]} features, found {len(f)}")
@@ -96,18 +96,64 @@ def frechet_distance(fx: Tensor, fy: Tensor) -> float:
     return max(0.0, float(distance))  # rounding may leave equal features just below zero
 
 
+def _centred(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    mean = y.mean(0)
+    return x - mean, y - mean
+
+
+def _parts(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """x in blocks of rows whose distances to y are held at a time."""
+    return x.split(max(1, _BLOCK // len(y)))
+
+
 def _sum_of_distances(x: Tensor, y: Tensor) -> float:
-    total = sum(float(distances.sum()) for distances in _blocks(x, y, same=x is y))
+    total, first = 0.0, 0
+    for part in _parts(x, y):
+        distances = _distances(part, y)
+        if x is y:
+            distances.diagonal(first).zero_()
+        total += float(distances.sum())
+        first += len(part)
     return total
 
 
-def _blocks(x: Tensor, y: Tensor, same: bool = False, dtype: torch.dtype = torch.float64) -> Iterator[Tensor]:
-    """|x_i - y_j| for consecutive blocks of rows i; with `same`, x is y and the diagonal is exactly zero."""
-    mean = y.mean(0)  # near the origin the expansion of |x - y|^2 cancels least
-    x, y = (x - mean).to(dtype), (y - mean).to(dtype)
-    rows = max(1, _BLOCK // len(y))
-    for first in range(0, len(x), rows):
-        distances = torch.cdist(x[first : first + rows], y)
-        if same:
-            distances.diagonal(first).zero_()
-        yield distances
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    """|x_i - y_j| [n, m], each to a millionth or better."""
+    found, squares = _expanded(x, y, torch.float64)
+    i, j = (found.square() < 1e6 * squares).nonzero(as_tuple=True)
+    if len(i) > found.numel() // _FEW:
+        return _direct(x, y)
+    found[i, j] = _norms(x, y, i, j)
+    return found
+
+
+def _nearest(x: Tensor, y: Tensor) -> Tensor:
+    """The index of the y_j nearest to each x_i, by the differences of all that may be it."""
+    for dtype in (torch.float32, torch.float64)[len(x[0]) <= _MANY :]:
+        found, squares = _expanded(x, y, dtype)
+        within = (found.amin(1, keepdim=True).square() + 2 * squares).sqrt()
+        i, j = (found <= within).nonzero(as_tuple=True)
+        if len(i) <= max(2 * len(x), found.numel() // _FEW):
+            distances = _norms(x, y, i, j)
+            least = distances.new_full((len(x),), math.inf).scatter_reduce(0, i, distances, "amin")
+            i, j = (index[distances == least[i]] for index in (i, j))
+            return j.new_full((len(x),), len(y)).scatter_reduce(0, i, j, "amin")
+    return _direct(x, y).argmin(1)
+
+
+def _expanded(x: Tensor, y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """|x_i - y_j| [n, m] by the expansion, and what its rounding can change the squares by, [n, 1]."""
+    largest = x.norm(dim=1, keepdim=True) + y.norm(dim=1).amax()
+    rounding = (x.shape[1] + 8) * torch.finfo(dtype).eps * largest.square()
+    return torch.cdist(x.to(dtype), y.to(dtype), compute_mode="use_mm_for_euclid_dist"), rounding.to(dtype)
+
+
+def _direct(x: Tensor, y: Tensor) -> Tensor:
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _norms(x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """|x_i - y_j| of pairs."""
+    size = max(1, _BLOCK // x.shape[1])
+    pairs = zip(i.split(size), j.split(size), strict=True)
+    return torch.cat([torch.linalg.vector_norm(x[a] - y[b], dim=1) for a, b in pairs])

@@ -28,7 +28,7 @@ def label_weights(samples: Tensor, dataset: Dataset, *, classifier: FeatureClass
     if dataset.labels is None:
         return None
     if dataset.n_classes == 1:
-        return torch.ones(1, dtype=torch.float64)
+        return samples.new_ones(1, dtype=torch.float64)
     if dataset.centers is not None:
         return mode_weights(samples, dataset.centers)
     if dataset.dim <= _PLANAR:
@@ -67,7 +67,7 @@ def evaluate(
     _checks.integer("max_points", max_points, 2)
     samples = _like(samples, dataset)
     held_out = samples.shape == dataset.test.shape and torch.equal(samples, dataset.test)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     x, y = (_some(z, max_points, generator) for z in (samples, dataset.train if held_out else dataset.test))
     figures = {
         "energy_distance": energy_distance(x, y),
@@ -115,4 +115,4 @@ def _classifier(dataset: Dataset, classifier: FeatureClassifier | None, seed: in
 
 
 def _some(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    return x if len(x) <= most else x[torch.randperm(len(x), generator=generator)[:most].to(x.device)]
+    return x if len(x) <= most else x[torch.randperm(len(x), generator=generator, device="cpu")[:most].to(x.device)]

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from ._distances import nearest_index
 
 __all__ = ["class_balance", "confidence", "mode_weights", "total_variation"]
 
 
 def mode_weights(samples: Tensor, centers: Tensor) -> Tensor:
     """The share of samples [n, *event] nearest to each of the centers [M, *event]: [M] float64."""
-    x, c = _checks.pair("samples", samples, "centers", centers)
-    return torch.bincount(torch.cdist(x, c).argmin(1), minlength=len(c)).double() / len(x)
+    nearest = nearest_index(samples, centers)
+    return torch.bincount(nearest, minlength=len(centers)).double() / len(samples)
 
 
 def total_variation(p: Tensor, q: Tensor) -> float:

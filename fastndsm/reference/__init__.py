@@ -4,8 +4,9 @@ Readable beside section "The method" of the README; float32 and float64; differe
 so that it is also the gradient oracle. Imports nothing but torch.
 """
 
+from .components import MixtureOperands
 from .loss import dsm_loss, dsm_loss_backward, ndsm_loss, ndsm_loss_backward
-from .mixture import MixtureOperands, mixture_hvp, mixture_log_prob, mixture_sample, mixture_score
+from .mixture import mixture_hvp, mixture_log_prob, mixture_sample, mixture_score
 from .philox import philox4x32_10, philox_normal
 from .process import ProcessOperands
 from .reverse_step import reverse_step

@@ -6,63 +6,23 @@ With P_k = Sigma_k^-1, g_k(x) = P_k (m_k - x) and responsibilities r_k(x):
     its HVP    H v = sum_k r_k (g_k (g_k . v) - P_k v) - g (g . v),    g = sum_k r_k g_k
 
 Every quantity is a posterior mean over components, accumulated over blocks of them with a running maximum (online
-softmax), so that nothing of size B x K is stored.
+softmax), so that nothing of size B x K is stored. Rows so far off that this overflows, or that nothing is left of H v,
+are taken in float64 about the component of the largest density (`far`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from . import philox
+from .components import MixtureOperands, component_scores, weighted_precision_product
+from .far import Centred, far_rows, with_far_rows
 
 BLOCK_ELEMENTS = 1 << 22  # ceiling on B x (components in a block) x d
-
-
-class MixtureOperands(NamedTuple):
-    """A mixture as an op needs it, in its compute dtype.
-
-    means [K, d]; precisions [K] spherical, [K, d] diag, [d, d] tied, [K, d, d] full;
-    log_scale [K] = log w_k + 1/2 log det P_k - d/2 log 2 pi.
-    """
-
-    means: Tensor
-    precisions: Tensor
-    log_scale: Tensor
-    covariance_type: str
-
-    def block(self, start: int, stop: int) -> MixtureOperands:
-        """Return the components start..stop."""
-        precisions = self.precisions if self.covariance_type == "tied" else self.precisions[start:stop]
-        return MixtureOperands(self.means[start:stop], precisions, self.log_scale[start:stop], self.covariance_type)
-
-
-def component_scores(x: Tensor, m: MixtureOperands) -> tuple[Tensor, Tensor]:
-    """Return log w_k N(x; m_k, Sigma_k) [B, K] and g_k = P_k (m_k - x) [B, K, d]."""
-    diff = m.means - x[:, None, :]
-    if m.covariance_type == "spherical":
-        g = m.precisions[:, None] * diff
-    elif m.covariance_type == "diag":
-        g = m.precisions * diff
-    elif m.covariance_type == "tied":
-        g = diff @ m.precisions
-    else:
-        g = torch.einsum("kij,bkj->bki", m.precisions, diff)
-    return m.log_scale - 0.5 * (diff * g).sum(-1), g
-
-
-def weighted_precision_product(weights: Tensor, v: Tensor, m: MixtureOperands) -> Tensor:
-    """Return sum_k weights_k P_k v for weights [B, K], v [B, d] -> [B, d]."""
-    if m.covariance_type == "spherical":
-        return (weights @ m.precisions)[:, None] * v
-    if m.covariance_type == "diag":
-        return (weights @ m.precisions) * v
-    if m.covariance_type == "tied":
-        return weights.sum(1, keepdim=True) * (v @ m.precisions)
-    return torch.einsum("bk,kij,bj->bi", weights, m.precisions, v)
 
 
 WeightedSum = Callable[[Tensor, Tensor, MixtureOperands], Tensor]  # weights [B, k], g [B, k, d], block -> [B, .]
@@ -92,25 +52,43 @@ def _score_sum(weights: Tensor, g: Tensor, part: MixtureOperands) -> Tensor:
     return (weights[:, None, :] @ g)[:, 0]
 
 
+def _far_score(far: Centred, _: Tensor) -> Tensor:
+    return far.g + _score_sum(far.weights, far.shift, far.mixture)
+
+
 def mixture_log_prob(x: Tensor, m: MixtureOperands) -> Tensor:
     """Return log pi(x) for x [B, d] -> [B]."""
-    return posterior_means(x, m)[0]
+    log_prob = posterior_means(x, m)[0]
+    return with_far_rows(
+        log_prob, far_rows(log_prob), x, m, lambda far, _: far.log_prob, partial(mixture_log_prob, m=m)
+    )
 
 
 def mixture_score(x: Tensor, m: MixtureOperands) -> Tensor:
     """Return grad log pi(x) for x [B, d] -> [B, d]."""
-    return posterior_means(x, m, _score_sum)[1][0]
+    log_prob, (score,) = posterior_means(x, m, _score_sum)
+    return with_far_rows(score, far_rows(log_prob), x, m, _far_score, partial(mixture_score, m=m))
 
 
 def score_and_hvp(x: Tensor, v: Tensor, m: MixtureOperands) -> tuple[Tensor, Tensor]:
     """Return grad log pi(x) and (hessian of log pi)(x) v, sharing the responsibilities."""
 
-    def second_sum(weights: Tensor, g: Tensor, part: MixtureOperands) -> Tensor:
+    def second_sum(weights: Tensor, g: Tensor, part: MixtureOperands, v: Tensor = v) -> Tensor:
         along = weights * (g @ v[:, :, None])[..., 0]
         return (along[:, None, :] @ g)[:, 0] - weighted_precision_product(weights, v, part)
 
-    _, (score, second) = posterior_means(x, m, _score_sum, second_sum)
-    return score, second - score * (score * v).sum(1, keepdim=True)
+    log_prob, (score, second) = posterior_means(x, m, _score_sum, second_sum)
+    hvp = second - score * (score * v).sum(1, keepdim=True)
+
+    def far_hvp(far: Centred, rows: Tensor) -> Tensor:
+        along = v[rows].double()
+        shift = _score_sum(far.weights, far.shift, far.mixture)
+        second = second_sum(far.weights, far.shift, far.mixture, along)
+        return second - shift * (shift * along).sum(1, keepdim=True)
+
+    score = with_far_rows(score, far_rows(log_prob), x, m, _far_score, partial(mixture_score, m=m))
+    rows = far_rows(log_prob, -0.5 / torch.finfo(x.dtype).eps)
+    return score, with_far_rows(hvp, rows, x, m, far_hvp, partial(mixture_hvp, v=v, m=m))
 
 
 def mixture_hvp(x: Tensor, v: Tensor, m: MixtureOperands) -> Tensor:
@@ -129,7 +107,12 @@ def mean_precision_diagonal(x: Tensor, m: MixtureOperands) -> Tensor:
         diagonals = part.precisions if part.covariance_type == "diag" else part.precisions.diagonal(dim1=1, dim2=2)
         return weights @ diagonals
 
-    return posterior_means(x, m, diagonal_sum)[1][0]
+    log_prob, (rate,) = posterior_means(x, m, diagonal_sum)
+
+    def far_rate(far: Centred, _: Tensor) -> Tensor:
+        return diagonal_sum(far.weights, far.shift, far.mixture)
+
+    return with_far_rows(rate, far_rows(log_prob), x, m, far_rate, partial(mean_precision_diagonal, m=m))
 
 
 def mixture_sample(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .mixture import MixtureOperands
+from .components import MixtureOperands
 
 
 @dataclass(frozen=True)

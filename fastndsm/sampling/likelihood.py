@@ -53,6 +53,7 @@ def log_likelihood(
 def _integrated(score_net: ScoreNet, process: NoisingProcess, x: Tensor, n_probes: int, seed: Tensor) -> Tensor:
     evaluated = network_dtype(score_net) or x.dtype
     dtype = torch.promote_types(torch.promote_types(x.dtype, evaluated), torch.float32)
+    process.check_dtype("x", dtype)
     x = x.detach().to(dtype, copy=True)  # an inference tensor could not be part of a gradient
     flat, shape = x.flatten(1), x.shape
     probes = _probes(flat, n_probes, seed)

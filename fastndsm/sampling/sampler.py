@@ -77,6 +77,7 @@ def sample(
     default = evaluated or torch.get_default_dtype()
     dtype = default if dtype is None else _checks.floating_dtype("dtype", dtype)
     state = torch.promote_types(dtype, torch.float32)
+    process.check_dtype("dtype", state)
     first_path = _checks.first_path(first_path)
     _checks.flag("progress", progress)
     batch_size = n if batch_size is None else _checks.count("batch_size", batch_size)

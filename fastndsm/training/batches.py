@@ -96,7 +96,7 @@ class Batches:
 
     def _indices(self, start: int, count: int) -> Tensor:
         n = len(self.data)
-        positions = torch.arange(start, start + count) * self.world + self.rank
+        positions = torch.arange(start, start + count, device="cpu") * self.world + self.rank
         first, last = int(positions[0]) // n, int(positions[-1]) // n
         self._orders = {epoch: order for epoch, order in self._orders.items() if epoch >= first}
         parts = []
@@ -125,4 +125,4 @@ class Batches:
 
 
 def _permutation(n: int, seed: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return torch.randperm(n, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks, networks
+from .._state import ordinary_modes
 from ..mixture import GaussianMixture
 from ..process import LangevinProcess, NoisingProcess, OUProcess, TabulatedSigma
 from ..score import ResidualScore, network_dtype, unwrapped
@@ -185,6 +186,7 @@ def _named_once(net: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, aliases
 
 
+@ordinary_modes()
 def load_model(
     path: str | Path,
     device: str | torch.device = "cpu",

@@ -86,9 +86,13 @@ class NonFiniteLoss(FloatingPointError):
     """
 
     def __init__(self, what: str, step: int, last: Path | None) -> None:
+        super().__init__(what, step, last)  # its own arguments, so that it can be pickled
+        self.what, self.step, self.checkpoint = what, step, last
+
+    def __str__(self) -> str:
+        last = self.checkpoint
         where = f"last good checkpoint: {last}" if last is not None else "no checkpoint was written"
-        super().__init__(f"{what} at step {step}; {where}. Try a smaller lr or grad_clip, or look at the data's scale")
-        self.step, self.checkpoint = step, last
+        return f"{self.what} at step {self.step}; {where}. Try a smaller lr or grad_clip, or look at the data's scale"
 
 
 def check_directory(directory: Any) -> Path:

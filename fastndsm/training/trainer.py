@@ -162,6 +162,8 @@ class Trainer:
         started = time.perf_counter() - self.seconds
         others = [] if self.device.type == "cpu" else [self.device]
         with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
             torch.random.fork_rng(others, device_type="cuda" if not others else self.device.type),
             tqdm(total=self.config.steps, initial=self.step, disable=not progress, desc="train", unit="step") as bar,
         ):

@@ -1,0 +1,55 @@
+"""The components of a Gaussian mixture: what describes them, and their densities and scores at a point."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class MixtureOperands(NamedTuple):
+    """A mixture as an op needs it, in its compute dtype.
+
+    means [K, d]; precisions [K] spherical, [K, d] diag, [d, d] tied, [K, d, d] full;
+    log_scale [K] = log w_k + 1/2 log det P_k - d/2 log 2 pi.
+    """
+
+    means: Tensor
+    precisions: Tensor
+    log_scale: Tensor
+    covariance_type: str
+
+    def block(self, start: int, stop: int) -> MixtureOperands:
+        """Return the components start..stop."""
+        precisions = self.precisions if self.covariance_type == "tied" else self.precisions[start:stop]
+        return MixtureOperands(self.means[start:stop], precisions, self.log_scale[start:stop], self.covariance_type)
+
+
+def component_scores(x: Tensor, m: MixtureOperands) -> tuple[Tensor, Tensor]:
+    """Return log w_k N(x; m_k, Sigma_k) [B, K] and g_k = P_k (m_k - x) [B, K, d]."""
+    diff = m.means - x[:, None, :]
+    g = precision_product(diff, m)
+    return m.log_scale - 0.5 * (diff * g).sum(-1), g
+
+
+def precision_product(diff: Tensor, m: MixtureOperands) -> Tensor:
+    """Return P_k diff_k [B, K, d]."""
+    if m.covariance_type == "spherical":
+        return m.precisions[:, None] * diff
+    if m.covariance_type == "diag":
+        return m.precisions * diff
+    if m.covariance_type == "tied":
+        return diff @ m.precisions
+    return torch.einsum("kij,bkj->bki", m.precisions, diff)
+
+
+def weighted_precision_product(weights: Tensor, v: Tensor, m: MixtureOperands) -> Tensor:
+    """Return sum_k weights_k P_k v for weights [B, K], v [B, d] -> [B, d]."""
+    if m.covariance_type == "spherical":
+        return (weights @ m.precisions)[:, None] * v
+    if m.covariance_type == "diag":
+        return (weights @ m.precisions) * v
+    if m.covariance_type == "tied":
+        return weights.sum(1, keepdim=True) * (v @ m.precisions)
+    return torch.einsum("bk,kij,bj->bi", weights, m.precisions, v)

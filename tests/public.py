@@ -1,0 +1,551 @@
+"""An example of every public class, a call of every public function, and what one sees of the results.
+
+Whoever adds a public class or function adds it here: `test_everywhere.py` fails until then.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import fastndsm
+from fastndsm import checkpoint, data, functional, latent, metrics, networks, reference, testing, training
+
+SEED = 7
+F = functional
+
+
+class Given(NamedTuple):
+    """Where a result is made: the folder for files, and the dtype of data."""
+
+    folder: Path
+    dtype: torch.dtype = torch.float32
+
+
+# --- what is public ----------------------------------------------------------------------------------------------
+
+
+def modules() -> list[Any]:
+    names = [name for name in fastndsm.__all__ if inspect.ismodule(getattr(fastndsm, name))]
+    return [fastndsm, reference, *(importlib.import_module(f"fastndsm.{name}") for name in names)]
+
+
+def public() -> dict[str, Any]:
+    """Classes and functions by their full name, each once."""
+    found = {}
+    for module in modules():
+        for name in module.__all__:
+            value = getattr(module, name)
+            if inspect.isclass(value) or inspect.isfunction(value):
+                found[f"{value.__module__}.{value.__qualname__}"] = value
+    return found
+
+
+# --- ingredients -------------------------------------------------------------------------------------------------
+
+
+def points(rows: int = 5, dim: int = 2, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return testing.normals(rows, dim, seed=seed, dtype=dtype)
+
+
+def mixture(kind: str = "diag", seed: int = 0, **options: Any) -> fastndsm.GaussianMixture:
+    return testing.random_mixture(kind, 3, 2, seed=seed, ratio=3.0, **options)
+
+
+def wave(t: float) -> float:
+    return 1.0 + 0.1 * t
+
+
+def pull(x: Tensor, t: Tensor) -> Tensor:
+    return -0.5 * x
+
+
+def seven(t: Tensor) -> Tensor:
+    return 7.0 + t
+
+
+def langevin(seed: int = 0, T: float = 0.5, sigma: Any = 1.0, kind: str = "diag") -> fastndsm.LangevinProcess:
+    return testing.coarse_process(mixture(kind, seed), T=T, n_steps=6, sigma=sigma)
+
+
+def drifting(rate: float = 0.3, T: float = 0.5, sigma: float = 1.0, seed: int = 0) -> fastndsm.DriftProcess:
+    return fastndsm.DriftProcess(pull, mixture(seed=seed), T=T, n_steps=6, sigma=sigma, rate=rate)
+
+
+def trained(net: nn.Module, seed: int = 0) -> Any:
+    """The network with weights of every layer drawn anew on the CPU: one that starts at zero tells nothing."""
+    g = testing.generator(seed)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(0.3 * torch.randn(p.shape, generator=g, dtype=torch.float64, device="cpu"))
+    return net
+
+
+def mlp(horizon: float = 0.5, seed: int = 0) -> networks.MLP:
+    return trained(networks.MLP(2, (6,), horizon=horizon, embedding_dim=8), seed)
+
+
+def unet(horizon: float = 0.5, seed: int = 0) -> networks.UNet:
+    net = networks.UNet(1, 8, base=4, multipliers=(1, 2), horizon=horizon, embedding_dim=8)
+    return trained(net, seed)
+
+
+def residual(seed: int = 0, features: bool = False, **options: Any) -> fastndsm.ResidualScore:
+    net = networks.MLP(2, (6,), in_dim=4 if features else 2, horizon=options.get("T", 0.5), embedding_dim=8)
+    return fastndsm.ResidualScore(trained(net, seed), langevin(seed, **options), features)
+
+
+def pca(seed: int = 0) -> latent.PCA:
+    return latent.PCA.fit(points(30, 4, seed) * torch.arange(1, 5, device="cpu"), 2)
+
+
+def autoencoder(seed: int = 0) -> latent.Autoencoder:
+    return latent.Autoencoder.fit(points(30, 4, seed), 2, hidden=(5,), steps=3, seed=seed)
+
+
+def latent_model(seed: int = 0) -> latent.LatentModel:
+    return latent.LatentModel.fit(
+        points(40, 4, seed),
+        pca(seed),
+        2,
+        hidden=(6,),
+        reg_covar=1e-3,
+        n_init=1,
+        config=training.TrainConfig(steps=3, batch_size=8, seed=seed),
+        progress=False,
+        n_steps=20,
+    )
+
+
+def classifier(seed: int = 0) -> metrics.FeatureClassifier:
+    x = points(60, 3, seed)
+    return metrics.FeatureClassifier.fit(x, (x[:, 0] > 0).long(), steps=3, feature_dim=4, seed=seed)
+
+
+def dataset() -> data.Dataset:
+    return data.moons(40, n_test=30)
+
+
+def trainer(steps: int = 4) -> training.Trainer:
+    net = residual()
+    config = training.TrainConfig(steps=steps, batch_size=8, noised_ahead=2)
+    return training.Trainer(net, fastndsm.NDSMLoss(net.process), points(20), config)
+
+
+def arguments(dtype: torch.dtype = torch.float32) -> testing.Arguments:
+    return testing.random_arguments("diag", 5, 2, 3, dtype=dtype)
+
+
+# --- examples of classes -----------------------------------------------------------------------------------------
+
+
+class Example(NamedTuple):
+    """How to make an object, others of its class, and what is seen of one.
+
+    parameters: it has what torch.nn's layers make, which is of the mode and the defaults that it is made under.
+    """
+
+    make: Callable[[], Any]
+    seen: Callable[[Any], Any] = lambda value: value
+    others: tuple[Callable[[], Any], ...] = ()
+    parameters: bool = False
+    kind: Any = None
+
+
+def see_mixture(m: Any) -> Any:
+    x, v = points(), points(seed=1)
+    leaf = x.clone().requires_grad_()
+    gradients = torch.autograd.grad(m.log_prob(leaf).sum() + (m.score(leaf) * v).sum(), leaf)
+    return m.log_prob(x), m.score(x.double()), m.hvp(x, v), m.responsibilities(x), m.sample(4, seed=SEED), gradients
+
+
+def see_process(p: Any) -> Any:
+    x = points()
+    tables = (
+        p.times,
+        p.drift_scale,
+        p.noise_std,
+        p.noise_variance,
+        p.T,
+        p.variance_at(torch.tensor([0.1, 9.0], dtype=torch.float32, device="cpu")),
+    )
+    drift = p.drift(x, 0.2), p.drift(x, torch.full((5,), 0.2, dtype=torch.float32, device="cpu"))
+    return (
+        tables,
+        drift,
+        p.prior.sample(3, seed=SEED),
+        p.simulate(x, seed=SEED),
+        p.transition(x, seed=SEED),
+        p.noised(x, 3, SEED),
+        p.draw_steps(5, 1),
+    )
+
+
+def see_ou(p: Any) -> Any:
+    return see_process(p), p.marginal(), p.exact_noised(points(), seed=SEED)
+
+
+def see_network(net: Any) -> Any:
+    p = next(net.parameters())
+    x = points(3, 64).reshape(3, 1, 8, 8) if isinstance(net, networks.UNet) else points(3, 2)
+    x, t = x.to(p.dtype).requires_grad_(), torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64, device="cpu").to(p.dtype)
+    out = net(x, t)
+    return out, torch.autograd.grad(out.square().sum(), [x, *net.parameters()])
+
+
+def see_embedding(e: Any) -> Any:
+    return e(torch.linspace(0.0, 1.0, 4, device="cpu", dtype=torch.float32))
+
+
+def see_loss(loss: Any) -> Any:
+    return loss(pull, points(), seed=SEED)
+
+
+def see_encoder(e: Any) -> Any:
+    z = e.encode(points(4, 4))
+    return z, e.decode(z)
+
+
+def see_latent(m: Any) -> Any:
+    return m.sample(4, seed=SEED), see_encoder(m.encoder)
+
+
+def see_classifier(c: Any) -> Any:
+    x = points(4, 3)
+    return c(x), c.features(x), c.probabilities(x)
+
+
+def see_trainer(t: Any) -> Any:
+    t = copy.deepcopy(t)
+    t.fit(progress=False)
+    return list(t.score_net.parameters()), list(t.ema_net.parameters()), [row.loss for row in t.history]
+
+
+def see_error(error: Any) -> Any:
+    return str(error), vars(error)
+
+
+def see_backend(use: Any) -> Any:
+    return use.name
+
+
+def losses(seed: int = 0, T: float = 0.5, **options: Any) -> fastndsm.NDSMLoss:
+    return fastndsm.NDSMLoss(langevin(seed, T), **options)
+
+
+def made_backend() -> fastndsm.use_backend:
+    use = fastndsm.use_backend("reference")
+    use.__exit__()
+    return use
+
+
+EXAMPLES: dict[Any, list[Example]] = {
+    fastndsm.GaussianMixture: [
+        Example(
+            lambda kind=kind: mixture(kind),
+            see_mixture,
+            tuple(
+                lambda kind=kind, other=other: mixture(other, int(kind == other)) for other in testing.COVARIANCE_TYPES
+            ),
+        )
+        for kind in testing.COVARIANCE_TYPES
+    ],
+    fastndsm.LangevinProcess: [
+        Example(
+            langevin,
+            see_process,
+            (
+                lambda: langevin(1),
+                lambda: langevin(T=0.3),
+                lambda: langevin(sigma=1.5),
+                lambda: langevin(kind="full"),
+                lambda: langevin(sigma=wave),
+            ),
+        ),
+        Example(lambda: langevin(sigma=wave), see_process, (lambda: langevin(1, sigma=wave), langevin)),
+    ],
+    fastndsm.OUProcess: [
+        Example(
+            lambda: fastndsm.OUProcess(2, 1.0, 10),
+            see_ou,
+            (lambda: fastndsm.OUProcess(2, 2.0, 10, 0.5), lambda: fastndsm.OUProcess(2, 1.0, 12)),
+        )
+    ],
+    fastndsm.DriftProcess: [
+        Example(
+            drifting,
+            see_process,
+            (lambda: drifting(0.1), lambda: drifting(T=0.3), lambda: drifting(sigma=2.0), lambda: drifting(seed=1)),
+        )
+    ],
+    fastndsm.ResidualScore: [
+        Example(
+            lambda features=features: residual(features=features),
+            see_network,
+            (
+                lambda features=features: residual(1, features),
+                lambda features=features: residual(0, features, T=0.3),
+                lambda features=features: residual(0, features, sigma=2.0),
+                lambda features=features: residual(0, not features),
+            ),
+            parameters=True,
+        )
+        for features in (False, True)
+    ],
+    fastndsm.NDSMLoss: [
+        Example(
+            lambda options=options: losses(**options),
+            see_loss,
+            (lambda options=options: losses(1, **options), lambda options=options: losses(T=0.3, **options)),
+        )
+        for options in (
+            {},
+            {"weighting": seven},
+            {"estimator": "control_variate", "weighting": None},
+            {"estimator": "plain", "antithetic": True},
+        )
+    ],
+    fastndsm.DSMLoss: [
+        Example(
+            lambda: fastndsm.DSMLoss(fastndsm.OUProcess(2, 1.0, 10)),
+            see_loss,
+            (lambda: fastndsm.DSMLoss(fastndsm.OUProcess(2, 2.0, 10)),),
+        )
+    ],
+    fastndsm.Noised: [Example(lambda: langevin().noised(points(), seed=SEED))],
+    fastndsm.Transition: [Example(lambda: langevin().transition(points(), seed=SEED))],
+    fastndsm.BackendError: [Example(lambda: fastndsm.BackendError("no"), see_error)],
+    fastndsm.use_backend: [Example(made_backend, see_backend)],
+    networks.MLP: [Example(mlp, see_network, (lambda: mlp(2.0, 1),), parameters=True)],
+    networks.UNet: [Example(unet, see_network, (lambda: unet(2.0, 1),), parameters=True)],
+    networks.TimeEmbedding: [
+        Example(lambda: networks.TimeEmbedding(8, 0.5), see_embedding, (lambda: networks.TimeEmbedding(8, 3.0),), True)
+    ],
+    latent.Encoder: [Example(lambda: latent.Encoder(2, (4,)), lambda e: (e.dim, e.event_shape))],
+    latent.PCA: [Example(pca, see_encoder, (lambda: pca(1),))],
+    latent.Autoencoder: [Example(autoencoder, see_encoder, (lambda: autoencoder(1),))],
+    latent.LatentModel: [Example(latent_model, see_latent, (lambda: latent_model(1),))],
+    metrics.FeatureClassifier: [Example(classifier, see_classifier, (lambda: classifier(1),))],
+    data.Dataset: [Example(dataset)],
+    checkpoint.Checkpoint: [
+        Example(lambda: checkpoint.Checkpoint(3, {"w": points()}, {"w": points(seed=1)}, {"lr": 0.1}, {"a": 1}))
+    ],
+    checkpoint.CheckpointError: [Example(lambda: checkpoint.CheckpointError("no"), see_error)],
+    training.NonFiniteLoss: [Example(lambda: training.NonFiniteLoss("loss", 3, None), see_error)],
+    training.Row: [Example(lambda: training.Row(1, 2.0, 0.1, 3.0, 4.0))],
+    training.TrainConfig: [Example(lambda: training.TrainConfig(steps=3))],
+    training.Trainer: [Example(trainer, see_trainer, parameters=True)],
+    testing.Arguments: [Example(arguments, lambda a: vars(a) | {"process": see_process(a.process)})],
+    testing.Call: [Example(lambda call=call: call, lambda c: c(arguments())) for call in testing.CALLS],
+    reference.MixtureOperands: [Example(lambda: mixture().operands(torch.float32))],
+    reference.ProcessOperands: [Example(lambda: langevin().dynamics.operands(torch.float32))],
+}
+
+
+# --- calls of functions ------------------------------------------------------------------------------------------
+
+
+def two_dimensional(n: int = 30, **options: Any) -> data.Dataset:
+    return data.four_modes(n, n_test=20, **options)
+
+
+@cache
+def once() -> tuple[Any, Any]:
+    """Networks that are the same whatever mode they are used in."""
+    return residual(), mlp()
+
+
+def values(net: Any) -> Tensor:
+    return net(points(), torch.full((5,), 0.2, dtype=torch.float32, device="cpu"))
+
+
+def saved_model(given: Given) -> Path:
+    net = once()[0]
+    checkpoint.save_model(given.folder / "model", net, net.process)
+    return given.folder / "model"
+
+
+def saved_checkpoint(given: Given) -> Path:
+    folder = given.folder / "checkpoints"
+    return checkpoint.save_checkpoint(folder, 3, {"w": points()}, {"w": points(seed=1)}, {"lr": [0.1]}, {"a": 1})
+
+
+def saved_points(given: Given) -> Path:
+    np.save(given.folder / "points.npy", points(20).numpy())
+    return given.folder / "points.npy"
+
+
+def saved_idx(given: Given) -> Path:
+    path = given.folder / "labels-idx1-ubyte"
+    path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 1, 2, 3]))
+    return path
+
+
+def call_sample(given: Given) -> Any:
+    return [
+        fastndsm.sample(net, process, 3, method, SEED, dtype=torch.float32)
+        for process in (langevin(), drifting())
+        for net in (pull, once()[1])
+        for method in F.METHODS
+    ]
+
+
+def call_log_likelihood(given: Given) -> Any:
+    wide = testing.coarse_process(fastndsm.GaussianMixture.standard_normal(17), T=0.3, n_steps=3)
+    return [
+        fastndsm.log_likelihood(pull, process, points(3, process.dim), seed=SEED)
+        for process in (langevin(), drifting(), wide)
+    ]
+
+
+def call_evaluate(given: Given) -> Any:
+    digits = points(80, 4).reshape(80, 1, 2, 2)
+    labelled = data.Dataset(
+        "x", digits, digits[:70] + 0.1, (digits.sum((1, 2, 3)) > 0).long(), torch.arange(70, device="cpu") % 2
+    )
+    fitted = metrics.FeatureClassifier.fit(labelled.train, labelled.labels, steps=2, feature_dim=3)
+    return [
+        metrics.evaluate(points(10), two_dimensional(), max_points=8),
+        metrics.evaluate(points(9), dataset()),
+        metrics.evaluate(points(9, 4), labelled, classifier=fitted),
+    ]
+
+
+def of_call(name: str) -> Callable[[Given], Any]:
+    return lambda given: [call(arguments(given.dtype)) for call in testing.CALLS if call.op == name]
+
+
+def of_reference(name: str) -> Callable[[Given], Any]:
+    """As the op calls it, in float32 or float64."""
+
+    def call(given: Given) -> Any:
+        made = arguments(torch.promote_types(given.dtype, torch.float32))
+        return [call(made, "reference") for call in testing.CALLS if call.op == name]
+
+    return call
+
+
+def gradients_of(name: str) -> Callable[[Given], Any]:
+    def call(given: Given) -> Any:
+        made = arguments(torch.promote_types(given.dtype, torch.float32))
+        return [call.with_gradients(made, "reference") for call in testing.CALLS if call.op == name]
+
+    return call
+
+
+OPS = ("mixture_hvp", "mixture_log_prob", "mixture_sample", "mixture_score", "simulate", "simulate_target")
+OPS += ("simulate_transition", "reverse_step", "ndsm_loss", "dsm_loss", "philox_normal")
+PARTS = checkpoint.process_parts
+
+FUNCTIONS: dict[Any, Callable[[Given], Any]] = {
+    **{getattr(functional, name): of_call(name) for name in OPS},
+    **{getattr(reference, name): of_reference(name) for name in OPS},
+    **{getattr(reference, f"{name}_backward"): gradients_of(name) for name in ("ndsm_loss", "dsm_loss")},
+    reference.philox4x32_10: lambda given: reference.philox4x32_10((torch.arange(3, device="cpu"),) * 4, (5, 6)),
+    fastndsm.sample: call_sample,
+    fastndsm.log_likelihood: call_log_likelihood,
+    checkpoint.checkpoints: lambda given: [
+        saved_checkpoint(given).name,
+        *map(str, checkpoint.checkpoints(given.folder)),
+    ],
+    checkpoint.latest: lambda given: str(checkpoint.latest(saved_checkpoint(given).parent)),
+    checkpoint.load_checkpoint: lambda given: checkpoint.load_checkpoint(saved_checkpoint(given)),
+    checkpoint.load_model: lambda given: values(checkpoint.load_model(saved_model(given))[0]),
+    checkpoint.process_from: lambda given: see_process(checkpoint.process_from(*PARTS(langevin()))),
+    checkpoint.process_parts: lambda given: PARTS(langevin()),
+    checkpoint.save_checkpoint: lambda given: str(saved_checkpoint(given)),
+    checkpoint.save_model: lambda given: str(saved_model(given)),
+    data.digits: lambda given: data.digits(),
+    data.four_modes: lambda given: two_dimensional(),
+    data.from_file: lambda given: data.from_file(saved_points(given)),
+    data.load: lambda given: data.load("ring", n=10, n_test=5),
+    data.moons: lambda given: data.moons(10, n_test=5),
+    data.read_idx: lambda given: data.read_idx(saved_idx(given), 1),
+    data.ring: lambda given: data.ring(10, n_test=5),
+    metrics.class_balance: lambda given: metrics.class_balance(points().softmax(1)),
+    metrics.confidence: lambda given: metrics.confidence(points().softmax(1)),
+    metrics.energy_distance: lambda given: metrics.energy_distance(points(), points(4, seed=1)),
+    metrics.evaluate: call_evaluate,
+    metrics.frechet_distance: lambda given: metrics.frechet_distance(points(), points(4, seed=1)),
+    metrics.label_weights: lambda given: [metrics.label_weights(points(), d) for d in (two_dimensional(), dataset())],
+    metrics.mode_weights: lambda given: metrics.mode_weights(points(), points(2, seed=1)),
+    metrics.nearest_distance: lambda given: [metrics.nearest_distance(points(5, d), points(4, d, 1)) for d in (2, 40)],
+    metrics.sliced_wasserstein: lambda given: metrics.sliced_wasserstein(points(), points(4, seed=1), 5),
+    metrics.total_variation: lambda given: metrics.total_variation(*points(2).softmax(1)),
+    networks.build: lambda given: networks.build("mlp", dim=2, hidden=[4], embedding_dim=8).config,
+    testing.coarse_process: lambda given: see_process(langevin()),
+    testing.deviation: lambda given: testing.deviation((points(),), (points(seed=1),)),
+    testing.differentiated: lambda given: testing.differentiated(torch.sin, points()),
+    testing.generator: lambda given: torch.rand(3, generator=testing.generator(1), device="cpu", dtype=torch.float64),
+    testing.normals: lambda given: testing.normals(3, 2),
+    testing.random_arguments: lambda given: vars(arguments(given.dtype)) | {"process": None},
+    testing.random_mixture: lambda given: [mixture(kind).state_dict() for kind in testing.COVARIANCE_TYPES],
+    testing.strided: lambda given: testing.strided(points()),
+}
+TAKES_GRADIENTS = (testing.differentiated, reference.ndsm_loss_backward, reference.dsm_loss_backward)
+ELSEWHERE = {  # test_cli.py: programs of their own; data.mnist: files that are not here
+    "fastndsm.cli.main": "a program",
+    "fastndsm.cli.parser": "a program",
+    "fastndsm.data._images.mnist": "needs files that are not here",
+}
+
+
+# --- comparison --------------------------------------------------------------------------------------------------
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """The tensors, numbers and strings that a result holds."""
+    if isinstance(value, Tensor):
+        yield value.detach()
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from (str(key), *leaves(inner))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from leaves(inner)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from leaves(getattr(value, field.name))
+    elif isinstance(value, np.ndarray):
+        yield torch.from_numpy(value.copy())
+    else:
+        assert value is None or isinstance(value, bool | int | float | str), f"nothing is known of a {type(value)}"
+        yield value
+
+
+def seen(example: Example, value: Any) -> list[Any]:
+    """What one sees of the object, with the same random numbers each time."""
+    torch.manual_seed(SEED)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [t.clone() if isinstance(t, Tensor) else t for t in leaves(example.seen(value))]
+
+
+def same(found: list[Any], expected: list[Any]) -> bool:
+    """Whether two results are equal, bit for bit, devices and dtypes included."""
+
+    def equal(a: Any, b: Any) -> bool:
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+            return bool(a == b) and type(a) is type(b)
+        alike = a.dtype == b.dtype and a.device == b.device and a.shape == b.shape
+        return alike and torch.equal(torch.nan_to_num(a, 1.5), torch.nan_to_num(b, 1.5))
+
+    return len(found) == len(expected) and all(map(equal, found, expected))
+
+
+ALL = {
+    kind.__name__ + (f"-{i}" if len(examples) > 1 else ""): example._replace(kind=kind)
+    for kind, examples in EXAMPLES.items()
+    for i, example in enumerate(examples)
+}
