@@ -99,8 +99,8 @@ def far_rows(log_prob: Tensor, below: float = -math.inf) -> Tensor | None:
     """Rows whose log-density is at most `below`, or NaN; None if there are none, or asking would stall the caller."""
     if log_prob.device.type != "cpu" or torch._C._functorch.peek_interpreter_stack() is not None:
         return None
-    far = ~(log_prob.detach() > below)
-    return far.nonzero()[:, 0] if bool(far.any()) else None
+    near = log_prob > below
+    return None if bool(near.all()) else (~near).nonzero()[:, 0]
 
 
 class Centred(NamedTuple):
@@ -214,8 +214,10 @@ def score_and_hvp(x: Tensor, v: Tensor, m: MixtureOperands) -> tuple[Tensor, Ten
         second = second_moment(far.weights, far.shift, far.mixture, along)
         return second - shift * (shift * along).sum(1, keepdim=True)
 
-    score = with_far_rows(score, far_rows(log_prob), x, m, _far_score, partial(mixture_score, m=m))
     rows = far_rows(log_prob, -0.5 / torch.finfo(x.dtype).eps)
+    if rows is None:
+        return score, hvp
+    score = with_far_rows(score, far_rows(log_prob), x, m, _far_score, partial(mixture_score, m=m))
     return score, with_far_rows(hvp, rows, x, m, far_hvp, partial(mixture_hvp, v=v, m=m))
 
 
