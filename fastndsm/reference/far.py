@@ -22,8 +22,8 @@ def far_rows(log_prob: Tensor, below: float = -math.inf) -> Tensor | None:
     """Find rows whose log-density is at most `below`, or NaN; None where there are none, or asking would stall."""
     if log_prob.device.type != "cpu" or torch._C._functorch.peek_interpreter_stack() is not None:
         return None
-    far = ~(log_prob.detach() > below)
-    return far.nonzero()[:, 0] if bool(far.any()) else None
+    near = log_prob > below
+    return None if bool(near.all()) else (~near).nonzero()[:, 0]
 
 
 class Centred(NamedTuple):

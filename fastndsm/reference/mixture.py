@@ -86,8 +86,10 @@ def score_and_hvp(x: Tensor, v: Tensor, m: MixtureOperands) -> tuple[Tensor, Ten
         second = second_sum(far.weights, far.shift, far.mixture, along)
         return second - shift * (shift * along).sum(1, keepdim=True)
 
-    score = with_far_rows(score, far_rows(log_prob), x, m, _far_score, partial(mixture_score, m=m))
     rows = far_rows(log_prob, -0.5 / torch.finfo(x.dtype).eps)
+    if rows is None:
+        return score, hvp
+    score = with_far_rows(score, far_rows(log_prob), x, m, _far_score, partial(mixture_score, m=m))
     return score, with_far_rows(hvp, rows, x, m, far_hvp, partial(mixture_hvp, v=v, m=m))
 
 
