@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("fastndsm", "kernels", "benchmarks", "examples")
+FOLDERS = ("fastndsm", "kernels", "benchmarks", "examples", "tests")
 QUESTIONS = {"what", "whether", "where", "which", "who", "whose", "how", "why", "when"}
 NO_VERBS = set(
     "a an the that this these those its their all each every one two as by for from in of on to with".split()
@@ -25,8 +25,8 @@ def files() -> Iterator[Path]:
 
 
 def acts(node: Documented) -> bool:
-    """Return whether it is a function and no property, which is read as a noun."""
-    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+    """Return whether it is a function; a property is read as a noun, and a test has its sentence in its name."""
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("test_"):
         return False
     return not any(ast.unparse(decorator).endswith("property") for decorator in node.decorator_list)
 
