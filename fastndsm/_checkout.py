@@ -1,4 +1,4 @@
-"""Makes `fastndsm.kernels` and `fastndsm.csrc` importable from a source checkout, where they stand beside the package.
+"""Finder of `fastndsm.kernels` and `fastndsm.csrc` in a source checkout, where they stand beside the package.
 
 Installed, they lie inside it and nothing is needed. Nothing else of the checkout becomes a part of the package.
 """
@@ -16,7 +16,7 @@ FOLDERS = {f"{__package__}.{name}": name for name in ("csrc", "kernels")}
 
 
 class CheckoutFinder(MetaPathFinder):
-    """Finds the two folders, as namespace packages."""
+    """Finder of the two folders, as namespace packages."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -16,7 +16,7 @@ LARGEST = 2**63 - 1  # that an integer argument of an op may be
 
 
 def shown(value: Any) -> str:
-    """value for a message: a tensor or an array by dtype and shape, in place of its values."""
+    """Return value for a message: a tensor or an array by dtype and shape, in place of its values."""
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} Tensor of shape {tuple(value.shape)}"
     if isinstance(value, np.ndarray) and value.ndim:
@@ -25,7 +25,7 @@ def shown(value: Any) -> str:
 
 
 def index(name: str, value: Any, expected: str = "an integer") -> int:
-    """value as an int, if it is an integer of any kind."""
+    """Check that value is an integer of any kind; return it as an int."""
     try:
         if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
             raise TypeError
@@ -35,34 +35,34 @@ def index(name: str, value: Any, expected: str = "an integer") -> int:
 
 
 def function(name: str, value: Any, expected: str) -> None:
-    """value must be callable, and no class: that is most often one whose instance was meant."""
+    """Check that value is callable, and no class: that is most often one whose instance was meant."""
     if not callable(value) or isinstance(value, type):
         found = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise TypeError(f"{name}: expected {expected}, found {found}")
 
 
 def flag(name: str, value: Any) -> bool:
-    """value as a bool, if it is one: a string or a number would only seem to be."""
+    """Check that value is a bool; return it as one. A string or a number would only seem to be."""
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name}: expected True or False, found {shown(value)}")
     return bool(value)
 
 
 def flag_or_auto(name: str, value: Any) -> None:
-    """value must be "auto", True or False."""
+    """Check that value is "auto", True or False."""
     if not isinstance(value, bool) and not (isinstance(value, str) and value == "auto"):
         raise ValueError(f"{name}: expected 'auto', True or False, found {shown(value)}")
 
 
 def number(name: str, value: Any) -> float:
-    """value as a float, finite."""
+    """Check that value is a finite number; return it as a float."""
     if isinstance(value, bool) or not isinstance(value, Real) or not abs(float(value)) < float("inf"):
         raise ValueError(f"{name}: expected a finite number, found {shown(value)}")
     return float(value)
 
 
 def floating(name: str, x: Any) -> Tensor:
-    """x as it is, if it is a floating point tensor."""
+    """Check that x is a floating point tensor; return it as it is."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, found {type(x).__name__}")
     if x.dtype not in FLOATS:
@@ -73,7 +73,7 @@ def floating(name: str, x: Any) -> Tensor:
 def tensor(
     name: str, x: Any, expected: str = "a Tensor", dtypes: tuple[torch.dtype, ...] = (), found: str | None = None
 ) -> Tensor:
-    """x as it is, if it is a tensor, of one of the dtypes if there are any; found: what the message says of it."""
+    """Check that x is a tensor, of one of the dtypes if there are any; return it. Messages call what is not `found`."""
     if not isinstance(x, Tensor) or (dtypes and x.dtype not in dtypes):
         of_what = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"{name}: expected {expected}, found {of_what if found is None else found}")
@@ -81,20 +81,20 @@ def tensor(
 
 
 def shape(name: str, x: Any, expected: Sequence[int], note: str = "") -> None:
-    """x must have that shape."""
+    """Check that x has that shape."""
     if tuple(x.shape) != tuple(expected):
         raise ValueError(f"{name}: expected shape {tuple(expected)}{note}, found {tuple(x.shape)}")
 
 
 def floating_dtype(name: str, dtype: Any) -> torch.dtype:
-    """dtype, if data may be of it."""
+    """Check that data may be of that dtype; return it."""
     if not isinstance(dtype, torch.dtype) or dtype not in FLOATS:
         raise TypeError(f"{name}: expected a floating point dtype, found {shown(dtype)}")
     return dtype
 
 
 def device(name: str, value: Any, usable: bool = True) -> torch.device:
-    """value as a device; usable: if torch can use it here."""
+    """Check that value names a device, and if `usable` one that torch can use here; return it as a device."""
     if torch.compiler.is_compiling():
         return torch.device(value)
     try:
@@ -106,7 +106,7 @@ def device(name: str, value: Any, usable: bool = True) -> torch.device:
 
 
 def batch(name: str, x: Any, dim: int) -> Tensor:
-    """x [B, ...] as [B, dim]; B >= 1."""
+    """Check that x [B, ...], B >= 1, has dim values a sample; return it as [B, dim]."""
     floating(name, x)
     if x.ndim < 2 or x[:1].numel() != dim:
         if not (x.ndim >= 1 and x.shape[0] == 0):
@@ -117,7 +117,7 @@ def batch(name: str, x: Any, dim: int) -> Tensor:
 
 
 def data(name: str, x: Any, dim: int) -> Tensor:
-    """As `batch`, and every value finite (on the CPU; elsewhere the check would stall the device)."""
+    """Check as `batch` does, and that every value is finite (on the CPU; elsewhere it would stall the device)."""
     flat = batch(name, x, dim)
     if not torch.compiler.is_compiling() and x.device.type == "cpu":
         finite(name, flat)
@@ -125,7 +125,7 @@ def data(name: str, x: Any, dim: int) -> Tensor:
 
 
 def finite(name: str, x: Tensor, located: bool = True) -> Tensor:
-    """x as it is, if every value is finite; located: the message tells where the first is that is not."""
+    """Check that every value is finite; return x as it is. If `located`, the message tells where the first is not."""
     # A finite sum has finite terms alone, and reads x once; one that overflows, or is not finite, settles nothing.
     if bool(x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32)).isfinite()):
         return x
@@ -144,7 +144,7 @@ def samples(
     dtype: torch.dtype | None = None,
     events: tuple[int, ...] | None = None,
 ) -> Tensor:
-    """x [n, *event] as it is, if it holds `least` or more (None: any) finite samples, of that dtype and event shape."""
+    """Check that x [n, *event] holds `least` or more (None: any) finite samples of dtype and event shape; return it."""
     if dtype is None:
         tensor(name, x, "a floating-point Tensor", FLOATS)
     else:
@@ -158,7 +158,7 @@ def samples(
 
 
 def pair(x_name: str, x: Any, y_name: str, y: Any, least: int = 1) -> tuple[Tensor, Tensor]:
-    """Two sets of samples of the same dimension on the same device, as [n, d] and [m, d] float64."""
+    """Check two sets of samples of one dimension on one device; return them as [n, d] and [m, d] float64."""
     if isinstance(x, Tensor) and isinstance(y, Tensor) and x.device != y.device:
         raise ValueError(f"{y_name}: expected a Tensor on {x.device} as {x_name} is, found {y.device}")
     x, y = (samples(n, s, least).detach().flatten(1).double() for n, s in ((x_name, x), (y_name, y)))
@@ -168,7 +168,7 @@ def pair(x_name: str, x: Any, y_name: str, y: Any, least: int = 1) -> tuple[Tens
 
 
 def labels(name: str, y: Any, n: int, of: str = "") -> Tensor:
-    """y [n], int64 from 0, as it is; of: the samples that have them."""
+    """Check labels y [n], int64 from 0; return them as they are. The message calls their samples `of`."""
     tensor(name, y, "an int64 Tensor", (torch.int64,))
     if y.shape != (n,):
         raise ValueError(f"{name}: expected [{n}], one for each sample{of and f' of {of}'}, found {tuple(y.shape)}")
@@ -178,7 +178,7 @@ def labels(name: str, y: Any, n: int, of: str = "") -> Tensor:
 
 
 def probabilities(name: str, p: Any, ndim: int) -> Tensor:
-    """p [C] or [n, C], non-negative with sums of one along the last dimension, as float64."""
+    """Check that p [C] or [n, C] is non-negative with sums of one along the last dimension; return it as float64."""
     tensor(name, p, "a floating-point Tensor", FLOATS)
     if p.ndim != ndim or p.numel() == 0:
         raise ValueError(f"{name}: expected {'[C]' if ndim == 1 else '[n, C]'}, found shape {tuple(p.shape)}")
@@ -193,7 +193,7 @@ def probabilities(name: str, p: Any, ndim: int) -> Tensor:
 
 
 def weights(name: str, w: Tensor, n: int) -> Tensor:
-    """w [n] as it is, if it is non-negative and sums to one."""
+    """Check that w [n] is non-negative and sums to one; return it as it is."""
     shape(name, w, (n,))
     smallest, total = float(w.min()), float(w.double().sum())
     if smallest < 0 or abs(total - 1.0) > 1e-4:
@@ -203,7 +203,7 @@ def weights(name: str, w: Tensor, n: int) -> Tensor:
 
 
 def unmasked(name: str, value: Any) -> Any:
-    """value as it is, unless entries of it are masked: what lies below a mask are no data."""
+    """Check that no entries of value are masked, as what lies below a mask is no data; return it as it is."""
     masked = getattr(value, "mask", None) if isinstance(value, np.ma.MaskedArray) else None
     if isinstance(value, torch.masked.MaskedTensor):
         masked = ~value.get_mask().cpu().numpy()
@@ -216,7 +216,7 @@ def unmasked(name: str, value: Any) -> Any:
 
 
 def parameter(name: str, value: Any) -> Tensor:
-    """Numbers of any kind as a tensor of their own, floating point and finite."""
+    """Check finite numbers of any kind; return them as a floating point tensor of their own."""
     unmasked(name, value)
     try:
         made = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(np.asarray(value), device="cpu")
@@ -230,7 +230,7 @@ def parameter(name: str, value: Any) -> Tensor:
 
 
 def points(name: str, X: Any) -> tuple[np.ndarray[Any, np.dtype[np.float64]], tuple[int, ...]]:
-    """Data [n, ...] of any kind as float64 [n, d], finite, and its event shape."""
+    """Check data [n, ...] of any kind, finite numbers; return them as float64 [n, d], and their event shape."""
     unmasked(name, X)
     if isinstance(X, Tensor) and X.is_complex():
         raise TypeError(f"{name}: expected numbers, found dtype {X.dtype}")
@@ -245,7 +245,7 @@ def points(name: str, X: Any) -> tuple[np.ndarray[Any, np.dtype[np.float64]], tu
 
 
 def like(name: str, x: Any, other_name: str, other: Tensor) -> Tensor:
-    """x, if it has the shape and device of `other`."""
+    """Check that x has the shape and device of `other`; return it."""
     floating(name, x)
     if x.shape != other.shape:
         raise ValueError(f"{name}: expected the shape of {other_name}, {tuple(other.shape)}, found {tuple(x.shape)}")
@@ -255,7 +255,7 @@ def like(name: str, x: Any, other_name: str, other: Tensor) -> Tensor:
 
 
 def same_device(name: str, x: Tensor, other_name: str, device: torch.device) -> None:
-    """x and the other must share a device."""
+    """Check that x and the other share a device."""
     if x.device != device:
         raise ValueError(
             f"{name}: expected the device of {other_name}, {device}, found {x.device}; move one with .to()"
@@ -263,28 +263,28 @@ def same_device(name: str, x: Tensor, other_name: str, device: torch.device) -> 
 
 
 def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
-    """value, if it is one of `allowed`."""
+    """Check that value is one of `allowed`; return it."""
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, found {shown(value)}")
     return value
 
 
 def positive(name: str, value: Any) -> float:
-    """value as a float, finite and positive."""
+    """Check that value is a finite positive number; return it as a float."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 < float(value) < float("inf"):
         raise ValueError(f"{name}: expected a finite positive number, found {shown(value)}")
     return float(value)
 
 
 def non_negative(name: str, value: Any, expected: str = "a non-negative number") -> float:
-    """value as a float, finite and 0 or more."""
+    """Check that value is a finite number of at least 0; return it as a float."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 <= float(value) < float("inf"):
         raise ValueError(f"{name}: expected {expected}, found {shown(value)}")
     return float(value)
 
 
 def integer(name: str, value: Any, least: int | None = None) -> int:
-    """value, if it is an int, of at least `least` (None: positive)."""
+    """Check that value is an int of at least `least` (None: positive); return it."""
     smallest = 1 if least is None else least
     if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value <= LARGEST:
         expected = "a positive int" if least is None else f"an int >= {least}"
@@ -293,14 +293,14 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
 
 
 def integers(name: str, values: Any) -> tuple[int, ...]:
-    """One or more positive ints, as a tuple."""
+    """Check one or more positive ints; return them as a tuple."""
     if isinstance(values, Tensor) or not isinstance(values, Iterable) or not (listed := tuple(values)):
         raise ValueError(f"{name}: expected one or more positive ints, found {shown(values)}")
     return tuple(integer(name, value) for value in listed)
 
 
 def count(name: str, value: Any, minimum: int = 1) -> int:
-    """value as an int of at least `minimum`."""
+    """Check that value is an integer of at least `minimum`; return it as an int."""
     if torch.compiler.is_compiling():
         return value
     found = index(name, value)
@@ -312,7 +312,7 @@ def count(name: str, value: Any, minimum: int = 1) -> int:
 
 
 def seed(value: Any) -> Tensor:
-    """A seed as a 0-d int64 tensor; None draws one from PyTorch's default generator."""
+    """Check a seed; return it as a 0-d int64 tensor. None draws one from PyTorch's default generator."""
     if value is None:
         return torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device="cpu")
     if isinstance(value, Tensor):
@@ -328,7 +328,7 @@ def seed(value: Any) -> Tensor:
 
 
 def first_path(value: Any) -> int:
-    """The number of a first path: an integer in [0, 2^56)."""
+    """Check the number of a first path, an integer in [0, 2^56); return it."""
     if torch.compiler.is_compiling():
         return value
     if count("first_path", value, minimum=0) >= 2**56:
@@ -337,12 +337,12 @@ def first_path(value: Any) -> int:
 
 
 def network(name: str, value: Any) -> None:
-    """value must be callable as (x [B, ...], t [B]) -> like x."""
+    """Check that value is callable as (x [B, ...], t [B]) -> like x."""
     function(name, value, "a callable (x, t) -> like x")
 
 
 def network_inputs(x: Any, t: Any, weight: Tensor) -> None:
-    """x [B, *event] and t [B] must be what a network with this weight can take."""
+    """Check that a network with this weight can take x [B, *event] and t [B]."""
     for name, value in (("x", x), ("t", t)):
         tensor(name, value)
         tensor(name, value, "a floating-point Tensor", FLOATS)
@@ -357,7 +357,7 @@ def network_inputs(x: Any, t: Any, weight: Tensor) -> None:
 
 
 def score_output(found: Any, x: Tensor) -> Tensor:
-    """What a score network returned for x, if it is like x."""
+    """Check that a score network's output is like x; return it."""
     if not isinstance(found, Tensor):
         raise TypeError(f"score_net: expected it to return a tensor like x, found {type(found).__name__}")
     if found.shape != x.shape:
@@ -368,7 +368,7 @@ def score_output(found: Any, x: Tensor) -> Tensor:
 
 
 def drift_output(found: Any, x: Tensor) -> Tensor:
-    """What a drift returned for x, if it is like x, in the dtype of x."""
+    """Check that a drift's output is like x; return it in the dtype of x."""
     if not isinstance(found, Tensor):
         raise TypeError(f"drift: expected it to return a tensor like x, found {type(found).__name__}")
     if found.shape != x.shape:
@@ -379,7 +379,7 @@ def drift_output(found: Any, x: Tensor) -> Tensor:
 
 
 def time(name: str, value: Any, rows: int) -> None:
-    """value must be a time, or one for each row: a number, or a real Tensor [] or [rows]."""
+    """Check that value is a time, or one for each row: a number, or a real Tensor [] or [rows]."""
     if not isinstance(value, Tensor):
         if not torch.compiler.is_compiling():
             number(name, value)
@@ -388,7 +388,7 @@ def time(name: str, value: Any, rows: int) -> None:
 
 
 def instance(name: str, value: Any, kind: type, expected: str) -> Any:
-    """value, if it is an instance of `kind`."""
+    """Check that value is an instance of `kind`; return it."""
     if not isinstance(value, kind):
         raise TypeError(f"{name}: expected {expected}, found {type(value).__name__}")
     return value
@@ -397,7 +397,7 @@ def instance(name: str, value: Any, kind: type, expected: str) -> Any:
 def steps(
     name: str, value: Any, rows: int | None, maximum: int, device: torch.device | None, minimum: int = 0
 ) -> Tensor:
-    """value as int64, 0-d or [rows] (rows None: 0-d alone), in minimum..maximum.
+    """Check steps in minimum..maximum; return them as int64, 0-d or [rows] (rows None: 0-d alone).
 
     A tensor stays where it is if device is None. Values are looked at where that costs no synchronisation.
     """
@@ -427,14 +427,14 @@ def steps(
 
 
 def paths(x0: Any, dim: int, device: torch.device, seed_value: Any, first: Any) -> tuple[Tensor, int]:
-    """The seed and the first path's number of a simulation from x0 [B, ...], which must be finite and on `device`."""
+    """Check x0 [B, ...], finite and on `device`, seed and first path of a simulation; return the last two."""
     data("x0", x0, dim)
     same_device("x0", x0, "process", device)
     return seed(seed_value), first_path(first)
 
 
 def loss_weights(name: str, value: Tensor) -> Tensor:
-    """value, if it is finite and nowhere negative (on the CPU; elsewhere the check would stall the device)."""
+    """Check that weights are finite and >= 0 (on the CPU; elsewhere the check would stall the device); return them."""
     if not torch.compiler.is_compiling() and value.device.type == "cpu":
         low, high = (float(v) for v in torch.aminmax(value.detach()))  # NaN if one is
         if not 0.0 <= low <= high < float("inf"):

@@ -1,4 +1,4 @@
-"""Dynamics of a noising process: what it does to samples, step by step.
+"""Dynamics of a noising process: its steps and those of its reverse.
 
     mean_n  = x_n + F(x_n, t_n) dt_n,    x_{n+1} = mean_n + s_n z_n
 

@@ -38,16 +38,16 @@ _CHUNK = 4096  # samples encoded or decoded at a time
 
 @runtime_checkable
 class Coordinates(Protocol):
-    """What a LatentModel asks of its encoder: an `Encoder`, or `data.Standardizer`, whose z have the event's shape."""
+    """The protocol of an encoder: an `Encoder`, or `data.Standardizer`, whose z have the event's shape."""
 
     dim: int
 
     def encode(self, x: Tensor) -> Tensor:
-        """x [n, *event] -> z [n, ...] of dim values each."""
+        """Return z [n, ...] of dim values each for x [n, *event]."""
         ...
 
     def decode(self, z: Tensor) -> Tensor:
-        """z [n, ...] -> samples [n, *event]."""
+        """Return samples [n, *event] for z [n, ...]."""
         ...
 
 
@@ -71,7 +71,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """x [n, *event] -> latent vectors [n, d]."""
+        """Return latent vectors [n, d] of x [n, *event]."""
         size = math.prod(self.event_shape)
         if not isinstance(x, Tensor) or x.ndim < 2 or x[:1].numel() != size * len(x[:1]):
             raise ValueError(f"x: expected a Tensor [n, {', '.join(map(str, self.event_shape))}], found {_shown(x)}")
@@ -79,7 +79,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """Latent vectors z [n, d] -> samples [n, *event]."""
+        """Return samples [n, *event] of latent vectors z [n, d]."""
         if not isinstance(z, Tensor) or z.ndim != 2 or z.shape[1] != self.dim:
             raise ValueError(f"z: expected a Tensor [n, {self.dim}], found {_shown(z)}")
         return _chunked(self._decode, z).reshape(len(z), *self.event_shape)
@@ -193,7 +193,7 @@ class Autoencoder(Encoder):
         lr: float = 1e-3,
         seed: int = 0,
     ) -> Autoencoder:
-        """Trained on X [n, *event] by Adam with a cosine decay, on X's device; default generators stay as they were."""
+        """Train on X [n, *event] by Adam with a cosine decay, on X's device; default generators stay as they were."""
         flat = _training(X)
         if float(flat.min()) == float(flat.max()):
             raise ValueError(f"X: expected values that differ, found {float(flat.min())} throughout")
@@ -301,7 +301,7 @@ class LatentModel(nn.Module):
     def sample(
         self, n: int, method: str = "sde", seed: int | Tensor | None = None, batch_size: int | None = None
     ) -> Tensor:
-        """n decoded samples [n, *event]; arguments as for `fastndsm.sample`."""
+        """Draw n decoded samples [n, *event]; arguments as for `fastndsm.sample`."""
         return self.encoder.decode(sample(self.score_net, self.process, n, method, seed, batch_size))
 
 
@@ -313,7 +313,7 @@ def _layers(widths: Sequence[int]) -> nn.Sequential:
 
 
 def _training(X: Any) -> Tensor:
-    """X [n, *event], two or more finite floating-point samples, as [n, D]."""
+    """Check X [n, *event], two or more finite floating-point samples; return it as [n, D]."""
     _checks.tensor("X", X, "a floating-point Tensor", _checks.FLOATS, found=_shown(X))
     return _checks.samples("X", X, least=2).detach().flatten(1)
 

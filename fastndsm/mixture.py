@@ -86,7 +86,7 @@ class GaussianMixture(KeepsDtype):
 
     @torch.inference_mode(False)
     def _derive(self) -> None:
-        """Precisions, log normalisers and Cholesky factors, in float64 and then in the parameters' dtype."""
+        """Compute precisions, log normalisers and Cholesky factors, in float64 and then in the parameters' dtype."""
         weights, covariances = self.weights.double(), self.covariances.double()
         if self.covariance_type in ("spherical", "diag"):
             bad = ~(covariances > 0)
@@ -116,7 +116,7 @@ class GaussianMixture(KeepsDtype):
         self._forget()
 
     def _forget(self) -> None:
-        """What is kept of the parameters no longer holds."""
+        """Forget what was kept of earlier parameters."""
         self._cast: dict[torch.dtype, MixtureOperands] = {}
         self._eigenvalues: tuple[Tensor, Tensor] | None = None
         self._largest: builtins.float | None = None
@@ -237,7 +237,7 @@ class GaussianMixture(KeepsDtype):
     def from_sklearn(
         cls, gm: sklearn.mixture.GaussianMixture, *, event_shape: Sequence[int] | None = None
     ) -> GaussianMixture:
-        """The mixture of a fitted scikit-learn estimator."""
+        """Return the mixture of a fitted scikit-learn estimator."""
         if not hasattr(gm, "weights_"):
             raise ValueError("gm: expected a fitted sklearn.mixture.GaussianMixture, found one without weights_")
         weights = np.asarray(gm.weights_, dtype=np.float64)
@@ -245,20 +245,20 @@ class GaussianMixture(KeepsDtype):
 
     @classmethod
     def standard_normal(cls, d: int) -> GaussianMixture:
-        """N(0, I) in d dimensions, the stationary law of the Ornstein-Uhlenbeck process."""
+        """Return N(0, I) in d dimensions, the stationary law of the Ornstein-Uhlenbeck process."""
         _checks.count("d", d)
         return cls([1.0], np.zeros((1, d)), [1.0], "spherical")
 
     @classmethod
     def from_points(cls, X: Any, bandwidth: builtins.float) -> GaussianMixture:
-        """Kernel density estimate: a spherical component of deviation `bandwidth` at each row of X [n, ...]."""
+        """Make a kernel density estimate: a spherical component of deviation `bandwidth` at each row of X [n, ...]."""
         points, event_shape = _checks.points("X", X)
         n = len(points)
         variances = np.full(n, _checks.positive("bandwidth", bandwidth) ** 2)
         return cls(np.full(n, 1.0 / n), points, variances, "spherical", event_shape=event_shape)
 
     def symmetrized(self, maps: Sequence[Tensor | Callable[[Tensor], Tensor]]) -> GaussianMixture:
-        """The average of this mixture and its images under affine maps: the identity, always, and each of `maps`.
+        """Return the average of this mixture and its images under affine maps: the identity and each of `maps`.
 
         Args:
             maps: matrices [d, d], or callables on points [n, *event_shape] (a flip, a rotation); each must be affine.
@@ -293,7 +293,7 @@ class GaussianMixture(KeepsDtype):
         )
 
     def _affine(self, given: Tensor | Callable[[Tensor], Tensor], name: str) -> tuple[Tensor, Tensor]:
-        """A and b of the map x -> A x + b."""
+        """Return A and b of the map x -> A x + b."""
         device = self.means.device
         if isinstance(given, Tensor):
             _checks.shape(name, given, (self.dim, self.dim))
@@ -310,7 +310,7 @@ class GaussianMixture(KeepsDtype):
         return matrix, offset
 
     def _image(self, matrix: Tensor, name: str) -> Tensor:
-        """Sigma -> A Sigma A^T in this covariance type."""
+        """Return Sigma -> A Sigma A^T in this covariance type."""
         covariances = self.covariances.double()
         gram = matrix @ matrix.T
         if self.covariance_type in ("tied", "full"):
@@ -333,7 +333,7 @@ class GaussianMixture(KeepsDtype):
         return image
 
     def to_sklearn(self) -> sklearn.mixture.GaussianMixture:
-        """A fitted scikit-learn estimator with these parameters, on the CPU in float64."""
+        """Return a fitted scikit-learn estimator with these parameters, on the CPU in float64."""
         from sklearn.mixture import GaussianMixture as Estimator
 
         gm = Estimator(self.n_components, covariance_type=self.covariance_type)
@@ -356,16 +356,16 @@ class GaussianMixture(KeepsDtype):
 
     @property
     def dim(self) -> int:
-        """d, the number of values in a sample."""
+        """Dimension d, the number of values in a sample."""
         return int(self.means.shape[1])
 
     @property
     def n_components(self) -> int:
-        """K."""
+        """K, the number of components."""
         return int(self.means.shape[0])
 
     def covariance_eigenvalues(self) -> tuple[Tensor, Tensor]:
-        """Smallest and largest eigenvalue of each covariance, float64 [K] ([1] if tied)."""
+        """Return the smallest and largest eigenvalue of each covariance, float64 [K] ([1] if tied)."""
         if self._eigenvalues is not None:
             return self._eigenvalues
         with torch.inference_mode(False):
@@ -396,7 +396,7 @@ class GaussianMixture(KeepsDtype):
         return self._largest_mean
 
     def operands(self, dtype: torch.dtype) -> MixtureOperands:
-        """What the ops take, in the compute dtype of data of `dtype` (kept: a mixture may have 60,000 components)."""
+        """Return what ops take, in the compute dtype of data of `dtype` (kept, as there may be 60,000 components)."""
         compute = torch.float64 if dtype == torch.float64 else torch.float32
         if compute in self._cast:
             return self._cast[compute]
@@ -411,7 +411,7 @@ class GaussianMixture(KeepsDtype):
         return made
 
     def sampling_operands(self) -> tuple[Tensor, Tensor, Tensor, str]:
-        """Cumulative weights (float64), means, Cholesky factors or standard deviations, covariance type."""
+        """Return cumulative weights (float64), means, Cholesky factors or standard deviations, and covariance type."""
         cumulative = self.weights.double().cumsum(0)
         return cumulative / cumulative[-1], self.means, self._factors, self.covariance_type
 
@@ -421,19 +421,19 @@ class GaussianMixture(KeepsDtype):
     # --- what it computes --------------------------------------------------------------------------------------
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log pi(x) in nats, [B, ...] -> [B]."""
+        """Return log pi(x) in nats, [B, ...] -> [B]."""
         return functional.mixture_log_prob(x, self)
 
     def score(self, x: Tensor) -> Tensor:
-        """grad log pi(x), [B, ...] -> like x."""
+        """Return grad log pi(x), [B, ...] -> like x."""
         return functional.mixture_score(x, self)
 
     def hvp(self, x: Tensor, v: Tensor) -> Tensor:
-        """Hessian of log pi at x times v, [B, ...] -> like x."""
+        """Return the Hessian of log pi at x times v, [B, ...] -> like x."""
         return functional.mixture_hvp(x, v, self)
 
     def responsibilities(self, x: Tensor) -> Tensor:
-        """r_k(x), [B, ...] -> [B, K]; stores B x K values."""
+        """Return r_k(x), [B, ...] -> [B, K]; B x K values are stored."""
         flat = _checks.batch("x", x, self.dim)
         mixture = self.operands(x.dtype)
         _checks.same_device("x", x, "mixture", mixture.means.device)
@@ -449,7 +449,7 @@ class GaussianMixture(KeepsDtype):
         return with_far_rows(made, rows, flat, mixture, lambda far, _: far.weights, weights).to(x.dtype)
 
     def sample(self, n: int, seed: int | Tensor | None = None, *, first_path: int = 0) -> Tensor:
-        """n exact draws [n, d] ([n, *event_shape]); draw i depends on seed and first_path + i alone."""
+        """Draw n exact samples [n, d] ([n, *event_shape]); draw i depends on seed and first_path + i alone."""
         return functional.mixture_sample(n, self, seed=seed, first_path=first_path)
 
 

@@ -46,7 +46,7 @@ class TimeEmbedding(ExtraState, KeepsDtype):
         self.register_buffer("log_frequencies", _geometric(pi / 12, 2 * pi, n), persistent=False)
 
     def get_extra_state(self) -> Tensor:
-        """The horizon, which defines the values as weights do."""
+        """Return the horizon, which defines the values as weights do."""
         return torch.tensor(self.horizon, dtype=torch.float64, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:

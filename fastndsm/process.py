@@ -51,7 +51,7 @@ class TabulatedSigma:
 
 
 def coordinate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of times and deviations beside data of `dtype`: bfloat16 would merge half of a thousand steps."""
+    """Return the dtype of times and deviations beside data of `dtype`: bfloat16 would merge half of 1,000 steps."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -129,7 +129,7 @@ class NoisingProcess(ExtraState, KeepsDtype):
         self.register_load_state_dict_post_hook(_read_tables_again)  # type: ignore[no-untyped-call]
 
     def _read_tables(self) -> None:
-        """Numbers that are asked for where the tables are out of reach: on a device, or on none (meta)."""
+        """Read numbers that are asked for where the tables are out of reach: on a device, or on none (meta)."""
         self._horizon, self._shortest = float(self.times[-1]), float(self.noise_std.amin())
 
     def _register_noise_variance(self, contraction: Tensor) -> None:
@@ -137,7 +137,7 @@ class NoisingProcess(ExtraState, KeepsDtype):
             self.register_buffer("noise_variance", variance_recursion(self.noise_std, contraction))
 
     def get_extra_state(self) -> Tensor:
-        """sigma and, of a DriftProcess, the rate; NaN for a sigma that is a callable."""
+        """Return sigma and, of a DriftProcess, the rate; NaN for a sigma that is a callable."""
         sigma = math.nan if callable(self.sigma) else self.sigma
         return torch.tensor([sigma, getattr(self, "rate", 0.0)], dtype=torch.float64, device="cpu")
 
@@ -156,12 +156,12 @@ class NoisingProcess(ExtraState, KeepsDtype):
         return _sigma_at(self.sigma, t)
 
     def sigma_on_grid(self) -> Tensor:
-        """sigma(t_n) at the start of each step, float64 [N]."""
+        """Return sigma(t_n) at the start of each step, float64 [N]."""
         return torch.tensor([self._sigma(t) for t in self.times[:-1].tolist()], dtype=torch.float64, device="cpu")
 
     @property
     def n_steps(self) -> int:
-        """N."""
+        """N, the number of steps."""
         return len(self.times) - 1
 
     @property
@@ -171,7 +171,7 @@ class NoisingProcess(ExtraState, KeepsDtype):
 
     @property
     def dim(self) -> int:
-        """d, the number of values in a sample."""
+        """Dimension d, the number of values in a sample."""
         return self._dim
 
     @property
@@ -194,28 +194,28 @@ class NoisingProcess(ExtraState, KeepsDtype):
 
     @abstractmethod
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
-        """F(x, t) for x [B, ...] and t a number or [B] -> like x."""
+        """Return F(x, t) for x [B, ...] and t a number or [B] -> like x."""
 
     @property
     @abstractmethod
     def dynamics(self) -> Dynamics:
-        """The steps that it takes, with the tables as they are now."""
+        """Its steps and those of its reverse, with the tables as they are now."""
 
     def simulate(
         self, x0: Tensor, steps: int | Tensor | None = None, seed: int | Tensor | None = None, first_path: int = 0
     ) -> Tensor:
-        """x after `steps` (int or [B], 0..N; default N) steps from x0 [B, ...] -> like x0."""
+        """Return x after `steps` (int or [B], 0..N; default N) steps from x0 [B, ...] -> like x0."""
         return functional.simulate(x0, self, steps, seed=seed, first_path=first_path)
 
     def draw_steps(self, n: int, seed: int | Tensor | None = None, first_path: int = 0) -> Tensor:
-        """Steps uniform on 0..N-1, int64 [n]; that of a path depends on the seed and its number alone."""
+        """Draw steps uniform on 0..N-1, int64 [n]; that of a path depends on the seed and its number alone."""
         rows, start = _checks.count("n", n), _checks.first_path(first_path)
         return philox.uniform_steps(rows, self.n_steps, _checks.seed(seed), start, self.times.device)
 
     def _gate(
         self, x0: Tensor, step: int | Tensor | None, seed: int | Tensor | None, first_path: int
     ) -> tuple[Tensor, Tensor, int]:
-        """Steps [B], drawn if None; seed and first path."""
+        """Return steps [B], drawn if None; seed and first path."""
         key, start = _checks.paths(x0, self._dim, self.times.device, seed, first_path)
         self.check_dtype("x0", x0.dtype)
         rows = len(x0)
@@ -255,7 +255,7 @@ class NoisingProcess(ExtraState, KeepsDtype):
         first_path: int = 0,
         antithetic: bool = False,
     ) -> Noised:
-        """The path estimator's pair at t_{n+1}: E[target | x] = grad log p_{n+1}(x), with variance about 1 / v_{n+1}.
+        """Draw the path estimator's pair at t_{n+1}: E[target | x] = grad log p_{n+1}(x), variance about 1 / v_{n+1}.
 
         The same x as `transition` gives for the same seed and step. Antithetic: two whole paths, driven by z and by -z.
         """
@@ -266,14 +266,14 @@ class NoisingProcess(ExtraState, KeepsDtype):
         return Noised(x, target, variance, self.times[n + 1].to(coordinate_dtype(x.dtype)), n)
 
     def same_law(self, other: NoisingProcess) -> bool:
-        """Whether the other process noises data alike, on whatever grid: one mixture or drift, one sigma, one T."""
+        """Return whether the other process noises data alike, grids aside: one mixture or drift, one sigma, one T."""
         return self is other or (self._law() == other._law() and self._same_sigma(other))
 
     def _law(self) -> tuple[Any, ...]:
         return type(self.prior), float(f"{self.T:.6g}")
 
     def _same_sigma(self, other: NoisingProcess) -> bool:
-        """One sigma, or equal values: where it is tabulated, if it is, else on both grids."""
+        """Return whether both have one sigma, or equal values: where it is tabulated, if it is, else on both grids."""
         if self.sigma is other.sigma or not (callable(self.sigma) or callable(other.sigma)):
             return self.sigma == other.sigma
         tabulated = [p for p in (self, other) if isinstance(p.sigma, TabulatedSigma)]
@@ -281,7 +281,7 @@ class NoisingProcess(ExtraState, KeepsDtype):
         return all(math.isclose(self._sigma(t), other._sigma(t), rel_tol=1e-6) for t in times)
 
     def variance_at(self, t: Tensor) -> Tensor:
-        """noise_variance at times t [B], linear between grid points and constant before t_1; in the dtype of t."""
+        """Return noise_variance at times t [B], linear between grid points, constant before t_1; in the dtype of t."""
         times = self.times[1:].to(_checks.floating("t", t).dtype)
         values = self.noise_variance.to(t.dtype)
         if self.n_steps == 1:
@@ -336,7 +336,7 @@ class LangevinProcess(NoisingProcess):
             self.to(reference.means.device)
 
     def _check_stability(self, precisions: Tensor, grid: str | Sequence[float] | Tensor) -> None:
-        """q = a_n lambda_max(P_k) at the worst step n and component k."""
+        """Check q = a_n lambda_max(P_k) at the worst step n and component k."""
         worst = self.drift_scale >= (1.0 - 1e-9) * self.drift_scale.amax()  # the first of them, despite rounding
         n, k = int(worst.int().argmax()), int(precisions.argmax())
         q = float(self.drift_scale[n] * precisions[k])
@@ -366,7 +366,7 @@ class LangevinProcess(NoisingProcess):
 
     @property
     def prior(self) -> GaussianMixture:  # type: ignore[override]
-        """Where sampling starts: pi itself."""
+        """The law that sampling starts from: pi itself."""
         return self.reference
 
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
@@ -410,7 +410,7 @@ class OUProcess(LangevinProcess):
         super().__init__(reference, T, n_steps, sigma, grid)
 
     def marginal(self) -> tuple[Tensor, Tensor]:
-        """m and v of the exact law x_t | x_0 = N(m x_0, v I) at t_1..t_N: m = exp(-sum a_n), v = 1 - m^2; [N]."""
+        """Return m, v of the exact law x_t | x_0 = N(m x_0, v I) at t_1..t_N: m = exp(-sum a_n), v = 1 - m^2; [N]."""
         exponent = self.drift_scale.cumsum(0)
         return (-exponent).exp(), -(-2.0 * exponent).expm1()
 
@@ -421,7 +421,7 @@ class OUProcess(LangevinProcess):
         seed: int | Tensor | None = None,
         first_path: int = 0,
     ) -> Noised:
-        """x_{t_{n+1}} in one draw, target -z / sqrt(v): the pair of classical denoising score matching."""
+        """Draw x_{t_{n+1}} at once, target -z / sqrt(v): the pair of classical denoising score matching."""
         n, key, start = self._gate(x0, step, seed, first_path)
         z = ops.philox_normal(
             len(x0), self.dim, key, n.cpu(), philox.NOISING, start, x0.dtype, x0.device, "auto"

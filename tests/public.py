@@ -27,7 +27,7 @@ F = functional
 
 
 class Given(NamedTuple):
-    """Where a result is made: the folder for files, and the dtype of data."""
+    """The place where a result is made: the folder for files, and the dtype of data."""
 
     folder: Path
     dtype: torch.dtype = torch.float32
@@ -42,7 +42,7 @@ def modules() -> list[Any]:
 
 
 def public() -> dict[str, Any]:
-    """Classes and functions by their full name, each once."""
+    """Return classes and functions by their full name, each once."""
     found = {}
     for module in modules():
         for name in module.__all__:
@@ -84,7 +84,7 @@ def drifting(rate: float = 0.3, T: float = 0.5, sigma: float = 1.0, seed: int = 
 
 
 def trained(net: nn.Module, seed: int = 0) -> Any:
-    """The network with weights of every layer drawn anew on the CPU: one that starts at zero tells nothing."""
+    """Return the network with weights of every layer drawn anew on the CPU: one that starts at zero tells nothing."""
     g = testing.generator(seed)
     with torch.no_grad():
         for p in net.parameters():
@@ -151,7 +151,7 @@ def arguments(dtype: torch.dtype = torch.float32) -> testing.Arguments:
 
 
 class Example(NamedTuple):
-    """How to make an object, others of its class, and what is seen of one.
+    """An object of a class: the way to make it, others of its class, and what is seen of one.
 
     parameters: it has what torch.nn's layers make, which is of the mode and the defaults that it is made under.
     """
@@ -362,7 +362,7 @@ def two_dimensional(n: int = 30, **options: Any) -> data.Dataset:
 
 @cache
 def once() -> tuple[Any, Any]:
-    """Networks that are the same whatever mode they are used in."""
+    """Return networks that are the same whatever mode they are used in."""
     return residual(), mlp()
 
 
@@ -427,7 +427,7 @@ def of_call(name: str) -> Callable[[Given], Any]:
 
 
 def of_reference(name: str) -> Callable[[Given], Any]:
-    """As the op calls it, in float32 or float64."""
+    """Call a reference as the op does, in float32 or float64."""
 
     def call(given: Given) -> Any:
         made = arguments(torch.promote_types(given.dtype, torch.float32))
@@ -505,7 +505,7 @@ ELSEWHERE = {  # test_cli.py: programs of their own; data.mnist: files that are 
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """The tensors, numbers and strings that a result holds."""
+    """Yield the tensors, numbers and strings that a result holds."""
     if isinstance(value, Tensor):
         yield value.detach()
     elif isinstance(value, dict):
@@ -525,7 +525,7 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def seen(example: Example, value: Any) -> list[Any]:
-    """What one sees of the object, with the same random numbers each time."""
+    """Return what one sees of the object, with the same random numbers each time."""
     torch.manual_seed(SEED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -533,7 +533,7 @@ def seen(example: Example, value: Any) -> list[Any]:
 
 
 def same(found: list[Any], expected: list[Any]) -> bool:
-    """Whether two results are equal, bit for bit, devices and dtypes included."""
+    """Return whether two results are equal, bit for bit, devices and dtypes included."""
 
     def equal(a: Any, b: Any) -> bool:
         if not isinstance(a, Tensor) or not isinstance(b, Tensor):

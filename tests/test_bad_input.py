@@ -720,7 +720,7 @@ def test_every_argument_has_a_meaning_or_an_error_that_begins_with_its_name(name
 
 
 class TestDrift:
-    """What a drift gives back is looked at wherever it is called."""
+    """The value of a drift is looked at wherever it is called."""
 
     @pytest.mark.parametrize(
         ("drift", "error", "message"),

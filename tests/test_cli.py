@@ -656,7 +656,7 @@ class TestDoctorAndBuild:
 
 
 class TestOptions:
-    """What the library says of an argument is said of the option that gives it."""
+    """Messages of the library name the option that gives an argument."""
 
     COMMANDS = ("train", "sample", "evaluate", "compare", "build")
     # An impossible value where it is not that of a kind: numbers below all bounds, paths to nothing.

@@ -393,7 +393,7 @@ def test_bad_arguments_are_named(call: Any, message: str) -> None:
 
 
 def table() -> torch.Tensor:
-    """Four features that fit into no one scale: tiny and far away, of unit scale, wide, and constant."""
+    """Draw four features that fit into no one scale: tiny and far away, of unit scale, wide, and constant."""
     x = torch.randn(500, 4, dtype=torch.float64)
     return x * torch.tensor([1e-6, 1.0, 1e3, 0.0]).double() + torch.tensor([1e7, 0.0, 5e4, 0.1]).double()
 

@@ -37,7 +37,7 @@ def _one_thread(_same_start: None) -> None:
 
 @contextlib.contextmanager
 def default_device() -> Iterator[None]:
-    """A default device on which nothing has values: what is made there by mistake is not what it should be."""
+    """Set a default device on which nothing has values: what is made there by mistake is not what it should be."""
     torch.set_default_device("meta")
     try:
         yield
@@ -106,7 +106,7 @@ def test_a_spawned_process_sees_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_state_dict_gives_equal_values_or_an_error(name: str) -> None:
-    """Also where it is loaded into one on another mixture, horizon or sigma."""
+    """Load it also into one on another mixture, horizon or sigma."""
     example = MODULES[name]
     value = example.make()
     expected, state = seen(example, value), saved(value.state_dict())
@@ -276,7 +276,7 @@ FACTORIES = "arange empty eye full linspace logspace ones rand randint randn ran
 
 
 def _without_a_device(source: str) -> Iterator[int]:
-    """Lines of factory calls that leave the device to the default; a buffer goes where parameters beside it go."""
+    """Yield lines of factory calls that leave the device to the default; a buffer goes where its parameters go."""
     tree = ast.parse(source)
     buffers = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "self.register_buffer"]
     exempt = {id(inner) for buffer in buffers for inner in ast.walk(buffer)}

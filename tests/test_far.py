@@ -27,7 +27,7 @@ def far_points(scale: float, rows: int, dim: int, dtype: torch.dtype) -> Tensor:
 
 
 def exact(x: Tensor, v: Tensor, m: GaussianMixture, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """log_prob, score and hvp where one component has all the weight, in fractions of the parameters in the dtype."""
+    """Return log_prob, score and hvp where one component has all the weight, in fractions of the rounded parameters."""
     means, precisions, log_scale, kind = m.operands(dtype)
     dim, rows = x.shape[1], []
     precisions = {
@@ -106,7 +106,7 @@ def test_far_rows_change_no_bit_of_others(backend: str, covariance_type: str) ->
 @all_types
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_far_points_between_two_components_that_weigh_the_same(backend: str, covariance_type: str) -> None:
-    """Across the line between them, each has half the weight however far the point is."""
+    """Compare across the line between them: each has half the weight however far the point is."""
     one = {
         "spherical": [1.0, 1.0],
         "diag": [[1.0, 1.0]] * 2,

@@ -37,7 +37,7 @@ def process(n_steps: int = 1000, variance: float = 1.0, **options: Any) -> Lange
 
 
 def woken(p: LangevinProcess, features: bool = False, **options: Any) -> ResidualScore:
-    """A network whose last layer is not zero."""
+    """Return a network whose last layer is not zero."""
     torch.manual_seed(0)
     net = networks.MLP(2, (8,), in_dim=4 if features else 2, horizon=p.T, **options)
     nn.init.normal_(net.last.weight, std=0.1)

@@ -183,7 +183,7 @@ HALF = [torch.bfloat16, torch.float16]
 
 
 class TestHalfPrecision:
-    """What accumulates, does so in float32."""
+    """Sums over steps are kept in float32."""
 
     @pytest.mark.parametrize("dtype", HALF, ids=str)
     def test_the_average_follows_the_weights(self, dtype: torch.dtype) -> None:

@@ -13,7 +13,7 @@ _ops = torch.ops.fastndsm_cpp
 
 
 def prepare() -> None:
-    """Build and load the ops; raises BuildError with the reason."""
+    """Build and load the ops; raise BuildError with the reason."""
     jit.load()
 
 

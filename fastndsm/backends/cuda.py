@@ -33,7 +33,7 @@ OTHERS = (
 
 
 def prepare() -> None:
-    """Build and load the ops; raises BuildError with the reason."""
+    """Build and load the ops; raise BuildError with the reason."""
     jit.load()
 
 

@@ -19,7 +19,7 @@ COMMANDS = (_train, _sample, _evaluate, _compare, _doctor, _build)
 
 
 def parser() -> _options.Parser:
-    """The parser of all commands."""
+    """Return the parser of all commands."""
     top = _options.Parser(
         prog="fastndsm",
         description="Nonlinear denoising score matching: train, sample and judge score models.",
@@ -43,7 +43,7 @@ def parser() -> _options.Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its status: 0, 1 (failed run or check), 2 (bad input), 130 (interrupted)."""
+    """Run a command; return its status: 0, 1 (failed run or check), 2 (bad input), 130 (interrupted)."""
     arguments = parser().parse_args(argv)
 
     def fail(error: BaseException, status: int) -> int:

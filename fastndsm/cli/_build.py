@@ -14,7 +14,7 @@ EXAMPLE = "fastndsm build --verbose"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the command's options."""
     parser.add_argument(
         "--cuda",
         nargs="?",

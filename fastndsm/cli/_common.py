@@ -1,4 +1,4 @@
-"""What several commands share: where to run, how to find a model and its data."""
+"""Parts that several commands share: options of a run, the model and its units, the data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SAMPLE_ROWS = 1000  # samples held at once unless told otherwise
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """--device, --backend, --threads, --no-progress."""
+    """Add --device, --backend, --threads and --no-progress."""
     group = parser.add_argument_group("where to run")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; default cuda if there is one")
     group.add_argument("--backend", default="auto", choices=registry.NAMES, help="which kernels; default auto")
@@ -34,7 +34,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling_options(parser: argparse.ArgumentParser, n: int) -> None:
-    """MODEL, --n, --method, --seed, --batch-size."""
+    """Add MODEL, --n, --method, --seed and --batch-size."""
     parser.add_argument("model", metavar="MODEL", help="folder of a run, or of its model")
     parser.add_argument("--n", type=int, default=n, help=f"number of samples; default {n}")
     parser.add_argument(
@@ -48,7 +48,7 @@ def add_sampling_options(parser: argparse.ArgumentParser, n: int) -> None:
 
 
 def set_threads(threads: int | None) -> None:
-    """Torch's CPU threads, if a number is given."""
+    """Set the number of torch's CPU threads, if one is given."""
     if threads is not None:
         if threads < 1:
             raise ValueError(f"--threads: expected a positive number, found {threads}")
@@ -57,7 +57,7 @@ def set_threads(threads: int | None) -> None:
 
 @contextlib.contextmanager
 def running(arguments: argparse.Namespace) -> Iterator[torch.device]:
-    """Sets threads and backend for a command, and gives its device."""
+    """Set threads and backend for a command, and give its device."""
     set_threads(arguments.threads)
     name = arguments.device
     if name == "auto":
@@ -72,7 +72,7 @@ def running(arguments: argparse.Namespace) -> Iterator[torch.device]:
 
 
 def find_model(path: str) -> Path:
-    """The model folder itself, or that of a run."""
+    """Return the model folder: the path itself, or the run's."""
     given = Path(path)
     inner = given / "model"
     return inner if not (given / "model.json").is_file() and (inner / "model.json").is_file() else given
@@ -80,34 +80,34 @@ def find_model(path: str) -> Path:
 
 @dataclass(frozen=True)
 class Units:
-    """From the data's units to those of network, mixture and process, and back into the data's dtype."""
+    """A change of units: from the data's to those of network, mixture and process, and back into the data's dtype."""
 
     standardizer: data.Standardizer
     dtype: torch.dtype
 
     @classmethod
     def of(cls, dataset: data.Dataset, standardize: bool) -> Units:
-        """Those of a data set; the data's own if they are not to be standardised."""
+        """Return the units of a data set; the data's own if they are not to be standardised."""
         made = data.Standardizer.fit(dataset.train) if standardize else _unchanged(dataset.event_shape)
         return cls(made, dataset.train.dtype)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None, event_shape: tuple[int, ...]) -> Units:
-        """Those that `to_dict` described; None: the data's own, as of models from before there were others."""
+        """Return the units that `to_dict` described; None: the data's own, as in models from before others."""
         if values is None:
             return cls(_unchanged(event_shape), torch.float32)
         return cls(data.Standardizer.from_dict(values), getattr(torch, values["dtype"]))
 
     def to_dict(self) -> dict[str, Any]:
-        """What defines them, JSON-able."""
+        """Return the defining values, JSON-able."""
         return {**self.standardizer.to_dict(), "dtype": str(self.dtype).removeprefix("torch.")}
 
     def inner(self, x: Tensor) -> Tensor:
-        """Data as the network sees them."""
+        """Return data in the network's units."""
         return self.standardizer.encode(x)
 
     def outer(self, z: Tensor) -> Tensor:
-        """What was drawn, on the CPU in the data's units."""
+        """Return draws on the CPU in the data's units."""
         return self.standardizer.decode(z.cpu().to(self.dtype))
 
 
@@ -118,7 +118,7 @@ def _unchanged(event_shape: tuple[int, ...]) -> data.Standardizer:
 def load(
     arguments: argparse.Namespace, device: torch.device
 ) -> tuple[nn.Module, LangevinProcess, Units, dict[str, Any]]:
-    """The model of the command line, its units, and what is told of it."""
+    """Load the model of the command line; return network, process, units, and the metadata stored with it."""
     score_net, process, meta = load_model(find_model(arguments.model), device)
     return score_net, process, Units.from_dict(meta.get("units"), process.event_shape), meta
 
@@ -131,24 +131,24 @@ def draw(
     arguments: argparse.Namespace,
     **options: Any,
 ) -> Tensor:
-    """Samples [n, *event] on the CPU, in the data's units."""
+    """Draw samples [n, *event], on the CPU in the data's units."""
     return units.outer(sample(score_net, process, n, progress=arguments.progress, **options))
 
 
 def draw_reference(process: LangevinProcess, units: Units, n: int, seed: int) -> Tensor:
-    """Draws [n, *event] from the reference on the CPU, in the data's units, with the seed after that of the samples."""
+    """Draw [n, *event] from the reference, on the CPU in the data's units, with the seed after that of the samples."""
     return units.outer(process.reference.sample(n, seed=_checks.seed(seed) + 1).to(units.dtype))
 
 
 def absolute(name: str) -> str:
-    """The name of a data set, or its file's path from the root, which holds in every folder."""
+    """Return the name of a data set, or its file's path from the root, which holds in every folder."""
     return name if name in data.NAMES or not Path(name).suffix else os.path.abspath(name)
 
 
 def load_data(
     name: str, n_train: int | None = None, layout: str = "auto", label_column: str | None = None
 ) -> data.Dataset:
-    """A data set, with the number of training samples where it can be chosen."""
+    """Load a data set, with the number of training samples where it can be chosen."""
     options: dict[str, Any] = {}
     if n_train is not None:
         if name not in ("four_modes", "ring", "moons", "mnist"):
@@ -163,7 +163,7 @@ def load_data(
 
 
 def verdict(evaluation: Evaluation, arguments: argparse.Namespace) -> int:
-    """Say so where the samples are worse than draws from the reference; then, with --strict, the status is 1."""
+    """Warn if the samples are worse than draws from the reference; return the status, which with --strict is then 1."""
     if not evaluation.worse:
         return 0
     print(f"warning: {arguments.spoken(evaluation.worse)}", file=sys.stderr)

@@ -18,7 +18,7 @@ EXAMPLE = "fastndsm compare --ops simulate simulate_target --size full"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the command's options."""
     known = list(dict.fromkeys(case.op for case in CASES))
     parser.add_argument("--ops", nargs="+", metavar="OP", choices=known, help=f"of {', '.join(known)}; default all")
     parser.add_argument(
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compare; 1 if a backend does not agree."""
+    """Compare; return 1 if a backend does not agree."""
     _common.set_threads(arguments.threads)
     _checks.seed(arguments.seed)
     rows = compare(arguments.size, ops=arguments.ops, backends=arguments.backends, seed=arguments.seed)

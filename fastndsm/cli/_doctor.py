@@ -1,4 +1,4 @@
-"""fastndsm doctor: what there is on this machine."""
+"""fastndsm doctor: versions, devices and backends of this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXAMPLE = "fastndsm doctor --json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the command's options."""
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 

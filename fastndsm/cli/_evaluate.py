@@ -15,7 +15,7 @@ EXAMPLE = "fastndsm evaluate runs/demo --n 2000 --method ode"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the command's options."""
     _common.add_sampling_options(parser, 2000)
     parser.add_argument("--data", help="name or file, as for train; default what the model was trained on")
     parser.add_argument("--layout", choices=LAYOUTS, help="of a file's images, as for train; default the model's")

@@ -25,13 +25,13 @@ class Parser(argparse.ArgumentParser):
     """A parser that knows which of its options gives an argument of the library."""
 
     def options(self) -> dict[str, str]:
-        """The option for each of the library's names."""
+        """Return the option for each of the library's names."""
         own = {action.dest: action.option_strings[0] for action in self._actions if action.option_strings}
         return {**{name: own[dest] for name, dest in _ALIASES.items() if dest in own}, **own}
 
 
 def spoken(message: str, options: Mapping[str, str]) -> str:
-    """The message with options for the names of arguments: of any at its head, of those that are no words elsewhere."""
+    """Return the message with options for arguments' names: for any at its head, elsewhere where they are no words."""
     lead = _LEAD.match(message)
     end = lead.end() if lead else 0
     head = ", ".join(options.get(name, name) for name in message[:end].split(", "))

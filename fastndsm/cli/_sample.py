@@ -15,7 +15,7 @@ EXAMPLE = "fastndsm sample runs/demo --n 64 --out samples.npy --png samples.png"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the command's options."""
     _common.add_sampling_options(parser, 64)
     parser.add_argument("--out", default="samples.npy", help="file to write, .npy; default samples.npy")
     parser.add_argument("--png", help="picture to write, .png")

@@ -25,7 +25,7 @@ OU_HORIZON = 10.0
 
 @dataclass(frozen=True)
 class Settings:
-    """What defines a run; stored with it. None and "auto" are chosen by the data."""
+    """The settings that define a run; stored with it. None and "auto" are chosen by the data."""
 
     data: str = "digits"
     n_train: int | None = None
@@ -85,7 +85,7 @@ class Settings:
         return {**values, **training}
 
     def resolved(self, dataset: Dataset) -> Settings:
-        """Every choice made."""
+        """Return the settings with every choice made."""
         image = len(dataset.event_shape) == 3
         planar = dataset.dim <= PLANAR
         network = self.network
@@ -118,7 +118,7 @@ class Settings:
 
 
 def make_process(settings: Settings, x: Tensor) -> LangevinProcess:
-    """The noising process of resolved settings; fits the mixture to x [n, *event]."""
+    """Make the noising process of resolved settings; fit the mixture to x [n, *event]."""
     options: dict[str, Any] = {name: getattr(settings, name) for name in ("T", "n_steps", "sigma", "grid")}
     if settings.process == "ou":
         return OUProcess(x[0].numel(), event_shape=tuple(x.shape[1:]), **options)
@@ -134,7 +134,7 @@ def make_process(settings: Settings, x: Tensor) -> LangevinProcess:
 
 
 def make_network(settings: Settings, dataset: Dataset, process: LangevinProcess) -> nn.Module:
-    """The untrained score network of resolved settings."""
+    """Make the untrained score network of resolved settings."""
     width = 2 if settings.features else 1
     net: nn.Module
     if settings.network == "unet":
@@ -147,14 +147,14 @@ def make_network(settings: Settings, dataset: Dataset, process: LangevinProcess)
 
 
 def make_loss(settings: Settings, process: LangevinProcess) -> NDSMLoss | DSMLoss:
-    """The objective of resolved settings."""
+    """Make the objective of resolved settings."""
     if isinstance(process, OUProcess):
         return DSMLoss(process)
     return NDSMLoss(process, settings.estimator or "path", settings.antithetic)
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Options that define a run; those not given are absent from the namespace."""
+    """Add the options that define a run; those not given are absent from the namespace."""
     defaults = Settings().flat()
 
     def add(name: str, about: str, **options: Any) -> None:

@@ -36,7 +36,7 @@ CHANGEABLE = ("samples", "checkpoint_every")  # by a resumed run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the command's options."""
     parser.add_argument("--out", required=True, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out, if there is one")
     parser.add_argument("--overwrite", action="store_true", help="delete the run in --out and start anew")

@@ -103,7 +103,7 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
-        """Whether the deviation is that of rounding."""
+        """True if the deviation is that of rounding."""
         return self.deviation <= 1e-5 + 10.0 * self.reference_deviation
 
 

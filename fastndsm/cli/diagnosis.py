@@ -1,4 +1,4 @@
-"""What there is on this machine: versions, devices, each backend or the reason why not. Builds nothing."""
+"""Diagnosis of this machine: versions, devices, each backend or the reason why not. Builds nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOT_RUN_ON_GPU = "not yet run on a GPU"
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of fastndsm, Python and the packages it uses; None where one is not installed."""
+    """Return the versions of fastndsm, Python and the packages it uses; None where one is not installed."""
     found: dict[str, str | None] = {"fastndsm": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -33,7 +33,7 @@ def versions() -> dict[str, str | None]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, operating system, thread count and accelerators."""
+    """Return processor, operating system, thread count and accelerators."""
     return {
         "system": f"{platform.system()} {platform.release()}",
         "processor": _processor(),
@@ -45,7 +45,7 @@ def machine() -> dict[str, Any]:
 
 
 def diagnose() -> dict[str, Any]:
-    """Everything `fastndsm doctor` prints, JSON-able."""
+    """Return everything that `fastndsm doctor` prints, JSON-able."""
     compiled = jit.status()
     backends = {name: _backend_state(name, compiled) for name in registry.BACKENDS}
     return {
@@ -58,7 +58,7 @@ def diagnose() -> dict[str, Any]:
 
 
 def format_diagnosis(diagnosis: dict[str, Any]) -> str:
-    """A diagnosis as lines of text."""
+    """Return a diagnosis as lines of text."""
     lines = []
     for title in ("versions", "machine", "jit"):
         lines.append(f"{title}:")

@@ -18,11 +18,11 @@ MOST_POINTS = 5000
 
 
 class PicturesMissingError(ImportError):
-    """matplotlib is not installed."""
+    """Raised where matplotlib is not installed."""
 
 
 def draw_samples(path: Path, panels: Mapping[str, Tensor], title: str = "") -> None:
-    """Panels of samples [n, *event] side by side: images, points of the plane, histograms of numbers.
+    """Draw panels of samples [n, *event] side by side: images, points of the plane, histograms of numbers.
 
     Of other vectors, the first two principal components of the first panel are shown.
     """
@@ -53,7 +53,7 @@ def draw_samples(path: Path, panels: Mapping[str, Tensor], title: str = "") -> N
 
 
 def draw_curve(path: Path, history: Sequence[Row]) -> None:
-    """The training loss against the step, as recorded and smoothed."""
+    """Draw the training loss against the step, as recorded and smoothed."""
     figure = _figure(7.0, 4.2)
     axis = figure.subplots()
     steps, losses = np.array([row.step for row in history]), np.array([row.loss for row in history])
@@ -78,7 +78,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _image_grid(samples: Tensor, low: float, high: float) -> np.ndarray[Any, Any]:
-    """The first images, [n, C, H, W], as one array in [0, 1] with a line between them."""
+    """Return the first images, [n, C, H, W], as one array in [0, 1] with a line between them."""
     count = min(len(samples), GRID * GRID)
     channels, height, width = samples.shape[1:]
     sheet = torch.ones(channels, GRID * (height + 1) - 1, GRID * (width + 1) - 1, device="cpu")
@@ -90,7 +90,7 @@ def _image_grid(samples: Tensor, low: float, high: float) -> np.ndarray[Any, Any
 
 
 def _planar(panels: list[Tensor]) -> list[np.ndarray[Any, Any]]:
-    """Each panel as points of one or two coordinates."""
+    """Return each panel as points of one or two coordinates."""
     flat = [panel[:MOST_POINTS].detach().cpu().flatten(1).double() for panel in panels]
     if flat[0].shape[1] > 2:
         mean = flat[0].mean(0)

@@ -42,14 +42,14 @@ class Evaluation:
     worse: str | None = None  # in one sentence, that the samples are worse than draws from the reference
 
     def table(self) -> str:
-        """The metrics as a Markdown table, one metric a line."""
+        """Return the metrics as a Markdown table, one metric a line."""
         names = list(self.metrics["samples"])
         head = ["", *(f"{ROWS[row]} (n = {self.counts[row]:,})" for row in self.metrics)]
         body = [[name, *(_figure(self.metrics[row].get(name)) for row in self.metrics)] for name in names]
         return markdown(head, body, aligned=True)
 
     def weights_table(self) -> str:
-        """The label weights as a Markdown table, one label a line; empty without labels."""
+        """Return the label weights as a Markdown table, one label a line; empty without labels."""
         if not self.weights:
             return ""
         titles = {"data": "training data", **ROWS}
@@ -61,7 +61,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Report:
-    """Where a report lies and what it says."""
+    """A written report: its folder, its figures and its pictures."""
 
     folder: Path
     evaluation: Evaluation
@@ -71,7 +71,7 @@ class Report:
 def evaluate_samples(
     samples: Tensor, dataset: Dataset, reference: Tensor | None = None, *, seed: int = 0
 ) -> Evaluation:
-    """`metrics.evaluate` of samples [n, *event], of draws from the reference (if given), of held-out data.
+    """Evaluate samples [n, *event], draws from the reference (if given) and held-out data by `metrics.evaluate`.
 
     One classifier, fitted on the training data with `seed`, judges all rows.
     """
@@ -145,7 +145,7 @@ def write_report(
 def _worse(
     samples: Tensor, reference: Tensor, held_out: Tensor, found: Mapping[str, Mapping[str, float]]
 ) -> str | None:
-    """That the energy distance is larger than the reference's, if it is and chance does not explain it.
+    """Return a message if the energy distance is larger than the reference's and chance does not explain it.
 
     The difference is held against its standard error, of a jackknife that leaves out a part of each set at a time, by
     Student's t, one-sided at 1%.
@@ -170,7 +170,7 @@ def _worse(
 
 
 def _mean_distances(x: list[Tensor], y: list[Tensor]) -> Tensor:
-    """Mean of |a - b| over a in all parts x but one and b in all parts y but that one, for each; last, over all."""
+    """Return the mean |a - b| over a in all parts x but one and b in all parts y but that one, each; last, over all."""
     sums = torch.stack([torch.stack([torch.cdist(a, b).sum() for b in y]) for a in x])
     counts = torch.tensor([[len(a) * len(b) for b in y] for a in x], dtype=sums.dtype)
     if x is y:  # a sample has no distance to itself
@@ -225,7 +225,7 @@ def _figure(value: float | None) -> str:
 
 
 def _finite(node: Any) -> Any:
-    """JSON has no NaN: it becomes null."""
+    """Return the tree with null for NaN, which JSON does not have."""
     if isinstance(node, Mapping):
         return {key: _finite(value) for key, value in node.items()}
     if isinstance(node, list | tuple):

@@ -33,7 +33,7 @@ def from_arrays(
     layout: str = "auto",
     name: str = "data",
 ) -> Dataset:
-    """The user's samples x [n, *event] or [n], arrays or tensors of real numbers.
+    """Make a data set of the user's samples x [n, *event] or [n], arrays or tensors of real numbers.
 
     Values keep their scale (`Standardizer` brings them to unit scale) and become float32, or float64 where float32
     would round away what varies. Images become [n, C, H, W]. Labels of any integers or texts become 0..C - 1 in their
@@ -66,7 +66,7 @@ def make_dataset(
     name: str,
     origin: str,
 ) -> Dataset:
-    """A data set of arrays by `from_arrays`'s names; called: what messages call them; origin: for the description."""
+    """Make a data set of arrays, named as for `from_arrays`; called: names in messages; origin: for the description."""
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction: expected a number in (0, 1), found {test_fraction}")
     _checks.choice("layout", layout, LAYOUTS)
@@ -136,7 +136,7 @@ def _array(name: str, values: Any) -> NDArray[Any]:
 
 
 def _images(name: str, array: NDArray[Any], layout: str) -> NDArray[Any]:
-    """[N, C, H, W] of images, anything else as it is."""
+    """Return images as [N, C, H, W], anything else as it is."""
     if layout == "auto":
         layout = _layout(array.shape)
     if layout == "rows":
@@ -170,7 +170,7 @@ def _classes(name: str, values: Any, n: int) -> NDArray[Any] | None:
 
 
 def _numbered(groups: list[NDArray[Any]]) -> tuple[list[Tensor], tuple[str, ...] | None]:
-    """Labels as 0..C - 1, without a class that has no sample, and the classes' names."""
+    """Return labels as 0..C - 1, without a class that has no sample, and the classes' names."""
     if not groups:
         return [], None
     classes, inverse = np.unique(np.concatenate(groups), return_inverse=True)

@@ -1,4 +1,4 @@
-"""What every data set is: training and held-out samples, their labels, and how to undo the scaling."""
+"""The data set: training and held-out samples, their labels, and how to undo the scaling."""
 
 from __future__ import annotations
 
@@ -91,5 +91,5 @@ class Dataset:
         return torch.bincount(self.labels, minlength=self.n_classes).double() / len(self.labels)
 
     def restore(self, x: Tensor) -> Tensor:
-        """Samples in the data's original units, x * scale + shift."""
+        """Return samples in the data's original units, x * scale + shift."""
         return x * self.scale + self.shift

@@ -28,7 +28,7 @@ def from_file(
     layout: str = "auto",
     label_column: str | None = None,
 ) -> Dataset:
-    """The user's samples from a .npy, .npz, .csv, .tsv or .parquet file, as `from_arrays` makes them.
+    """Read the user's samples from a .npy, .npz, .csv, .tsv or .parquet file, as `from_arrays` makes them.
 
     A .npy file holds them; a .npz file has `x` (or `train`) and, if wanted, `y` (or `labels`), `test` and
     `test_labels`. A table has a sample a row, numbers in every column, and classes in the one named `label` (or
@@ -75,7 +75,7 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _named(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, tuple[str, NDArray[Any]]]:
-    """Name and array in a file for each argument of `from_arrays`."""
+    """Return name and array in a file for each argument of `from_arrays`."""
     known = {name for names in _NAMES.values() for name in names}
     if unknown := sorted(set(arrays) - known):
         raise ValueError(f"{path}: expected arrays among {sorted(known)}, found {unknown}")

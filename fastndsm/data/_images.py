@@ -23,7 +23,7 @@ _SPLITS = (("train", 60_000), ("t10k", 10_000))
 
 
 def digits(seed: int = 0) -> Dataset:
-    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, event shape (1, 8, 8), scaled to [-1, 1].
+    """Return scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, event shape (1, 8, 8), scaled to [-1, 1].
 
     A stratified 1,437 for training and 360 held out; `seed` chooses which.
     """
@@ -48,7 +48,7 @@ def digits(seed: int = 0) -> Dataset:
 
 
 def mnist(folder: str | Path | None = None, *, n: int | None = None, n_test: int | None = None) -> Dataset:
-    """MNIST, event shape (1, 28, 28), pixels scaled to [-1, 1]: 60,000 for training and 10,000 held out.
+    """Return MNIST, event shape (1, 28, 28), pixels scaled to [-1, 1]: 60,000 for training and 10,000 held out.
 
     Args:
         folder: of the four IDX files under their usual names, with or without .gz; else the environment
@@ -82,7 +82,7 @@ def mnist(folder: str | Path | None = None, *, n: int | None = None, n_test: int
 
 
 def read_idx(path: str | Path, ndim: int) -> NDArray[np.uint8]:
-    """The array of unsigned bytes in an IDX file (LeCun's format for MNIST), plain or gzipped (.gz).
+    """Read the array of unsigned bytes in an IDX file (LeCun's format for MNIST), plain or gzipped (.gz).
 
     The format: two zero bytes, the type (0x08, unsigned byte), the number of dimensions, each dimension as a
     big-endian 32-bit integer, then the values, the last dimension fastest.

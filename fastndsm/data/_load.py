@@ -32,7 +32,7 @@ NAMES = tuple(_BUILT_IN)
 
 
 def load(source: Any, **options: Any) -> Dataset:
-    """A data set from what the user has, made with these options.
+    """Return a data set made, with these options, from what the user has.
 
     source, and whose options:
         a name of `NAMES`: the built-in set's, `n` and `seed` among them.

@@ -23,7 +23,7 @@ MODE_CENTERS = ((-2.0, -1.5), (2.0, -1.5), (-1.5, 2.0), (2.0, 2.0))
 def four_modes(
     n: int = 5000, seed: int = 0, weights: Sequence[float] = (0.6, 0.25, 0.1, 0.05), *, n_test: int = 5000
 ) -> Dataset:
-    """Four well separated, unequally likely modes, none Gaussian: banana, ring, tilted rectangle, arc.
+    """Draw four well separated, unequally likely modes, none Gaussian: banana, ring, tilted rectangle, arc.
 
     Each mode lies within 1.4 of its center and the centers are 3.5 or more apart, so that the nearest center
     gives the mode of every point. Labels are the modes.
@@ -52,7 +52,7 @@ def four_modes(
 
 
 def ring(n: int = 5000, seed: int = 0, *, noise: float = 0.05, n_test: int = 5000) -> Dataset:
-    """The unit circle with normal noise of deviation `noise` in each coordinate. One class, so no labels."""
+    """Draw the unit circle with normal noise of deviation `noise` in each coordinate. One class, so no labels."""
     _check_noise(noise)
 
     def draw(rng: Generator, count: int) -> tuple[Points, None]:
@@ -62,7 +62,7 @@ def ring(n: int = 5000, seed: int = 0, *, noise: float = 0.05, n_test: int = 500
 
 
 def moons(n: int = 5000, seed: int = 0, *, noise: float = 0.05, n_test: int = 5000) -> Dataset:
-    """Two interlocking half circles of radius one with normal noise, centred; labels 0 (upper) and 1."""
+    """Draw two interlocking half circles of radius one with normal noise, centred; labels 0 (upper) and 1."""
     _check_noise(noise)
 
     def draw(rng: Generator, count: int) -> tuple[Points, NDArray[np.int64]]:

@@ -18,7 +18,7 @@ _CHUNK = 4096  # samples in float64 at a time
 
 
 class Standardizer(KeepsDtype):
-    """z = (x - shift) / scale, computed in float64; `Standardizer.fit` makes one, `decode` undoes it.
+    """The map z = (x - shift) / scale, computed in float64; `Standardizer.fit` makes one, `decode` undoes it.
 
     A feature that is constant has scale 0: it is 0 in z, and its constant in whatever is decoded.
 
@@ -75,13 +75,13 @@ class Standardizer(KeepsDtype):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """x [n, *event] -> z of its shape; of its dtype, float32 for integers."""
+        """Return z of the shape of x [n, *event] and of its dtype, float32 for integers."""
         inverse = torch.where(self.scale > 0, 1.0 / self.scale, 0.0)
         return self._map("x", _real("x", x), lambda part: (part - self.shift) * inverse)
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """z [n, *event] -> x of its shape and dtype, rounded once."""
+        """Return x of the shape and dtype of z [n, *event], rounded once."""
         return self._map("z", _checks.floating("z", z), lambda part: part * self.scale + self.shift)
 
     def _map(self, name: str, x: Tensor, function: Any) -> Tensor:
@@ -92,7 +92,7 @@ class Standardizer(KeepsDtype):
         return torch.cat(parts).reshape(len(x), *self.event_shape)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what defines it, JSON-able and exact; `from_dict` makes it again."""
+        """Return the defining values, JSON-able and exact; `from_dict` makes it again."""
         return {"shift": self.shift.tolist(), "scale": self.scale.tolist(), "event_shape": list(self.event_shape)}
 
     @classmethod
@@ -101,12 +101,12 @@ class Standardizer(KeepsDtype):
         return cls(values["shift"], values["scale"], values["event_shape"])
 
     def extra_repr(self) -> str:
-        """What `repr` shows of it."""
+        """Return the part of `repr` between the brackets."""
         return f"event_shape={self.event_shape}, per_feature={len(self.scale) > 1}"
 
 
 def _real(name: str, x: Any) -> Tensor:
-    """x as it is if it is floating point, as float32 if it is of integers that float32 holds, else as float64."""
+    """Return x as it is if it is floating point, as float32 if of integers that float32 holds, else as float64."""
     _checks.tensor(name, x, "a Tensor of real numbers")
     if x.dtype in (torch.uint8, torch.int8, torch.int16):
         return x.float()  # type: ignore[no-any-return]

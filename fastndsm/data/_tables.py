@@ -30,7 +30,7 @@ class Table(NamedTuple):
 
 
 def read_csv(path: Path, label_column: str | None = None) -> Table:
-    """The table in a text file: numbers, and a header where one of the first line's cells is no number.
+    """Read the table in a text file: numbers, and a header where one of the first line's cells is no number.
 
     The first line tells the delimiter, of comma, semicolon and tab. A first column without a name that counts from 0,
     as pandas writes it, is left out with a warning.
@@ -61,7 +61,7 @@ def read_csv(path: Path, label_column: str | None = None) -> Table:
 
 
 def read_parquet(path: Path, label_column: str | None = None) -> Table:
-    """The table in a Parquet file, through pandas."""
+    """Read the table in a Parquet file, through pandas."""
     try:
         import pandas
 
@@ -76,13 +76,13 @@ def read_parquet(path: Path, label_column: str | None = None) -> Table:
 
 
 def is_frame(value: Any) -> bool:
-    """Whether it is a pandas DataFrame; pandas is not imported for that."""
+    """Return whether it is a pandas DataFrame; pandas is not imported for that."""
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(value, pandas.DataFrame)
 
 
 def read_frame(frame: Any, origin: str, label_column: str | None = None) -> Table:
-    """The table in a pandas DataFrame."""
+    """Read the table in a pandas DataFrame."""
     columns = []
     for i in range(frame.shape[1]):
         values = frame.iloc[:, i]
@@ -101,7 +101,7 @@ def read_frame(frame: Any, origin: str, label_column: str | None = None) -> Tabl
 def _table(
     origin: str, names: Sequence[str], columns: Sequence[NDArray[Any]], where: Sequence[str], label_column: str | None
 ) -> Table:
-    """Columns of cells, text or objects, as numbers and labels; where: what each row is called."""
+    """Return columns of cells, text or objects, as numbers and labels; messages name a row by `where`."""
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"{origin}: expected columns of different names, found {twice[0]!r} twice")
     if label_column is not None and label_column not in names:
@@ -126,7 +126,7 @@ def _table(
 
 
 def _parsed(cells: Sequence[str]) -> NDArray[Any]:
-    """Cells as float64 where each is a finite number, else as they are, for messages to name the first that is not."""
+    """Return cells as float64 if each is a finite number, else as they are, so that messages name the first other."""
     if not any("_" in cell for cell in cells):
         with contextlib.suppress(ValueError):
             found = np.array([float(cell) for cell in cells])

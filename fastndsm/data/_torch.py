@@ -17,7 +17,7 @@ _EXPECTED = "a sample, or a sample and its class (an integer or a text)"
 
 
 def read_dataset(dataset: TorchDataset[Any]) -> tuple[Any, Any]:
-    """Every item of a dataset that has a length: samples [n, *event] and labels [n] or None."""
+    """Read every item of a dataset that has a length: samples [n, *event] and labels [n] or None."""
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise TypeError(
             f"source: expected a Dataset that has a length, found {type(dataset).__name__}; make an array of its items"
@@ -37,7 +37,7 @@ def read_dataset(dataset: TorchDataset[Any]) -> tuple[Any, Any]:
 
 
 def read_loader(loader: DataLoader[Any]) -> tuple[Any, Any]:
-    """Every batch of one pass over a loader: samples [n, *event] and labels [n] or None."""
+    """Read every batch of one pass over a loader: samples [n, *event] and labels [n] or None."""
     if isinstance(loader.dataset, IterableDataset):
         found = type(loader.dataset).__name__
         raise TypeError(f"source: expected a DataLoader over a Dataset that has a length, found {found}")

@@ -82,7 +82,7 @@ def _require_cuda() -> None:
 
 
 def device_architectures() -> tuple[int, ...]:
-    """Compute capabilities of the GPUs at hand; BuildError if there is none, or one too old."""
+    """Return the compute capabilities of the GPUs at hand; BuildError if there is none, or one too old."""
     _require_cuda()
     if not torch.cuda.is_available():
         raise BuildError("it needs a GPU, and PyTorch finds none")

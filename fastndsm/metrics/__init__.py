@@ -1,4 +1,4 @@
-"""How good samples are: distances to the data, mode weights, and a classifier's view of labelled images."""
+"""Quality of samples: distances to the data, mode weights, and a classifier's view of labelled images."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class FeatureClassifier(nn.Module):
         steps: int = 2000,
         feature_dim: int = 64,
     ) -> FeatureClassifier:
-        """A classifier trained on train [n, *event] with labels [n] int64 below n_classes, on train's device.
+        """Train a classifier on train [n, *event] with labels [n] int64 below n_classes, on train's device.
 
         AdamW with one cosine cycle over `steps` batches of 128: seconds for 64 values, half a minute for 28 x
         28 on two cores. The same arguments give the same classifier on the same machine; PyTorch's default
@@ -111,20 +111,20 @@ class FeatureClassifier(nn.Module):
         return F.silu(self.body((x - self.mean) / self.std))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [n, *event] -> logits [n, C]."""
+        """Return logits [n, C] of x [n, *event]."""
         logits: Tensor = self.head(self._features(x))
         return logits
 
     def features(self, x: Tensor) -> Tensor:
-        """x [n, *event], or flat [n, d], -> the penultimate layer's activations [n, feature_dim]."""
+        """Return the penultimate layer's activations [n, feature_dim] of x [n, *event], or flat [n, d]."""
         return torch.cat([self._features(chunk) for chunk in self._chunks(x)])
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """x [n, *event], or flat [n, d], -> class probabilities [n, C]."""
+        """Return class probabilities [n, C] of x [n, *event], or flat [n, d]."""
         return torch.cat([self(chunk).softmax(1) for chunk in self._chunks(x)])
 
     def accuracy(self, x: Tensor, labels: Tensor) -> float:
-        """The share of x [n, *event] whose most probable class is its label [n]."""
+        """Return the share of x [n, *event] whose most probable class is its label [n]."""
         _checks.labels("labels", labels, len(x), "x")
         return float((self.probabilities(x).argmax(1) == labels).double().mean())
 

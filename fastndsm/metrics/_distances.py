@@ -22,7 +22,7 @@ _FEW = 16  # one distance in so many, at most, is taken again by itself
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
-    """2 E|X - Y| - E|X - X'| - E|Y - Y'| (Szekely and Rizzo 2013; not its square root), in the data's units.
+    """Return 2 E|X - Y| - E|X - X'| - E|Y - Y'| (Szekely and Rizzo 2013; not its square root), in the data's units.
 
     The unbiased U-statistic: the means over X, X' and over Y, Y' leave out a sample's distance to itself. For
     two samples of one distribution it is zero on average, and may be slightly negative. Needs n, m >= 2.
@@ -33,7 +33,7 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, n_projections: int = 128, seed: int = 0) -> float:
-    """(mean over directions of W_2^2)^(1/2), the sliced 2-Wasserstein distance (Bonneel et al. 2015).
+    """Return (mean over directions of W_2^2)^(1/2), the sliced 2-Wasserstein distance (Bonneel et al. 2015).
 
     In the data's units. W_2 between the projections on each of `n_projections` random directions is exact,
     also for n different from m. Unlike the energy distance it is not centred: two samples of one distribution
@@ -61,7 +61,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, n_projections: int = 128, seed: int
 
 
 def nearest_distance(samples: Tensor, train: Tensor) -> Tensor:
-    """Euclidean distance from each sample [n, *event] to its nearest of train [m, *event]: [n] float64.
+    """Return the Euclidean distance from each sample [n, *event] to its nearest of train [m, *event]: [n] float64.
 
     Far below that of held-out data it tells of memorisation; far above, of samples off the data.
     """
@@ -71,13 +71,13 @@ def nearest_distance(samples: Tensor, train: Tensor) -> Tensor:
 
 
 def nearest_index(samples: Tensor, train: Tensor) -> Tensor:
-    """The index of the training sample nearest to each sample, the first of equally near ones: [n] int64."""
+    """Return the index of the training sample nearest to each sample, the first of equally near ones: [n] int64."""
     x, y = _centred(*_checks.pair("samples", samples, "train", train))
     return torch.cat([_nearest(part, y) for part in _parts(x, y)])
 
 
 def frechet_distance(fx: Tensor, fy: Tensor) -> float:
-    """|mu_x - mu_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)) of features fx [n, f] and fy [m, f] (Frechet 1957).
+    """Return |mu_x - mu_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)) of features fx [n, f], fy [m, f] (Frechet 1957).
 
     The squared 2-Wasserstein distance between the normal distributions with the features' means and unbiased
     covariances. Compare values only at equal n and m: sampling adds a bias of order f / n. Raises ValueError
@@ -102,7 +102,7 @@ def _centred(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _parts(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    """x in blocks of rows whose distances to y are held at a time."""
+    """Yield x in blocks of rows whose distances to y are held at a time."""
     return x.split(max(1, _BLOCK // len(y)))
 
 
@@ -118,7 +118,7 @@ def _sum_of_distances(x: Tensor, y: Tensor) -> float:
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:
-    """|x_i - y_j| [n, m], each to a millionth or better."""
+    """Return |x_i - y_j| [n, m], each to a millionth or better."""
     found, squares = _expanded(x, y, torch.float64)
     i, j = (found.square() < 1e6 * squares).nonzero(as_tuple=True)
     if len(i) > found.numel() // _FEW:
@@ -128,7 +128,7 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _nearest(x: Tensor, y: Tensor) -> Tensor:
-    """The index of the y_j nearest to each x_i, by the differences of all that may be it."""
+    """Return the index of the y_j nearest to each x_i, by the differences of all that may be it."""
     for dtype in (torch.float32, torch.float64)[len(x[0]) <= _MANY :]:
         found, squares = _expanded(x, y, dtype)
         within = (found.amin(1, keepdim=True).square() + 2 * squares).sqrt()
@@ -142,7 +142,7 @@ def _nearest(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _expanded(x: Tensor, y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """|x_i - y_j| [n, m] by the expansion, and what its rounding can change the squares by, [n, 1]."""
+    """Return |x_i - y_j| [n, m] by the expansion, and what its rounding can change the squares by, [n, 1]."""
     largest = x.norm(dim=1, keepdim=True) + y.norm(dim=1).amax()
     rounding = (x.shape[1] + 8) * torch.finfo(dtype).eps * largest.square()
     return torch.cdist(x.to(dtype), y.to(dtype), compute_mode="use_mm_for_euclid_dist"), rounding.to(dtype)
@@ -153,7 +153,7 @@ def _direct(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _norms(x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """|x_i - y_j| of pairs."""
+    """Return |x_i - y_j| of pairs."""
     size = max(1, _BLOCK // x.shape[1])
     pairs = zip(i.split(size), j.split(size), strict=True)
     return torch.cat([torch.linalg.vector_norm(x[a] - y[b], dim=1) for a, b in pairs])

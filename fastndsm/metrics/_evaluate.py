@@ -19,7 +19,7 @@ _PLANAR = 3  # up to this many values per sample, neighbours tell labels; beyond
 
 
 def label_weights(samples: Tensor, dataset: Dataset, *, classifier: FeatureClassifier | None = None) -> Tensor | None:
-    """The weight of each of the data's labels among samples: [n_classes] float64, or None without labels.
+    """Return the weight of each of the data's labels among samples: [n_classes] float64, or None without labels.
 
     A sample's label is that of the nearest center where the data have centers; in up to three dimensions,
     that of the nearest training sample; else the classifier's (one is fitted if none is given).
@@ -45,7 +45,7 @@ def evaluate(
     seed: int = 0,
     max_points: int = 5000,
 ) -> dict[str, float]:
-    """How samples [n, *event] (or flat [n, d]) compare with the data.
+    """Compare samples [n, *event] (or flat [n, d]) with the data.
 
     All data: `energy_distance` and `sliced_wasserstein` to the held-out data, and `nearest_distance`, the
     mean distance to the nearest training sample. Labelled data in up to three dimensions, or with centers:

@@ -12,13 +12,13 @@ __all__ = ["class_balance", "confidence", "mode_weights", "total_variation"]
 
 
 def mode_weights(samples: Tensor, centers: Tensor) -> Tensor:
-    """The share of samples [n, *event] nearest to each of the centers [M, *event]: [M] float64."""
+    """Return the share of samples [n, *event] nearest to each of the centers [M, *event]: [M] float64."""
     nearest = nearest_index(samples, centers)
     return torch.bincount(nearest, minlength=len(centers)).double() / len(samples)
 
 
 def total_variation(p: Tensor, q: Tensor) -> float:
-    """1/2 sum |p - q| of two probability vectors [C]: 0 where equal, 1 where disjoint."""
+    """Return 1/2 sum |p - q| of two probability vectors [C]: 0 where equal, 1 where disjoint."""
     p, q = _checks.probabilities("p", p, 1), _checks.probabilities("q", q, 1)
     if p.shape != q.shape:
         raise ValueError(f"q: expected {tuple(p.shape)} as p has, found {tuple(q.shape)}")
@@ -26,11 +26,11 @@ def total_variation(p: Tensor, q: Tensor) -> float:
 
 
 def class_balance(probs: Tensor) -> Tensor:
-    """The share of samples of which each class is the most probable one: probs [n, C] -> [C] float64."""
+    """Return the share of samples of which each class is the most probable one: probs [n, C] -> [C] float64."""
     probs = _checks.probabilities("probs", probs, 2)
     return torch.bincount(probs.argmax(1), minlength=probs.shape[1]).double() / len(probs)
 
 
 def confidence(probs: Tensor) -> float:
-    """The mean over samples of the largest class probability, probs [n, C]."""
+    """Return the mean over samples of the largest class probability, probs [n, C]."""
     return float(_checks.probabilities("probs", probs, 2).amax(1).mean())

@@ -18,7 +18,7 @@ from ..objective import RANK_STRIDE, DSMLoss, NDSMLoss
 
 
 def derived_seed(*parts: int | str) -> int:
-    """63 bits that depend on all the parts."""
+    """Return 63 bits that depend on all the parts."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -62,7 +62,7 @@ class Batches:
         self._held: tuple[int, Any] = (-1, None)
 
     def __call__(self, step: int) -> Any:
-        """`Noised` or `Transition` of batch_size paths (twice the rows if antithetic)."""
+        """Return `Noised` or `Transition` of batch_size paths (twice the rows if antithetic)."""
         if self.pool is not None:
             return self._from_pool(step, self.pool)
         number, within = divmod(step, self.ahead)
@@ -89,7 +89,7 @@ class Batches:
         return self._rows(self._held[1], torch.cat(rows).to(self.device))
 
     def _noised(self, start: int, count: int) -> Any:
-        """Paths start .. start + count - 1 of this process."""
+        """Draw paths start .. start + count - 1 of this process."""
         x0 = self.data.index_select(0, self._indices(start, count)).to(self.device)
         with torch.no_grad():
             return self.loss.draw(x0, seed=self.seed, first_path=self.rank * RANK_STRIDE + start)
@@ -108,7 +108,7 @@ class Batches:
         return torch.cat(parts).to(self.data.device)
 
     def _rows(self, drawn: Any, rows: slice | Tensor) -> Any:
-        """The given paths; of an antithetic draw, their mirror images too, behind them."""
+        """Return the given paths; of an antithetic draw, their antithetic ones too, behind them."""
         if not self.antithetic:
             return type(drawn)(*(field[rows] for field in drawn))
         half = len(drawn[0]) // 2

@@ -61,7 +61,7 @@ class Checkpoint(NamedTuple):
 
 
 def checkpoints(directory: str | Path) -> list[Path]:
-    """The checkpoint folders in `directory`, earliest first."""
+    """Return the checkpoint folders in `directory`, earliest first."""
     found = []
     if Path(directory).is_dir():
         for path in Path(directory).iterdir():
@@ -71,7 +71,7 @@ def checkpoints(directory: str | Path) -> list[Path]:
 
 
 def latest(directory: str | Path) -> Path | None:
-    """The last checkpoint folder in `directory`, or None."""
+    """Return the last checkpoint folder in `directory`, or None."""
     found = checkpoints(directory)
     return found[-1] if found else None
 
@@ -162,7 +162,7 @@ def save_model(
 
 
 def _network_document(net: nn.Module) -> dict[str, Any]:
-    """What to build the network from: the library's by name, others by class."""
+    """Return the description that the network is built from: the library's by name, others by class."""
     if type(net) in (networks.MLP, networks.UNet):
         return {"name": net.architecture, "config": net.config}
     config = getattr(net, "config", None)
@@ -172,7 +172,7 @@ def _network_document(net: nn.Module) -> dict[str, Any]:
 
 
 def _named_once(net: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The network's tensors by name, and which further names the same tensors have."""
+    """Return the network's tensors by name, and further names of the same tensors."""
     names: dict[int, str] = {}
     tensors, aliases = {}, {}
     for name, tensor in net.state_dict(keep_vars=True).items():
@@ -194,7 +194,7 @@ def load_model(
     network: Callable[..., nn.Module] | None = None,
     allow_import: str | Sequence[str] = (),
 ) -> tuple[nn.Module, LangevinProcess, dict[str, Any]]:
-    """(score_net in eval mode, process, meta) from what `save_model` wrote.
+    """Return (score_net in eval mode, process, meta) from what `save_model` wrote.
 
     Args:
         network: of a network of your own, its class, called with the stored config, or a function of no arguments that
@@ -243,7 +243,7 @@ def _names(argument: str, value: Any) -> tuple[str, ...]:
 def _own_network(
     path: Path, described: Mapping[str, Any], given: Callable[..., nn.Module] | None, allowed: tuple[str, ...]
 ) -> nn.Module:
-    """A network of the user's own class, in the dtype that it had, its weights not yet loaded."""
+    """Make a network of the user's own class, in the dtype that it had, its weights not yet loaded."""
     make = _imported(path, str(described["class"]), allowed) if given is None else given
     config = described.get("config") if isinstance(make, type) else None
     try:
@@ -261,7 +261,7 @@ def _own_network(
 
 
 def _imported(path: Path, name: str, allowed: tuple[str, ...]) -> Callable[..., nn.Module]:
-    """The class of that name, if it may be imported."""
+    """Return the class of that name, if it may be imported."""
     if name not in allowed:
         raise ValueError(
             f"network: expected the class {name}, which {path} was saved from, found None; "
@@ -275,7 +275,7 @@ def _imported(path: Path, name: str, allowed: tuple[str, ...]) -> Callable[..., 
 
 
 def process_parts(process: NoisingProcess) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A process as a JSON-able dict and named tensors; `process_from` rebuilds it."""
+    """Return a process as a JSON-able dict and named tensors; `process_from` rebuilds it."""
     if type(process) not in (LangevinProcess, OUProcess):
         raise TypeError(f"process: expected a LangevinProcess or OUProcess, found {type(process).__name__}")
     assert isinstance(process, LangevinProcess)
@@ -294,7 +294,7 @@ def process_parts(process: NoisingProcess) -> tuple[dict[str, Any], dict[str, Te
 
 
 def process_from(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LangevinProcess:
-    """The process of `process_parts`; a stability warning given when it was first built is not repeated."""
+    """Rebuild the process of `process_parts`; a stability warning given when it was first built is not repeated."""
     sigma, event_shape, times = described["sigma"], described["event_shape"], tensors["times"]
     if sigma is None:
         sigma = TabulatedSigma(tuple(times[:-1].tolist()), tuple(tensors["sigma"].tolist()))
@@ -313,7 +313,7 @@ def process_from(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
 
 
 def _encode(node: Any, tensors: dict[str, Tensor], argument: str, name: str) -> Any:
-    """A tree of containers as JSON, its tensors moved to `tensors`; keys may be integers, unlike JSON's."""
+    """Return a tree of containers as JSON, its tensors moved to `tensors`; keys may be integers, unlike JSON's."""
     if isinstance(node, Tensor):
         tensors[name] = node
         return {"tensor": name}

@@ -20,7 +20,7 @@ SMALLEST_POOL = 1000
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train; JSON-able.
+    """The settings of a training run; JSON-able.
 
     Args:
         steps: optimizer steps.
@@ -65,7 +65,7 @@ class TrainConfig:
 
 
 class Row(NamedTuple):
-    """Up to 20 steps: the last step, mean loss, learning rate, seconds so far, mean norm of the gradient."""
+    """A row for up to 20 steps: the last step, mean loss, learning rate, seconds so far, mean norm of the gradient."""
 
     step: int
     loss: float
@@ -78,7 +78,7 @@ History = list[Row]
 
 
 class NonFiniteLoss(FloatingPointError):
-    """Training met a NaN or infinite loss, gradient or weight.
+    """Raised where training met a NaN or infinite loss, gradient or weight.
 
     Attributes:
         step: where, counted from 1.
@@ -96,7 +96,7 @@ class NonFiniteLoss(FloatingPointError):
 
 
 def check_directory(directory: Any) -> Path:
-    """The folder as a Path; it need not exist."""
+    """Check that a directory is a path and no file, though it need not exist; return it as a Path."""
     if not isinstance(directory, str | os.PathLike):
         raise TypeError(f"directory: expected a path, found {type(directory).__name__}")
     path = Path(directory)
@@ -106,7 +106,10 @@ def check_directory(directory: Any) -> Path:
 
 
 def made_optimizer(make: Any, parameters: list[Tensor], others: list[Tensor]) -> Optimizer:
-    """What a function makes of the parameters, if a training can run it; others: what it may step instead."""
+    """Make an optimizer of the parameters by the user's function, and check that a training can run it.
+
+    `others` are tensors that it may step instead.
+    """
     if isinstance(make, Optimizer):
         name = type(make).__name__
         raise TypeError(

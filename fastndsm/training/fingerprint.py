@@ -1,4 +1,4 @@
-"""What identifies a training run: a continuation must agree in all of it."""
+"""The identity of a training run: a continuation must agree in all of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .storage import tensor_digest
 
 
 def state_tensors(*modules: tuple[str, nn.Module]) -> dict[str, Tensor]:
-    """Parameters and buffers by prefix and name, each once, without those of a noising process: they never change."""
+    """Return parameters and buffers by prefix and name, each once, but for a noising process's, which never change."""
     processes = [m for _, module in modules for m in module.modules() if isinstance(m, NoisingProcess)]
     seen = {id(tensor) for process in processes for tensor in process.state_dict(keep_vars=True).values()}
     tensors = {}
@@ -29,7 +29,7 @@ def state_tensors(*modules: tuple[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def extra_states(*modules: tuple[str, nn.Module]) -> dict[str, nn.Module]:
-    """The modules with a state of the user's own beside tensors (`get_extra_state`), by prefix and name."""
+    """Return the modules with a state of the user's own beside tensors (`get_extra_state`), by prefix and name."""
     found: dict[int, tuple[str, nn.Module]] = {}
     for prefix, module in modules:
         for name, part in module.named_modules():
@@ -40,7 +40,7 @@ def extra_states(*modules: tuple[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 def overlapping(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
-    """Names of two tensors that share memory, if there are any."""
+    """Return the names of two tensors that share memory, if there are any."""
     spans = []
     for name, tensor in tensors.items():
         if tensor.layout == torch.strided and not tensor.is_meta and tensor.numel():
@@ -54,12 +54,12 @@ def overlapping(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Shape and dtype of each tensor, for messages."""
+    """Return shape and dtype of each tensor, for messages."""
     return {name: f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for name, t in tensors.items()}
 
 
 def fingerprint(loss: NDSMLoss | DSMLoss, data: Tensor) -> dict[str, Any]:
-    """Data, process and loss of a run, JSON-able; callables (a weighting, a drift) only by their presence."""
+    """Describe data, process and loss of a run, JSON-able; callables (a weighting, a drift) only by their presence."""
     weighting = loss.weighting
     buffers = loss.process.state_dict()
     return {
@@ -79,7 +79,7 @@ def fingerprint(loss: NDSMLoss | DSMLoss, data: Tensor) -> dict[str, Any]:
 
 
 def differences(stored: Any, own: Any, name: str = "") -> list[str]:
-    """Where two JSON-able trees differ, as "name (checkpoint 1, now 2)"."""
+    """Return the differences of two JSON-able trees, each as "name (checkpoint 1, now 2)"."""
     if not (isinstance(stored, Mapping) and isinstance(own, Mapping)):
         return [] if stored == own else [f"{name} (checkpoint {_short(stored)}, now {_short(own)})"]
     found = []

@@ -98,7 +98,7 @@ def _fill(
 
 
 def _storable(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as safetensors takes them: dense, on the CPU, each in memory of its own, complex ones as pairs."""
+    """Return the tensors as safetensors takes them: dense, on the CPU, in memory of their own, complex as pairs."""
     made: dict[str, Tensor] = {}
     memory = set()
     for key, tensor in group.items():
@@ -117,7 +117,7 @@ def _storable(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def read_folder(
     path: Path, document_name: str, kind: str, files: tuple[str, ...]
 ) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """The document and the tensors of each of `files`, on the CPU.
+    """Return the document and the tensors of each of `files`, on the CPU.
 
     Raises:
         CheckpointError: naming the file, if one is missing, truncated, altered or of another kind.
@@ -149,7 +149,7 @@ def read_folder(
 
 
 def json_object(name: str, value: Any) -> dict[str, Any]:
-    """A dict, or None for an empty one, that JSON can hold."""
+    """Check that JSON can hold value, a dict or None; return it as a dict."""
     if value is not None and not isinstance(value, Mapping):
         raise TypeError(f"{name}: expected a JSON-able dict, found {type(value).__name__}")
     try:
@@ -176,7 +176,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def tensor_digest(*tensors: Tensor) -> str:
-    """SHA-256 of the tensors' dtypes, shapes and bytes."""
+    """Return the SHA-256 of the tensors' dtypes, shapes and bytes."""
     digest = hashlib.sha256()
     for tensor in tensors:
         tensor = tensor.detach().cpu().contiguous()

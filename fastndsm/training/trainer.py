@@ -43,7 +43,7 @@ HALF = (torch.bfloat16, torch.float16)  # too coarse to accumulate in
 
 
 class Trainer:
-    """Trains `score_net` on `data`, with a moving average of the weights and checkpoints.
+    """Training of `score_net` on `data`, with a moving average of the weights and checkpoints.
 
     Weights in bfloat16 and float16 are stepped, and averaged, in float32: those dtypes lose small changes.
 
@@ -137,7 +137,7 @@ class Trainer:
         return self._ema.eval()
 
     def fit(self, progress: bool = True) -> History:
-        """Train from the current step to config.steps; returns the history, whole also after `resume`.
+        """Train from the current step to config.steps; return the history, whole also after `resume`.
 
         Raises:
             NonFiniteLoss: on a NaN or infinite loss, gradient or weight; names step and last good checkpoint.
@@ -228,7 +228,7 @@ class Trainer:
         return NonFiniteLoss(what, step, None if self.directory is None else checkpoint.latest(self.directory))
 
     def save(self) -> Path:
-        """Write a checkpoint of this step to the directory (rank 0 alone does); returns its folder."""
+        """Write a checkpoint of this step to the directory (rank 0 alone does); return its folder."""
         with self._locked():
             return self._save()
 
@@ -244,7 +244,7 @@ class Trainer:
         return self._write(self.directory)
 
     def _try_to_save(self) -> None:
-        """What cannot be saved fails now, not after hours of training."""
+        """Try to save all, so that what cannot be saved fails now, not after hours of training."""
         if shared := overlapping(state_tensors(*self._networks())):
             raise ValueError(
                 f"score_net: expected parameters and buffers in memory of their own, found {shared[0]} and {shared[1]} "
@@ -277,7 +277,7 @@ class Trainer:
             yield
 
     def resume(self) -> int:
-        """Continue from the last checkpoint in the directory, if there is one; returns the step.
+        """Continue from the last checkpoint in the directory, if there is one; return the step.
 
         Raises:
             CheckpointError: if the checkpoint is damaged, or of another configuration, data set, process,
@@ -323,7 +323,7 @@ class Trainer:
         return self.step
 
     def _networks(self) -> list[tuple[str, nn.Module]]:
-        """The trained networks, with the prefixes that their tensors are stored under."""
+        """Return the trained networks, with the prefixes that their tensors are stored under."""
         networks = [("", unwrapped(self.score_net))]
         if self._control_variate is not None:
             networks.append(("control_variate/", unwrapped(self._control_variate)))
@@ -331,13 +331,13 @@ class Trainer:
 
     @torch.no_grad()
     def _take_over(self) -> None:
-        """Where the user has put other weights into the network, go on from them."""
+        """Go on from other weights, if the user has put any into the network."""
         for p, master in self._masters:
             if not torch.equal(p, master.to(p.dtype)):
                 master.copy_(p)
 
     def _named_tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What is stored of the trained networks and of the average: the float32 tensors where there are some."""
+        """Return what is stored of the trained networks and of the average: float32 tensors where there are some."""
         self._take_over()
         wide = {id(p): master for p, master in self._masters}
         wide |= {id(q): average for q, average in zip(self._given_out, self._average, strict=True)}
@@ -350,7 +350,7 @@ class Trainer:
         return fingerprint(self.loss, self.data)
 
     def _fingerprint(self) -> dict[str, Any]:
-        """What must be equal in a run and its continuation."""
+        """Return the description that must be equal in a run and its continuation."""
         return {
             "config": {k: v for k, v in asdict(self.config).items() if k != "checkpoint_every"},
             "optimizer": {"type": type(self.optimizer).__name__, "settings": self._settings},
