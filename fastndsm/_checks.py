@@ -426,8 +426,11 @@ def steps(
     return out
 
 
-def paths(x0: Any, dim: int, device: torch.device, seed_value: Any, first: Any) -> tuple[Tensor, int]:
+def paths(
+    x0: Any, dim: int, device: torch.device, seed_value: Any, first: Any, antithetic: Any = False
+) -> tuple[Tensor, int]:
     """Check x0 [B, ...], finite and on `device`, seed and first path of a simulation; return the last two."""
+    flag("antithetic", antithetic)
     data("x0", x0, dim)
     same_device("x0", x0, "process", device)
     return seed(seed_value), first_path(first)

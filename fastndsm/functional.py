@@ -57,6 +57,16 @@ class Process(Protocol):
     @property
     def dynamics(self) -> Dynamics: ...
     def check_dtype(self, name: str, dtype: torch.dtype) -> None: ...
+    def check_paths(
+        self,
+        x0: Tensor,
+        steps: int | Tensor | None,
+        seed: int | Tensor | None,
+        first_path: int,
+        *,
+        least: int = 0,
+        antithetic: bool = False,
+    ) -> tuple[Tensor, Tensor, int]: ...
 
 
 def _name(backend: Any) -> str:
@@ -161,17 +171,6 @@ def mixture_sample(
     return out.reshape(n, *mixture.event_shape)
 
 
-def _simulation_arguments(
-    x0: Tensor, process: Process, steps: Any, seed: Any, first_path: Any, minimum: int = 0
-) -> tuple[Tensor, Tensor, int]:
-    """Return steps [B], seed and first path, checked."""
-    key, start = _checks.paths(x0, _process(process).dim, process.noise_std.device, seed, first_path)
-    process.check_dtype("x0", x0.dtype)
-    rows, n_steps = len(x0), process.n_steps
-    taken = _checks.steps("steps", n_steps if steps is None else steps, rows, n_steps, x0.device, minimum)
-    return taken.expand(rows), key, start
-
-
 def simulate(
     x0: Tensor,
     process: Process,
@@ -185,7 +184,7 @@ def simulate(
 
     Source: Kloeden and Platen, Numerical Solution of SDEs; noise of path first_path + i at step n by `philox_normal`.
     """
-    taken, key, start = _simulation_arguments(x0, process, steps, seed, first_path)
+    taken, key, start = _process(process).check_paths(x0, steps, seed, first_path)
     return process.dynamics.simulate(x0, taken, key, start, _name(backend))
 
 
@@ -199,7 +198,7 @@ def simulate_transition(
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return x after `steps` (1..N) steps with the mean and the noise of the last one, each like x0 [B, ...]."""
-    taken, key, start = _simulation_arguments(x0, process, steps, seed, first_path, minimum=1)
+    taken, key, start = _process(process).check_paths(x0, steps, seed, first_path, least=1)
     return process.dynamics.simulate_transition(x0, taken, key, start, _name(backend))
 
 
@@ -220,8 +219,7 @@ def simulate_target(
         by z first, then those driven by -z. E[target | x] is the score of the law of x. Where steps = 0, target = 0
         and v = 0.
     """
-    taken, key, start = _simulation_arguments(x0, process, steps, seed, first_path)
-    _checks.flag("antithetic", antithetic)
+    taken, key, start = _process(process).check_paths(x0, steps, seed, first_path, antithetic=antithetic)
     return process.dynamics.simulate_target(x0, taken, key, start, antithetic, _name(backend))
 
 

@@ -130,7 +130,15 @@ class NoisingProcess(ExtraState, KeepsDtype):
 
     def _read_tables(self) -> None:
         """Read numbers that are asked for where the tables are out of reach: on a device, or on none (meta)."""
-        self._horizon, self._shortest = float(self.times[-1]), float(self.noise_std.amin())
+        self._horizon, shortest = float(self.times[-1]), float(self.noise_std.amin())
+        mean = getattr(getattr(self, "prior", None), "largest_mean", 0.0)
+        spacing = math.ldexp(1.0, math.frexp(mean)[1] - 24) if mean > 0.0 else 0.0
+        self._lost: str | None = None  # how float32 loses the noise beside the means
+        if spacing > 0.5 * shortest:
+            self._lost = (
+                f"expected torch.float64 where means reach {mean:.4g}, float32 values there are {spacing:.3g} apart "
+                f"and the smallest noise_std is {shortest:.3g}"
+            )
 
     def _register_noise_variance(self, contraction: Tensor) -> None:
         with torch.inference_mode(False):
@@ -181,15 +189,9 @@ class NoisingProcess(ExtraState, KeepsDtype):
 
     def check_dtype(self, name: str, dtype: torch.dtype) -> None:
         """Refuse data of a dtype that computes in float32 where float32 loses the noise beside the means."""
-        if dtype == torch.float64:
-            return
-        mean = getattr(self.prior, "largest_mean", 0.0)
-        spacing = math.ldexp(1.0, math.frexp(mean)[1] - 24) if mean > 0.0 else 0.0
-        if spacing > 0.5 * self._shortest:
+        if dtype != torch.float64 and self._lost is not None:
             raise ValueError(
-                f"{name}: expected torch.float64 where means reach {mean:.4g}, float32 values there are {spacing:.3g} "
-                f"apart and the smallest noise_std is {self._shortest:.3g}, found {dtype}; or centre the data, for "
-                "example by data.Standardizer"
+                f"{name}: {self._lost}, found {dtype}; or centre the data, for example by data.Standardizer"
             )
 
     @abstractmethod
@@ -212,16 +214,43 @@ class NoisingProcess(ExtraState, KeepsDtype):
         rows, start = _checks.count("n", n), _checks.first_path(first_path)
         return philox.uniform_steps(rows, self.n_steps, _checks.seed(seed), start, self.times.device)
 
-    def _gate(
-        self, x0: Tensor, step: int | Tensor | None, seed: int | Tensor | None, first_path: int
+    def check_paths(
+        self,
+        x0: Tensor,
+        steps: int | Tensor | None,
+        seed: int | Tensor | None,
+        first_path: int,
+        *,
+        name: str = "steps",
+        least: int = 0,
+        most: int | None = None,
+        antithetic: bool = False,
     ) -> tuple[Tensor, Tensor, int]:
-        """Return steps [B], drawn if None; seed and first path."""
-        key, start = _checks.paths(x0, self._dim, self.times.device, seed, first_path)
+        """Check what paths from x0 are asked for with; return steps [B], N if None, seed and first path.
+
+        steps lie in least..most (default N), and go by `name` in messages.
+        """
+        key, start = self._check_start(x0, seed, first_path, antithetic)
+        most = self.n_steps if most is None else most
+        taken = _checks.steps(name, most if steps is None else steps, len(x0), most, x0.device, least)
+        return taken.expand(len(x0)), key, start
+
+    def _check_start(
+        self, x0: Tensor, seed: int | Tensor | None, first_path: int, antithetic: bool
+    ) -> tuple[Tensor, int]:
+        key, start = _checks.paths(x0, self._dim, self.times.device, seed, first_path, antithetic)
         self.check_dtype("x0", x0.dtype)
-        rows = len(x0)
-        if step is None:
-            return philox.uniform_steps(rows, self.n_steps, key, start, x0.device), key, start
-        return _checks.steps("step", step, rows, self.n_steps - 1, x0.device).expand(rows), key, start
+        return key, start
+
+    def _draw(
+        self, x0: Tensor, step: int | Tensor | None, seed: int | Tensor | None, first_path: int, antithetic: bool
+    ) -> tuple[Tensor, Tensor, int]:
+        """Return steps [B] in 0..N-1, drawn if None; seed and first path; all checked."""
+        if step is not None:
+            options: dict[str, Any] = {"name": "step", "most": self.n_steps - 1, "antithetic": antithetic}
+            return self.check_paths(x0, step, seed, first_path, **options)
+        key, start = self._check_start(x0, seed, first_path, antithetic)
+        return philox.uniform_steps(len(x0), self.n_steps, key, start, x0.device), key, start
 
     def transition(
         self,
@@ -237,8 +266,7 @@ class NoisingProcess(ExtraState, KeepsDtype):
             step: n in 0..N-1, int or [B]; drawn uniformly if None.
             antithetic: 2B rows, mean + s z with noise z first, then mean - s z with noise -z.
         """
-        _checks.flag("antithetic", antithetic)
-        n, key, start = self._gate(x0, step, seed, first_path)
+        n, key, start = self._draw(x0, step, seed, first_path, antithetic)
         x, mean, noise = self.dynamics.simulate_transition(x0, n + 1, key, start, "auto")
         std = self.noise_std[n].to(coordinate_dtype(x.dtype))
         if antithetic:
@@ -259,8 +287,7 @@ class NoisingProcess(ExtraState, KeepsDtype):
 
         The same x as `transition` gives for the same seed and step. Antithetic: two whole paths, driven by z and by -z.
         """
-        _checks.flag("antithetic", antithetic)
-        n, key, start = self._gate(x0, step, seed, first_path)
+        n, key, start = self._draw(x0, step, seed, first_path, antithetic)
         x, target, variance = self.dynamics.simulate_target(x0, n + 1, key, start, antithetic, "auto")
         n = torch.cat([n, n]) if antithetic else n
         return Noised(x, target, variance, self.times[n + 1].to(coordinate_dtype(x.dtype)), n)
@@ -334,6 +361,7 @@ class LangevinProcess(NoisingProcess):
         self._check_stability(1.0 / smallest, grid)
         with torch.inference_mode(False):
             self.to(reference.means.device)
+        self._read_tables()
 
     def _check_stability(self, precisions: Tensor, grid: str | Sequence[float] | Tensor) -> None:
         """Check q = a_n lambda_max(P_k) at the worst step n and component k."""
@@ -422,7 +450,7 @@ class OUProcess(LangevinProcess):
         first_path: int = 0,
     ) -> Noised:
         """Draw x_{t_{n+1}} at once, target -z / sqrt(v): the pair of classical denoising score matching."""
-        n, key, start = self._gate(x0, step, seed, first_path)
+        n, key, start = self._draw(x0, step, seed, first_path, False)
         z = ops.philox_normal(
             len(x0), self.dim, key, n.cpu(), philox.NOISING, start, x0.dtype, x0.device, "auto"
         ).reshape(x0.shape)
@@ -470,6 +498,7 @@ class DriftProcess(NoisingProcess):
         if not bool((contraction > 0).all()):
             raise ValueError(f"rate: expected rate * dt below 1, found {rate} * {float(self.times.diff().max()):.3g}")
         self._register_noise_variance(contraction)
+        self._read_tables()
 
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
         _checks.batch("x", x, self.dim)

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from fastndsm.backends import registry
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Threads of busy machines spin, and the tests run in several processes: one each, unless a test says otherwise.
@@ -24,6 +26,7 @@ def _same_start(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Start every test from seed 0 and default settings, and leave the number of threads as it was."""
     for name in ("FASTNDSM_BACKEND", "FASTNDSM_DISABLE_JIT"):
         monkeypatch.delenv(name, raising=False)
+    registry._requested.set(None)  # a test may call use_backend as a program does
     threads = torch.get_num_threads()
     torch.manual_seed(0)
     yield

@@ -110,6 +110,10 @@ def pca(seed: int = 0) -> latent.PCA:
     return latent.PCA.fit(points(30, 4, seed) * torch.arange(1, 5, device="cpu"), 2)
 
 
+def standardizer(seed: int = 0) -> data.Standardizer:
+    return data.Standardizer.fit(points(30, 4, seed) * torch.arange(1, 5, device="cpu"))
+
+
 def autoencoder(seed: int = 0) -> latent.Autoencoder:
     return latent.Autoencoder.fit(points(30, 4, seed), 2, hidden=(5,), steps=3, seed=seed)
 
@@ -338,8 +342,9 @@ EXAMPLES: dict[Any, list[Example]] = {
     latent.LatentModel: [Example(latent_model, see_latent, (lambda: latent_model(1),))],
     metrics.FeatureClassifier: [Example(classifier, see_classifier, (lambda: classifier(1),))],
     data.Dataset: [Example(dataset)],
+    data.Standardizer: [Example(standardizer, see_encoder, (lambda: standardizer(1),))],
     checkpoint.Checkpoint: [
-        Example(lambda: checkpoint.Checkpoint(3, {"w": points()}, {"w": points(seed=1)}, {"lr": 0.1}, {"a": 1}))
+        Example(lambda: checkpoint.Checkpoint(3, {"w": points()}, {"w": points(seed=1)}, {"lr": 0.1}, {"a": 1}, {}))
     ],
     checkpoint.CheckpointError: [Example(lambda: checkpoint.CheckpointError("no"), see_error)],
     training.NonFiniteLoss: [Example(lambda: training.NonFiniteLoss("loss", 3, None), see_error)],
@@ -468,6 +473,7 @@ FUNCTIONS: dict[Any, Callable[[Given], Any]] = {
     checkpoint.save_model: lambda given: str(saved_model(given)),
     data.digits: lambda given: data.digits(),
     data.four_modes: lambda given: two_dimensional(),
+    data.from_arrays: lambda given: data.from_arrays(points(30, 4).numpy(), [1, 7, 7] * 10),
     data.from_file: lambda given: data.from_file(saved_points(given)),
     data.load: lambda given: data.load("ring", n=10, n_test=5),
     data.moons: lambda given: data.moons(10, n_test=5),

@@ -172,10 +172,10 @@ def _worse(
 def _mean_distances(x: list[Tensor], y: list[Tensor]) -> Tensor:
     """Return the mean |a - b| over a in all parts x but one and b in all parts y but that one, each; last, over all."""
     sums = torch.stack([torch.stack([torch.cdist(a, b).sum() for b in y]) for a in x])
-    counts = torch.tensor([[len(a) * len(b) for b in y] for a in x], dtype=sums.dtype)
+    counts = sums.new_tensor([[len(a) * len(b) for b in y] for a in x])
     if x is y:  # a sample has no distance to itself
         counts -= torch.diag(counts.diagonal().sqrt())
-    kept = torch.cat([1 - torch.eye(len(x), dtype=sums.dtype), torch.ones(1, len(x), dtype=sums.dtype)])
+    kept = torch.cat([1 - torch.eye(len(x), dtype=sums.dtype, device=sums.device), sums.new_ones(1, len(x))])
     return torch.einsum("ki,ij,kj->k", kept, sums, kept) / torch.einsum("ki,ij,kj->k", kept, counts, kept)
 
 
