@@ -105,7 +105,9 @@ class NDSMLoss(_Loss):
         weighting: "variance" (v_{n+1}), None (1) or a callable(t [B]) -> [B].
         reduction: "mean", "sum" or "none" ([B], an antithetic pair averaged).
 
-    Source: Birrell et al., arXiv 2405.15625 (plain, control_variate); path and antithetic are this library's own.
+    Source: Birrell et al., arXiv 2405.15625 (plain, control_variate). path: this library's weights, exact for the
+    Euler-Maruyama chain; targets of its kind are in Pidstrigach et al., arXiv 2504.03461 (ICML 2025), and in
+    Domingo-Enrich et al., arXiv 2312.02027 (NeurIPS 2024). antithetic: this library's own.
     """
 
     def __init__(

@@ -5,6 +5,9 @@
     v_{n+1} = s_n^2 + (1 - a_n p)^2 v_n,    rho_n = (1 - a_n p) v_n / v_{n+1},    v_0 = 0
     H_{n+1} = rho_n H_n + [(1 - rho_n) z_n - rho_n a_n Hess(x_n) z_n] / s_n,      H_0 = 0,    target = -H
 
+Targets of this kind: Pidstrigach et al., arXiv 2504.03461 (ICML 2025; Malliavin calculus); Domingo-Enrich et al., arXiv
+2312.02027 (NeurIPS 2024; path-wise reparameterisation). These rho, exact for the chain, are this library's.
+
 The drift enters through `Drift`, so that a mixture and any other differentiable drift share these loops. Each row stops
 at its own step: rows are ordered by their last step, and the active ones are always the first rows.
 """
