@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.special
 import torch
+from sklearn.neighbors import KernelDensity
 from torch import Tensor
 
 from fastndsm import data
@@ -17,14 +19,18 @@ from fastndsm.data import Dataset
 from fastndsm.metrics import (
     FeatureClassifier,
     _distances,
+    _neighbours,
     class_balance,
     confidence,
+    density_coverage,
     energy_distance,
     evaluate,
     frechet_distance,
+    kernel_log_likelihood,
     label_weights,
     mode_weights,
     nearest_distance,
+    precision_recall,
     sliced_wasserstein,
     total_variation,
 )
@@ -210,6 +216,193 @@ def test_nearest_distance_finds_copies_and_neighbours(event: tuple[int, ...]) ->
     assert found[5:10].numpy() == pytest.approx(1e-3 * math.sqrt(math.prod(event)), rel=1e-4)
 
 
+# balls about nearest neighbours
+
+
+def all_four(samples: Tensor, data: Tensor, k: int = 3) -> tuple[float, ...]:
+    return (*precision_recall(samples, data, k), *density_coverage(samples, data, k))
+
+
+def counted(samples: Tensor, data: Tensor, k: int) -> tuple[float, ...]:
+    """Return the four by the papers' formulas, a pair at a time."""
+    x, y = samples.double().flatten(1).numpy(), data.double().flatten(1).numpy()
+
+    def radius(z: Any, i: int) -> Any:
+        return sorted(np.linalg.norm(z[i] - z[j]) for j in range(len(z)) if j != i)[k - 1]
+
+    rx, ry = ([radius(z, i) for i in range(len(z))] for z in (x, y))
+    n, m = len(x), len(y)
+    in_data = [[np.linalg.norm(x[i] - y[j]) <= ry[j] for j in range(m)] for i in range(n)]
+    in_samples = [[np.linalg.norm(x[i] - y[j]) <= rx[i] for i in range(n)] for j in range(m)]
+    return (
+        sum(any(row) for row in in_data) / n,
+        sum(any(row) for row in in_samples) / m,
+        sum(sum(row) for row in in_data) / (k * n),
+        sum(any(in_data[i][j] for i in range(n)) for j in range(m)) / m,
+    )
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+@pytest.mark.parametrize("event", [(1,), (2,), (3, 4), (50,)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_balls_are_counted_as_in_the_papers(k: int, event: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, y = (0.8 * normal(37, *event) + 0.3).to(dtype), normal(41, *event, seed=1).to(dtype)
+    found = all_four(x, y, k)
+    assert found == pytest.approx(counted(x, y, k), rel=1e-15)
+    assert all(type(v) is float for v in found)
+    assert len(set(found)) > 1 and 0 < found[0] <= 1
+
+
+def test_balls_have_their_spheres_and_equal_distances_are_told_exactly() -> None:
+    grid = torch.cartesian_prod(*[torch.arange(5.0)] * 3)
+    shifted = grid[::2] + torch.tensor([1.0, 0.0, 0.0])
+    for k in (1, 4, 7):
+        expected = counted(shifted, grid, k)
+        for origin in (0.0, 2.0**20 + 0.1):  # about which the grid's mean is no multiple of its step
+            assert all_four(shifted.double() + origin, grid.double() + origin, k) == expected
+    # the sample lies on the sphere of 0 alone
+    line = torch.tensor([[0.0], [1.0], [10.0]])
+    assert density_coverage(torch.tensor([[-1.0]]), line, 1) == (1.0, 1 / 3)
+    assert density_coverage(torch.tensor([[-1.0 - 1e-6]]), line, 1) == (0.0, 0.0)
+
+
+def test_balls_of_equal_sets_hold_all_and_of_sets_apart_nothing() -> None:
+    x = normal(200, 3)
+    for far in (1.0, 1e8):
+        x[::2] += far
+        precision, recall, density, coverage = all_four(x[torch.randperm(200)], x)
+        assert (precision, recall, coverage) == (1.0, 1.0, 1.0)
+        assert density == 4 / 3  # every ball holds its center and k others
+        assert all_four(x, x + 100 * far) == (0.0, 0.0, 0.0, 0.0)
+    assert all_four(torch.zeros(5, 2), torch.zeros(6, 2)) == (1.0, 1.0, 2.0, 1.0)  # radius 0
+
+
+def test_a_dropped_mode_lowers_recall_and_coverage_and_noise_precision_and_density() -> None:
+    centers = torch.tensor([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0], [50.0, 50.0]], dtype=torch.float64)
+    real = centers[torch.arange(800) % 4] + normal(800, 2)
+    good = all_four(centers[torch.arange(800) % 4] + normal(800, 2, seed=1), real)
+    dropped = all_four(centers[torch.arange(800) % 3] + normal(800, 2, seed=1), real)
+    noisy = all_four(centers[torch.arange(800) % 4] + 5 * normal(800, 2, seed=1), real)
+    assert min(good[:2]) > 0.9 and good[2] == pytest.approx(1, abs=0.1) and good[3] == pytest.approx(7 / 8, abs=0.05)
+    assert abs(dropped[0] - good[0]) < 0.03 and dropped[2] > 0.95
+    assert dropped[1] == pytest.approx(0.75 * good[1], abs=0.03) and dropped[3] < 0.8 * good[3]
+    assert noisy[0] < 0.5 and noisy[2] < 0.3 and noisy[1] > 0.9
+
+
+def test_copies_of_few_points_are_precise_and_cover_little() -> None:
+    real = normal(400, 5)
+    precision, recall, density, coverage = all_four(real[:8].repeat(50, 1), real, 5)
+    assert precision == 1.0 and density >= 1.0
+    assert recall == 8 / 400  # a ball about copies has radius 0
+    assert coverage == counted(real[:8], real, 5)[3] < 0.2
+
+
+def test_density_and_coverage_of_one_distribution_are_as_the_paper_derives() -> None:
+    n, m, k = 6, 9, 2
+    found = torch.tensor(
+        [density_coverage(normal(n, 2, seed=2 * i), normal(m, 2, seed=2 * i + 1), k) for i in range(1500)]
+    )
+    error = found.std(0) / math.sqrt(len(found))
+    expected = torch.tensor([1.0, 1 - math.prod((m - i) / (n + m - i) for i in range(1, k + 1))])
+    assert ((found.mean(0) - expected).abs() < 4 * error).all()
+    assert (error < 0.02).all()
+
+
+def test_balls_do_not_see_where_the_data_are_or_how_they_lie() -> None:
+    x, y = ((normal(90, 6, seed=i) * 2**16).round() / 2**16 for i in range(2))
+    expected = all_four(x, y)
+    for shift in (2.0**20, 2.0**34):
+        assert all_four(x + shift, y + shift) == expected
+    turn = torch.linalg.qr(normal(6, 6, seed=2)).Q
+    assert all_four(x @ turn, y @ turn) == expected
+    assert all_four(1e-9 * x, 1e-9 * y) == expected
+
+
+@pytest.mark.parametrize("clusters", [0.0, 1e7])
+def test_blocks_of_any_size_hold_the_same(monkeypatch: Any, clusters: float) -> None:
+    x, y = normal(53, 3), normal(41, 3, seed=1)
+    x[::3], y[::3] = x[::3] + clusters, y[::3] + clusters
+    y[:7] = x[:7]
+    whole = all_four(x, y), kernel_log_likelihood(x, y), kernel_log_likelihood(x, y, 0.7)
+    assert whole[0] == counted(x, y, 3)
+    for size in (1, 100, 371):
+        monkeypatch.setattr(_distances, "_BLOCK", size)
+        monkeypatch.setattr(_neighbours, "_BLOCK", size)
+        assert all_four(x, y) == whole[0]
+        assert (kernel_log_likelihood(x, y), kernel_log_likelihood(x, y, 0.7)) == pytest.approx(whole[1:], rel=1e-12)
+
+
+def test_pairs_have_the_same_length_in_any_company() -> None:
+    for dim in (1, 5, 64, 333):
+        x, y = normal(40, dim), normal(30, dim, seed=1)
+        i, j = torch.ones(40, 30).nonzero(as_tuple=True)
+        whole = _neighbours._lengths(x, y, i, j)
+        for few in (1, 7, 70):
+            assert torch.equal(_neighbours._lengths(x, y, i[:few], j[:few]), whole[:few])
+            assert torch.equal(_neighbours._lengths(y, x, j[-few:], i[-few:]), whole[-few:])
+
+
+# kernel likelihood
+
+
+@pytest.mark.parametrize("h", [0.05, 0.5, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_kernel_likelihood_is_scikit_learns(h: float, dtype: torch.dtype) -> None:
+    x, y = normal(60, 2, 3).to(dtype), normal(45, 2, 3, seed=1).to(dtype)
+    exact = KernelDensity(bandwidth=h).fit(x.flatten(1).double()).score_samples(y.flatten(1).double()).mean()
+    assert kernel_log_likelihood(x, y, h) == pytest.approx(exact, rel=1e-9)
+    assert kernel_log_likelihood(x.double() + 2**20, y.double() + 2**20, h) == pytest.approx(exact, rel=1e-5)
+    assert kernel_log_likelihood(x[:1], x[:1], h) == pytest.approx(-3 * math.log(2 * math.pi * h**2))
+
+
+def left_out(x: Tensor, h: float) -> float:
+    """Return the mean over i of the log of the mean over j != i of N(x_i; x_j, h^2 I)."""
+    exponents = -(x[:, None] - x).square().sum(2).numpy() / (2 * h**2)
+    np.fill_diagonal(exponents, -np.inf)
+    means = scipy.special.logsumexp(exponents, axis=1) - math.log(len(x) - 1)
+    return float(means.mean()) - x.shape[1] / 2 * math.log(2 * math.pi * h**2)
+
+
+def test_leaving_out_is_a_kernel_estimate_on_the_rest() -> None:
+    x = normal(9, 2)
+    rest = [torch.cat([x[:i], x[i + 1 :]]) for i in range(9)]
+    exact = np.mean([KernelDensity(bandwidth=0.4).fit(r).score(x[i : i + 1]) for i, r in enumerate(rest)])
+    assert left_out(x, 0.4) == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize("clusters", [0.0, 1e3])
+@pytest.mark.parametrize("dim", [1, 4])
+def test_the_bandwidth_is_the_best_for_samples_left_out(dim: int, clusters: float) -> None:
+    x, y = normal(40, dim), normal(30, dim, seed=1)
+    x[::2] += clusters
+    y[::2] += clusters
+    best = max(np.geomspace(0.02, 5e3, 600), key=lambda h: left_out(x, h))
+    best = max(best * np.linspace(0.97, 1.03, 121), key=lambda h: left_out(x, h))
+    assert kernel_log_likelihood(x, y) == pytest.approx(kernel_log_likelihood(x, y, best), abs=5e-3)
+    for other in (0.5, 2.0):
+        assert left_out(x, best) > left_out(x, other * best)
+
+
+def test_the_bandwidth_scales_with_the_data_and_of_two_points_is_their_distance() -> None:
+    x, y = normal(50, 3), normal(50, 3, seed=1)
+    one = kernel_log_likelihood(x, y)
+    assert kernel_log_likelihood(1e6 * x + 1e9, 1e6 * y + 1e9) == pytest.approx(one - 3 * math.log(1e6), rel=1e-4)
+    pair = torch.tensor([[0.0, 0.0], [3.0, 4.0]])  # N(5; 0, h^2 I) is greatest at h^2 = 25 / 2
+    assert kernel_log_likelihood(pair, pair) == pytest.approx(
+        kernel_log_likelihood(pair, pair, math.sqrt(12.5)), rel=1e-12
+    )
+
+
+def test_kernel_likelihood_falls_where_modes_are_missing_or_few_points_are_copied() -> None:
+    d = data.four_modes(1200, n_test=400)
+    assert d.labels is not None
+    fresh = kernel_log_likelihood(data.four_modes(600, seed=9).train, d.test)
+    dropped = kernel_log_likelihood(d.train[d.labels != 1][:600], d.test)
+    near_copies = d.train[:20].repeat(30, 1) + 1e-4 * normal(600, 2).float()
+    assert fresh > dropped + 1
+    assert fresh > kernel_log_likelihood(near_copies, d.test) + 1
+
+
 # the classifier
 
 
@@ -365,6 +558,32 @@ BAD = {
         ValueError,
         "fx: .* 3 features, found 3",
     ),
+    "k": (lambda: precision_recall(X, X, 0), ValueError, "k: expected a positive int, found 0"),
+    "k of a float": (lambda: density_coverage(X, X, 2.0), ValueError, "k: expected a positive int, found 2.0"),  # type: ignore[arg-type]
+    "few samples": (
+        lambda: precision_recall(X[:3], X),
+        ValueError,
+        "k: expected less than the number of samples, 3, found 3",
+    ),
+    "few data": (lambda: density_coverage(X, X[:4]), ValueError, "k: expected less than the number of data, 4, found"),
+    "features": (lambda: density_coverage(X, torch.zeros(5, 3)), ValueError, "data: expected 2 values .* found 3"),
+    "infinite": (lambda: precision_recall(X / 0, X), ValueError, "samples: expected finite values, found"),
+    "bandwidth": (
+        lambda: kernel_log_likelihood(X, X, 0.0),
+        ValueError,
+        "bandwidth: expected a finite positive number, found 0.0",
+    ),
+    "one for a bandwidth": (
+        lambda: kernel_log_likelihood(X[:1], X),
+        ValueError,
+        "samples: expected two or more, .* found 1; give a bandwidth",
+    ),
+    "copies of all": (
+        lambda: kernel_log_likelihood(X.repeat(2, 1), X),
+        ValueError,
+        "samples: expected one without a copy .* found copies of all",
+    ),
+    "held out": (lambda: kernel_log_likelihood(X, X[:0]), ValueError, r"held_out: .* found shape \(0, 2\)"),
     "sum": (lambda: total_variation(P, torch.tensor([0.5, 0.6])), ValueError, "q: .* sum to one, found"),
     "negative": (
         lambda: total_variation(torch.tensor([1.5, -0.5]), P),

@@ -27,7 +27,7 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     The unbiased U-statistic: the means over X, X' and over Y, Y' leave out a sample's distance to itself. For
     two samples of one distribution it is zero on average, and may be slightly negative. Needs n, m >= 2.
     """
-    x, y = _centred(*_checks.pair("x", x, "y", y, least=2))
+    x, y = centred(*_checks.pair("x", x, "y", y, least=2))
     within = (_sum_of_distances(z, z) / (len(z) * (len(z) - 1)) for z in (x, y))
     return 2 * _sum_of_distances(x, y) / (len(x) * len(y)) - sum(within)
 
@@ -39,7 +39,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, n_projections: int = 128, seed: int
     also for n different from m. Unlike the energy distance it is not centred: two samples of one distribution
     are about n^(-1/2) apart.
     """
-    x, y = _centred(*_checks.pair("x", x, "y", y))
+    x, y = centred(*_checks.pair("x", x, "y", y))
     _checks.integer("n_projections", n_projections)
     generator = torch.Generator("cpu").manual_seed(seed)
     directions = torch.randn(n_projections, x.shape[1], generator=generator, dtype=x.dtype, device="cpu").to(x.device)
@@ -72,8 +72,8 @@ def nearest_distance(samples: Tensor, train: Tensor) -> Tensor:
 
 def nearest_index(samples: Tensor, train: Tensor) -> Tensor:
     """Return the index of the training sample nearest to each sample, the first of equally near ones: [n] int64."""
-    x, y = _centred(*_checks.pair("samples", samples, "train", train))
-    return torch.cat([_nearest(part, y) for part in _parts(x, y)])
+    x, y = centred(*_checks.pair("samples", samples, "train", train))
+    return torch.cat([_nearest(part, y) for part in parts(x, y)])
 
 
 def frechet_distance(fx: Tensor, fy: Tensor) -> float:
@@ -83,7 +83,7 @@ def frechet_distance(fx: Tensor, fy: Tensor) -> float:
     covariances. Compare values only at equal n and m: sampling adds a bias of order f / n. Raises ValueError
     below f + 1 samples, where a covariance is singular whatever the distribution.
     """
-    fx, fy = _centred(*_checks.pair("fx", fx, "fy", fy))
+    fx, fy = centred(*_checks.pair("fx", fx, "fy", fy))
     for name, f in (("fx", fx), ("fy", fy)):
         if len(f) <= f.shape[1]:
             raise ValueError(f"{name}: expected more samples than its {f.shape[1]} features, found {len(f)}")
@@ -96,20 +96,20 @@ def frechet_distance(fx: Tensor, fy: Tensor) -> float:
     return max(0.0, float(distance))  # rounding may leave equal features just below zero
 
 
-def _centred(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def centred(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     mean = y.mean(0)
     return x - mean, y - mean
 
 
-def _parts(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+def parts(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     """Yield x in blocks of rows whose distances to y are held at a time."""
     return x.split(max(1, _BLOCK // len(y)))
 
 
 def _sum_of_distances(x: Tensor, y: Tensor) -> float:
     total, first = 0.0, 0
-    for part in _parts(x, y):
-        distances = _distances(part, y)
+    for part in parts(x, y):
+        distances = pairwise(part, y)
         if x is y:
             distances.diagonal(first).zero_()
         total += float(distances.sum())
@@ -117,12 +117,12 @@ def _sum_of_distances(x: Tensor, y: Tensor) -> float:
     return total
 
 
-def _distances(x: Tensor, y: Tensor) -> Tensor:
+def pairwise(x: Tensor, y: Tensor) -> Tensor:
     """Return |x_i - y_j| [n, m], each to a millionth or better."""
-    found, squares = _expanded(x, y, torch.float64)
+    found, squares = expanded(x, y, torch.float64)
     i, j = (found.square() < 1e6 * squares).nonzero(as_tuple=True)
     if len(i) > found.numel() // _FEW:
-        return _direct(x, y)
+        return direct(x, y)
     found[i, j] = _norms(x, y, i, j)
     return found
 
@@ -130,7 +130,7 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
 def _nearest(x: Tensor, y: Tensor) -> Tensor:
     """Return the index of the y_j nearest to each x_i, by the differences of all that may be it."""
     for dtype in (torch.float32, torch.float64)[len(x[0]) <= _MANY :]:
-        found, squares = _expanded(x, y, dtype)
+        found, squares = expanded(x, y, dtype)
         within = (found.amin(1, keepdim=True).square() + 2 * squares).sqrt()
         i, j = (found <= within).nonzero(as_tuple=True)
         if len(i) <= max(2 * len(x), found.numel() // _FEW):
@@ -138,17 +138,17 @@ def _nearest(x: Tensor, y: Tensor) -> Tensor:
             least = distances.new_full((len(x),), math.inf).scatter_reduce(0, i, distances, "amin")
             i, j = (index[distances == least[i]] for index in (i, j))
             return j.new_full((len(x),), len(y)).scatter_reduce(0, i, j, "amin")
-    return _direct(x, y).argmin(1)
+    return direct(x, y).argmin(1)
 
 
-def _expanded(x: Tensor, y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def expanded(x: Tensor, y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return |x_i - y_j| [n, m] by the expansion, and what its rounding can change the squares by, [n, 1]."""
     largest = x.norm(dim=1, keepdim=True) + y.norm(dim=1).amax()
     rounding = (x.shape[1] + 8) * torch.finfo(dtype).eps * largest.square()
     return torch.cdist(x.to(dtype), y.to(dtype), compute_mode="use_mm_for_euclid_dist"), rounding.to(dtype)
 
 
-def _direct(x: Tensor, y: Tensor) -> Tensor:
+def direct(x: Tensor, y: Tensor) -> Tensor:
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
