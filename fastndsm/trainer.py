@@ -1,5 +1,4 @@
 """Another name for `fastndsm.training.trainer`."""
 
-from .training.trainer import CheckpointError, History, NonFiniteLoss, Row, TrainConfig, Trainer
-
-__all__ = ["CheckpointError", "History", "NonFiniteLoss", "Row", "TrainConfig", "Trainer"]
+from .training.trainer import *  # noqa: F403
+from .training.trainer import __all__ as __all__
