@@ -383,6 +383,16 @@ def test_the_bandwidth_is_the_best_for_samples_left_out(dim: int, clusters: floa
         assert left_out(x, best) > left_out(x, other * best)
 
 
+def test_the_bandwidth_is_the_higher_one_of_two_maxima() -> None:
+    pairs = torch.cartesian_prod(*[torch.arange(4.0, dtype=torch.float64)] * 3)
+    pairs = torch.cat([pairs, pairs + torch.tensor([0.35, 0.0, 0.0])])
+    x = torch.cat([pairs, pairs + 100])  # Brent's search over the whole range finds 0.56
+    found = [left_out(x, h) for h in (0.1, 0.207, 0.45, 0.56, 2.0)]
+    assert found[1] > found[3] > max(found[2], found[4]) and found[1] > found[0]
+    assert kernel_log_likelihood(x, x) == pytest.approx(kernel_log_likelihood(x, x, 0.207), abs=0.02)
+    assert abs(kernel_log_likelihood(x, x) - kernel_log_likelihood(x, x, 0.56)) > 0.5
+
+
 def test_the_bandwidth_scales_with_the_data_and_of_two_points_is_their_distance() -> None:
     x, y = normal(50, 3), normal(50, 3, seed=1)
     one = kernel_log_likelihood(x, y)

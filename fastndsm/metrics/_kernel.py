@@ -21,7 +21,8 @@ def kernel_log_likelihood(samples: Tensor, held_out: Tensor, bandwidth: float | 
     it, and so do copies of few training points. Where no bandwidth is given, it is the one under which the samples'
     likelihood is greatest, each left out of its own estimate (Habbema, Hermans and van den Broek 1974; Duin 1976): the
     best of a geometric grid with steps of at most 1.5, then Brent's search between its neighbours, to a thousandth.
-    The same samples give the same bandwidth. The search takes 10 to 20 passes over the n^2 pairs of samples.
+    The same samples give the same bandwidth. The search takes 10 to 20 passes over the n^2 pairs of samples. A sample
+    far from all others widens it for all (Schuster and Gregory 1981): give a bandwidth where some may have diverged.
 
     Compare values only at equal n, and in few dimensions or latent ones: in many, smoothing is most of the value, and
     rows may stand in another order than by the models' own likelihoods (Theis, van den Oord and Bethge 2016).
