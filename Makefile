@@ -28,7 +28,7 @@ help:
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@echo 'Setting up $(VENV) (once; a few minutes) ...'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) torch setuptools
+	$(PIP_INSTALL) torch 'setuptools>=77'
 	$(PIP_INSTALL) --no-build-isolation --editable '.[test]'
 	@touch $@
 
