@@ -43,7 +43,7 @@ def function(name: str, value: Any, expected: str) -> None:
 
 def flag(name: str, value: Any) -> bool:
     """Check that value is a bool; return it as one. A string or a number would only seem to be."""
-    if not isinstance(value, bool | np.bool_):
+    if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}: expected True or False, found {shown(value)}")
     return bool(value)
 

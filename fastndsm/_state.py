@@ -12,6 +12,14 @@ from torch import Tensor, nn
 Self = TypeVar("Self", bound="KeepsDtype")
 
 
+def default_device() -> torch.device:
+    """Return PyTorch's default device; 2.9 fails to tell it once one was set and taken back."""
+    try:
+        return torch.get_default_device()
+    except AttributeError:
+        return torch.device("cpu")
+
+
 @contextlib.contextmanager
 def ordinary_modes() -> Iterator[None]:
     """Record gradients, and make tensors on the CPU in float32, whatever the program around has set.
@@ -22,7 +30,7 @@ def ordinary_modes() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        if torch.get_default_device().type != "cpu":
+        if default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         if dtype != torch.float32:
             torch.set_default_dtype(torch.float32)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import _checks
-from ._state import ExtraState, KeepsDtype
+from ._state import ExtraState, KeepsDtype, default_device
 
 __all__ = ["MLP", "TimeEmbedding", "UNet", "build"]
 
@@ -301,4 +301,4 @@ def _zeroed(layer: Any) -> Any:
 
 def _geometric(low: float, high: float, n: int) -> Tensor:
     values = torch.logspace(math.log10(low), math.log10(high), n, dtype=torch.float64, device="cpu")
-    return values.float().to(torch.get_default_device())  # the same bits wherever the parameters beside it are made
+    return values.float().to(default_device())  # the same bits wherever the parameters beside it are made

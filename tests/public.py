@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from types import GenericAlias
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +48,8 @@ def public() -> dict[str, Any]:
     for module in modules():
         for name in module.__all__:
             value = getattr(module, name)
-            if inspect.isclass(value) or inspect.isfunction(value):
+            alias = isinstance(value, GenericAlias)  # a class to Python 3.10
+            if not alias and (inspect.isclass(value) or inspect.isfunction(value)):
                 found[f"{value.__module__}.{value.__qualname__}"] = value
     return found
 
