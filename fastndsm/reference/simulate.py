@@ -70,7 +70,8 @@ class _Rows:
         # active[n] = number of rows that take step n
         ascending = ordered.flip(0).contiguous()
         grid = torch.arange(self.n_steps, device=steps.device)
-        self.active: list[int] = (len(steps) - torch.searchsorted(ascending, grid, right=True)).tolist()
+        active = len(steps) - torch.searchsorted(ascending, grid, right=True)
+        self.active = [int(rows) for rows in active]  # under torch.func, 2.9 has no list of a tensor
         self.done: list[tuple[Tensor, ...]] = []
 
     def retire(self, state: tuple[Tensor, ...], n: int) -> tuple[Tensor, ...]:
