@@ -58,12 +58,6 @@ class KeepsDtype(nn.Module):
 class ExtraState(nn.Module):
     """A module that stores what defines its values beside its tensors; files from before it did load as they are."""
 
-    def get_extra_state(self) -> Any:
-        raise NotImplementedError
-
-    def set_extra_state(self, state: Any) -> None:
-        raise NotImplementedError
-
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
