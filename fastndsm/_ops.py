@@ -139,7 +139,7 @@ def _recording() -> Iterator[None]:
 
 
 def _reference_autograd(name: str, function: Callable[..., Any], differentiable: int) -> None:
-    """Derive the op `name` in its first `differentiable` arguments (None may be one), by autograd through `function`."""
+    """Derive the op `name` in its first `differentiable` arguments, some perhaps None, by autograd through `function`."""
 
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
         arguments = _arguments(ctx)
@@ -476,7 +476,9 @@ _reference_autograd("dsm_loss_backward", _dsm_gradient, 3)
 # --- reverse process ---------------------------------------------------------------------------------------------
 
 
-def _reverse_arguments(y, held, slope, bounds, coefficients, *arguments):  # type: ignore[no-untyped-def]
+def _reverse_arguments(
+    y: Tensor, held: Tensor, slope: Tensor | None, bounds: Tensor, coefficients: Tensor, *arguments: Any
+) -> tuple[Any, ...]:
     """Return the arguments of the reference's `reverse_steps`, in the compute dtype of y."""
     *mixture, seed, first_path = arguments
     y_wide, held, coefficients = _upcast(y, held, coefficients)
@@ -485,8 +487,8 @@ def _reverse_arguments(y, held, slope, bounds, coefficients, *arguments):  # typ
 
 
 @_implement("reverse_steps")
-def _(y, *arguments):  # type: ignore[no-untyped-def]
-    *arguments, backend = arguments
+def _(y, *rest):  # type: ignore[no-untyped-def]
+    *arguments, backend = rest
     serve = registry.select("reverse_steps", backend, y.device, [y.dtype])
     return serve(*_reverse_arguments(y, *arguments)).to(y.dtype)
 

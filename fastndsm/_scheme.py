@@ -9,7 +9,7 @@ The mixture's part is stepped on the process's own grid; between two evaluations
 
     score  r itself, extrapolated in w = int sigma^2 dt / sqrt(v). For stiff references.
     data   D = y + v r, extrapolated in log E. Its part of the drift, sigma^2 (D - y) / v, is integrated exactly:
-           y -> D + c (y - D), c = E(t_n) / E(t_{n+1}), log E = int sigma^2 dt / v, with the noise and the mixture's part
+           y -> D + c (y - D), c = E(t_n) / E(t_{n+1}), log E = int sigma^2 dt / v, with noise and the mixture's part
            under the same integrating factor.
 
 For one spherical component, mean m and variance v(inf), the mixture's part is linear and integrated exactly, too; D is

@@ -57,6 +57,4 @@ def reverse_steps(
     """Take the steps of bounds = (first, last), int64 [2], from y [B, d] with held, slope [B, d] -> [B, d]."""
     first, last = (int(bound) for bound in bounds)
     key = int(seed)
-    return walk_back(
-        y, held, slope, first, last, coefficients, lambda _, x: mixture_score(x, mixture), key, first_path
-    )
+    return walk_back(y, held, slope, first, last, coefficients, lambda _, x: mixture_score(x, mixture), key, first_path)

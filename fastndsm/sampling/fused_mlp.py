@@ -1,4 +1,4 @@
-"""Score networks that a backend's `sample_mlp` evaluates by itself, all evaluations in one call, and what it takes of them.
+"""Score networks that a backend's `sample_mlp` evaluates by itself, a whole sample in one call, and what it takes.
 
 That is `networks.MLP`, alone or in `ResidualScore`, as the library builds them. What the time gives every layer is
 computed here, by the network's own modules and for all evaluations at once; the rest goes to the op as it is.
@@ -41,7 +41,9 @@ class FusedNetwork:
     gains: Tensor
 
 
-def fused_network(score_net: Any, process: NoisingProcess, schedule: Schedule, dtype: torch.dtype) -> FusedNetwork | str:
+def fused_network(
+    score_net: Any, process: NoisingProcess, schedule: Schedule, dtype: torch.dtype
+) -> FusedNetwork | str:
     """Return the network's parameters and tables, or why the op does not evaluate it."""
     residual = score_net if type(score_net) is ResidualScore else None
     net: Any = score_net if residual is None else residual.net

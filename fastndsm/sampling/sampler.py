@@ -277,9 +277,7 @@ def _run_fused(
     return flat.reshape(y.shape)
 
 
-def _recorded(
-    reverse: _Reverse, state: tuple[Tensor, ...], cuda_graph: str | bool
-) -> Callable[[], None] | None:
+def _recorded(reverse: _Reverse, state: tuple[Tensor, ...], cuda_graph: str | bool) -> Callable[[], None] | None:
     """Record an advance of the state, in place; return None where the plain loop is to serve."""
     try:
         return graphs.replayed(reverse.advance, state, graphs.CUDAGraph(state[0].device))
