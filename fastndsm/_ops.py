@@ -139,7 +139,7 @@ def _recording() -> Iterator[None]:
 
 
 def _reference_autograd(name: str, function: Callable[..., Any], differentiable: int) -> None:
-    """Derive the op `name` in its first `differentiable` arguments, some perhaps None, by autograd through `function`."""
+    """Derive the op `name` in its first `differentiable` arguments, None perhaps, by autograd through `function`."""
 
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
         arguments = _arguments(ctx)

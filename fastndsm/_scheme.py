@@ -64,7 +64,8 @@ class ReverseScheme:
 
     steps [5, N]: rows A, B, C, S, R. position [N]: of each step along the coordinate of extrapolation, and at [N+1]: of
     each grid point. gains [N+1, 3]: of y, grad log pi(y) and r in what is held there. scale [N+1]: what C and R are
-    multiplied by for an evaluation there. limit [N+1]: of omega. endless: whether the coordinate is infinite at t_0.
+    multiplied by for an evaluation there. limit [N+1]: of omega. variance [N+1]: v. endless: whether the coordinate is
+    infinite at t_0.
     """
 
     steps: Tensor
@@ -73,6 +74,7 @@ class ReverseScheme:
     gains: Tensor
     scale: Tensor
     limit: Tensor
+    variance: Tensor
     endless: bool
 
     def coefficients(self, first: int, last: int) -> Tensor:
@@ -154,7 +156,7 @@ def reverse_scheme(
         if method == "ode":
             steps = [one[1:], zero[1:], 0.5 * squared, zero[1:], zero[1:]]
         gains = torch.stack([zero, zero, one], dim=1)
-        return ReverseScheme(torch.stack(steps), 0.5 * (w[:-1] + w[1:]), w, gains, one, zero, endless=False)
+        return ReverseScheme(torch.stack(steps), 0.5 * (w[:-1] + w[1:]), w, gains, one, zero, v, endless=False)
 
     if prediction == "linear":
         # int sigma^2 v^-2/3 dt, by u = x^3
@@ -166,7 +168,7 @@ def reverse_scheme(
         if method == "ode":
             steps = [one[1:], zero[1:], 0.5 * forcing, zero[1:], 0.5 * forcing]
         gains = torch.stack([zero, zero, one], dim=1)
-        return ReverseScheme(torch.stack(steps), position, -v.log(), gains, v**GROWTH, 1.0 / v, endless=True)
+        return ReverseScheme(torch.stack(steps), position, -v.log(), gains, v**GROWTH, 1.0 / v, v, endless=True)
 
     fall = log_e.diff()  # infinite on the last step, whose end is D itself
     c = (-fall).exp()
@@ -195,7 +197,7 @@ def reverse_scheme(
         steps = [c, 0.5 * squared * mixture, 1.0 - c, (squared * noise).clamp(min=0.0).sqrt()]
     middle = 0.5 * (log_e[:-1] + log_e[1:])
     position = torch.cat([log_e[1:2], middle[1:]])
-    return ReverseScheme(torch.stack([*steps, zero[1:]]), position, log_e, gains, one, zero, endless=True)
+    return ReverseScheme(torch.stack([*steps, zero[1:]]), position, log_e, gains, one, zero, v, endless=True)
 
 
 def evaluation_indices(times: Tensor, n_evaluations: int | None, grid: str | Sequence[float] | Tensor) -> list[int]:

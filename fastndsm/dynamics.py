@@ -56,7 +56,7 @@ class Dynamics(Protocol):
         first_path: int,
         backend: str,
     ) -> Tensor:
-        """Return y at t_last from y at t_first, bounds = (first, last), with a scheme's coefficients [6, N]; rate [B]."""
+        """Return y at t_last from y at t_first, bounds = (first, last); a scheme's coefficients [6, N], rate [B]."""
 
 
 class Mixture(Protocol):

@@ -296,7 +296,8 @@ class NoisingProcess(ExtraState, KeepsDtype):
     def reverse_scheme(self, method: str = "sde", prediction: str = "data") -> ReverseScheme:
         """Return how the reverse process goes on between evaluations of the network: coefficients on the own grid.
 
-        method "sde" or "ode"; prediction "data", "score" or "linear", what of the network is held. Source: `fastndsm._scheme`.
+        method "sde" or "ode"; prediction "data", "score" or "linear": what of the network is held, as `fastndsm._scheme`
+        has it.
         """
         _checks.choice("method", method, METHODS)
         _checks.choice("prediction", prediction, PREDICTIONS)
