@@ -159,9 +159,10 @@ def reverse_scheme(
         return ReverseScheme(torch.stack(steps), 0.5 * (w[:-1] + w[1:]), w, gains, one, zero, v, endless=False)
 
     if prediction == "linear":
-        # int sigma^2 v^-2/3 dt, by u = x^3
-        inside = variance_inside(nodes**3)
-        density = weights * 3.0 * nodes**2 * squared * inside**-GROWTH
+        # int sigma^2 v^-2/3 dt; on the last step v as at its start, t_1: below it no network is trained, nor known to grow
+        inside = variance_inside(nodes)
+        inside[:, 0] = v[1]
+        density = weights * squared * inside**-GROWTH
         forcing = density.sum(0)
         position = -(density * inside.log()).sum(0) / forcing
         steps = [one[1:], 0.5 * squared, forcing, _silent_last(noise_std), forcing]

@@ -42,9 +42,7 @@ def score(x: Tensor, t: Tensor) -> Tensor:
 def law(process: LangevinProcess, method: str, prediction: str, order: int, M: int) -> tuple[float, float]:
     """Return mean and deviation of the samples, which are affine in the noise: their moments, step by step."""
     grid = "cubic" if prediction == "score" else "quadratic"
-    schedule = process.reverse_scheme(method, prediction).schedule(
-        evaluation_indices(process.times, M, grid), order
-    )
+    schedule = process.reverse_scheme(method, prediction).schedule(evaluation_indices(process.times, M, grid), order)
     bounds, coefficients, evaluations = (part.tolist() for part in schedule)
     mean, cov = torch.zeros(2, dtype=torch.float64), torch.zeros(2, 2, dtype=torch.float64)  # of y and before
     cov[0, 0] = 1.0
