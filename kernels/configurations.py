@@ -127,7 +127,7 @@ TABLE: dict[str, tuple[Configuration, ...]] = {
     "reverse_steps_full": (
         _for(dim=16, ROWS=16, COLUMNS=16, COMPONENTS=1, num_warps=1, num_stages=1),
         _for(architecture="gfx942", ROWS=16, COLUMNS=32, COMPONENTS=1, num_warps=4, num_stages=1),
-        _for(ROWS=16, COLUMNS=32, COMPONENTS=1, num_warps=2, num_stages=1),
+        _for(ROWS=32, COLUMNS=32, COMPONENTS=1, num_warps=4, num_stages=1),
     ),
     # ROWS samples by COLUMNS values: 8 values a thread of each array, 4 of the shortest rows. From 128 values on a warp
     # has rows to itself, and beyond 1,024 a program one row, so that a few long ones fill a GPU too.

@@ -82,14 +82,13 @@ def move_back(
     path,
     n,
     inside,
-    SCORE: tl.constexpr,
     KIND: tl.constexpr,
     RESIDENT: tl.constexpr,
     D: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Take the last pass: y after the step to t_n, with SCORE from what `weigh_components` or `weigh_full` found."""
+    """Take the last pass: y after the step to t_n, from what `weigh_components` or `weigh_full` found."""
     LANES: tl.constexpr = COLUMNS // 4
     y_row, held_row, py_row, sum_row = rows
     decay, drift, weight, position, std = coefficients
@@ -97,12 +96,9 @@ def move_back(
         column = start + tl.arange(0, COLUMNS)
         mask = in_row(column, D, COLUMNS)
         y = load_rows(y_row[:, None] + column[None, :], mask, ROWS, LANES)
-        network = load_rows(held_row[:, None] + column[None, :], mask, ROWS, LANES)
-        if slope_ptr is not None:
-            slope = load_rows(slope_ptr + (at_row[:, None] + column[None, :]), mask, ROWS, LANES)
-            network = plus(network, slope, position)
-        after = plus(scaled(y, decay), network, weight)
-        if SCORE:
+        zero = tl.zeros((ROWS, LANES), tl.float32)
+        score = (zero, zero, zero, zero)
+        if drift != 0.0:
             inverse, _, q, _, weights, slopes = found
             if RESIDENT:
                 total = minus(y, y)
@@ -116,7 +112,11 @@ def move_back(
                 score = plus(score, y, -q)
             elif KIND == "tied":
                 score = minus(score, load_rows(py_row[:, None] + column[None, :], mask, ROWS, LANES))
-            after = plus(after, score, drift)
+        network = load_rows(held_row[:, None] + column[None, :], mask, ROWS, LANES)
+        if slope_ptr is not None:
+            slope = load_rows(slope_ptr + (at_row[:, None] + column[None, :]), mask, ROWS, LANES)
+            network = plus(network, slope, position)
+        after = plus(plus(scaled(y, decay), network, weight), score, drift)
         if std != 0.0:
             after = plus(after, noise(key_low, key_high, path, n, start, LANES, REVERSE), std)
         store_rows(y_row[:, None] + column[None, :], after, both(inside, mask), ROWS, LANES)
@@ -169,9 +169,14 @@ def reverse_steps_tiled_kernel(
     rows = (y_row, held_ptr + at_row, py_row, sum_row)
 
     start_paths(out_ptr, out_ptr, out_ptr, y_ptr, at_row, array, inside, KIND, "state", False, D, ROWS, COLUMNS)
+    nothing = tl.zeros((ROWS, 1), tl.float32)
     for taken in range(0, first - last):
         n = first - 1 - taken
         coefficients = coefficients_of(coefficients_ptr, n, n_steps)
+        weights = ()
+        for _ in tl.static_range(COMPONENTS if RESIDENT else 0):
+            weights += (tl.zeros((ROWS,), tl.float32),)
+        found = (nothing, nothing, nothing, nothing, weights, ())
         if coefficients[1] != 0.0:
             if KIND == "full":
                 found = weigh_full(y_row, py_row, sum_row, mixture, n_components, inside, D, ROWS, COLUMNS, PRECISION)
@@ -182,12 +187,7 @@ def reverse_steps_tiled_kernel(
                     y_row, py_row, y_row, (sum_row, sum_row, sum_row), mixture, n_components, 1.0, inside,
                     False, KIND, RESIDENT, D, COMPONENTS, ROWS, COLUMNS,
                 )  # fmt: skip
-            move_back(
-                rows, slope_ptr, at_row, mixture, found, coefficients, key_low, key_high, path, n, inside,
-                True, KIND, RESIDENT, D, ROWS, COLUMNS,
-            )  # fmt: skip
-        else:
-            move_back(
-                rows, slope_ptr, at_row, mixture, (), coefficients, key_low, key_high, path, n, inside,
-                False, KIND, RESIDENT, D, ROWS, COLUMNS,
-            )  # fmt: skip
+        move_back(
+            rows, slope_ptr, at_row, mixture, found, coefficients, key_low, key_high, path, n, inside,
+            KIND, RESIDENT, D, ROWS, COLUMNS,
+        )  # fmt: skip
