@@ -123,7 +123,8 @@ TABLE: dict[str, tuple[Configuration, ...]] = {
     ),
     # The same with matrix products for P x and P z, which want 16 rows and several warps.
     "simulate_tied": (_for(ROWS=16, COLUMNS=32, COMPONENTS=4, num_warps=2, num_stages=1),),
-    # The same with a matrix product for each component. Other covariances take reverse steps as above.
+    # Reverse steps have the configurations above but for tied and full, the latter with a product for each component.
+    "reverse_steps_tied": (_for(ROWS=16, COLUMNS=32, COMPONENTS=4, num_warps=4, num_stages=1),),
     "reverse_steps_full": (
         _for(dim=16, ROWS=16, COLUMNS=16, COMPONENTS=1, num_warps=1, num_stages=1),
         _for(architecture="gfx942", ROWS=16, COLUMNS=32, COMPONENTS=1, num_warps=4, num_stages=1),

@@ -52,7 +52,7 @@ def reverse_steps(
         return out
     rows, dim = y.shape
     kind, device, architecture = mixture.covariance_type, y.device, architecture_of(y.device)
-    regime = "reverse_steps_full" if kind == "full" else f"simulate_{kind}"
+    regime = f"{'reverse_steps' if kind in ('tied', 'full') else 'simulate'}_{kind}"
     tile = configuration("simulate_small" if dim <= SMALL else regime, dim, mixture.means.shape[0], architecture)
     parameters = mixture.means.contiguous(), mixture.precisions.contiguous(), mixture.log_scale.contiguous()
     resident = (kind != "full" or dim <= SMALL) and len(parameters[0]) <= tile["COMPONENTS"]

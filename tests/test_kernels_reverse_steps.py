@@ -357,7 +357,7 @@ def variants(kind: str, shape: Shape) -> dict[str, Any]:
 
 # --- compiled ahead of time --------------------------------------------------------------------------------------
 
-OPS = ("simulate_small", "simulate_spherical", "simulate_diag", "simulate_tied", "reverse_steps_full")
+OPS = ("simulate_small", "simulate_spherical", "simulate_diag", "reverse_steps_tied", "reverse_steps_full")
 REGISTERS = dict.fromkeys(TARGETS, 255) | {"gfx942": 320}  # a thread
 SHARED = 16 << 10  # bytes
 LARGE = 784  # a dimension that is no multiple of a tile's columns
