@@ -25,7 +25,7 @@ from .mixture_lanes import (
     weigh,
 )
 from .philox import seed_words
-from .reverse_steps_small import REVERSE, bounds_of, coefficients_of
+from .reverse_steps_small import REVERSE, bounds_of, coefficients_of, under_rate
 from .simulate_tiled_passes import add_block, noise, start_paths, weigh_components
 from .trajectory import HIGHEST
 
@@ -73,6 +73,7 @@ def weigh_full(
 def move_back(
     rows,
     slope_ptr,
+    rate,
     at_row,
     mixture,
     found,
@@ -91,14 +92,17 @@ def move_back(
     """Take the last pass: y after the step to t_n, from what `weigh_components` or `weigh_full` found."""
     LANES: tl.constexpr = COLUMNS // 4
     y_row, held_row, py_row, sum_row = rows
-    decay, drift, weight, position, std = coefficients
+    decay, drift, weight, position, std, rate_scale = coefficients
+    drifts, noisy = drift != 0.0, std != 0.0
+    if rate is not None:
+        decay, drift, weight, std = under_rate(decay, drift, weight, std, rate[:, None] * rate_scale)
     for start in range(0, D, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         mask = in_row(column, D, COLUMNS)
         y = load_rows(y_row[:, None] + column[None, :], mask, ROWS, LANES)
         zero = tl.zeros((ROWS, LANES), tl.float32)
         score = (zero, zero, zero, zero)
-        if drift != 0.0:
+        if drifts:
             inverse, _, q, _, weights, slopes = found
             if RESIDENT:
                 total = minus(y, y)
@@ -117,7 +121,7 @@ def move_back(
             slope = load_rows(slope_ptr + (at_row[:, None] + column[None, :]), mask, ROWS, LANES)
             network = plus(network, slope, position)
         after = plus(plus(scaled(y, decay), network, weight), score, drift)
-        if std != 0.0:
+        if noisy:
             after = plus(after, noise(key_low, key_high, path, n, start, LANES, REVERSE), std)
         store_rows(y_row[:, None] + column[None, :], after, both(inside, mask), ROWS, LANES)
     tl.debug_barrier()
@@ -129,6 +133,7 @@ def reverse_steps_tiled_kernel(
     y_ptr,
     held_ptr,
     slope_ptr,
+    rate_ptr,
     bounds_ptr,
     coefficients_ptr,
     means_ptr,
@@ -170,6 +175,9 @@ def reverse_steps_tiled_kernel(
 
     start_paths(out_ptr, out_ptr, out_ptr, y_ptr, at_row, array, inside, KIND, "state", False, D, ROWS, COLUMNS)
     nothing = tl.zeros((ROWS, 1), tl.float32)
+    rate = None
+    if rate_ptr is not None:
+        rate = tl.load(rate_ptr + row)
     for taken in range(0, first - last):
         n = first - 1 - taken
         coefficients = coefficients_of(coefficients_ptr, n, n_steps)
@@ -188,6 +196,6 @@ def reverse_steps_tiled_kernel(
                     False, KIND, RESIDENT, D, COMPONENTS, ROWS, COLUMNS,
                 )  # fmt: skip
         move_back(
-            rows, slope_ptr, at_row, mixture, found, coefficients, key_low, key_high, path, n, inside,
+            rows, slope_ptr, rate, at_row, mixture, found, coefficients, key_low, key_high, path, n, inside,
             KIND, RESIDENT, D, ROWS, COLUMNS,
         )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor
 from fastndsm import LangevinProcess, functional, reference
 from fastndsm._scheme import plain_coefficients
 from fastndsm.backends import registry
+from fastndsm.reference.reverse_steps import mean_decay
 
 Shape = tuple[int, int, int]  # rows B, dimension d, components K
 
@@ -30,6 +32,7 @@ N_STEPS = 12
 SEED, FIRST_PATH = torch.tensor(-0x123456789ABCDEF), 2**32 - 9
 QUICK: list[Shape] = [(1, 1, 1), (31, 1, 70), (33, 3, 7), (33, 5, 7), (31, 17, 1), (1, 40, 7), (3, 130, 2)]
 SLOW: list[Shape] = [(33, 2, 70), (31, 3, 1), (1, 4, 70), (3, 5, 1), (31, 5, 70), (3, 17, 70), (33, 40, 7), (1, 130, 7)]
+RATES = torch.cat([torch.zeros(1), torch.logspace(-8, 1, 37), torch.tensor([0.99999, 1.0, 2.0, 1e4])])
 ONE_OF_EACH = [(12, 2, 7), (12, 9, 3), (12, 67, 2)]  # in registers, in a tile, in several
 
 
@@ -42,6 +45,7 @@ class Way:
     first: int
     last: int
     slope: bool = True
+    rate: bool = False
 
     def coefficients(self, process: LangevinProcess) -> Tensor:
         if self.prediction == "plain":
@@ -54,6 +58,8 @@ WAYS = {
     "score to t_0": Way("sde", "score", 2, 0, slope=False),
     "data ode": Way("ode", "data", 6, 4),
     "one step": Way("sde", "plain", 4, 3, slope=False),
+    "linear": Way("sde", "linear", 6, 4, rate=True),
+    "linear ode to t_0": Way("ode", "linear", 2, 0, slope=False, rate=True),
 }
 MORE_WAYS = {
     "score": Way("sde", "score", 6, 3),
@@ -61,8 +67,11 @@ MORE_WAYS = {
     "score ode": Way("ode", "score", N_STEPS, N_STEPS - 2, slope=False),
     "last step": Way("sde", "plain", 1, 0, slope=False),
     "one step ode": Way("ode", "plain", 4, 3, slope=False),
+    "linear to t_0": Way("sde", "linear", 2, 0, rate=True),
+    "linear ode": Way("ode", "linear", 6, 4, slope=False, rate=True),
+    "linear without a rate": Way("sde", "linear", 6, 4),
 }
-NAMES = ("y", "held", "slope", "bounds", "coefficients", "mixture", "seed", "first_path")
+NAMES = ("y", "held", "slope", "rate", "bounds", "coefficients", "mixture", "seed", "first_path")
 
 kinds = pytest.mark.parametrize("kind", COVARIANCE_TYPES)
 sizes = pytest.mark.parametrize("shape", ONE_OF_EACH, ids=str)
@@ -76,18 +85,25 @@ def inputs(kind: str, shape: Shape) -> tuple[LangevinProcess, Tensor, Tensor, Te
     return process, y, held, 0.25 * slope
 
 
+def rates(rows: int) -> Tensor:
+    """Return rates [B] of 2 to 40, and of 0 in the last row of several, where steps take x on both sides of 1."""
+    drawn = torch.logspace(math.log10(2.0), math.log10(40.0), rows)
+    drawn[1:][-1:] = 0.0
+    return drawn
+
+
 def arguments(kind: str, shape: Shape, way: Way, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """Return the arguments of the backend's function by name."""
     process, y, held, slope = inputs(kind, shape)
-    tensors = y.to(dtype), held.to(dtype), slope.to(dtype) if way.slope else None
+    network = held.to(dtype), slope.to(dtype) if way.slope else None, rates(len(y)).to(dtype) if way.rate else None
     table = torch.tensor([way.first, way.last]), way.coefficients(process).to(dtype)
     mixture = process.dynamics.operands(dtype).mixture
-    return dict(zip(NAMES, (*tensors, *table, mixture, SEED, FIRST_PATH), strict=True))
+    return dict(zip(NAMES, (y.to(dtype), *network, *table, mixture, SEED, FIRST_PATH), strict=True))
 
 
 def rows_of(given: dict[str, Any], rows: slice) -> dict[str, Any]:
     """Return the arguments of these rows alone."""
-    part = {name: None if given[name] is None else given[name][rows] for name in ("y", "held", "slope")}
+    part = {name: None if given[name] is None else given[name][rows] for name in ("y", "held", "slope", "rate")}
     return given | part | {"first_path": FIRST_PATH + rows.start}
 
 
@@ -153,6 +169,26 @@ def test_a_row_depends_on_its_path_alone(shape: Shape, kind: str, interpreted: d
 
 @kinds
 @sizes
+def test_a_rate_of_zero_gives_the_bits_of_none(shape: Shape, kind: str, interpreted: dict[str, Any]) -> None:
+    variants = interpreted[f"variants {kind} {shape}"]
+    assert torch.equal(variants["rate of zero"], variants["no rate"])
+    assert not torch.equal(variants["whole"], variants["no rate"])
+
+
+@pytest.mark.parametrize("dim", [3, 9])
+def test_factors_of_a_rate_are_precise(dim: int, interpreted: dict[str, Any]) -> None:
+    """A e^-x, B f(x), C f(x) and S f(2 x)^1/2 to 4 ulp, near 0 and beyond where they vanish, too."""
+    x, made = RATES.double(), interpreted[f"factors {dim}"]
+    exact = {"A": (-x).exp(), "C": mean_decay(x), "S": mean_decay(2.0 * x).sqrt()}
+    exact["B"] = exact["C"]
+    for name, factor in exact.items():
+        found = made[name].double() / made[name][:1].double()  # x = 0 in the first row
+        allowed = 4 * torch.finfo(torch.float32).eps * (1.0 if name == "A" else factor[:, None])
+        assert bool(((found - factor[:, None]).abs() <= allowed).all()), name
+
+
+@kinds
+@sizes
 def test_one_step_at_a_time_gives_the_same_bits(shape: Shape, kind: str, interpreted: dict[str, Any]) -> None:
     """With one tensor of bounds, counted down in place between the launches."""
     variants = interpreted[f"variants {kind} {shape}"]
@@ -172,7 +208,7 @@ def test_noise_is_that_of_the_reverse_stream(shape: Shape, kind: str, interprete
 @kinds
 @sizes
 def test_what_has_no_weight_is_not_read(shape: Shape, kind: str, interpreted: dict[str, Any]) -> None:
-    """A mixture of NaN where B = 0, and positions of NaN without a slope."""
+    """A mixture of NaN where B = 0, positions of NaN without a slope, and R of NaN without a rate."""
     expected = reference.reverse_steps(**arguments(kind, shape, WAYS["data ode"]) | {"slope": None})
     torch.testing.assert_close(interpreted[f"variants {kind} {shape}"]["unread"], expected)
 
@@ -206,11 +242,11 @@ def test_reverse_step_is_euler_maruyama(
 
 
 @kinds
-@pytest.mark.parametrize("slope", [True, False], ids=["slope", "constant"])
-def test_gradients_agree_with_autograd_of_the_reference(slope: bool, kind: str, interpreted: dict[str, Any]) -> None:
+@pytest.mark.parametrize("n_points", [2, 3, 4], ids=["constant", "slope", "slope and rate"])
+def test_gradients_agree_with_autograd_of_the_reference(n_points: int, kind: str, interpreted: dict[str, Any]) -> None:
     process, *points = inputs(kind, (4, 3, 3))
-    exact = gradients(process, [p.double() for p in points[: 2 + slope]], "reference")
-    for made, expected in zip(interpreted[f"gradients {kind}"][slope], exact, strict=True):
+    exact = gradients(process, [p.double() for p in (*points, rates(4))[:n_points]], "reference")
+    for made, expected in zip(interpreted[f"gradients {kind}"][n_points], exact, strict=True):
         torch.testing.assert_close(made.double(), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -218,6 +254,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "y": ({"y": torch.zeros(2, 3).double()}, "y: expected torch.float32, found torch.float64"),
     "held": ({"held": torch.zeros(2, 4)}, "held: expected the shape of y, (2, 3), found (2, 4)"),
     "slope": ({"slope": torch.zeros(3, 3)}, "slope: expected the shape of y, (2, 3), found (3, 3)"),
+    "rate dtype": ({"rate": torch.zeros(2).double()}, "rate: expected torch.float32, found torch.float64"),
+    "rate shape": ({"rate": torch.zeros(2, 1)}, "rate: expected shape (2,), found (2, 1)"),
     "bounds dtype": (
         {"bounds": torch.tensor([1, 0], dtype=torch.int32)},
         "bounds: expected torch.int64, found torch.int32",
@@ -226,10 +264,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "seed dtype": ({"seed": torch.tensor(1, dtype=torch.int32)}, "seed: expected torch.int64, found torch.int32"),
     "seed shape": ({"seed": torch.tensor([1])}, "seed: expected shape (), found (1,)"),
     "coefficients dtype": (
-        {"coefficients": torch.zeros(5, 12).double()},
+        {"coefficients": torch.zeros(6, 12).double()},
         "coefficients: expected torch.float32, found torch.float64",
     ),
-    "coefficients shape": ({"coefficients": torch.zeros(4, 12)}, "coefficients: expected shape [5, N], found (4, 12)"),
+    "coefficients shape": ({"coefficients": torch.zeros(5, 12)}, "coefficients: expected shape [6, N], found (5, 12)"),
     "covariance type": (
         {"mixture": reference.MixtureOperands(torch.zeros(1, 3), torch.ones(1), torch.zeros(1), "round")},
         "covariance_type: expected one of spherical, diag, tied, full, found 'round'",
@@ -247,12 +285,13 @@ def test_no_samples(interpreted: dict[str, Any]) -> None:
 
 
 def gradients(process: LangevinProcess, points: list[Tensor], backend: str) -> tuple[Tensor, ...]:
-    """Return gradients of a weighted sum of y after two steps in y, held and, if given, slope."""
-    y, held, *slope = (p.clone().requires_grad_() for p in points)
+    """Return gradients of a weighted sum of y after two steps in y, held and, if given, slope and rate."""
+    points = [p.clone().requires_grad_() for p in points]
+    y, held, slope, rate = *points, *[None] * (4 - len(points))
     out = functional.reverse_steps(
-        y, held, slope[0] if slope else None, process, 5, 3, seed=SEED, prediction="score", backend=backend
+        y, held, slope, process, 5, 3, rate=rate, seed=SEED, prediction="linear", backend=backend
     )
-    return torch.autograd.grad((out * normals(*y.shape, seed=3).to(y.dtype)).sum(), (y, held, *slope))
+    return torch.autograd.grad((out * normals(*y.shape, seed=3).to(y.dtype)).sum(), points)
 
 
 @contextlib.contextmanager
@@ -295,8 +334,10 @@ def interpreted_outputs() -> dict[str, Any]:
                     for n in (0, 3)
                 }
             process, *points = inputs(kind, (4, 3, 3))
-            made[f"gradients {kind}"] = [gradients(process, points[: 2 + slope], "triton") for slope in (False, True)]
+            points.append(rates(4))
+            made[f"gradients {kind}"] = {n: gradients(process, points[:n], "triton") for n in (2, 3, 4)}
 
+    made |= {f"factors {dim}": factors(dim) for dim in (3, 9)}
     given = arguments("diag", (2, 3, 3), WAYS["one step"])
     nothing = torch.empty(0, 3)
     made["no samples"] = tuple(ops.reverse_steps(**given | {"y": nothing, "held": nothing}).shape)
@@ -312,15 +353,34 @@ def interpreted_outputs() -> dict[str, Any]:
     return made
 
 
+def factors(dim: int) -> dict[str, Tensor]:
+    """Return y [B, d] after a step with each of A, B, C and S alone 1, at x = RATES, from rows that are the same."""
+    from fastndsm.kernels import ops
+
+    given = arguments("diag", (1, dim, 3), WAYS["one step"])
+    given |= {name: given[name].expand(len(RATES), dim) for name in ("y", "held")}
+    made = {}
+    for name, row in {"A": 0, "B": 1, "C": 2, "S": 4}.items():
+        table = torch.zeros(6, N_STEPS)
+        table[row] = table[5] = 1.0
+        given |= {"rate": RATES, "coefficients": table}
+        if name != "S":
+            made[name] = ops.reverse_steps(**given)
+            continue
+        given |= {"y": given["y"][:1], "held": given["held"][:1]}  # the noise is that of a row: one at a time
+        made[name] = torch.cat([ops.reverse_steps(**given | {"rate": RATES[i : i + 1]}) for i in range(len(RATES))])
+    return made
+
+
 def variants(kind: str, shape: Shape) -> dict[str, Any]:
     """Return results that should be one another's bits."""
     from fastndsm.kernels import ops
 
-    given = arguments(kind, shape, WAYS["data"])
+    given = arguments(kind, shape, WAYS["linear"])
     whole = ops.reverse_steps(**given)
     # path 2^32 is row 9
     pieces = [ops.reverse_steps(**rows_of(given, rows)) for rows in (slice(0, 1), slice(1, 8), slice(8, 12))]
-    scattered = {n: strided(given[n]) for n in ("y", "held", "slope", "bounds", "coefficients")}
+    scattered = {n: strided(given[n]) for n in ("y", "held", "slope", "rate", "bounds", "coefficients")}
     *tensors, _ = given["mixture"]
     scattered["mixture"] = reference.MixtureOperands(*map(strided, tensors), kind)
     bad = given["y"].clone()
@@ -330,6 +390,8 @@ def variants(kind: str, shape: Shape) -> dict[str, Any]:
         "pieces": pieces,
         "strided": ops.reverse_steps(**given | scattered),
         "beside NaN": ops.reverse_steps(**given | {"y": bad}),
+        "no rate": ops.reverse_steps(**given | {"rate": None}),
+        "rate of zero": ops.reverse_steps(**given | {"rate": torch.zeros(len(whole))}),
     }
 
     first, last = given["bounds"].tolist()
@@ -339,14 +401,14 @@ def variants(kind: str, shape: Shape) -> dict[str, Any]:
         y = ops.reverse_steps(**given | {"y": y, "bounds": bounds})
     made["one at a time"] = y
 
-    noise = torch.zeros(5, N_STEPS)
+    noise = torch.zeros(6, N_STEPS)
     noise[4] = 1.0
     one = {"bounds": torch.tensor([4, 3]), "coefficients": noise}
     made["noise alone"] = ops.reverse_steps(**given | one)
     made["normals"] = ops.philox_normal(*shape[:2], SEED, torch.tensor(3), 2, FIRST_PATH, torch.float32, CPU)
 
     ode = arguments(kind, shape, WAYS["data ode"]) | {"slope": None}
-    ode["coefficients"][3] = torch.nan
+    ode["coefficients"][[3, 5]] = torch.nan
     ode["mixture"] = reference.MixtureOperands(*(torch.full_like(t, torch.nan) for t in tensors), kind)
     made["unread"] = ops.reverse_steps(**ode)
 
@@ -374,7 +436,7 @@ def check_all(target: str, rows: list[Row]) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_kernels_compile_for(target: str, compiled: list[Row]) -> None:
-    """Of each kernel the configuration that serves everything, with a slope."""
+    """Of each kernel the configuration that serves everything, with a slope and a rate."""
     check_all(target, compiled)
 
 
@@ -414,9 +476,9 @@ def compile_all() -> Iterator[Row]:
             last = tile.dim is None and tile.components is None  # those that follow are for other architectures
             if last or every:
                 dim = tile.dim or (4 if op == "simulate_small" else LARGE)
-                yield row(op, target, tile, KIND=kind, D=dim, RESIDENT=tile.components is not None)
-                if every:
-                    yield row(op, target, tile, KIND=kind, D=dim, RESIDENT=tile.components is not None, slope_ptr=None)
+                constants = {"KIND": kind, "D": dim, "RESIDENT": tile.components is not None}
+                for absent in ([], ["rate_ptr"], ["slope_ptr"], ["slope_ptr", "rate_ptr"]) if every else ([],):
+                    yield row(op, target, tile, **constants, **dict.fromkeys(absent))
             if last:
                 break
     if "sm_90" in TARGETS and not every:

@@ -227,35 +227,38 @@ def time_mixture_score(backend: str, log: Log) -> None:
 
 
 class Reversed:
-    """Steps of the reverse process from T to 0 with an extrapolated residual score, from random y, held and slope."""
+    """Steps of the reverse process from T to 0 with a linearised residual; y, held, slope and rate are random."""
 
     def __init__(self, kind: str, dim: int, components: int, rows: int) -> None:
         mixture = random_mixture(kind, components, dim, seed=generator(dim), overlapping=True).to(device())
         self.process = LangevinProcess(mixture, T=0.02 * REVERSE_STEPS, n_steps=REVERSE_STEPS)
-        self.tensors = tuple(normals(rows, dim, seed=i) for i in range(3))
-        self.coefficients = self.process.reverse_scheme("sde", "score").coefficients(REVERSE_STEPS, 0)
-        self.silent = torch.cat([self.coefficients[:4], torch.zeros_like(self.coefficients[4:])])
+        self.tensors = *(normals(rows, dim, seed=i) for i in range(3)), normals(rows, seed=3).square()
+        self.coefficients = self.process.reverse_scheme("sde", "linear").coefficients(REVERSE_STEPS, 0)
+        self.silent = self.coefficients.clone()
+        self.silent[4] = 0.0
         self.bounds = torch.tensor([REVERSE_STEPS, 0], device=device())
         self.seed = torch.ones((), dtype=torch.int64, device=device())
         self.case = f"{kind} d={dim} K={components} B={rows:,} steps={REVERSE_STEPS}"
         self.score = _eager_score(mixture.float())
-        # A y, X slope, C times their sum, B grad log pi, S xi
-        each = _score_multiply_adds(kind, dim, components) + 5 * dim
+        # A y, X slope, C times their sum, B grad log pi, S xi; x, e^-x, 1 - e^-x, f(2 x), and A, B, C and S by them
+        each = _score_multiply_adds(kind, dim, components) + 5 * dim + (1 + roofline.EXPONENTIAL + 1 + 2 + 4)
         self.multiply_adds, self.normals = rows * REVERSE_STEPS * each, rows * (REVERSE_STEPS - 1) * dim
         self.count = rows * REVERSE_STEPS
 
     def ours(self, how: str, tensors: tuple[Tensor, ...] | None = None, noise: bool = True) -> tuple[Tensor]:
-        y, held, slope = tensors or self.tensors
+        y, held, slope, rate = tensors or self.tensors
         table = self.coefficients if noise else self.silent
-        return (self.process.dynamics.reverse_steps(y, held, slope, self.bounds, table, self.seed, 0, how),)
+        return (self.process.dynamics.reverse_steps(y, held, slope, rate, self.bounds, table, self.seed, 0, how),)
 
     def eager(self, noise: bool = True) -> tuple[Tensor]:
-        y, held, slope = self.tensors
+        y, held, slope, rate = self.tensors
         for n in reversed(range(REVERSE_STEPS)):
-            decay, drift, weight, position, std = self.numbers[n]
-            y = decay * y + weight * (held + position * slope) + drift * self.score(y)
+            decay, drift, weight, position, std, rate_scale = self.numbers[n]
+            x = (rate_scale * rate)[:, None].clamp(min=1e-30)
+            mean = -torch.expm1(-x) / x
+            y = decay * (-x).exp() * y + mean * (weight * (held + position * slope) + drift * self.score(y))
             if noise and n > 0:
-                y = y + std * torch.randn_like(y)
+                y = y + std * (-torch.expm1(-2.0 * x) / (2.0 * x)).sqrt() * torch.randn_like(y)
         return (y,)
 
     @cached_property
@@ -306,7 +309,7 @@ def time_reverse_steps(shape: tuple[str, int, int, int], backend: str, log: Log)
     check = checked(problem.ours(backend), True, FLOAT32 + 10.0 * own)
     row = Row("reverse_steps", problem.case, backend, "a sample-step", problem.count, check)
     row.multiply_adds, row.normals = problem.multiply_adds, problem.normals
-    row.bytes = 4 * problem.tensors[0].nbytes
+    row.bytes = problem.tensors[0].nbytes + sum(t.nbytes for t in problem.tensors)
     row.share, row.targets = REVERSE_SHARE, {"eager": AHEAD_OF_EAGER}
     _log(log, row, partial(problem.ours, backend))
     check = checked(problem.eager(False), False, MATMUL_FORM)
