@@ -404,9 +404,9 @@ class MixtureTile {
   // Rows of a matrix that go together: as many independent sums as the latency needs and registers hold.
   static constexpr int kFullRows = kRegisters >= 32 || !with_product ? 8 : 4;
 
-  // R rows of a full component's u and w from i0 on, and what they give to u . (m - x) and u . z.
+  // R rows of a full component's u and w from i0 on.
   template <int R>
-  FASTNDSM_HD void full_rows(const V* x, const V* z, const S* mean, const S* precision, int64_t i0, V& q, V& along) {
+  FASTNDSM_HD void full_rows(const V* x, const V* z, const S* mean, const S* precision, int64_t i0) {
     const int64_t d = dim();
     V u[R], w[R];
     FASTNDSM_UNROLL
@@ -423,11 +423,7 @@ class MixtureTile {
     FASTNDSM_UNROLL
     for (int i = 0; i < R; ++i) {
       t_.u[i0 + i] = u[i];
-      q = fma(V(mean[i0 + i] - x[i0 + i]), u[i], q);
-      if constexpr (with_product) {
-        t_.w[i0 + i] = w[i];
-        along = fma(u[i], z[i0 + i], along);
-      }
+      if constexpr (with_product) t_.w[i0 + i] = w[i];
     }
   }
 
@@ -436,13 +432,17 @@ class MixtureTile {
     const int64_t d = dim();
     const S* mean = m_.means + k * d;
     const S* precision = m_.precisions + k * d * d;
-    V q = V{}, along = V{};
     int64_t i = 0;
     if constexpr (kFullRows > 4) {
-      for (; i + kFullRows <= d; i += kFullRows) full_rows<kFullRows>(x, z, mean, precision, i, q, along);
+      for (; i + kFullRows <= d; i += kFullRows) full_rows<kFullRows>(x, z, mean, precision, i);
     }
-    for (; i + 4 <= d; i += 4) full_rows<4>(x, z, mean, precision, i, q, along);
-    for (; i < d; ++i) full_rows<1>(x, z, mean, precision, i, q, along);
+    for (; i + 4 <= d; i += 4) full_rows<4>(x, z, mean, precision, i);
+    for (; i < d; ++i) full_rows<1>(x, z, mean, precision, i);
+    V q = V{}, along = V{};
+    for (int64_t j = 0; j < d; ++j) {
+      q = fma(V(mean[j] - x[j]), t_.u[j], q);
+      if constexpr (with_product) along = fma(t_.u[j], z[j], along);
+    }
     t_.weights[0] = fma(q, splat<V>(-kHalfLog2e), splat<V>(m_.log_scale[k]));
     if constexpr (with_product) t_.products[0] = along;
   }
