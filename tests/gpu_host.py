@@ -34,7 +34,7 @@ class Arguments(ctypes.Structure):
     _fields_ = (
         *((name, POINTER) for name in ("parameters", "drift_scale", "noise_std", "coefficients")),
         *((name, INTEGER) for name in NUMBERS),
-        *((name, POINTER) for name in ("start", "steps", "held", "slope", "x", "second", "third")),
+        *((name, POINTER) for name in ("start", "steps", "held", "slope", "own", "x", "second", "third")),
     )
 
 
@@ -96,6 +96,7 @@ def run(
     *,
     held: Tensor | None = None,
     slope: Tensor | None = None,
+    rate: Tensor | None = None,
     coefficients: Tensor | None = None,
     antithetic: bool = False,
     transition: bool = False,
@@ -103,7 +104,7 @@ def run(
 ) -> tuple[Tensor, ...]:
     """Return x, and mean and noise or target and variance; all held NaN before. samples_a_warp 0: in registers.
 
-    emulated: by the CUDA kernel itself. mode "reverse": steps are the bounds, coefficients [5, N].
+    emulated: by the CUDA kernel itself. mode "reverse": steps are the bounds, coefficients [6, N].
     """
     mixture = process.mixture
     (rows, dim), kind = start.shape, mixture.covariance_type
@@ -122,6 +123,7 @@ def run(
         "steps": steps.contiguous(),
         "held": None if held is None else held.contiguous(),
         "slope": None if slope is None else slope.contiguous(),
+        "own": None if rate is None else rate.contiguous(),
         "coefficients": None if coefficients is None else coefficients.contiguous(),
         **dict(zip(("x", "second", "third"), outputs, strict=False)),
     }
@@ -150,7 +152,7 @@ def run(
     return tuple(outputs)
 
 
-SAMPLING_POINTERS = ("parameters", "coefficients", "gains", "inverse_gap", "network", "scales", "shifts")
+SAMPLING_POINTERS = ("parameters", "coefficients", "evaluations", "network", "scales", "shifts")
 SAMPLING_POINTERS += ("y", "bounds", "out", "failed")
 SAMPLING_NUMBERS = ("kind", "n_components", "dim", "n_steps", "n_evaluations", "seed", "first_path", "rows")
 SAMPLING_NUMBERS += ("network_floats", "n_hidden", "width", "inputs", "resident", "tile")
@@ -179,12 +181,11 @@ def sample_mlp(
     means, precisions, log_scale, kind = mixture
     if kind == "tied":
         kind, precisions = "full", precisions.expand(len(means), -1, -1)
-    out, failed = torch.full_like(y, torch.nan), torch.full((), len(schedule.gains))
+    out, failed = torch.full_like(y, torch.nan), torch.full((), len(schedule.evaluations))
     tensors = {
         "parameters": packed_mixture(MixtureOperands(means, precisions, log_scale, kind), y.shape[1], emulated=True),
         "coefficients": schedule.coefficients.to(y.dtype).contiguous(),
-        "gains": network.gains.contiguous(),
-        "inverse_gap": schedule.inverse_gap.to(y.dtype),
+        "evaluations": network.evaluations.contiguous(),
         "network": packed_network(network.weights, network.biases),
         "scales": network.scales.contiguous(),
         "shifts": network.shifts.contiguous(),
@@ -198,7 +199,7 @@ def sample_mlp(
         "n_components": len(means),
         "dim": y.shape[1],
         "n_steps": schedule.coefficients.shape[1],
-        "n_evaluations": len(schedule.gains),
+        "n_evaluations": len(schedule.evaluations),
         "seed": seed,
         "first_path": first_path,
         "rows": len(y),

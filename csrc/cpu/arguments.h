@@ -31,7 +31,7 @@ inline void check_shape(const char* name, const at::Tensor& t, at::IntArrayRef e
 
 // N of the coefficients [5, N] of the reverse process.
 inline int64_t checked_coefficients(const at::Tensor& coefficients) {
-  TORCH_CHECK_VALUE(coefficients.dim() == 2 && coefficients.size(0) == 5, "coefficients: expected shape [5, N], found ",
+  TORCH_CHECK_VALUE(coefficients.dim() == 2 && coefficients.size(0) == 6, "coefficients: expected shape [6, N], found ",
                     coefficients.sizes());
   return coefficients.size(1);
 }

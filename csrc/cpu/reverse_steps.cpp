@@ -10,11 +10,11 @@ namespace fastndsm {
 namespace {
 
 template <typename S>
-void run(const at::Tensor& y, const at::Tensor& held, const std::optional<at::Tensor>& slope, int64_t first, int64_t last,
-         const at::Tensor& coefficients, const MixtureArgument<S>& mixture, const at::Tensor& seed, int64_t first_path,
-         at::Tensor& out) {
+void run(const at::Tensor& y, const at::Tensor& held, const std::optional<at::Tensor>& slope,
+         const std::optional<at::Tensor>& rate, int64_t first, int64_t last, const at::Tensor& coefficients,
+         const MixtureArgument<S>& mixture, const at::Tensor& seed, int64_t first_path, at::Tensor& out) {
   const at::Tensor start = y.contiguous(), network = held.contiguous(), table = coefficients.contiguous();
-  const at::Tensor change = slope ? slope->contiguous() : at::Tensor();
+  const at::Tensor change = slope ? slope->contiguous() : at::Tensor(), own = rate ? rate->contiguous() : at::Tensor();
   const ReverseView<S> view{
       mixture.view(), {table.const_data_ptr<S>(), table.size(1)}, NoiseStream(seed_value(seed), kReverseStream)};
   const ReverseBatch<S> batch{y.size(0),
@@ -24,6 +24,7 @@ void run(const at::Tensor& y, const at::Tensor& held, const std::optional<at::Te
                               start.const_data_ptr<S>(),
                               network.const_data_ptr<S>(),
                               slope ? change.const_data_ptr<S>() : nullptr,
+                              rate ? own.const_data_ptr<S>() : nullptr,
                               out.mutable_data_ptr<S>()};
   const int64_t n = first - last;
   const bool sorts = sorts_components(mixture.view()) && n >= kFewSteps && batch.n_rows > kLanes<S>;
@@ -36,14 +37,15 @@ void run(const at::Tensor& y, const at::Tensor& held, const std::optional<at::Te
 }
 
 at::Tensor reverse_steps(const at::Tensor& y, const at::Tensor& held, const std::optional<at::Tensor>& slope,
-                         const at::Tensor& bounds, const at::Tensor& coefficients, const at::Tensor& means,
-                         const at::Tensor& precisions, const at::Tensor& log_scale, const std::string& covariance_type,
-                         const at::Tensor& seed, int64_t first_path) {
+                         const std::optional<at::Tensor>& rate, const at::Tensor& bounds, const at::Tensor& coefficients,
+                         const at::Tensor& means, const at::Tensor& precisions, const at::Tensor& log_scale,
+                         const std::string& covariance_type, const at::Tensor& seed, int64_t first_path) {
   TORCH_CHECK_VALUE(means.dim() == 2, "means: expected shape [K, d], found ", means.sizes());
   TORCH_CHECK_VALUE(y.dim() == 2 && y.size(1) == means.size(1), "y: expected shape [B, ", means.size(1), "], found ",
                     y.sizes());
   check_shape("held", held, y.sizes());
   if (slope) check_shape("slope", *slope, y.sizes());
+  if (rate) check_shape("rate", *rate, {y.size(0)});
   const int64_t n_steps = checked_coefficients(coefficients);
   TORCH_CHECK_VALUE(bounds.scalar_type() == at::kLong && bounds.sizes() == at::IntArrayRef({2}),
                     "bounds: expected int64 [2], found ", bounds.scalar_type(), " of shape ", bounds.sizes());
@@ -53,7 +55,7 @@ at::Tensor reverse_steps(const at::Tensor& y, const at::Tensor& held, const std:
   at::Tensor out = at::empty(y.sizes(), y.options());
   AT_DISPATCH_FLOATING_TYPES(y.scalar_type(), "fastndsm::reverse_steps", [&] {
     const MixtureArgument<scalar_t> mixture(means, precisions, log_scale, covariance_type);
-    if (y.size(0) > 0) run<scalar_t>(y, held, slope, first, last, coefficients, mixture, seed, first_path, out);
+    if (y.size(0) > 0) run<scalar_t>(y, held, slope, rate, first, last, coefficients, mixture, seed, first_path, out);
   });
   return out;
 }
@@ -62,7 +64,7 @@ at::Tensor reverse_steps(const at::Tensor& y, const at::Tensor& held, const std:
 
 TORCH_LIBRARY_FRAGMENT(fastndsm_cpp, m) {
   m.def(
-      "reverse_steps(Tensor y, Tensor held, Tensor? slope, Tensor bounds, Tensor coefficients, Tensor means, "
+      "reverse_steps(Tensor y, Tensor held, Tensor? slope, Tensor? rate, Tensor bounds, Tensor coefficients, Tensor means, "
       "Tensor precisions, Tensor log_scale, str covariance_type, Tensor seed, int first_path) -> Tensor");
 }
 

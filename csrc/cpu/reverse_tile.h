@@ -59,6 +59,7 @@ class ReverseTile {
   ReverseTile(const ReverseTile&) = delete;
 
   V *y, *held, *slope;  // [d] each
+  V own{};              // rates
 
   // Other samples, of these paths.
   void start(const PathCounters<words_of<V>>& paths) {
@@ -69,16 +70,17 @@ class ReverseTile {
   // grad log pi(y), [d].
   void score(V* out) { Walk{view_}.score(member_, far_, out); }
 
-  // y from t_first down to t_last, with a slope or without.
-  void run(int64_t first, int64_t last, bool sloped) {
+  // y from t_first down to t_last, with a slope or without, and so with rates.
+  void run(int64_t first, int64_t last, bool sloped, bool rated) {
     if constexpr (sizeof(S) == 4 && (kind == Covariance::spherical || kind == Covariance::diag)) {
       switch (known_dimension(view_.mixture)) {
-        case 2: return in_registers<2>(first, last, sloped);
-        case 3: return in_registers<3>(first, last, sloped);
+        case 2: return in_registers<2>(first, last, sloped, rated);
+        case 3: return in_registers<3>(first, last, sloped, rated);
         default: break;
       }
     }
     member_.state.held = held, member_.state.slope = sloped ? slope : nullptr;
+    member_.state.own = rated ? &own : nullptr;
     Walk{view_}.run_back(member_, first, last, far_);
   }
 
@@ -89,14 +91,16 @@ class ReverseTile {
   }
 
   template <int D>
-  void in_registers(int64_t first, int64_t last, bool sloped) {
+  void in_registers(int64_t first, int64_t last, bool sloped, bool rated) {
     const RegisterMixture<S> mixture = known_mixture(view_.mixture);
     RegisterTrajectory<V, kind, D, false> sample(nullptr, 1);
     V network[D], change[D];
     for (int j = 0; j < D; ++j) sample.x[j] = y[j], network[j] = held[j], change[j] = sloped ? slope[j] : V{};
     for (int64_t n = first - 1; n >= last; --n) {
       const auto counters = member_.lanes.paths.at(static_cast<uint32_t>(n), view_.noise.key);
-      sample.step_back(mixture, D, view_.table[n], counters, network, change, 1, far_);
+      const ReverseStep<S> step = view_.table[n];
+      const SampleStep<V> lanes = rated ? step.rated(own) : step.template unrated<V>();
+      sample.step_back(mixture, D, step, lanes, counters, network, change, 1, far_);
     }
     for (int j = 0; j < D; ++j) y[j] = sample.x[j];
   }

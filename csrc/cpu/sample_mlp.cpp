@@ -97,7 +97,7 @@ struct Sampling {
   float feature_scale;          // 0: no features
   int64_t n_evaluations;
   const int64_t* bounds;        // [M + 1]
-  const float *gains, *inverse_gap;  // [M, 3], [M]
+  const Evaluation<float>* evaluations;  // [M]
 };
 
 template <Covariance kind>
@@ -116,17 +116,27 @@ class SamplingTile {
   int64_t run(const PathCounters<words_of<V>>& paths, int count) {
     const int64_t d = p_.reverse.mixture.dim;
     tile_.start(paths);
+    V rate_before{};
     for (int64_t k = 0; k < p_.n_evaluations; ++k) {
       evaluate(k);
-      const float *gains = p_.gains + 3 * k, inverse_gap = p_.inverse_gap[k];
-      const bool sloped = inverse_gap != 0.0f;
-      for (int64_t j = 0; j < d; ++j) {
-        const V of_reference = fused(splat<V>(gains[1]), reference_[j], V(gains[2] * output_[j]));
-        tile_.held[j] = fused(splat<V>(gains[0]), tile_.y[j], of_reference);
-        if (sloped) tile_.slope[j] = inverse_gap * (tile_.held[j] - before_[j]);
-        before_[j] = tile_.held[j];
+      const Evaluation<float> now = p_.evaluations[k];
+      const bool sloped = now.inverse_gap != 0.0f, rated = now.limit != 0.0f;
+      V rate{};
+      if (rated) {
+        V sum{};
+        for (int64_t j = 0; j < d; ++j) {
+          const V residual = now.residual(reference_[j], output_[j]);
+          sum = fused(residual, V(residual + reference_[j]), sum);
+        }
+        rate = now.rate(sum, d);
       }
-      tile_.run(p_.bounds[k], p_.bounds[k + 1], sloped);
+      for (int64_t j = 0; j < d; ++j) {
+        const V y = tile_.y[j], current = now.current(y, reference_[j], now.residual(reference_[j], output_[j]));
+        if (sloped) tile_.slope[j] = now.slope(y, current, before_[j], rate_before);
+        before_[j] = tile_.held[j] = fused(rate, y, current);
+      }
+      tile_.own = rate_before = rate;
+      tile_.run(p_.bounds[k], p_.bounds[k + 1], sloped, rated);
       if (!finite(count)) return k;
     }
     return p_.n_evaluations;
@@ -182,17 +192,16 @@ void run_tiles(const Sampling& p, const float* from, int64_t n_rows, int64_t fir
 std::tuple<at::Tensor, at::Tensor> sample_mlp(const at::Tensor& y, at::TensorList weights, at::TensorList biases,
                                               const at::Tensor& scales, const at::Tensor& shifts, double feature_scale,
                                               const at::Tensor& bounds, const at::Tensor& coefficients,
-                                              const at::Tensor& gains, const at::Tensor& inverse_gap,
-                                              const at::Tensor& means, const at::Tensor& precisions,
-                                              const at::Tensor& log_scale, const std::string& covariance_type,
-                                              const at::Tensor& seed, int64_t first_path) {
+                                              const at::Tensor& evaluations, const at::Tensor& means,
+                                              const at::Tensor& precisions, const at::Tensor& log_scale,
+                                              const std::string& covariance_type, const at::Tensor& seed,
+                                              int64_t first_path) {
   TORCH_CHECK_VALUE(means.dim() == 2 && y.dim() == 2 && y.size(1) == means.size(1),
                     "y: expected shape [B, d] as means [K, d] ", means.sizes(), ", found ", y.sizes());
   TORCH_CHECK_TYPE(y.scalar_type() == at::kFloat, "y: expected float32, found ", y.scalar_type());
   TORCH_CHECK_VALUE(scales.dim() == 2 && scales.size(0) > 0, "scales: expected shape [M, widths], found ", scales.sizes());
   const int64_t n_steps = checked_coefficients(coefficients), n_evaluations = scales.size(0), d = y.size(1);
-  check_shape("gains", gains, {n_evaluations, 3});
-  check_shape("inverse_gap", inverse_gap, {n_evaluations});
+  check_shape("evaluations", evaluations, {n_evaluations, 8});
   check_shape("bounds", bounds, {n_evaluations + 1});
   const at::Tensor points = bounds.contiguous();
   const int64_t* at = points.const_data_ptr<int64_t>();
@@ -204,16 +213,14 @@ std::tuple<at::Tensor, at::Tensor> sample_mlp(const at::Tensor& y, at::TensorLis
                     "weights: expected a network of ", feature_scale != 0.0 ? 2 * d : d, " inputs and ", d,
                     " outputs, found ", net.view().inputs, " and ", net.view().outputs);
   const MixtureArgument<float> mixture(means, precisions, log_scale, covariance_type);
-  const at::Tensor start = y.contiguous(), table = coefficients.contiguous(), g = gains.contiguous(),
-                   gap = inverse_gap.contiguous();
+  const at::Tensor start = y.contiguous(), table = coefficients.contiguous(), rows = evaluations.contiguous();
   const Sampling sampling{
       {mixture.view(), {table.const_data_ptr<float>(), n_steps}, NoiseStream(seed_value(seed), kReverseStream)},
       net.view(),
       static_cast<float>(feature_scale),
       n_evaluations,
       at,
-      g.const_data_ptr<float>(),
-      gap.const_data_ptr<float>()};
+      reinterpret_cast<const Evaluation<float>*>(rows.const_data_ptr<float>())};
   at::Tensor out = at::empty(y.sizes(), y.options());
   std::atomic<int64_t> failed{n_evaluations};
   by_kind(mixture.view().kind, [&](auto kind) {
@@ -231,7 +238,7 @@ std::tuple<at::Tensor, at::Tensor> sample_mlp(const at::Tensor& y, at::TensorLis
 TORCH_LIBRARY_FRAGMENT(fastndsm_cpp, m) {
   m.def(
       "sample_mlp(Tensor y, Tensor[] weights, Tensor[] biases, Tensor scales, Tensor shifts, float feature_scale, "
-      "Tensor bounds, Tensor coefficients, Tensor gains, Tensor inverse_gap, Tensor means, Tensor precisions, "
+      "Tensor bounds, Tensor coefficients, Tensor evaluations, Tensor means, Tensor precisions, "
       "Tensor log_scale, str covariance_type, Tensor seed, int first_path) -> (Tensor, Tensor)");
 }
 

@@ -285,6 +285,7 @@ template <typename S>
 struct ReverseBatch {
   int64_t n_rows, first_path, first, last;
   const S *y, *held, *slope;  // [n_rows, d]; slope may be null
+  const S* own;  // [n_rows], rates; or null
   S* out;
 };
 
@@ -301,8 +302,9 @@ void run_tiles_back(const ReverseView<S>& view, const ReverseBatch<S>& batch, co
       rows.count = schedule.rows(i, rows.row);
       rows.gather(batch.y, d, tile.y), rows.gather(batch.held, d, tile.held);
       if (batch.slope) rows.gather(batch.slope, d, tile.slope);
+      if (batch.own) rows.gather(batch.own, 1, &tile.own);
       tile.start(rows.paths(batch.first_path, view.noise.stream));
-      tile.run(batch.first, batch.last, batch.slope != nullptr);
+      tile.run(batch.first, batch.last, batch.slope != nullptr, batch.own != nullptr);
       rows.scatter(tile.y, 0, d, batch.out);
     }
   });

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "../include/reverse.h"
+
 namespace fastndsm::cuda {
 
 constexpr uint32_t kNoisingStream = 0;
@@ -42,11 +44,12 @@ struct Noising {
 // As reverse.h has it.
 struct Reverse {
   MixtureBlock mixture;
-  const float* coefficients;  // [5, N]
+  const float* coefficients;  // [6, N]
   int n_steps;
   int64_t seed, first_path, rows;
   const int64_t* bounds;  // first and last; on the device, where a graph that is launched again finds others
   const float *y, *held, *slope;  // [rows, dim]; slope may be null
+  const float* own;  // [rows], rates; or null
   float* out;
 };
 
@@ -58,7 +61,7 @@ struct MlpSampling {
   int64_t seed, first_path, rows;
   const int64_t* bounds;  // [M + 1]
   int n_evaluations;
-  const float *gains, *inverse_gap;  // [M, 3], [M]
+  const Evaluation<float>* evaluations;  // [M]
   float feature_scale;
   const float* network;
   int network_floats, n_hidden, width, inputs;  // hidden layers all of one width, 64 or 128

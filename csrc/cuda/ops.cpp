@@ -114,15 +114,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_op(const at::Tensor& x0,
 }
 
 at::Tensor reverse_op(const at::Tensor& y, const at::Tensor& held, const std::optional<at::Tensor>& slope,
-                      const at::Tensor& bounds, const at::Tensor& coefficients, const at::Tensor& means,
-                      const at::Tensor& precisions, const at::Tensor& log_scale, const std::string& kind, int64_t padded,
-                      int64_t seed, int64_t first_path, bool tiled) {
+                      const std::optional<at::Tensor>& rate, const at::Tensor& bounds, const at::Tensor& coefficients,
+                      const at::Tensor& means, const at::Tensor& precisions, const at::Tensor& log_scale,
+                      const std::string& kind, int64_t padded, int64_t seed, int64_t first_path, bool tiled) {
   const c10::cuda::CUDAGuard guard(y.device());
   check("y", y, at::kFloat, {y.size(0), y.size(1)});
   check("held", held, at::kFloat, y.sizes());
   if (slope) check("slope", *slope, at::kFloat, y.sizes());
+  if (rate) check("rate", *rate, at::kFloat, {y.size(0)});
   check("bounds", bounds, at::kLong, {2});
-  check("coefficients", coefficients, at::kFloat, {5, coefficients.size(1)});
+  check("coefficients", coefficients, at::kFloat, {6, coefficients.size(1)});
   at::Tensor out = at::empty(y.sizes(), y.options());
   const PackedMixture mixture(means, precisions, log_scale, kind, y.size(1), padded);
   const Reverse a{mixture.block(),
@@ -135,6 +136,7 @@ at::Tensor reverse_op(const at::Tensor& y, const at::Tensor& held, const std::op
                   y.const_data_ptr<float>(),
                   held.const_data_ptr<float>(),
                   slope ? slope->const_data_ptr<float>() : nullptr,
+                  rate ? rate->const_data_ptr<float>() : nullptr,
                   out.mutable_data_ptr<float>()};
   if (y.size(0) > 0) check_launch("reverse_steps", tiled ? reverse_steps_tiled(a, stream()) : reverse_steps(a, stream()));
   return out;
@@ -144,21 +146,20 @@ at::Tensor reverse_op(const at::Tensor& y, const at::Tensor& held, const std::op
 std::tuple<at::Tensor, at::Tensor> sample_mlp_op(const at::Tensor& y, const at::Tensor& network, int64_t n_hidden,
                                                  int64_t width, int64_t inputs, const at::Tensor& scales,
                                                  const at::Tensor& shifts, double feature_scale, const at::Tensor& bounds,
-                                                 const at::Tensor& coefficients, const at::Tensor& gains,
-                                                 const at::Tensor& inverse_gap, const at::Tensor& means,
-                                                 const at::Tensor& precisions, const at::Tensor& log_scale,
-                                                 const std::string& kind, int64_t seed, int64_t first_path) {
+                                                 const at::Tensor& coefficients, const at::Tensor& evaluations,
+                                                 const at::Tensor& means, const at::Tensor& precisions,
+                                                 const at::Tensor& log_scale, const std::string& kind, int64_t seed,
+                                                 int64_t first_path) {
   const c10::cuda::CUDAGuard guard(y.device());
-  const int64_t d = y.size(1), n_evaluations = gains.size(0), outputs = (d + 7) / 8 * 8;
+  const int64_t d = y.size(1), n_evaluations = evaluations.size(0), outputs = (d + 7) / 8 * 8;
   check("y", y, at::kFloat, {y.size(0), d});
   check("network", network, at::kFloat,
         {(inputs + 1) * width + (n_hidden - 1) * (width + 1) * width + (width + 1) * outputs});
   check("scales", scales, at::kFloat, {n_evaluations, n_hidden * width});
   check("shifts", shifts, at::kFloat, scales.sizes());
   check("bounds", bounds, at::kLong, {n_evaluations + 1});
-  check("coefficients", coefficients, at::kFloat, {5, coefficients.size(1)});
-  check("gains", gains, at::kFloat, {n_evaluations, 3});
-  check("inverse_gap", inverse_gap, at::kFloat, {n_evaluations});
+  check("coefficients", coefficients, at::kFloat, {6, coefficients.size(1)});
+  check("evaluations", evaluations, at::kFloat, {n_evaluations, 8});
   TORCH_CHECK_VALUE(inputs == d || inputs == 2 * d, "inputs: expected ", d, " or ", 2 * d, ", found ", inputs);
   at::Tensor out = at::empty(y.sizes(), y.options());
   at::Tensor failed = at::full({}, n_evaluations, y.options().dtype(at::kLong));
@@ -171,8 +172,7 @@ std::tuple<at::Tensor, at::Tensor> sample_mlp_op(const at::Tensor& y, const at::
                       y.size(0),
                       bounds.const_data_ptr<int64_t>(),
                       int(n_evaluations),
-                      gains.const_data_ptr<float>(),
-                      inverse_gap.const_data_ptr<float>(),
+                      reinterpret_cast<const Evaluation<float>*>(evaluations.const_data_ptr<float>()),
                       float(feature_scale),
                       network.const_data_ptr<float>(),
                       int(network.numel()),
@@ -211,11 +211,11 @@ TORCH_LIBRARY(fastndsm_cuda, m) {
       "Tensor log_scale, str kind, int padded, int seed, int first_path, str what, bool tiled) -> (Tensor, Tensor, "
       "Tensor)");
   m.def(
-      "reverse_steps(Tensor y, Tensor held, Tensor? slope, Tensor bounds, Tensor coefficients, Tensor means, "
+      "reverse_steps(Tensor y, Tensor held, Tensor? slope, Tensor? rate, Tensor bounds, Tensor coefficients, Tensor means, "
       "Tensor precisions, Tensor log_scale, str kind, int padded, int seed, int first_path, bool tiled) -> Tensor");
   m.def(
       "sample_mlp(Tensor y, Tensor network, int n_hidden, int width, int inputs, Tensor scales, Tensor shifts, "
-      "float feature_scale, Tensor bounds, Tensor coefficients, Tensor gains, Tensor inverse_gap, Tensor means, "
+      "float feature_scale, Tensor bounds, Tensor coefficients, Tensor evaluations, Tensor means, "
       "Tensor precisions, Tensor log_scale, str kind, int seed, int first_path) -> (Tensor, Tensor)");
   m.def("block_size(str kind, int n_components, int padded) -> int", block_size_op);
   m.def("register_dimension(str kind, int dim) -> int", register_dimension_op);

@@ -148,6 +148,7 @@ __global__ void __launch_bounds__(256, 1) sample_kernel(const __grid_constant__ 
   path_words(a.first_path + row, kReverseStream, c0, c1);
   const PathCounters<uint32_t> path(c0, c1);
   int failed = a.n_evaluations;
+  float rate = 0.0f;
   for (int k = 0; k < a.n_evaluations; ++k) {
     if (t < tile) {
       mixture_score(mixture, scratch, y, reference);
@@ -159,15 +160,23 @@ __global__ void __launch_bounds__(256, 1) sample_kernel(const __grid_constant__ 
     __syncthreads();
     network<kWidth>(a, weights, k, tile, inputs, h, outputs);
     if (t < tile) {
-      const float *gains = a.gains + 3 * k, inverse_gap = a.inverse_gap[k];
+      const Evaluation<float> now = a.evaluations[k];
+      float sum = 0.0f;
       for (int j = 0; j < d; ++j) {
-        const float now = fused(gains[0], y[j], fused(gains[1], reference[j], gains[2] * outputs[j * tile + t]));
-        slope[j] = inverse_gap != 0.0f ? inverse_gap * (now - held[j]) : 0.0f;
-        held[j] = now;
+        const float residual = now.residual(reference[j], outputs[j * tile + t]);
+        sum = fused(residual, residual + reference[j], sum);
+      }
+      const float before = rate;
+      rate = now.rate(sum, d);
+      for (int j = 0; j < d; ++j) {
+        const float current = now.current(y[j], reference[j], now.residual(reference[j], outputs[j * tile + t]));
+        slope[j] = now.inverse_gap != 0.0f ? now.slope(y[j], current, held[j], before) : 0.0f;
+        held[j] = fused(rate, y[j], current);
       }
       const int last = int(a.bounds[k + 1]);
       for (int n = int(a.bounds[k]) - 1; n >= last; --n) {
         const ReverseStep<float> step = table[n];
+        const SampleStep<float> own = now.limit != 0.0f ? step.rated(rate) : step.unrated();
         if (step.drift != 0.0f) mixture_score(mixture, scratch, y, reference);
         for (int j0 = 0; j0 < d; j0 += 4) {
           float z[4] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -177,7 +186,7 @@ __global__ void __launch_bounds__(256, 1) sample_kernel(const __grid_constant__ 
             const int j = j0 + i;
             if (j >= d) continue;
             const float score = step.drift != 0.0f ? reference[j] : 0.0f;
-            y[j] = step.next(y[j], score, step.network(held[j], slope[j]), z[i]);
+            y[j] = own.next(y[j], score, own.network(held[j], slope[j]), z[i]);
           }
         }
       }

@@ -84,10 +84,13 @@ __global__ void __launch_bounds__(kThreads, 1) reverse_kernel(const __grid_const
     held[j * kThreads] = j < d ? a.held[row * d + j] : 0.0f;
     slope[j * kThreads] = a.slope && j < d ? a.slope[row * d + j] : 0.0f;
   }
+  const float own = a.own ? a.own[row] : 0.0f;
   const int last = static_cast<int>(a.bounds[1]);
   for (int n = static_cast<int>(a.bounds[0]) - 1; n >= last; --n) {
     const auto counters = path.at(static_cast<uint32_t>(n), noise.key);
-    sample.step_back(mixture, d, table[n], counters, held, slope, kThreads, nullptr);
+    const ReverseStep<float> step = table[n];
+    const SampleStep<float> now = a.own ? step.rated(own) : step.unrated();
+    sample.step_back(mixture, d, step, now, counters, held, slope, kThreads, nullptr);
   }
 #pragma unroll
   for (int j = 0; j < D; ++j) {

@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) simulate_tiled_kernel(co
     rows.path[s] = a.first_path + row, rows.from[s] = row, rows.to[s] = i < a.rows ? row : row + a.rows;
     rows.steps[s] = int(a.steps[row]), rows.sign[s] = i < a.rows ? 1.0f : -1.0f;
   }
-  const TiledArrays<float> arrays{a.x0, nullptr, nullptr, a.x, a.mean, a.noise, a.target, a.variance};
+  const TiledArrays<float> arrays{a.x0, nullptr, nullptr, nullptr, a.x, a.mean, a.noise, a.target, a.variance};
   WarpTrajectory<DeviceWarp, float, kind, mode, N>(process, rows, arrays, memory<kind, mode, N>(m, shared), {}).simulate();
 }
 
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) reverse_tiled_kernel(con
     const int64_t row = s < rows.count ? first + s : first;
     rows.path[s] = a.first_path + row, rows.from[s] = rows.to[s] = row, rows.steps[s] = 0, rows.sign[s] = 1.0f;
   }
-  const TiledArrays<float> arrays{a.y, a.held, a.slope, a.out, nullptr, nullptr, nullptr, nullptr};
+  const TiledArrays<float> arrays{a.y, a.held, a.slope, a.own, a.out, nullptr, nullptr, nullptr, nullptr};
   WarpTrajectory<DeviceWarp, float, kind, Mode::reverse, N>(process, rows, arrays,
                                                             memory<kind, Mode::reverse, N>(m, shared), {})
       .reverse({a.coefficients, a.n_steps}, int(a.bounds[0]), int(a.bounds[1]));

@@ -341,11 +341,12 @@ struct RegisterTrajectory {
     }
   }
 
-  // One step back; held and slope of dimension j lie at [j at]. far(x, maximum) gives the scores of lanes whose largest
+  // One step back, `lanes` its coefficients of the lanes; held and slope of dimension j lie at [j at]. far(x, maximum) gives the scores of lanes whose largest
   // logit is the lowest there is; a null pointer leaves them.
   template <typename Far>
   FASTNDSM_HD void step_back(const RegisterMixture<S>& mixture, int dim, const ReverseStep<S>& step,
-                             const Counters& counters, const V* held, const V* slope, int at, const Far& far) {
+                             const SampleStep<V>& lanes, const Counters& counters, const V* held, const V* slope, int at,
+                             const Far& far) {
     constexpr int C = kCounter<D>;
     const bool draws = step.std != S(0);
     V z[kAhead ? D : C], score[D];
@@ -376,7 +377,7 @@ struct RegisterTrajectory {
       FASTNDSM_UNROLL
       for (int i = 0; i < C; ++i) {
         const int j = j0 + i;
-        x[j] = step.next(x[j], score[j], step.network(held[j * at], slope[j * at]), z[kAhead ? j : i]);
+        x[j] = lanes.next(x[j], score[j], lanes.network(held[j * at], slope[j * at]), z[kAhead ? j : i]);
       }
     }
   }

@@ -54,6 +54,7 @@ struct TileState {
   V* rate = nullptr;   // target: p(x_0)
   const V* held = nullptr;   // reverse: what the network gave
   const V* slope = nullptr;  // reverse: or null
+  const V* own = nullptr;    // reverse: the rates of the lanes, or null
 };
 
 // What travels together: the second member of an antithetic pair takes the first one's noise with the sign turned.
@@ -105,6 +106,7 @@ struct Trajectory {
   FASTNDSM_HD void run_back(Member<V>& one, int64_t first, int64_t last, Far& far) const {
     for (int64_t n = first - 1; n >= last; --n) {
       const ReverseStep<S> step = p.table[n];
+      const SampleStep<V> lanes = one.state.own ? step.rated(*one.state.own) : step.template unrated<V>();
       const Counters counters = one.lanes.paths.at(static_cast<uint32_t>(n), p.noise.key);
       Mixture mixture = tile(one);
       const V* beyond = nullptr;
@@ -113,7 +115,7 @@ struct Trajectory {
         if (any_lane(!(mixture.maximum() > Mixture::kLowest))) beyond = far(one.state.x, mixture.maximum());
       }
       in_chunks(step.std != S(0), nullptr, counters, [&](auto size, int64_t j, const V* z) FASTNDSM_INLINE {
-        update_back<decltype(size)::value>(step, one, mixture, beyond, j, z);
+        update_back<decltype(size)::value>(step.drift != S(0), lanes, one, mixture, beyond, j, z);
       });
     }
   }
@@ -220,11 +222,11 @@ struct Trajectory {
 
   // The same of a step back; beyond as `far` gave it.
   template <int C>
-  FASTNDSM_HD void update_back(const ReverseStep<S>& step, Member<V>& member, Mixture& mixture, const V* beyond, int64_t j0,
-                               const V* z) const {
+  FASTNDSM_HD void update_back(bool drifts, const SampleStep<V>& step, Member<V>& member, Mixture& mixture, const V* beyond,
+                               int64_t j0, const V* z) const {
     TileState<V>& t = member.state;
     V score[C];
-    if (step.drift != S(0)) {
+    if (drifts) {
       mixture.template moments<C>(t.x, nullptr, j0, score, nullptr, nullptr);
     } else {
       FASTNDSM_UNROLL

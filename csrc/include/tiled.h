@@ -47,7 +47,7 @@ struct TiledRows {
 template <typename S>
 struct TiledArrays {
   const S* start;  // [rows, dim]: x0, or y
-  const S *held, *slope;  // reverse; slope may be null
+  const S *held, *slope, *own;  // reverse; slope, and the rates [rows], may be null
   S *x, *mean, *noise, *target, *variance;
 };
 
@@ -344,6 +344,7 @@ class WarpTrajectory {
     FASTNDSM_UNROLL
     for (int s = 0; s < N; ++s) {
       const int64_t from = rows_.from[s] * p_.dim;
+      const SampleStep<S> own = to_.own ? step.rated(to_.own[rows_.from[s]]) : step.unrated();
       V y[4], network[4], z[4] = {V{}, V{}, V{}, V{}};
       warp_.load4(x_ + s * p_.padded, b, blocks_, y);
       warp_.load_row(to_.held + from, b, p_.dim, network);
@@ -351,11 +352,11 @@ class WarpTrajectory {
         V slope[4];
         warp_.load_row(to_.slope + from, b, p_.dim, slope);
         FASTNDSM_UNROLL
-        for (int c = 0; c < 4; ++c) network[c] = step.network(network[c], slope[c]);
+        for (int c = 0; c < 4; ++c) network[c] = own.network(network[c], slope[c]);
       }
       if (step.std != S(0)) normals(s, n, b, z);
       FASTNDSM_UNROLL
-      for (int c = 0; c < 4; ++c) y[c] = step.next(y[c], score[s][c], network[c], z[c]);
+      for (int c = 0; c < 4; ++c) y[c] = own.next(y[c], score[s][c], network[c], z[c]);
       warp_.store4(x_ + s * p_.padded, b, blocks_, y);
     }
   }

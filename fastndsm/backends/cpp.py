@@ -94,13 +94,14 @@ def reverse_steps(
     y: Tensor,
     held: Tensor,
     slope: Tensor | None,
+    rate: Tensor | None,
     bounds: Tensor,
     coefficients: Tensor,
     mixture: MixtureOperands,
     seed: Tensor,
     first_path: int,
 ) -> Tensor:
-    return _ops.reverse_steps(y, held, slope, bounds, coefficients, *mixture, seed, first_path)
+    return _ops.reverse_steps(y, held, slope, rate, bounds, coefficients, *mixture, seed, first_path)
 
 
 def sample_mlp(
@@ -112,8 +113,7 @@ def sample_mlp(
     feature_scale: float,
     bounds: Tensor,
     coefficients: Tensor,
-    gains: Tensor,
-    inverse_gap: Tensor,
+    evaluations: Tensor,
     mixture: MixtureOperands,
     seed: Tensor,
     first_path: int,
@@ -122,13 +122,13 @@ def sample_mlp(
 
     Args:
         weights, biases, scales, shifts, feature_scale: as in `fused_mlp.FusedNetwork`.
-        bounds, coefficients, gains, inverse_gap: as in `_scheme.Schedule`, gains of the network's output.
+        bounds, coefficients: as in `_scheme.Schedule`. evaluations: as in `fused_mlp.FusedNetwork`.
 
     Returns:
         y_0, and [] the first evaluation, from 0, after which values were not finite; -1 if none.
     """
     network = weights, biases, scales, shifts, feature_scale
-    out = _ops.sample_mlp(y, *network, bounds, coefficients, gains, inverse_gap, *mixture, seed, first_path)
+    out = _ops.sample_mlp(y, *network, bounds, coefficients, evaluations, *mixture, seed, first_path)
     return out
 
 

@@ -130,6 +130,7 @@ def reverse_steps(
     y: Tensor,
     held: Tensor,
     slope: Tensor | None,
+    rate: Tensor | None,
     bounds: Tensor,
     coefficients: Tensor,
     mixture: MixtureOperands,
@@ -137,7 +138,7 @@ def reverse_steps(
     first_path: int,
 ) -> Tensor:
     padded, tiled = _served("reverse_steps", mixture, False)
-    network = held.contiguous(), None if slope is None else slope.contiguous()
+    network = held.contiguous(), *(None if part is None else part.contiguous() for part in (slope, rate))
     tables = bounds.to(y.device).contiguous(), coefficients.contiguous()
     out: Tensor = _ops.reverse_steps(
         y.contiguous(), *network, *tables, *_contiguous(mixture), padded, int(seed), first_path, tiled
@@ -154,8 +155,7 @@ def sample_mlp(
     feature_scale: float,
     bounds: Tensor,
     coefficients: Tensor,
-    gains: Tensor,
-    inverse_gap: Tensor,
+    evaluations: Tensor,
     mixture: MixtureOperands,
     seed: Tensor,
     first_path: int,
@@ -171,6 +171,6 @@ def sample_mlp(
     operands = _contiguous(MixtureOperands(means, precisions, log_scale, kind))
     network = packed_network(weights, biases), len(weights) - 1, width, weights[0].shape[1]
     tables = scales.contiguous(), shifts.contiguous(), feature_scale
-    schedule = tuple(t.contiguous() for t in (bounds.to(y.device), coefficients, gains, inverse_gap))
+    schedule = tuple(t.contiguous() for t in (bounds.to(y.device), coefficients, evaluations))
     out, failed = _ops.sample_mlp(y.contiguous(), *network, *tables, *schedule, *operands, int(seed), first_path)
-    return out, torch.where(failed < len(gains), failed, -1)
+    return out, torch.where(failed < len(evaluations), failed, -1)

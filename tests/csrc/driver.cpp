@@ -268,13 +268,22 @@ template <typename S>
 void back(Channel& channel) {
   const Parameters<S> p(channel);
   const int64_t n_rows = channel.integer(), n_steps = channel.integer(), seed = channel.integer();
-  const int64_t first_path = channel.integer(), tiles_per_call = channel.integer(), sloped = channel.integer();
-  const std::vector<S> coefficients = channel.reals<S>(5 * n_steps), y = channel.reals<S>(n_rows * p.dim);
+  const int64_t first_path = channel.integer(), tiles_per_call = channel.integer(), sloped = channel.integer(),
+                rated = channel.integer();
+  const std::vector<S> coefficients = channel.reals<S>(6 * n_steps), y = channel.reals<S>(n_rows * p.dim);
   const std::vector<S> held = channel.reals<S>(n_rows * p.dim), slope = channel.reals<S>(sloped ? n_rows * p.dim : 0);
+  const std::vector<S> own = channel.reals<S>(rated ? n_rows : 0);
   const PackedMixture<S> packed(p.kind, p.n_components, p.dim, p.means.data(), p.precisions.data(), p.log_scale.data());
   std::vector<S> out = unwritten<S>(n_rows * p.dim);
   const ReverseView<S> view{packed.view(), {coefficients.data(), n_steps}, NoiseStream(seed, kReverseStream)};
-  const ReverseBatch<S> batch{n_rows,      first_path,  n_steps, 0, y.data(), held.data(), sloped ? slope.data() : nullptr,
+  const ReverseBatch<S> batch{n_rows,
+                              first_path,
+                              n_steps,
+                              0,
+                              y.data(),
+                              held.data(),
+                              sloped ? slope.data() : nullptr,
+                              rated ? own.data() : nullptr,
                               out.data()};
   const Schedule schedule(nullptr, n_rows, n_steps, kLanes<S>);
   for (int64_t begin = 0; begin < schedule.n_tiles(); begin += tiles_per_call) {

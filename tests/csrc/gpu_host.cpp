@@ -58,7 +58,7 @@ struct Arguments {
   int64_t n_components, dim, padded, tied, seed, first_path, rows, mirrored, n_steps;
   const S* start;
   const int64_t* steps;  // reverse: first and last
-  const S *held, *slope;
+  const S *held, *slope, *own;
   S *x, *second, *third;  // mean and noise, or target and variance
 };
 
@@ -67,8 +67,8 @@ struct Arguments {
 template <Covariance kind, int D, Mode mode, typename S>
 void in_registers(const Arguments<S>& a) {
   const int d = static_cast<int>(a.dim);
-  const RegisterProcess<S> process{register_mixture<kind>(a.parameters, int(a.n_components), D, a.tied != 0), d, a.drift_scale,
-                                   a.noise_std, NoiseStream(a.seed, mode == Mode::reverse ? 2 : 0)};
+  const RegisterProcess<S> process{register_mixture<kind>(a.parameters, int(a.n_components), D, a.tied != 0), d,
+                                   a.drift_scale, a.noise_std, NoiseStream(a.seed, mode == Mode::reverse ? 2 : 0)};
   const int64_t mirrored = mode == Mode::target && a.mirrored;
   for (int64_t i = 0; i < a.rows * (mirrored ? 2 : 1); ++i) {
     const int64_t row = i % a.rows;
@@ -85,7 +85,9 @@ void in_registers(const Arguments<S>& a) {
       const ReverseTable<S> table{a.coefficients, a.n_steps};
       for (int64_t n = a.steps[0] - 1; n >= a.steps[1]; --n) {
         const auto counters = path.at(static_cast<uint32_t>(n), process.noise.key);
-        sample.step_back(process.mixture, d, table[n], counters, held, slope, 1, nullptr);
+        const ReverseStep<S> step = table[n];
+        const SampleStep<S> own = a.own ? step.rated(a.own[row]) : step.unrated();
+        sample.step_back(process.mixture, d, step, own, counters, held, slope, 1, nullptr);
       }
       for (int j = 0; j < d; ++j) a.x[row * d + j] = sample.x[j];
     } else {
@@ -137,8 +139,15 @@ void in_warps(const Arguments<S>& a) {
                                 a.noise_std,
                                 NoiseStream(a.seed, mode == Mode::reverse ? 2 : 0)};
   constexpr bool target = mode == Mode::target;
-  const TiledArrays<S> arrays{a.start, a.held, a.slope, a.x, target ? nullptr : a.second, target ? nullptr : a.third,
-                              target ? a.second : nullptr, target ? a.third : nullptr};
+  const TiledArrays<S> arrays{a.start,
+                              a.held,
+                              a.slope,
+                              a.own,
+                              a.x,
+                              target ? nullptr : a.second,
+                              target ? nullptr : a.third,
+                              target ? a.second : nullptr,
+                              target ? a.third : nullptr};
   const int64_t samples = a.rows * (target && a.mirrored ? 2 : 1);
   for (int64_t first = 0; first < samples; first += N) {
     TiledRows<S, N> rows;
@@ -227,8 +236,8 @@ void emulate(Mode mode, const Arguments<float>& a, const int64_t* order, int64_t
   const int64_t each = N > 0 ? N * kEmulatedWarps : cuda::kThreads;
   const unsigned blocks = unsigned((samples + each - 1) / each), threads = N > 0 ? kEmulatedWarps * kWarp : cuda::kThreads;
   if (mode == Mode::reverse) {
-    const cuda::Reverse step{block,  a.coefficients, int(a.n_steps), a.seed,  a.first_path, a.rows,
-                             a.steps, a.start,       a.held,         a.slope, a.x};
+    const cuda::Reverse step{block,   a.coefficients, int(a.n_steps), a.seed,  a.first_path, a.rows,
+                             a.steps, a.start,        a.held,         a.slope, a.own,        a.x};
     if constexpr (N > 0) {
       emulation::launch(cuda::reverse_tiled_kernel<kind, N>, blocks, threads, step);
     } else {
@@ -253,11 +262,11 @@ void emulate(Mode mode, const Arguments<float>& a, const int64_t* order, int64_t
                               target ? a.third : nullptr,
                               a.mirrored != 0};
   if constexpr (N > 0) {
-    emulation::launch(target ? cuda::simulate_tiled_kernel<kind, true, N> : cuda::simulate_tiled_kernel<kind, false, N>, blocks,
-                      threads, noising);
+    emulation::launch(target ? cuda::simulate_tiled_kernel<kind, true, N> : cuda::simulate_tiled_kernel<kind, false, N>,
+                      blocks, threads, noising);
   } else {
-    emulation::launch(target ? cuda::simulate_kernel<kind, D, true> : cuda::simulate_kernel<kind, D, false>, blocks, threads,
-                      noising);
+    emulation::launch(target ? cuda::simulate_kernel<kind, D, true> : cuda::simulate_kernel<kind, D, false>, blocks,
+                      threads, noising);
   }
 }
 
@@ -267,7 +276,8 @@ void emulate(Mode mode, const Arguments<float>& a, const int64_t* order, int64_t
 extern "C" {
 
 // As run_float, but by the kernel; of those in registers spherical with 4 and 32, diag with 2 and full with 4 dimensions.
-void run_kernel(int kind, int mode, int samples_a_warp, const fastndsm::Arguments<float>* a, const int64_t* order, int64_t floats) {
+void run_kernel(int kind, int mode, int samples_a_warp, const fastndsm::Arguments<float>* a, const int64_t* order,
+                int64_t floats) {
   using namespace fastndsm;
   const Mode m = static_cast<Mode>(mode);
   constexpr Covariance spherical = Covariance::spherical, diag = Covariance::diag;
@@ -285,7 +295,7 @@ void run_kernel(int kind, int mode, int samples_a_warp, const fastndsm::Argument
 }
 
 struct Sampling {
-  const float *parameters, *coefficients, *gains, *inverse_gap, *network, *scales, *shifts, *y;
+  const float *parameters, *coefficients, *evaluations, *network, *scales, *shifts, *y;
   const int64_t* bounds;
   float* out;
   int64_t* failed;
@@ -305,8 +315,7 @@ void sample_mlp_kernel(const Sampling* a) {
                               a->rows,
                               a->bounds,
                               int(a->n_evaluations),
-                              a->gains,
-                              a->inverse_gap,
+                              reinterpret_cast<const fastndsm::Evaluation<float>*>(a->evaluations),
                               float(a->feature_scale),
                               a->network,
                               int(a->network_floats),
@@ -331,8 +340,14 @@ int64_t pack_double(const fastndsm::Packing<double>* a) { return fastndsm::pack(
 // As pack_float, by the kernel, of `size` numbers.
 void pack_kernel(const fastndsm::Packing<float>* a, int64_t size) {
   using namespace fastndsm;
-  const cuda::Packing arguments{static_cast<cuda::Kind>(a->kind), int(a->n_components), int(a->dim), int(a->padded),
-                                a->means, a->precisions, a->log_scale, a->parameters};
+  const cuda::Packing arguments{static_cast<cuda::Kind>(a->kind),
+                                int(a->n_components),
+                                int(a->dim),
+                                int(a->padded),
+                                a->means,
+                                a->precisions,
+                                a->log_scale,
+                                a->parameters};
   const unsigned blocks = unsigned((size + cuda::kPackThreads - 1) / cuda::kPackThreads);
   auto kernel = cuda::pack_kernel<Covariance::full>;
   if (a->kind == int(Covariance::spherical)) kernel = cuda::pack_kernel<Covariance::spherical>;
