@@ -41,7 +41,7 @@ def time_ops(log: Log, backend: str) -> None:
     for dtype, mean in ((torch.float32, False), (torch.bfloat16, False), (torch.float32, True)):
         each += [(op.name, str(dtype), partial(time_loss, op, dtype, mean)) for op in (NdsmLoss, DsmLoss)]
     each.append(("mixture_score", "", time_mixture_score))
-    each += [("reverse_step", p.label, partial(time_reverse_step, p)) for p in (PLANAR, IMAGES)]
+    each += [("reverse_steps", p.label, partial(time_reverse_steps, p)) for p in (PLANAR, IMAGES)]
     for op, label, run in each:
         if lender(backend, op) is None:
             log.attempt(f"{op} {label}".strip(), partial(_if_served, op, run, backend, log))
@@ -190,7 +190,7 @@ def time_loss(kind: type[Loss], dtype: torch.dtype, mean: bool, backend: str, lo
     _log(log, row("compiled", found, "in one graph"), [partial(s.peer, compiled) for s in sets])
 
 
-# --- the score and the reverse step ------------------------------------------------------------------------------
+# --- the score and the reverse steps -----------------------------------------------------------------------------
 
 
 def time_mixture_score(backend: str, log: Log) -> None:
@@ -212,33 +212,46 @@ def time_mixture_score(backend: str, log: Log) -> None:
         _log(log, row, partial(run, x))
 
 
-def time_reverse_step(problem: OnDevice, backend: str, log: Log) -> None:
-    process, step = problem.process, torch.full((), 1, device=device())
-    y, score = problem.x0, normals(*problem.x0.shape)
+def time_reverse_steps(problem: OnDevice, backend: str, log: Log) -> None:
+    """Time the steps between two of a dozen evaluations of the network."""
+    process, last = problem.process, problem.steps // 3
+    first = last + max(problem.steps // 12, 1)
+    held, slope = problem.x0, 0.01 * normals(*problem.x0.shape)
+    operands = held + 0.1 * normals(*held.shape), held, slope
     form = peers.OneProduct(problem.matmul_form)
-    a, s = problem.drift_scale[1], problem.noise_std[1]
+    coefficients = process.reverse_scheme("sde", "data").coefficients(first, last)
+    table = coefficients.T.tolist()
 
-    def ours(y: Tensor, score: Tensor, how: str, method: str = "sde") -> Tensor:
-        return functional.reverse_step(y, score, process, step, seed=1, method=method, backend=how)
+    def ours(y: Tensor, held: Tensor, slope: Tensor, how: str) -> Tensor:
+        return functional.reverse_steps(y, held, slope, process, first, last, seed=1, backend=how)
 
-    def eager(noise: bool) -> Tensor:
-        after = y - a * peers.score(form, y) + (s * s if noise else 0.5 * s * s) * score
-        return after + s * torch.randn_like(y) if noise else after
+    def silent(*operands: Tensor) -> Tensor:
+        """Take the same steps by the reference, without noise."""
+        quiet = torch.cat([coefficients[:4], torch.zeros_like(coefficients[4:])])
+        bounds, seed = torch.tensor([first, last], device=device()), torch.tensor(1, device="cpu")
+        return process.dynamics.reverse_steps(*operands, bounds, quiet, seed, 0, "reference")
 
-    few = min(len(y), 1024)
-    double = y[:few].double(), score[:few].double()
-    own = deviation((ours(y[:few], score[:few], "reference"),), (ours(*double, "reference"),))
-    check = agree((ours(y, score, backend)[:few],), (ours(*double, "reference"),), FLOAT32 + 10.0 * own)
-    case = f"d={problem.dim} K={problem.components} B={problem.rows:,}"
-    row = Row("reverse_step", case, backend, "a sample", problem.rows, check)
-    # the score's term is one more multiply-add for each value
-    each = roofline.simulate_multiply_adds(problem.dim, problem.components) + problem.dim
-    row.multiply_adds, row.normals = problem.rows * each, problem.rows * problem.dim
-    row.bytes = 3 * y.nbytes
-    _log(log, row, partial(ours, y, score, backend))
-    check = agree((eager(False)[:few],), (ours(*double, "reference", "ode"),), MATMUL_FORM)
-    peer = Row("reverse_step", case, "eager", "a sample", problem.rows, f"without noise: {check}")
-    _log(log, peer, partial(eager, True))
+    def eager(y: Tensor, held: Tensor, slope: Tensor, noise: bool = True) -> Tensor:
+        for n in range(first - 1, last - 1, -1):
+            decay, drift, weight, position, std = table[n]
+            y = decay * y + drift * peers.score(form, y) + weight * (held + position * slope)
+            y = y + std * torch.randn_like(y) if noise else y
+        return y
+
+    few = min(len(held), 1024)
+    single = tuple(t[:few] for t in operands)
+    double = tuple(t.double() for t in single)
+    own = deviation((ours(*single, "reference"),), (ours(*double, "reference"),))
+    check = agree((ours(*operands, backend)[:few],), (ours(*double, "reference"),), FLOAT32 + 10.0 * own)
+    case = f"d={problem.dim} K={problem.components} B={problem.rows:,} steps={first - last}"
+    count = problem.rows * (first - last)
+    row = Row("reverse_steps", case, backend, "a sample-step", count, check)
+    each = roofline.reverse_steps_multiply_adds("diag", problem.dim, problem.components)
+    row.multiply_adds, row.normals, row.bytes = count * each, count * problem.dim, 4 * held.nbytes
+    _log(log, row, partial(ours, *operands, backend))
+    check = agree((eager(*single, noise=False),), (silent(*double),), MATMUL_FORM)
+    peer = Row("reverse_steps", case, "eager", "a sample-step", count, f"without noise: {check}")
+    _log(log, peer, partial(eager, *operands))
 
 
 def time_sampler(width: int, backend: str, log: Log) -> None:
