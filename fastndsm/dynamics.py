@@ -17,9 +17,9 @@ from torch import Tensor
 
 from . import _checks
 from ._ops import ops
-from .reference import MixtureOperands, ProcessOperands, philox
+from .reference import MixtureOperands, PrincipalAxes, ProcessOperands, philox
 from .reference.reverse_step import reverse_update
-from .reference.simulate import antithetic_pairs, walk, walk_with_target
+from .reference.simulate import Frame, antithetic_pairs, walk, walk_with_target
 
 
 class Dynamics(Protocol):
@@ -53,6 +53,7 @@ class Mixture(Protocol):
     @property
     def covariance_type(self) -> str: ...
     def operands(self, dtype: torch.dtype) -> MixtureOperands: ...
+    def principal_axes(self, dtype: torch.dtype) -> PrincipalAxes | None: ...
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ class MixtureDynamics:
     def simulate_target(
         self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, antithetic: bool, backend: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        operands = self._arguments(x0.dtype)
+        axes = self.mixture.principal_axes(x0.dtype) or (None, None)
+        operands = *self._arguments(x0.dtype), *axes
         made = ops.simulate_target(x0.flatten(1), steps, *operands, seed, first_path, antithetic, backend)
         return _shaped(made, x0, scalar_variance=self.mixture.covariance_type == "spherical")
 
@@ -125,8 +127,8 @@ class CallableDrift:
     def contraction(self, n: int, p: Tensor) -> Tensor:
         return 1.0 - self._dt(n, p.dtype) * p
 
-    def rate(self, x0: Tensor) -> Tensor:
-        return x0.new_full((len(x0), 1), self.contraction_rate)
+    def frame(self, x0: Tensor) -> Frame:
+        return Frame(x0.new_full((len(x0), 1), self.contraction_rate))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import _checks, functional
 from ._state import KeepsDtype
-from .reference.components import MixtureOperands, component_scores
+from .reference.components import MixtureOperands, PrincipalAxes, component_scores
 from .reference.far import far_rows, with_far_rows
 
 if TYPE_CHECKING:
@@ -118,12 +118,14 @@ class GaussianMixture(KeepsDtype):
     def _forget(self) -> None:
         """Forget what was kept of earlier parameters."""
         self._cast: dict[torch.dtype, MixtureOperands] = {}
+        self._cast_axes: dict[torch.dtype, PrincipalAxes] = {}
+        self._axes: PrincipalAxes | None = None
         self._eigenvalues: tuple[Tensor, Tensor] | None = None
         self._largest: builtins.float | None = None
         self._digest: str | None = None
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> GaussianMixture:
-        self._cast = {}  # values do not change, so that the rest still holds
+        self._cast, self._cast_axes = {}, {}  # values do not change, so that the rest still holds
         return super()._apply(fn, recurse)
 
     # A module around the mixture does not change its dtype (see KeepsDtype); asked itself, it changes.
@@ -158,7 +160,7 @@ class GaussianMixture(KeepsDtype):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cast": {}}
+        return {**self.__dict__, "_cast": {}, "_cast_axes": {}}
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -451,6 +453,26 @@ class GaussianMixture(KeepsDtype):
         made = MixtureOperands(means, precisions, log_scale, self.covariance_type)
         if all(type(t) is Tensor for t in made[:3]):  # of fake tensors: what a mode made ends with it
             self._cast[compute] = made
+        return made
+
+    def principal_axes(self, dtype: torch.dtype) -> PrincipalAxes | None:
+        """Return eigenvectors and eigenvalues of the precisions, as `operands` returns the mixture; None for spherical
+        and diag covariances, whose axes are the data's own."""
+        if self.covariance_type in ("spherical", "diag"):
+            return None
+        compute = torch.float64 if dtype == torch.float64 else torch.float32
+        if compute in self._cast_axes:
+            return self._cast_axes[compute]
+        inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+        with torch.inference_mode(False) if inference else contextlib.nullcontext():
+            if self._axes is None:
+                variances, rotations = torch.linalg.eigh(self.covariances.detach().double().cpu())
+                axes = PrincipalAxes(rotations, 1.0 / variances)
+            else:
+                axes = self._axes
+            made = PrincipalAxes(*(t.to(self.means.device, compute).contiguous() for t in axes))
+        if all(type(t) is Tensor for t in (*axes, *made)):
+            self._axes, self._cast_axes[compute] = axes, made
         return made
 
     def sampling_operands(self) -> tuple[Tensor, Tensor, Tensor, str]:

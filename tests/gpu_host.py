@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastndsm.backends.cuda import packed_network
-from fastndsm.reference import MixtureOperands, ProcessOperands
+from fastndsm.reference import MixtureOperands, PrincipalAxes, ProcessOperands
 from fastndsm.sampling.fused_mlp import FusedNetwork
 
 HERE = Path(__file__).resolve().parent
@@ -33,7 +33,7 @@ class Arguments(ctypes.Structure):
     _fields_ = (
         *((name, POINTER) for name in ("parameters", "drift_scale", "noise_std")),
         *((name, INTEGER) for name in NUMBERS),
-        *((name, POINTER) for name in ("start", "steps", "score", "x", "second", "third")),
+        *((name, POINTER) for name in ("start", "steps", "score", "x", "second", "third", "rotations", "rates")),
     )
 
 
@@ -93,6 +93,7 @@ def run(
     seed: int,
     first_path: int,
     *,
+    axes: PrincipalAxes | None = None,
     score: Tensor | None = None,
     antithetic: bool = False,
     transition: bool = False,
@@ -119,6 +120,7 @@ def run(
         "steps": steps.contiguous(),
         "score": None if score is None else score.contiguous(),
         **dict(zip(("x", "second", "third"), outputs, strict=False)),
+        **(axes._asdict() if axes else {}),
     }
     numbers = {
         "n_components": len(mixture.means),

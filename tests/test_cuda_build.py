@@ -152,7 +152,7 @@ x, last = torch.zeros(3, 2), torch.tensor(5)
 tables = process.dynamics.operands(x.dtype), torch.tensor(1), 0
 call("simulate", x, last.expand(3), *tables)
 call("simulate_transition", x, last.expand(3), *tables)
-call("simulate_target", x, torch.tensor([3, 1, 2]), *tables, True)
+call("simulate_target", x, torch.tensor([3, 1, 2]), tables[0], None, *tables[1:], True)
 call("reverse_step", x, x, last, *tables, "sde")
 for net in (MLP(2, (64,)), fastndsm.ResidualScore(MLP(2, (128, 128)), process)):
     call("sample_mlp", x, *vars(fused_network(net, process, torch.float32)).values(), *tables, "ode")
