@@ -36,6 +36,8 @@ BITWISE = [
     ("spherical", (9, 17, 3)),
     ("diag", (9, 5, 6)),
     ("tied", (9, 5, 3)),
+    ("full", (9, 3, 5)),
+    ("full", (9, 2, 3)),
 ]
 SPLIT = (1, 4)  # rows of the pieces but for the last
 
