@@ -53,7 +53,7 @@ class Mixture(Protocol):
     @property
     def covariance_type(self) -> str: ...
     def operands(self, dtype: torch.dtype) -> MixtureOperands: ...
-    def principal_axes(self, dtype: torch.dtype) -> PrincipalAxes | None: ...
+    def operands_and_axes(self, dtype: torch.dtype) -> tuple[MixtureOperands, PrincipalAxes | None]: ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ class MixtureDynamics:
 
     def _arguments(self, dtype: torch.dtype) -> tuple[Any, ...]:
         """Return the operands in a row, as op schemas list them."""
-        mixture = self.mixture.operands(dtype)
+        return self._beside(self.mixture.operands(dtype))
+
+    def _beside(self, mixture: MixtureOperands) -> tuple[Any, ...]:
         compute = mixture.means.dtype
         return self.drift_scale.to(compute), self.noise_std.to(compute), *mixture
 
@@ -89,8 +91,8 @@ class MixtureDynamics:
     def simulate_target(
         self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, antithetic: bool, backend: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        axes = self.mixture.principal_axes(x0.dtype) or (None, None)
-        operands = *self._arguments(x0.dtype), *axes
+        mixture, axes = self.mixture.operands_and_axes(x0.dtype)
+        operands = *self._beside(mixture), *(axes or (None, None))
         made = ops.simulate_target(x0.flatten(1), steps, *operands, seed, first_path, antithetic, backend)
         return _shaped(made, x0, scalar_variance=self.mixture.covariance_type == "spherical")
 

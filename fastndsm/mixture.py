@@ -475,6 +475,10 @@ class GaussianMixture(KeepsDtype):
             self._axes, self._cast_axes[compute] = axes, made
         return made
 
+    def operands_and_axes(self, dtype: torch.dtype) -> tuple[MixtureOperands, PrincipalAxes | None]:
+        """Return `operands` and `principal_axes`: what the path estimator's target takes."""
+        return self.operands(dtype), self.principal_axes(dtype)
+
     def sampling_operands(self) -> tuple[Tensor, Tensor, Tensor, str]:
         """Return cumulative weights (float64), means, Cholesky factors or standard deviations, and covariance type."""
         cumulative = self.weights.double().cumsum(0)
