@@ -198,7 +198,8 @@ struct TileRunner {
     const int64_t scratch = MixtureScratch<V>::vectors(k, d), screen = Screen<V>::vectors(k, d),
                   own = scratch + screen + d + state;
     const int members = batch.mirrored ? 2 : 1;
-    std::vector<V> memory(members * own);
+    const int64_t copies = kTurns && kind == Covariance::full ? TileAxes<V>::vectors(d) : 0;
+    std::vector<V> memory(members * own + copies);
     std::vector<int32_t> lists(members * Screen<V>::integers(k));
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t* row;
@@ -216,7 +217,7 @@ struct TileRunner {
                                   : TileState<V>{x, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr},
                      MixtureScratch<V>(base, k, d),
                      Screen<V>(base + scratch, lists.data() + i * Screen<V>::integers(k), k, d),
-                     TileAxes<V>(process.axes),
+                     TileAxes<V>(process.axes, memory.data() + members * own),
                      mirror ? member[0].z : z,
                      mirror ? S(-1) : S(1),
                      !mirror};
