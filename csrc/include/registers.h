@@ -289,10 +289,7 @@ struct RegisterTrajectory {
       for (int j = 0; j < D; ++j) z[j] = drawn[j] * sign;
     }
     const OnlineMixture<V, kind, D, target> mixture(p.mixture, x, target ? z : nullptr);
-    if constexpr (kTurns) {
-      if (n == 0) choose_axes(p, static_cast<int>(mixture.heaviest()));
-      turned_target(p, n, mixture, z, active);
-    }
+    V product[kTurns ? D : 1];
     FASTNDSM_UNROLL
     for (int j0 = 0; j0 < D; j0 += C) {
       if constexpr (!kAhead) padded_normals<C, V>(counters, j0, p.dim, z);
@@ -301,7 +298,9 @@ struct RegisterTrajectory {
         const int j = j0 + i, r = kRates == 1 ? 0 : j;
         const V zj = z[kAhead ? j : i];
         const V score = mixture.score(j, x);
-        if constexpr (target && !kTurns) {
+        if constexpr (kTurns) {
+          product[j] = mixture.product(j, score, x, z);
+        } else if constexpr (target) {
           if (n == 0) rate[r] = mixture.precision(j);
           add_to_target(p, n, j, r, zj, mixture.product(j, score, x, z), active);
         }
@@ -309,6 +308,10 @@ struct RegisterTrajectory {
         keep(j, mean, zj);
         x[j] = select(active, fused(splat<V>(s), zj, mean), x[j]);
       }
+    }
+    if constexpr (kTurns) {
+      if (n == 0) choose_axes(p, static_cast<int>(mixture.heaviest()));
+      turned_target(p, n, product, z, active);
     }
     if constexpr (target) {
       FASTNDSM_UNROLL
@@ -336,24 +339,23 @@ struct RegisterTrajectory {
       V along[D];
       FASTNDSM_UNROLL
       for (int j = 0; j < D; ++j) along[j] = to[j];
+      const S* row = rotation;
       FASTNDSM_UNROLL
       for (int i = 0; i < D; ++i) {
+        if (i >= p.dim) break;
         V sum = V{}, square = V{};
         FASTNDSM_UNROLL
         for (int j = 0; j < D; ++j) {
-          const V u = axis(p, i, j);
+          const V u = j < p.dim ? row[j] : S(0);
           sum = fused(u, along[j], sum), square = fused(V(u * u), v[j], square);
         }
         to[i] = sum, variance[i] = square;
+        row += p.dim;
       }
     }
   }
 
  private:
-  FASTNDSM_HD V axis(const RegisterProcess<S>& p, int i, int j) const {
-    return i < p.dim && j < p.dim ? rotation[i * p.dim + j] : S(0);
-  }
-
   FASTNDSM_HD void choose_axes(const RegisterProcess<S>& p, int k) {
     rotation = p.rotations + int64_t(k) * p.dim * p.dim;
     FASTNDSM_UNROLL
@@ -372,21 +374,24 @@ struct RegisterTrajectory {
 
   // h along the axes, from z and H z turned.
   template <typename Mask>
-  FASTNDSM_HD void turned_target(const RegisterProcess<S>& p, int n, const OnlineMixture<V, kind, D, target>& mixture,
-                                 const V (&z)[D], Mask active) {
-    V product[D];
+  FASTNDSM_HD void turned_target(const RegisterProcess<S>& p, int n, const V (&product)[D], const V (&z)[D], Mask active) {
+    // Row by row, none before the last one is used: all of U at once would cost a GPU as many registers.
+    V noise[D], turned[D];
     FASTNDSM_UNROLL
-    for (int i = 0; i < D; ++i) product[i] = mixture.product(i, mixture.score(i, x), x, z);
+    for (int j = 0; j < D; ++j) noise[j] = turned[j] = V{};
+    const S* row = rotation;
     FASTNDSM_UNROLL
-    for (int j = 0; j < D; ++j) {
-      V noise = V{}, turned = V{};
+    for (int i = 0; i < D; ++i) {
+      if (i >= p.dim) break;
       FASTNDSM_UNROLL
-      for (int i = 0; i < D; ++i) {
-        const V u = axis(p, i, j);
-        noise = fused(u, z[i], noise), turned = fused(u, product[i], turned);
+      for (int j = 0; j < D; ++j) {
+        const V u = j < p.dim ? row[j] : S(0);
+        noise[j] = fused(u, z[i], noise[j]), turned[j] = fused(u, product[i], turned[j]);
       }
-      add_to_target(p, n, j, j, noise, turned, active);
+      row += p.dim;
     }
+    FASTNDSM_UNROLL
+    for (int j = 0; j < D; ++j) add_to_target(p, n, j, j, noise[j], turned[j], active);
   }
 };
 
