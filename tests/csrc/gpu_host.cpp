@@ -60,6 +60,7 @@ struct Arguments {
   const int64_t* steps;  // reverse: first and last
   const S *held, *slope;
   S *x, *second, *third;  // mean and noise, or target and variance
+  const S *rotations, *rates;  // or null
 };
 
 // ---- one sample at a time ---------------------------------------------------------------------------------------
@@ -67,8 +68,13 @@ struct Arguments {
 template <Covariance kind, int D, Mode mode, typename S>
 void in_registers(const Arguments<S>& a) {
   const int d = static_cast<int>(a.dim);
-  const RegisterProcess<S> process{register_mixture<kind>(a.parameters, int(a.n_components), D, a.tied != 0), d, a.drift_scale,
-                                   a.noise_std, NoiseStream(a.seed, mode == Mode::reverse ? 2 : 0)};
+  const RegisterProcess<S> process{register_mixture<kind>(a.parameters, int(a.n_components), D, a.tied != 0),
+                                   d,
+                                   a.drift_scale,
+                                   a.noise_std,
+                                   NoiseStream(a.seed, mode == Mode::reverse ? 2 : 0),
+                                   a.rotations,
+                                   a.rates};
   const int64_t mirrored = mode == Mode::target && a.mirrored;
   for (int64_t i = 0; i < a.rows * (mirrored ? 2 : 1); ++i) {
     const int64_t row = i % a.rows;
@@ -101,12 +107,14 @@ void in_registers(const Arguments<S>& a) {
           if (last && j < d) a.second[i * d + j] = mean, a.third[i * d + j] = noise;
         });
       }
-      for (int j = 0; j < d; ++j) {
-        a.x[i * d + j] = sample.x[j];
-        if constexpr (target) a.second[i * d + j] = sample.target_value(j);
-        if constexpr (target && kind != Covariance::spherical) a.third[i * d + j] = sample.v[j];
+      for (int j = 0; j < d; ++j) a.x[i * d + j] = sample.x[j];
+      if constexpr (target) {
+        constexpr int kRates = RegisterTrajectory<S, kind, D, target>::kRates;
+        S values[D], variance[kRates];
+        sample.results(process, values, variance);
+        for (int j = 0; j < d; ++j) a.second[i * d + j] = values[j];
+        for (int r = 0; r < std::min(kRates, d); ++r) a.third[i * std::min(kRates, d) + r] = variance[r];
       }
-      if constexpr (target && kind == Covariance::spherical) a.third[i] = sample.v[0];
     }
   }
 }
@@ -137,8 +145,14 @@ void in_warps(const Arguments<S>& a) {
                                 a.noise_std,
                                 NoiseStream(a.seed, mode == Mode::reverse ? 2 : 0)};
   constexpr bool target = mode == Mode::target;
-  const TiledArrays<S> arrays{a.start, a.held, a.slope, a.x, target ? nullptr : a.second, target ? nullptr : a.third,
-                              target ? a.second : nullptr, target ? a.third : nullptr};
+  const TiledArrays<S> arrays{a.start,
+                              a.held,
+                              a.slope,
+                              a.x,
+                              target ? nullptr : a.second,
+                              target ? nullptr : a.third,
+                              target ? a.second : nullptr,
+                              target ? a.third : nullptr};
   const int64_t samples = a.rows * (target && a.mirrored ? 2 : 1);
   for (int64_t first = 0; first < samples; first += N) {
     TiledRows<S, N> rows;
@@ -251,13 +265,15 @@ void emulate(Mode mode, const Arguments<float>& a, const int64_t* order, int64_t
                               target ? nullptr : a.third,
                               target ? a.second : nullptr,
                               target ? a.third : nullptr,
+                              a.rotations,
+                              a.rates,
                               a.mirrored != 0};
   if constexpr (N > 0) {
-    emulation::launch(target ? cuda::simulate_tiled_kernel<kind, true, N> : cuda::simulate_tiled_kernel<kind, false, N>, blocks,
-                      threads, noising);
+    emulation::launch(target ? cuda::simulate_tiled_kernel<kind, true, N> : cuda::simulate_tiled_kernel<kind, false, N>,
+                      blocks, threads, noising);
   } else {
-    emulation::launch(target ? cuda::simulate_kernel<kind, D, true> : cuda::simulate_kernel<kind, D, false>, blocks, threads,
-                      noising);
+    emulation::launch(target ? cuda::simulate_kernel<kind, D, true> : cuda::simulate_kernel<kind, D, false>, blocks,
+                      threads, noising);
   }
 }
 
@@ -267,7 +283,8 @@ void emulate(Mode mode, const Arguments<float>& a, const int64_t* order, int64_t
 extern "C" {
 
 // As run_float, but by the kernel; of those in registers spherical with 4 and 32, diag with 2 and full with 4 dimensions.
-void run_kernel(int kind, int mode, int samples_a_warp, const fastndsm::Arguments<float>* a, const int64_t* order, int64_t floats) {
+void run_kernel(int kind, int mode, int samples_a_warp, const fastndsm::Arguments<float>* a, const int64_t* order,
+                int64_t floats) {
   using namespace fastndsm;
   const Mode m = static_cast<Mode>(mode);
   constexpr Covariance spherical = Covariance::spherical, diag = Covariance::diag;
@@ -331,8 +348,14 @@ int64_t pack_double(const fastndsm::Packing<double>* a) { return fastndsm::pack(
 // As pack_float, by the kernel, of `size` numbers.
 void pack_kernel(const fastndsm::Packing<float>* a, int64_t size) {
   using namespace fastndsm;
-  const cuda::Packing arguments{static_cast<cuda::Kind>(a->kind), int(a->n_components), int(a->dim), int(a->padded),
-                                a->means, a->precisions, a->log_scale, a->parameters};
+  const cuda::Packing arguments{static_cast<cuda::Kind>(a->kind),
+                                int(a->n_components),
+                                int(a->dim),
+                                int(a->padded),
+                                a->means,
+                                a->precisions,
+                                a->log_scale,
+                                a->parameters};
   const unsigned blocks = unsigned((size + cuda::kPackThreads - 1) / cuda::kPackThreads);
   auto kernel = cuda::pack_kernel<Covariance::full>;
   if (a->kind == int(Covariance::spherical)) kernel = cuda::pack_kernel<Covariance::spherical>;
