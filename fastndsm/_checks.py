@@ -283,6 +283,13 @@ def non_negative(name: str, value: Any, expected: str = "a non-negative number")
     return float(value)
 
 
+def fraction(name: str, value: Any) -> float:
+    """Check that value is a number in (0, 1]; return it as a float."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 < float(value) <= 1.0:
+        raise ValueError(f"{name}: expected a number in (0, 1], found {shown(value)}")
+    return float(value)
+
+
 def integer(name: str, value: Any, least: int | None = None) -> int:
     """Check that value is an int of at least `least` (None: positive); return it."""
     smallest = 1 if least is None else least

@@ -2,8 +2,9 @@
 
 An op is opaque to the compiler; inside it `_backend` picks who serves it, at run time. Autograd is registered outside.
 Where a gradient has no closed form among the ops, it re-runs the reference under autograd; so do higher derivatives.
-A mixture travels as (means, precisions, log_scale, covariance_type), see
-`reference.MixtureOperands`; a seed as a 0-d int64 tensor, so that a new one never recompiles a graph.
+A mixture travels as (means, precisions, log_scale, covariance_type), see `reference.MixtureOperands`; its principal
+axes, if tied or full, as (rotations, rates), see `reference.PrincipalAxes`; a seed as a 0-d int64 tensor, so that a new
+one never recompiles a graph.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from torch import Tensor
 
 from . import reference
 from .backends import registry
-from .reference import MixtureOperands, ProcessOperands
+from .reference import MixtureOperands, PrincipalAxes, ProcessOperands
 
 MIXTURE = "Tensor means, Tensor precisions, Tensor log_scale, str covariance_type"
 PROCESS = f"Tensor drift_scale, Tensor noise_std, {MIXTURE}"
+AXES = "Tensor? rotations, Tensor? rates"
 PATHS = "Tensor seed, SymInt first_path"
 SCHEMAS = {
     "philox_normal": "(SymInt n_paths, SymInt dim, Tensor seed, Tensor step, int stream, SymInt first_path, "
@@ -35,10 +37,10 @@ SCHEMAS = {
     "simulate": f"(Tensor x0, Tensor steps, {PROCESS}, {PATHS}, str backend) -> Tensor",
     "simulate_backward": f"(Tensor grad, Tensor x0, Tensor steps, {PROCESS}, {PATHS}) -> Tensor",
     "simulate_transition": f"(Tensor x0, Tensor steps, {PROCESS}, {PATHS}, str backend) -> (Tensor, Tensor, Tensor)",
-    "simulate_target": f"(Tensor x0, Tensor steps, {PROCESS}, {PATHS}, bool antithetic, str backend) "
+    "simulate_target": f"(Tensor x0, Tensor steps, {PROCESS}, {AXES}, {PATHS}, bool antithetic, str backend) "
     "-> (Tensor, Tensor, Tensor)",
     "simulate_target_backward": "(Tensor grad_x, Tensor grad_target, Tensor grad_variance, Tensor x0, Tensor steps, "
-    f"{PROCESS}, {PATHS}, bool antithetic) -> Tensor",
+    f"{PROCESS}, {AXES}, {PATHS}, bool antithetic) -> Tensor",
     "ndsm_loss": "(Tensor scores, Tensor noise, Tensor std, str estimator, bool antithetic, str backend) -> Tensor",
     "ndsm_loss_backward": "(Tensor grad, Tensor scores, Tensor noise, Tensor std, str estimator, bool antithetic, "
     "str backend) -> Tensor",
@@ -342,33 +344,41 @@ def _rerun_simulate(x0, steps, *arguments):  # type: ignore[no-untyped-def]
 _gradient_op("simulate_backward", 1, 2, _rerun_simulate)
 
 
+def _axes(x: Tensor, rotations: Tensor | None, rates: Tensor | None) -> PrincipalAxes | None:
+    if rotations is None or rates is None:
+        return None
+    return PrincipalAxes(*_upcast(x, rotations, rates)[1:])
+
+
 @_implement("simulate_target")
 def _(x0, steps, *arguments):  # type: ignore[no-untyped-def]
-    *process, seed, first_path, antithetic, backend = arguments
+    *process, rotations, rates, seed, first_path, antithetic, backend = arguments
     serve = registry.select("simulate_target", backend, x0.device, [x0.dtype])
-    out = serve(*_upcast(x0), steps, _process(x0, *process), seed, first_path, antithetic)
+    axes = _axes(x0, rotations, rates)
+    out = serve(*_upcast(x0), steps, _process(x0, *process), axes, seed, first_path, antithetic)
     return tuple(o.to(x0.dtype) for o in out)
 
 
 @_fake("simulate_target")
 def _(x0, steps, drift_scale, noise_std, means, precisions, log_scale, covariance_type, *rest):  # type: ignore[no-untyped-def]
-    _, _, antithetic, _ = rest
+    *_, antithetic, _ = rest
     rows = x0.shape[0] * (2 if antithetic else 1)
     width = 1 if covariance_type == "spherical" else x0.shape[1]
     return _new(x0, rows, x0.shape[1]), _new(x0, rows, x0.shape[1]), _new(x0, rows, width)
 
 
 def _target_backward(ctx, *grads):  # type: ignore[no-untyped-def]
-    return ops.simulate_target_backward(*(g.contiguous() for g in grads), *_arguments(ctx)), *_none(11)
+    return ops.simulate_target_backward(*(g.contiguous() for g in grads), *_arguments(ctx)), *_none(13)
 
 
 _autograd("simulate_target", _target_backward, _save_simulation)
 
 
 def _rerun_target(x0, steps, *arguments):  # type: ignore[no-untyped-def]
-    *process, seed, first_path, antithetic = arguments
+    *process, rotations, rates, seed, first_path, antithetic = arguments
     (x,) = _upcast(x0)
-    return reference.simulate_target(x, steps, _process(x0, *process), seed, first_path, antithetic)
+    axes = _axes(x0, rotations, rates)
+    return reference.simulate_target(x, steps, _process(x0, *process), axes, seed, first_path, antithetic)
 
 
 _gradient_op("simulate_target_backward", 3, 4, _rerun_target)

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from . import _checks
 from ._ops import ops
-from .reference import MixtureOperands, ProcessOperands, philox
+from .reference import MixtureOperands, PrincipalAxes, ProcessOperands, philox
 from .reference.reverse_steps import walk_back
-from .reference.simulate import antithetic_pairs, walk, walk_with_target
+from .reference.simulate import Frame, antithetic_pairs, walk, walk_with_target
 
 
 class Dynamics(Protocol):
@@ -65,6 +65,7 @@ class Mixture(Protocol):
     @property
     def covariance_type(self) -> str: ...
     def operands(self, dtype: torch.dtype) -> MixtureOperands: ...
+    def operands_and_axes(self, dtype: torch.dtype) -> tuple[MixtureOperands, PrincipalAxes | None]: ...
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,9 @@ class MixtureDynamics:
 
     def _arguments(self, dtype: torch.dtype) -> tuple[Any, ...]:
         """Return the operands in a row, as op schemas list them."""
-        mixture = self.mixture.operands(dtype)
+        return self._beside(self.mixture.operands(dtype))
+
+    def _beside(self, mixture: MixtureOperands) -> tuple[Any, ...]:
         compute = mixture.means.dtype
         return self.drift_scale.to(compute), self.noise_std.to(compute), *mixture
 
@@ -100,7 +103,8 @@ class MixtureDynamics:
     def simulate_target(
         self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, antithetic: bool, backend: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        operands = self._arguments(x0.dtype)
+        mixture, axes = self.mixture.operands_and_axes(x0.dtype)
+        operands = *self._beside(mixture), *(axes or (None, None))
         made = ops.simulate_target(x0.flatten(1), steps, *operands, seed, first_path, antithetic, backend)
         return _shaped(made, x0, scalar_variance=self.mixture.covariance_type == "spherical")
 
@@ -152,8 +156,8 @@ class CallableDrift:
     def contraction(self, n: int, p: Tensor) -> Tensor:
         return 1.0 - self._dt(n, p.dtype) * p
 
-    def rate(self, x0: Tensor) -> Tensor:
-        return x0.new_full((len(x0), 1), self.contraction_rate)
+    def frame(self, x0: Tensor) -> Frame:
+        return Frame(x0.new_full((len(x0), 1), self.contraction_rate))
 
 
 @dataclass(frozen=True)

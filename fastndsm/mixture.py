@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import _checks, functional
 from ._state import KeepsDtype
-from .reference.components import MixtureOperands, component_scores
+from .reference.components import MixtureOperands, PrincipalAxes, component_scores
 from .reference.far import far_rows, with_far_rows
 
 if TYPE_CHECKING:
@@ -118,13 +118,15 @@ class GaussianMixture(KeepsDtype):
     def _forget(self) -> None:
         """Forget what was kept of earlier parameters."""
         self._cast: dict[torch.dtype, MixtureOperands] = {}
+        self._cast_axes: dict[torch.dtype, PrincipalAxes] = {}
+        self._axes: PrincipalAxes | None = None
         self._eigenvalues: tuple[Tensor, Tensor] | None = None
         self._largest: builtins.float | None = None
         self._smallest: builtins.float | None = None
         self._digest: str | None = None
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> GaussianMixture:
-        self._cast = {}  # values do not change, so that the rest still holds
+        self._cast, self._cast_axes = {}, {}  # values do not change, so that the rest still holds
         return super()._apply(fn, recurse)
 
     # A module around the mixture does not change its dtype (see KeepsDtype); asked itself, it changes.
@@ -159,7 +161,7 @@ class GaussianMixture(KeepsDtype):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cast": {}}
+        return {**self.__dict__, "_cast": {}, "_cast_axes": {}}
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -192,6 +194,8 @@ class GaussianMixture(KeepsDtype):
         covariance_type: str = "spherical",
         reg_covar: builtins.float = 1e-2,
         random_state: int | None = None,
+        *,
+        eigenvalue_floor: builtins.float | None = None,
         **sklearn_options: Any,
     ) -> GaussianMixture:
         """Fit by expectation maximisation, through scikit-learn's GaussianMixture, in float64.
@@ -201,6 +205,8 @@ class GaussianMixture(KeepsDtype):
             reg_covar: added to the covariances' diagonal, in squared units of the data; 1e-2 suits data of unit scale.
                 Warns where it exceeds a tenth of the data's variance.
             random_state, sklearn_options: as scikit-learn's.
+            eigenvalue_floor: in (0, 1]; the fit's eigenvalues below this fraction of the mean variance are raised to
+                it, as by `conditioned`. It takes stiffness away at less cost than a large reg_covar.
         """
         from sklearn.mixture import GaussianMixture as Estimator
 
@@ -212,6 +218,8 @@ class GaussianMixture(KeepsDtype):
                 f"n_components: expected at most the number of samples, {len(points)}, found {n_components}"
             )
         _checks.non_negative("reg_covar", reg_covar)
+        if eigenvalue_floor is not None:
+            _checks.fraction("eigenvalue_floor", eigenvalue_floor)
         spread = float(points.var(axis=0).mean())
         if reg_covar > 0.1 * spread:
             warnings.warn(
@@ -232,7 +240,8 @@ class GaussianMixture(KeepsDtype):
             estimator.means_init = np.asarray(estimator.means_init, dtype=np.float64) - centre
         estimator.fit(points - centre)
         estimator.means_ += centre
-        return cls.from_sklearn(estimator, event_shape=event_shape)
+        fitted = cls.from_sklearn(estimator, event_shape=event_shape)
+        return fitted if eigenvalue_floor is None else fitted.conditioned(eigenvalue_floor)
 
     @classmethod
     def from_sklearn(
@@ -257,6 +266,33 @@ class GaussianMixture(KeepsDtype):
         n = len(points)
         variances = np.full(n, _checks.positive("bandwidth", bandwidth) ** 2)
         return cls(np.full(n, 1.0 / n), points, variances, "spherical", event_shape=event_shape)
+
+    def conditioned(self, floor: builtins.float) -> GaussianMixture:
+        """Return the mixture with eigenvalues of its covariances below floor x mean variance raised to it.
+
+        The mean variance is that of the components, sum_k w_k trace(Sigma_k) / d; eigenvalues are the variances
+        themselves if spherical or diag. Weights, means and eigenvectors stay, and so do covariances with no eigenvalue
+        below. The smallest eigenvalue sets the steps of a LangevinProcess, so that this is the cure for stiffness.
+
+        Args:
+            floor: in (0, 1], a fraction of the mean variance.
+        """
+        least = _checks.fraction("floor", floor) * self.mean_variance
+        covariances = self.covariances.double()
+        if self.covariance_type in ("spherical", "diag"):
+            raised = covariances.clamp(min=least)
+        else:
+            eigenvalues, axes = torch.linalg.eigh(covariances)
+            missing = (least - eigenvalues).clamp(min=0.0)
+            added = (axes * missing[..., None, :]) @ axes.mT
+            raised = covariances + 0.5 * (added + added.mT)
+        return GaussianMixture(
+            self.weights,
+            self.means,
+            raised.to(self.covariances.dtype),
+            self.covariance_type,
+            event_shape=self.event_shape,
+        )
 
     def symmetrized(self, maps: Sequence[Tensor | Callable[[Tensor], Tensor]]) -> GaussianMixture:
         """Return the average of this mixture and its images under affine maps: the identity and each of `maps`.
@@ -399,6 +435,15 @@ class GaussianMixture(KeepsDtype):
         return self._smallest
 
     @property
+    def mean_variance(self) -> builtins.float:
+        """The mean variance of a component's coordinate, sum_k w_k trace(Sigma_k) / d."""
+        covariances = self.covariances.detach().double()
+        if self.covariance_type in ("tied", "full"):
+            covariances = covariances.diagonal(dim1=-2, dim2=-1)
+        means = covariances if self.covariance_type == "spherical" else covariances.mean(-1)
+        return float(means if self.covariance_type == "tied" else (self.weights.double() * means).sum())
+
+    @property
     def largest_mean(self) -> builtins.float:
         """The largest absolute value of a mean's coordinates."""
         return self._largest_mean
@@ -417,6 +462,30 @@ class GaussianMixture(KeepsDtype):
         if all(type(t) is Tensor for t in made[:3]):  # of fake tensors: what a mode made ends with it
             self._cast[compute] = made
         return made
+
+    def principal_axes(self, dtype: torch.dtype) -> PrincipalAxes | None:
+        """Return eigenvectors and eigenvalues of the precisions, as `operands` returns the mixture; None for spherical
+        and diag covariances, whose axes are the data's own."""
+        if self.covariance_type in ("spherical", "diag"):
+            return None
+        compute = torch.float64 if dtype == torch.float64 else torch.float32
+        if compute in self._cast_axes:
+            return self._cast_axes[compute]
+        inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+        with torch.inference_mode(False) if inference else contextlib.nullcontext():
+            if self._axes is None:
+                variances, rotations = torch.linalg.eigh(self.covariances.detach().double().cpu())
+                axes = PrincipalAxes(rotations, 1.0 / variances)
+            else:
+                axes = self._axes
+            made = PrincipalAxes(*(t.to(self.means.device, compute).contiguous() for t in axes))
+        if all(type(t) is Tensor for t in (*axes, *made)):
+            self._axes, self._cast_axes[compute] = axes, made
+        return made
+
+    def operands_and_axes(self, dtype: torch.dtype) -> tuple[MixtureOperands, PrincipalAxes | None]:
+        """Return `operands` and `principal_axes`: what the path estimator's target takes."""
+        return self.operands(dtype), self.principal_axes(dtype)
 
     def sampling_operands(self) -> tuple[Tensor, Tensor, Tensor, str]:
         """Return cumulative weights (float64), means, Cholesky factors or standard deviations, and covariance type."""

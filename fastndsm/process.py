@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, functional
-from ._grid import time_grid, variance_recursion
+from ._grid import stiff_grid, time_grid, variance_recursion
 from ._ops import ops
 from ._scheme import METHODS, PREDICTIONS, ReverseScheme, reverse_scheme
 from ._state import ExtraState, KeepsDtype
@@ -31,6 +31,8 @@ from .reference import philox
 
 Sigma = float | Callable[[float], float]
 STABLE, REFUSED = 0.2, 1.0  # bounds on q = a_n lambda_max(P_k)
+GRIDS = ("uniform", "quadratic", "stiff")
+LARGEST_FLOOR = 0.1  # of eigenvalues, in units of the mean variance: beyond, draws from pi are worse
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class NoisingProcess(ExtraState, KeepsDtype):
     prior: Any
 
     def __init__(
-        self, dim: int, horizon: float | None, n_steps: int, sigma: Sigma, grid: str | Sequence[float] | Tensor
+        self, dim: int, horizon: float | None, n_steps: int | None, sigma: Sigma, grid: str | Sequence[float] | Tensor
     ) -> None:
         super().__init__()
         self._dim = dim
@@ -353,9 +355,11 @@ class LangevinProcess(NoisingProcess):
     Args:
         reference: pi.
         T: horizon in units of time; default 3 lambda_max(Sigma) / sigma^2 (sigma at 0 if callable).
-        n_steps: N; ignored where `grid` gives the times.
+        n_steps: N, default 100, or with a stiff grid as many as it takes; ignored where `grid` gives the times.
         sigma: diffusion coefficient, a positive number or a callable of t.
-        grid: "uniform", "quadratic" (t_n = T (n/N)^2) or the N+1 times themselves, from 0.
+        grid: "uniform", "quadratic" (t_n = T (n/N)^2), "stiff" (t_n = c n^2 first, then uniform steps that continue
+            it, with q <= 0.2: as few steps as a stiff reference allows; for a constant sigma), or the N+1 times
+            themselves, from 0.
 
     Raises:
         ValueError: if q = a_n lambda_max(P_k) reaches 1, where Euler-Maruyama is far off (beyond 2 it diverges).
@@ -370,7 +374,7 @@ class LangevinProcess(NoisingProcess):
         self,
         reference: GaussianMixture,
         T: float | None = None,
-        n_steps: int = 100,
+        n_steps: int | None = None,
         sigma: Sigma = 1.0,
         grid: str | Sequence[float] | Tensor = "uniform",
     ) -> None:
@@ -380,6 +384,11 @@ class LangevinProcess(NoisingProcess):
         slowest = reference.largest_variance
         if T is None and isinstance(grid, str):
             T = 3.0 * slowest / _sigma_at(sigma, 0.0) ** 2
+        if isinstance(grid, str) and _checks.choice("grid", grid, GRIDS) == "stiff":
+            if callable(sigma):
+                raise ValueError("grid: expected 'stiff' with a constant sigma, found a callable; give the times")
+            longest = 2.0 * STABLE * float(smallest.amin()) / _sigma_at(sigma, 0.0) ** 2
+            grid = stiff_grid(T, n_steps, longest)
         super().__init__(reference.dim, T, n_steps, sigma, grid)
         self.reference = reference
         self._register_noise_variance(1.0 - self.drift_scale / slowest)
@@ -402,6 +411,10 @@ class LangevinProcess(NoisingProcess):
             advice = f"n_steps={math.ceil(1.01 * enough)}"
         else:
             advice = f"steps {math.ceil(q / STABLE)} times finer"
+        floor = float(self.drift_scale[n]) / (STABLE * self.reference.mean_variance)
+        floor = math.ceil(1010.0 * floor) / 1000.0  # rounded up to what one would type
+        if floor <= LARGEST_FLOOR:
+            advice = f"reference.conditioned({floor:g}) or a fit with eigenvalue_floor={floor:g}, {advice}"
         message = (
             f"{type(self).__name__}: q = a_n lambda_max(P_k) = {q:.3g} at step {n}, component {k}; use {advice}, "
             "a smaller T or sigma, or a reference fitted with a larger reg_covar"
@@ -466,7 +479,7 @@ class OUProcess(LangevinProcess):
         self,
         dim: int,
         T: float | None = None,
-        n_steps: int = 100,
+        n_steps: int | None = None,
         sigma: Sigma = 1.0,
         grid: str | Sequence[float] | Tensor = "uniform",
         *,

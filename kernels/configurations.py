@@ -95,6 +95,7 @@ TABLE: dict[str, tuple[Configuration, ...]] = {
         _for(ROWS=4, DIMS=128, num_warps=4),
     ),
     "precision_product": (_for(ROWS=32, COLUMNS=64, DEPTH=32, num_warps=4),),
+    "turn": (_for(dim=16, COLUMNS=16, DEPTH=16, num_warps=1), _for(COLUMNS=64, DEPTH=32, num_warps=4)),
     # Up to d = 4: ROWS paths, a lane each, and a warp by itself, so that it waits for none. A few components stay in
     # registers; more are read in blocks of COMPONENTS, for two paths a lane.
     "simulate_small": (

@@ -76,11 +76,12 @@ def posterior_means(
     return log_prob, score, (second - score * along[:, None]) / total[:, None]
 
 
-def mean_precision_diagonal(x: Tensor, means: Tensor, precisions: Tensor, log_scale: Tensor) -> Tensor:
-    """Return p_j(x) = sum_k r_k(x) (P_k)_jj [B, d]."""
-    diagonals = precisions.diagonal(dim1=1, dim2=2)
-    sums = torch.zeros_like(x)
+def heaviest_component(x: Tensor, means: Tensor, precisions: Tensor, log_scale: Tensor) -> Tensor:
+    """Return the component of the largest responsibility at x [B, d], the first of them, int64 [B]."""
+    heaviest = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+    highest = x.new_full((x.shape[0],), torch.finfo(x.dtype).min)
     for block in blocks(x, means, precisions, log_scale):
-        added = (block.weights[:, :, None] * diagonals[block.part, None, :]).sum(0)
-        sums = sums * block.shrink[:, None] + added
-    return sums / block.total[:, None]
+        found = block.part.start + block.weights.argmax(0)
+        heaviest = torch.where(block.maximum > highest, found, heaviest)
+        highest = block.maximum
+    return heaviest

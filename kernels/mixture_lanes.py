@@ -279,7 +279,7 @@ def matrix_product(
     COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Multiply the rows at ptr [ROWS], RELATIVE to the origin, by a symmetric matrix [D, D], to out_ptr [ROWS].
+    """Multiply the rows at ptr [ROWS], RELATIVE to the origin, by a matrix [D, D], to out_ptr [ROWS].
 
     Threads read here what others have written before a barrier, and the other way round after it.
     """

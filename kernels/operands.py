@@ -16,6 +16,13 @@ class Mixture(Protocol):
     covariance_type: str
 
 
+class Axes(Protocol):
+    """rotations [d, d] or [K, d, d], the principal axes in columns, and rates [d] or [K, d], the precisions."""
+
+    rotations: Tensor
+    rates: Tensor
+
+
 class Process(Protocol):
     """drift_scale [N] (a_n), noise_std [N] (s_n) and the mixture that a Langevin process drifts towards."""
 

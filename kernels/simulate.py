@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .configurations import SMALL, architecture_of, configuration
 from .mixture_lanes import pitch
-from .operands import Mixture, Process
+from .operands import Axes, Mixture, Process
 from .philox import on_device
 from .precision_product import dot_precision, precision_product
 from .simulate_full import simulate_full
@@ -65,13 +65,14 @@ def simulate_target(
     x0: Tensor,
     steps: Tensor,
     process: Process,
+    axes: Axes | None,
     seed: Tensor,
     first_path: int,
     antithetic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return x [B, d], target [B, d] and variance ([B, 1] spherical, else [B, d]); 2B rows if antithetic, those of
-    mirrored noise last. Raises as `simulate`."""
-    return run("target", x0, steps, process, seed, first_path, antithetic)
+    mirrored noise last. axes: of tied and full covariances. Raises as `simulate`."""
+    return run("target", x0, steps, process, seed, first_path, antithetic, axes)
 
 
 def run(
@@ -82,11 +83,13 @@ def run(
     seed: Tensor,
     first_path: int,
     antithetic: bool,
+    axes: Axes | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return x, with mean and noise (transition) or target and variance (target); x in place of what is not asked."""
     drift_scale, noise_std, mixture = process.drift_scale, process.noise_std, process.mixture
     check(x0, steps, drift_scale, noise_std, mixture, seed)
     kind = mixture.covariance_type
+    turned = check_axes(axes, mixture) if output == "target" and kind in ("tied", "full") else None
     dim, rows = x0.shape[1], x0.shape[0] * (2 if antithetic else 1)
     x = torch.empty((rows, dim), dtype=x0.dtype, device=x0.device)
     second, third = x, x
@@ -100,10 +103,10 @@ def run(
     parameters = mixture.means.contiguous(), mixture.precisions.contiguous(), mixture.log_scale.contiguous()
     with torch.cuda.device_of(x):
         if kind == "full" and dim > SMALL:
-            simulate_full((x, second, third), output, *operands, parameters, seed, first_path, antithetic)
+            simulate_full((x, second, third), output, *operands, parameters, turned, seed, first_path, antithetic)
         else:
             launch = launch_small if dim <= SMALL else launch_tiled
-            launch((x, second, third), output, operands, parameters, kind, seed, first_path, antithetic)
+            launch((x, second, third), output, operands, parameters, kind, turned, seed, first_path, antithetic)
     return x, second, third
 
 
@@ -130,6 +133,18 @@ def check(x0: Tensor, steps: Tensor, drift_scale: Tensor, noise_std: Tensor, mix
         raise ValueError(f"seed: expected a 0-d tensor, found shape {tuple(seed.shape)}")
 
 
+def check_axes(axes: Axes | None, mixture: Mixture) -> Axes:
+    """Return the axes; refuse those that do not fit the mixture."""
+    kind = mixture.covariance_type
+    if axes is None:
+        raise ValueError(f"axes: expected the principal axes of {kind} covariances, found None")
+    shape = mixture.precisions.shape
+    if axes.rotations.shape != shape or axes.rates.shape != shape[:-1]:
+        found = f"{tuple(axes.rotations.shape)} and {tuple(axes.rates.shape)}"
+        raise ValueError(f"rotations, rates: expected shapes {tuple(shape)} and {tuple(shape[:-1])}, found {found}")
+    return axes
+
+
 def order_of(steps: Tensor, n_steps: int, ordered_rows: int) -> Tensor | None:
     """Return the rows by descending number of steps, or None where they stay as they are."""
     if len(steps) < ordered_rows:
@@ -144,6 +159,7 @@ def launch_small(
     operands: list[Tensor],
     parameters: tuple[Tensor, Tensor, Tensor],
     kind: str,
+    axes: Axes | None,
     seed: Tensor,
     first_path: int,
     antithetic: bool,
@@ -165,6 +181,8 @@ def launch_small(
         order,
         *operands[2:],
         *parameters,
+        None if axes is None else axes.rotations.contiguous(),
+        None if axes is None else axes.rates.contiguous(),
         on_device(seed, x0.device),
         rows,
         n_steps,
@@ -186,6 +204,7 @@ def launch_tiled(
     operands: list[Tensor],
     parameters: tuple[Tensor, Tensor, Tensor],
     kind: str,
+    axes: Axes | None,
     seed: Tensor,
     first_path: int,
     antithetic: bool,
@@ -202,6 +221,10 @@ def launch_tiled(
         options["COMPONENTS"] = n_components
     parameters = whole_blocks(parameters, kind, resident, tile["COMPONENTS"])
     n_components = len(parameters[0])
+    rotations, rates = None, None
+    if axes is not None:
+        rotations = whole_tiles(axes.rotations.contiguous(), dim, tile["COLUMNS"], square=True)
+        rates = whole_tiles(axes.rates.contiguous(), dim, tile["COLUMNS"])
     arrays = sum(scratch_arrays(kind, output, resident))
     scratch = torch.empty((arrays, rows, dim), dtype=x0.dtype, device=x0.device) if arrays else x0
     simulate_tiled_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
@@ -211,6 +234,8 @@ def launch_tiled(
         order,
         *operands[2:],
         *tiled_operands(parameters, kind, tile["COLUMNS"]),
+        rotations,
+        rates,
         scratch,
         on_device(seed, x0.device),
         rows,
@@ -226,6 +251,10 @@ def launch_tiled(
         **options,
         enable_fp_fusion=False,
     )
+    if axes is not None:
+        target, variance = outputs[1:]
+        target.copy_(precision_product(target, axes.rotations.mT))
+        variance.copy_(precision_product(variance, axes.rotations.mT.square()))
 
 
 def whole_blocks(
@@ -256,6 +285,6 @@ def tiled_operands(
 
 
 def whole_tiles(parameter: Tensor, dim: int, columns: int, square: bool = False) -> Tensor:
-    """Pad a parameter [., d], of a square one the rows too, with zeros up to a multiple of `columns`."""
+    """Pad a parameter [..., d], of a square one the rows too, with zeros up to a multiple of `columns`."""
     more = pitch(dim, columns) - dim
-    return torch.nn.functional.pad(parameter, (0, more, 0, more if square else 0)) if more else parameter
+    return torch.nn.functional.pad(parameter, (0, more, 0, more) if square else (0, more)) if more else parameter

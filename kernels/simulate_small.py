@@ -11,7 +11,18 @@ import triton
 import triton.language as tl
 
 from .philox import normals, philox_words, seed_words
-from .simulate_small_sums import curvature, load_common, load_components, mixture_sums, rates, reciprocal
+from .simulate_small_sums import (
+    curvature,
+    heaviest_component,
+    load_axes,
+    load_common,
+    load_components,
+    mixture_sums,
+    rates,
+    reciprocal,
+    turned,
+    turned_back,
+)
 from .trajectory import TWO_LN2, target_of, target_step
 
 
@@ -42,6 +53,7 @@ def step(
     second,
     third,
     p,
+    rotation,
     z,
     active,
     a,
@@ -82,7 +94,8 @@ def step(
         second, third = kept(active, mean, second, D), kept(active, z, third, D)
     elif OUTPUT == "target":
         hessian_z = curvature(sums, u, z, resident, KIND, D, RESIDENT)
-        h, v = target_step(second, third, p, hessian_z, u, z, a, s)
+        hessian_z, along = turned(rotation, hessian_z, D), turned(rotation, z, D)
+        h, v = target_step(second, third, p, hessian_z, u, along, a, s)
         second, third = kept(active, h, second, D), kept(active, v, third, len(v))
     return kept(active, after, x, D), second, third
 
@@ -95,15 +108,16 @@ def store(ptr, row, inside, values, D: tl.constexpr):
 
 
 @triton.jit
-def write(x_ptr, second_ptr, third_ptr, row, inside, x, second, third, OUTPUT: tl.constexpr, D: tl.constexpr):
+def write(x_ptr, second_ptr, third_ptr, row, inside, x, second, third, rotation, OUTPUT: tl.constexpr, D: tl.constexpr):
     """Store the outputs of one path each."""
     store(x_ptr, row, inside, x, D)
     if OUTPUT == "transition":
         store(second_ptr, row, inside, second, D)
         store(third_ptr, row, inside, third, D)
     elif OUTPUT == "target":
-        store(second_ptr, row, inside, target_of(second, third), D)
-        store(third_ptr, row, inside, third, len(third))
+        target, variance = turned_back(rotation, target_of(second, third), third, D)
+        store(second_ptr, row, inside, target, D)
+        store(third_ptr, row, inside, variance, len(third))
 
 
 @triton.jit(do_not_specialize=["n_rows", "n_steps", "n_components", "first_path"])
@@ -119,6 +133,8 @@ def simulate_small_kernel(
     means_ptr,
     precisions_ptr,
     log_scale_ptr,
+    rotations_ptr,
+    rates_ptr,
     seed_ptr,
     n_rows: tl.int64,
     n_steps: tl.int64,
@@ -139,6 +155,7 @@ def simulate_small_kernel(
     more rows, for paths driven by -z_n. With order a program takes rows order[i], order[i + 1], ..., not i, i + 1, ...
     RESIDENT: there are COMPONENTS components, whose parameters stay in registers; else their number is a multiple of
     that, and they are read in blocks of COMPONENTS under a running minimum of the energies (online softmax).
+    rotations [D, D] or [COMPONENTS, D, D] and rates are the axes that the target of tied and full covariances takes.
     """
     lanes = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = lanes < n_rows
@@ -164,8 +181,16 @@ def simulate_small_kernel(
     zeros = ()
     for j in tl.static_range(D):
         zeros += (tl.zeros_like(x[j]),)
-    second, third, p = x, zeros, ()
-    if OUTPUT == "target":
+    second, third, p, rotation = x, zeros, (), ()
+    if OUTPUT == "target" and (KIND == "tied" or KIND == "full"):
+        component = tl.zeros(x[0].shape, tl.int64)
+        if KIND == "full":
+            component = heaviest_component(
+                x, resident, means_ptr, precisions_ptr, log_scale_ptr, n_components, D, COMPONENTS, RESIDENT
+            )
+        rotation, p = load_axes(rotations_ptr, rates_ptr, component, D)
+        second, third = zeros, zeros
+    elif OUTPUT == "target":
         # z plays no part in the rate
         sums = mixture_sums(
             x,
@@ -181,7 +206,7 @@ def simulate_small_kernel(
             RESIDENT,
             True,
         )
-        p = rates(sums, reciprocal(sums[0]) * TWO_LN2, resident, KIND, D, RESIDENT)
+        p = rates(sums, reciprocal(sums[0]) * TWO_LN2, KIND, D)
         second, third = zeros, zeros[: len(p)]
     if ANTITHETIC:
         antithetic_x, antithetic_second, antithetic_third = x, second, third
@@ -196,6 +221,7 @@ def simulate_small_kernel(
             second,
             third,
             p,
+            rotation,
             z,
             active,
             a,
@@ -220,6 +246,7 @@ def simulate_small_kernel(
                 antithetic_second,
                 antithetic_third,
                 p,
+                rotation,
                 opposite,
                 active,
                 a,
@@ -236,7 +263,10 @@ def simulate_small_kernel(
                 RESIDENT,
             )
 
-    write(x_ptr, second_ptr, third_ptr, row, inside, x, second, third, OUTPUT, D)
+    write(x_ptr, second_ptr, third_ptr, row, inside, x, second, third, rotation, OUTPUT, D)
     if ANTITHETIC:
         row += n_rows
-        write(x_ptr, second_ptr, third_ptr, row, inside, antithetic_x, antithetic_second, antithetic_third, OUTPUT, D)
+        write(
+            x_ptr, second_ptr, third_ptr, row, inside, antithetic_x, antithetic_second, antithetic_third, rotation,
+            OUTPUT, D,
+        )  # fmt: skip

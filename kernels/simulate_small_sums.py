@@ -4,7 +4,7 @@ With P'_k = log2(e)/2 P_k, in units of log 2:
 
     e_k = 2^(E_min - E_k),    E_k = (x - m_k)^T P'_k (x - m_k) - log2(e) log_scale_k,    G_k = P'_k (x - m_k)
     A = sum e_k G_k,          B = sum e_k (G_k . z) G_k,    S = sum e_k P'_k,            u = 2 ln 2 / sum e_k
-    score = -u A,             Hess z = u (2 ln 2 B - S z - u A (A . z)),                 p = u diag(S)
+    score = -u A,             Hess z = u (2 ln 2 B - S z - u A (A . z)),                 p = u S (spherical, diag)
 
 Where all components are at hand at once, G_k . z counts from its mean (A . z) / sum e_k, and the term in A goes. Then
 nothing cancels where one component outweighs the others.
@@ -17,6 +17,8 @@ import triton.language as tl
 
 from .mixture_small import LOG2_E, dot, load_matrix, load_mean, load_precisions, precision_product, scaled, start_of
 from .trajectory import HIGHEST, TWO_LN2
+
+OVERFLOWN = tl.constexpr(2.7e38)  # as energy: below those of the components that fill up a block
 
 
 @triton.jit
@@ -78,6 +80,23 @@ def plus(sums, AT: tl.constexpr, weight, value):
 
 
 @triton.jit
+def energy_and_pull(x, constants, means, precisions, i, KIND: tl.constexpr, D: tl.constexpr):
+    """Return E_k and G_k of the i-th component, the latter without the factor P'_k if spherical."""
+    apart = ()
+    for j in tl.static_range(D):
+        apart += (x[j] - means[i * D + j],)
+    if KIND == "spherical":
+        pull = apart
+        energy = tl.fma(dot(apart, apart), precisions[i], constants[i])
+    else:
+        pull = precision_product(precisions, start_of(i, KIND, D), apart, KIND)
+        energy = constants[i]
+        for j in tl.static_range(D):
+            energy = tl.fma(apart[j], pull[j], energy)
+    return energy, pull
+
+
+@triton.jit
 def absorb(
     low,
     sums,
@@ -95,17 +114,7 @@ def absorb(
     """Return the lowest energy and sums with these added. ALL: there are no others; G_k . z counts from its mean."""
     energies, pulls = (), ()  # pulls: G_k; if spherical without the factor P'_k
     for i in tl.static_range(COMPONENTS):
-        apart = ()
-        for j in tl.static_range(D):
-            apart += (x[j] - means[i * D + j],)
-        if KIND == "spherical":
-            pull = apart
-            energy = tl.fma(dot(apart, apart), precisions[i], constants[i])
-        else:
-            pull = precision_product(precisions, start_of(i, KIND, D), apart, KIND)
-            energy = constants[i]
-            for j in tl.static_range(D):
-                energy = tl.fma(apart[j], pull[j], energy)
+        energy, pull = energy_and_pull(x, constants, means, precisions, i, KIND, D)
         energies += (energy,)
         pulls += pull
 
@@ -197,19 +206,89 @@ def mixture_sums(
 
 
 @triton.jit
-def rates(sums, u, resident, KIND: tl.constexpr, D: tl.constexpr, RESIDENT: tl.constexpr):
-    """Return p = u diag(S): 1 number if spherical, else D."""
+def rates(sums, u, KIND: tl.constexpr, D: tl.constexpr):
+    """Return p = u S of spherical (1 number) or diag covariances (D)."""
     values = ()
-    if KIND == "spherical":
-        values = (u * sums[2 + 2 * D],)
-    elif KIND == "tied":
-        precisions = resident[2] if RESIDENT else resident
-        for j in tl.static_range(D):
-            values += (tl.full(u.shape, 1.0, tl.float32) * (precisions[j * D + j] * TWO_LN2),)
-    else:
-        for j in tl.static_range(D):
-            values += (u * sums[2 + 2 * D + (j if KIND == "diag" else triangle(j, j, D))],)
+    for j in tl.static_range(1 if KIND == "spherical" else D):
+        values += (u * sums[2 + 2 * D + j],)
     return values
+
+
+@triton.jit
+def heaviest_component(
+    x,
+    resident,
+    means_ptr,
+    precisions_ptr,
+    log_scale_ptr,
+    n_components,
+    D: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    RESIDENT: tl.constexpr,
+):
+    """Return the full component of the lowest energy at x, the first of them; 0 where all overflow."""
+    low = tl.full(x[0].shape, OVERFLOWN, tl.float32)
+    heaviest = tl.zeros(x[0].shape, tl.int64)
+    if RESIDENT:
+        constants, means, precisions = resident
+        for i in tl.static_range(COMPONENTS):
+            energy, _ = energy_and_pull(x, constants, means, precisions, i, "full", D)
+            heaviest = tl.where(energy < low, i, heaviest)
+            low = tl.where(energy < low, energy, low)
+    else:
+        for first in range(0, n_components, COMPONENTS):
+            constants, means, precisions = load_components(
+                means_ptr, precisions_ptr, log_scale_ptr, first, "full", D, COMPONENTS
+            )
+            for i in tl.static_range(COMPONENTS):
+                energy, _ = energy_and_pull(x, constants, means, precisions, i, "full", D)
+                heaviest = tl.where(energy < low, first + i, heaviest)
+                low = tl.where(energy < low, energy, low)
+    return heaviest
+
+
+@triton.jit
+def load_axes(rotations_ptr, rates_ptr, component, D: tl.constexpr):
+    """Load U, row by row, and p of each path's component."""
+    rotation, p = (), ()
+    for i in tl.static_range(D * D):
+        rotation += (tl.load(rotations_ptr + component * (D * D) + i),)
+    for j in tl.static_range(D):
+        p += (tl.load(rates_ptr + component * D + j),)
+    return rotation, p
+
+
+@triton.jit
+def turned(rotation, v, D: tl.constexpr):
+    """Return U^T v; v where there is no U."""
+    if len(rotation) == 0:
+        return v
+    else:
+        values = ()
+        for j in tl.static_range(D):
+            value = rotation[j] * v[0]
+            for i in tl.static_range(1, D):
+                value = tl.fma(rotation[i * D + j], v[i], value)
+            values += (value,)
+        return values
+
+
+@triton.jit
+def turned_back(rotation, h, v, D: tl.constexpr):
+    """Return U h and the diagonal of U diag(v) U^T; h and v where there is no U."""
+    if len(rotation) == 0:
+        return h, v
+    else:
+        values, diagonal = (), ()
+        for i in tl.static_range(D):
+            value, square = rotation[i * D] * h[0], rotation[i * D] * rotation[i * D] * v[0]
+            for j in tl.static_range(1, D):
+                u = rotation[i * D + j]
+                value = tl.fma(u, h[j], value)
+                square = tl.fma(u * u, v[j], square)
+            values += (value,)
+            diagonal += (square,)
+        return values, diagonal
 
 
 @triton.jit

@@ -13,17 +13,18 @@ import triton.language as tl
 
 from .mixture_lanes import matrix_product
 from .philox import seed_words
-from .simulate_tiled_passes import finish_targets, move, start_paths, store_noise, weigh_components
+from .simulate_tiled_passes import finish_targets, move, start_paths, step_turned, store_noise, weigh_components
 
-# Scratch arrays [rows of x, d]: the noise; p(x_0); P x and P z; sums over the blocks of components so far.
-Z, RATE, PX, PZ, SUM_A, SUM_B, SUM_Q = (tl.constexpr(i) for i in range(7))
+# Scratch arrays [rows of x, d]: the noise; p(x_0); P x and P z; Hess z, and it and the noise along the principal axes;
+# sums over the blocks of components so far.
+Z, RATE, PX, PZ, HZ, TURNED_HZ, TURNED_Z, SUM_A, SUM_B, SUM_Q = (tl.constexpr(i) for i in range(10))
 
 
 @triton.constexpr_function
 def scratch_arrays(kind: str, output: str, resident: bool) -> list[bool]:
     """Tell for each of the scratch arrays whether there is one."""
     target, diag, tied = output == "target", kind == "diag", kind == "tied"
-    own = [target, target and diag, tied, target and tied]
+    own = [target, target and diag, tied, *[target and tied] * 4]
     sums = [True, target, target and diag]
     return own + [not resident and needed for needed in sums]
 
@@ -48,6 +49,8 @@ def simulate_tiled_kernel(
     precisions_ptr,
     log_scale_ptr,
     pulls_ptr,
+    rotations_ptr,
+    rates_ptr,
     scratch_ptr,
     seed_ptr,
     n_rows: tl.int64,
@@ -68,7 +71,8 @@ def simulate_tiled_kernel(
     first_path + row.
 
     Outputs, ANTITHETIC, order and RESIDENT are those of `simulate_small_kernel`; KIND is not full. pulls are P m_k
-    [K, D], both relative to the first mean, if tied. means, pulls and (unless spherical) precisions have zeros beyond
+    [K, D], both relative to the first mean, if tied, whose target is that along the axes (rotations, rates): to be
+    turned back, as the variance. means, pulls, (unless spherical) precisions and the axes have zeros beyond
     column D, up to a multiple of COLUMNS. n_components is a multiple of COMPONENTS. PRECISION is that of tl.dot.
     """
     PRODUCT: tl.constexpr = OUTPUT == "target"
@@ -92,7 +96,10 @@ def simulate_tiled_kernel(
     a_row = scratch_ptr + (array * place(SUM_A, KIND, OUTPUT, RESIDENT) + at_row)
     b_row = scratch_ptr + (array * place(SUM_B, KIND, OUTPUT, RESIDENT) + at_row)
     q_row = scratch_ptr + (array * place(SUM_Q, KIND, OUTPUT, RESIDENT) + at_row)
-    scratch_rows, sum_rows = (z_row, rate_row, px_row, pz_row), (a_row, b_row, q_row)
+    hz_row = scratch_ptr + (array * place(HZ, KIND, OUTPUT, RESIDENT) + at_row)
+    turned_hz_row = scratch_ptr + (array * place(TURNED_HZ, KIND, OUTPUT, RESIDENT) + at_row)
+    turned_z_row = scratch_ptr + (array * place(TURNED_Z, KIND, OUTPUT, RESIDENT) + at_row)
+    scratch_rows, sum_rows = (z_row, rate_row, px_row, pz_row, hz_row), (a_row, b_row, q_row)
 
     start_paths(x_ptr, second_ptr, third_ptr, x0_ptr, at_row, array, inside, KIND, OUTPUT, ANTITHETIC, D, ROWS, COLUMNS)
     rate = tl.zeros((ROWS, 1), tl.float32)  # if spherical, as is the variance
@@ -106,6 +113,9 @@ def simulate_tiled_kernel(
             store_noise(z_row, key_low, key_high, path, n, active, D, ROWS, COLUMNS)
             if KIND == "tied":
                 matrix_product(pz_row, z_row, means_ptr, precisions_ptr, active, False, D, ROWS, COLUMNS, PRECISION)
+                matrix_product(
+                    turned_z_row, z_row, means_ptr, rotations_ptr, active, False, D, ROWS, COLUMNS, PRECISION
+                )
         for member in range(1 + ANTITHETIC):
             sign = 1.0 - 2.0 * member
             at_member = at_row + member * array
@@ -122,6 +132,14 @@ def simulate_tiled_kernel(
                 outputs, at_member, scratch_rows, sum_rows, mixture, found, rate, variance, key_low, key_high, path,
                 n, a, s, sign, active, final, KIND, OUTPUT, RESIDENT, D, ROWS, COLUMNS,
             )  # fmt: skip
+            if PRODUCT and KIND == "tied":
+                matrix_product(
+                    turned_hz_row, hz_row, means_ptr, rotations_ptr, active, False, D, ROWS, COLUMNS, PRECISION
+                )
+                step_turned(
+                    second_ptr, third_ptr, at_member, turned_hz_row, turned_z_row, rates_ptr, a, s, sign, active,
+                    D, ROWS, COLUMNS,
+                )  # fmt: skip
         if KIND == "spherical":
             c = 1.0 - a * rate
             variance = tl.where(active[:, None], tl.fma(c, c * variance, s * s), variance)

@@ -17,7 +17,6 @@ from .mixture_lanes import (
     load_columns,
     load_rows,
     minus,
-    pitch,
     plus,
     scaled,
     store_rows,
@@ -190,7 +189,6 @@ def hessian_product(
     means,
     pz_row,
     rate_row,
-    precisions_ptr,
     column,
     mask,
     moving,
@@ -202,7 +200,7 @@ def hessian_product(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Return Hess z of a tile, and p(x_0) unless spherical (diag keeps it in the scratch from the first step on)."""
+    """Return Hess z of a tile, and p(x_0) if diag, which keeps it in the scratch from the first step on."""
     LANES: tl.constexpr = COLUMNS // 4
     sum_b, sum_q, q_row = sums
     inverse, along, q, c = means
@@ -223,7 +221,7 @@ def hessian_product(
     else:
         pz = load_rows(pz_row[:, None] + column[None, :], mask, ROWS, LANES)
         value = minus(plus(value, px, -along), scaled(pz, sign))
-        p = load_columns(precisions_ptr + column * (pitch(D, COLUMNS) + 1), LANES)
+        p = ()
     return value, p
 
 
@@ -257,7 +255,7 @@ def move(
     LANES: tl.constexpr = COLUMNS // 4
     PRODUCT: tl.constexpr = OUTPUT == "target"
     x_ptr, second_ptr, third_ptr = outputs
-    z_row, rate_row, px_row, pz_row = scratch_rows
+    z_row, rate_row, px_row, pz_row, hz_row = scratch_rows
     a_row, b_row, q_row = sum_rows
     inverse, along, q, c, weights, slopes = found
     for start in range(0, D, COLUMNS):
@@ -294,18 +292,54 @@ def move(
             if not RESIDENT:
                 sum_b = load_rows(b_row[:, None] + column[None, :], mask, ROWS, LANES)
             hessian_z, p = hessian_product(
-                score, x, px, z, (sum_b, sum_q, q_row), (inverse, along, q, c), pz_row, rate_row, mixture[1], column,
+                score, x, px, z, (sum_b, sum_q, q_row), (inverse, along, q, c), pz_row, rate_row, column,
                 mask, moving, n, sign, KIND, RESIDENT, D, ROWS, COLUMNS,
             )  # fmt: skip
-            if KIND == "spherical":
-                p, v = (rate,), (variance,)
+            if KIND == "tied":
+                store_rows(hz_row[:, None] + column[None, :], hessian_z, moving, ROWS, LANES)
             else:
-                v = load_rows(third_ptr + at, mask, ROWS, LANES)
-            h = load_rows(second_ptr + at, mask, ROWS, LANES)
-            h, v = target_step(h, v, p, hessian_z, 1.0, z, a, s)
-            store_rows(second_ptr + at, h, moving, ROWS, LANES)
-            if KIND != "spherical":
-                store_rows(third_ptr + at, v, moving, ROWS, LANES)
+                if KIND == "spherical":
+                    p, v = (rate,), (variance,)
+                else:
+                    v = load_rows(third_ptr + at, mask, ROWS, LANES)
+                h = load_rows(second_ptr + at, mask, ROWS, LANES)
+                h, v = target_step(h, v, p, hessian_z, 1.0, z, a, s)
+                store_rows(second_ptr + at, h, moving, ROWS, LANES)
+                if KIND != "spherical":
+                    store_rows(third_ptr + at, v, moving, ROWS, LANES)
+    tl.debug_barrier()
+
+
+@triton.jit
+def step_turned(
+    second_ptr,
+    third_ptr,
+    at_row,
+    turned_hz_row,
+    turned_z_row,
+    rates_ptr,
+    a,
+    s,
+    sign,
+    active,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Take the third pass, if tied: h and v along the axes after the step, from Hess z and z along them."""
+    LANES: tl.constexpr = COLUMNS // 4
+    for start in range(0, D, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        mask = in_row(column, D, COLUMNS)
+        moving = both(active, mask)
+        at = at_row[:, None] + column[None, :]
+        hessian_z = load_rows(turned_hz_row[:, None] + column[None, :], mask, ROWS, LANES)
+        z = scaled(load_rows(turned_z_row[:, None] + column[None, :], mask, ROWS, LANES), sign)
+        h = load_rows(second_ptr + at, mask, ROWS, LANES)
+        v = load_rows(third_ptr + at, mask, ROWS, LANES)
+        h, v = target_step(h, v, load_columns(rates_ptr + column, LANES), hessian_z, 1.0, z, a, s)
+        store_rows(second_ptr + at, h, moving, ROWS, LANES)
+        store_rows(third_ptr + at, v, moving, ROWS, LANES)
     tl.debug_barrier()
 
 

@@ -176,7 +176,8 @@ def trajectory(
     m, x, _, steps, drift_scale, noise_std = case(kind, shape)
     first, last, _ = (rows or slice(None)).indices(len(x))
     n, dim = last - first, x.shape[1]
-    tables = steps[first:last], drift_scale, noise_std, x[first:last]
+    axes = m.principal_axes(torch.float64) or ()
+    tables = steps[first:last], drift_scale, noise_std, x[first:last], *axes
     parts = n, len(noise_std), SEED, FIRST_PATH + first, tiles, 0, *tables
     total = n * (2 if what == "antithetic target" else 1)
     shapes: tuple[tuple[int, ...], ...] = ((total, dim),)
@@ -232,7 +233,9 @@ def all_requests() -> Iterator[tuple[str, Request]]:
         for kind, shape in itertools.product(COVARIANCE_TYPES, SHAPES):
             m, x, z, *_ = case(kind, shape)
             payload = packed(3, size, *mixture_parts(m), len(x), x, z)
-            yield f"mixture {kind} {shape} {dtype}", Request(payload, ((len(x),), *(tuple(x.shape),) * 3))
+            extra: dict[str, tuple[tuple[int, ...], ...]] = {"tied": (), "full": ((len(x),),)}
+            shapes = ((len(x),), *(tuple(x.shape),) * 2, *extra.get(kind, (tuple(x.shape),)))
+            yield f"mixture {kind} {shape} {dtype}", Request(payload, shapes)
             for what in WHATS:
                 request = back if what.startswith("back") else trajectory
                 yield f"{what} {kind} {shape} {dtype}", request(kind, shape, what, dtype)

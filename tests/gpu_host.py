@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastndsm._scheme import Schedule
 from fastndsm.backends.cuda import packed_network
-from fastndsm.reference import MixtureOperands, ProcessOperands
+from fastndsm.reference import MixtureOperands, PrincipalAxes, ProcessOperands
 from fastndsm.sampling.fused_mlp import FusedNetwork
 
 HERE = Path(__file__).resolve().parent
@@ -35,6 +35,7 @@ class Arguments(ctypes.Structure):
         *((name, POINTER) for name in ("parameters", "drift_scale", "noise_std", "coefficients")),
         *((name, INTEGER) for name in NUMBERS),
         *((name, POINTER) for name in ("start", "steps", "held", "slope", "own", "x", "second", "third")),
+        *((name, POINTER) for name in ("rotations", "rates")),
     )
 
 
@@ -94,6 +95,7 @@ def run(
     seed: int,
     first_path: int,
     *,
+    axes: PrincipalAxes | None = None,
     held: Tensor | None = None,
     slope: Tensor | None = None,
     rate: Tensor | None = None,
@@ -126,6 +128,7 @@ def run(
         "own": None if rate is None else rate.contiguous(),
         "coefficients": None if coefficients is None else coefficients.contiguous(),
         **dict(zip(("x", "second", "third"), outputs, strict=False)),
+        **(axes._asdict() if axes else {}),
     }
     numbers = {
         "n_components": len(mixture.means),

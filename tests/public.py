@@ -358,6 +358,7 @@ EXAMPLES: dict[Any, list[Example]] = {
     testing.Arguments: [Example(arguments, lambda a: vars(a) | {"process": see_process(a.process)})],
     testing.Call: [Example(lambda call=call: call, lambda c: c(arguments())) for call in testing.CALLS],
     reference.MixtureOperands: [Example(lambda: mixture().operands(torch.float32))],
+    reference.PrincipalAxes: [Example(lambda: mixture("full").principal_axes(torch.float32))],
     reference.ProcessOperands: [Example(lambda: langevin().dynamics.operands(torch.float32))],
 }
 

@@ -137,6 +137,12 @@ CASES = [
     Case("fit covariance_type", lambda: fit(covariance_type="round"), V, "covariance_type: expected one of"),
     Case("fit reg_covar", lambda: fit(reg_covar=-1.0), V, "reg_covar: expected a non-negative number, found -1.0"),
     Case("fit reg_covar NaN", lambda: fit(reg_covar=NAN), V, "reg_covar: expected a non-negative number, found nan"),
+    Case("fit eigenvalue_floor", lambda: fit(eigenvalue_floor=0.0), V,
+         "eigenvalue_floor: expected a number in (0, 1], found 0.0"),
+    Case("conditioned floor", lambda: mixture().conditioned(1.5), V,
+         "floor: expected a number in (0, 1], found 1.5"),
+    Case("conditioned floor NaN", lambda: mixture().conditioned(NAN), V,
+         "floor: expected a number in (0, 1], found nan"),
     Case("from_points bandwidth", lambda: GaussianMixture.from_points(np.zeros((3, 2)), 0.0), V,
          "bandwidth: expected a finite positive number, found 0.0"),
     Case("from_points NaN", lambda: GaussianMixture.from_points(with_value(NAN, 3, 2), 1.0), V,
@@ -219,7 +225,14 @@ CASES = [
     Case("sigma", lambda: ou(sigma=-1.0), V, "sigma: expected a finite positive number, found -1.0"),
     Case("sigma of time", lambda: ou(sigma=lambda t: 0.5 - t), V,
          "sigma(0.5): expected a finite positive number, found 0.0"),
-    Case("grid name", lambda: ou(grid="cubic"), V, "grid: expected one of 'uniform', 'quadratic', found 'cubic'"),
+    Case("grid name", lambda: ou(grid="cubic"), V,
+         "grid: expected one of 'uniform', 'quadratic', 'stiff', found 'cubic'"),
+    Case("grid stiff and sigma of time", lambda: ou(grid="stiff", sigma=lambda t: 1.0), V,
+         "grid: expected 'stiff' with a constant sigma, found a callable"),
+    Case("grid stiff and n_steps", lambda: ou(T=4.0, grid="stiff", n_steps=10), V,
+         "n_steps: expected at least 11 with grid 'stiff', whose steps are 0.4 at most, and T = 4, found 10"),
+    Case("grid stiff of a drift", lambda: DriftProcess(lambda x, t: -x, mixture(), T=1.0, grid="stiff"), V,
+         "grid: expected one of 'uniform', 'quadratic', found 'stiff'"),
     Case("grid order", lambda: ou(T=None, grid=[0.0, 0.2, 0.1]), V,
          "grid: expected times that increase from 0, found [0.0, 0.2, 0.1]"),
     Case("grid start", lambda: ou(T=None, grid=[0.1, 0.2]), V, "grid: expected times that increase from 0"),
@@ -435,7 +448,7 @@ SEED, STEP, PATH, FLAG = "None -1 0", "None 0 integers", "0", "True"
 TIME = "-1 -0.5 0 0.5 2**70 integers"
 EIGHT = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 3.0], [3.0, 1.0], [4.0, 2.0], [5.0, 7.0], [6.0, 4.0], [7.0, 5.0]])
 PURE = "NaNs"  # NaN in, NaN out
-PROCESS = {"n_steps": (10, ""), "sigma": (0.5, "0.5 2**70"), "grid": ("uniform", "")}
+PROCESS = {"n_steps": (10, "None"), "sigma": (0.5, "0.5 2**70"), "grid": ("uniform", "")}
 DRAW = {"seed": (0, SEED), "first_path": (0, PATH)}
 NETWORK = {"horizon": (1.0, "0.5 2**70"), "embedding_dim": (4, "")}
 BACKEND = {"backend": ("reference", "")}
@@ -457,8 +470,10 @@ SOUND = {
             "n_components": (1, ""),
             "covariance_type": ("spherical", ""),
             "reg_covar": (1e-2, "0 0.5 2**70"),
+            "eigenvalue_floor": (0.01, "None 0.5"),
         },
     ),
+    "GaussianMixture.conditioned": (lambda floor: mixture().conditioned(floor), {"floor": (0.01, "0.5")}),
     "GaussianMixture.score": (lambda x: mixture().score(x), {"x": (x2, PURE)}),
     "GaussianMixture.log_prob": (lambda x: mixture().log_prob(x), {"x": (x2, PURE)}),
     "GaussianMixture.responsibilities": (lambda x: mixture().responsibilities(x), {"x": (x2, PURE)}),

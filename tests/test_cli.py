@@ -703,11 +703,12 @@ class TestOptions:
 
     def test_names_in_a_sentence_and_in_warnings(self) -> None:
         options = {"reg_covar": "--reg-covar", "T": "--T", "sigma": "--sigma", "lr": "--lr", "steps": "--steps"}
-        options |= {"n_steps": "--n-steps", "n_components": "--components"}
+        options |= {"n_steps": "--n-steps", "n_components": "--components", "eigenvalue_floor": "--eigenvalue-floor"}
         for before, after in {
             "n_components: expected at most 5": "--components: expected at most 5",
             "T, sigma: expected numbers": "--T, --sigma: expected numbers",
             "use n_steps=377, a smaller T or sigma": "use --n-steps 377, a smaller --T or --sigma",
+            "or a fit with eigenvalue_floor=0.02, n_steps": "or a fit with --eigenvalue-floor 0.02, --n-steps",
             "take a larger reg_covar.": "take a larger --reg-covar.",
             "Try a smaller lr or grad_clip": "Try a smaller --lr or grad_clip",
             "after 5 steps: stopped": "after 5 steps: stopped",
@@ -717,6 +718,19 @@ class TestOptions:
             "sigma(0.5): 1/2 sigma^2, T = 3": "sigma(0.5): 1/2 sigma^2, T = 3",
         }.items():
             assert _options.spoken(before, options) == after
+
+    def test_a_stiff_grid_and_a_floor_make_full_covariances_serve(self, tmp_path: Path, run: Any) -> None:
+        tiny = [option for option in TINY if option not in ("--n-steps", "40")]
+        options = ["--data", "moons", "--n-train", 200, *tiny, "--covariance", "full", "--components", 4]
+        floored = [*options, "--eigenvalue-floor", 0.05, "--grid", "stiff"]
+        assert (result := run("train", *floored, "--out", tmp_path / "r")).status == 0, result.err
+        _, process, meta = load_model(tmp_path / "r" / "model")
+        assert meta["settings"]["eigenvalue_floor"] == 0.05 and meta["settings"]["grid"] == "stiff"
+        smallest = float(process.reference.covariance_eigenvalues()[0].min())
+        assert smallest >= 0.04 * process.reference.mean_variance
+        assert float(process.drift_scale.amax() / smallest) <= 0.2 * (1 + 1e-6) and process.n_steps > 50
+        assert f"{process.n_steps} steps, stiff grid" in result.out
+        refused(run("train", *floored, "--n-steps", 3, "--out", tmp_path / "s"), "--n-steps: expected at least")
 
     def test_warnings_name_options_too(self, tmp_path: Path, run: Any) -> None:
         np.save(tmp_path / "mine.npy", points("narrow"))

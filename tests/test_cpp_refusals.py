@@ -16,6 +16,8 @@ A, S = torch.full((5,), 0.01), torch.ones(5)  # drift_scale, noise_std
 TABLE, BOUNDS = torch.ones(6, 5), torch.tensor([4, 1])  # of reverse_steps
 STEPS, ROWS = torch.ones(4, dtype=torch.int64), torch.ones(4)
 PATHS = (*MIXTURE, SEED, 0)
+NO_AXES = (*MIXTURE, None, None, SEED, 0)
+FULL = (MEANS, torch.eye(2).repeat(3, 1, 1), LOG_SCALE, "full")
 WEIGHTS = torch.tensor([0.2, 0.5, 1.0], dtype=torch.float64)  # cumulative
 DRAW = (SEED, 0)
 NOISE = (SEED, SEED, 0, 0, torch.float32)
@@ -53,7 +55,15 @@ def processes() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
     back = "reverse_steps"
     yield "simulate", r"x0: expected shape \[B, 2\], found \[4, 1\]", (X[:, :1], STEPS, A, S, *PATHS)
     yield "simulate", "steps: expected values in 0..5, found 6", (X, 6 * STEPS, A, S, *PATHS)
-    yield "simulate_target", "steps: expected values in 0..5, found -1", (X, -STEPS, A, S, *PATHS, True)
+    yield "simulate_target", "steps: expected values in 0..5, found -1", (X, -STEPS, A, S, *NO_AXES, True)
+    target, axes = (X, STEPS, A, S, *FULL), (FULL[1], PRECISIONS)
+    expected = "rotations, rates: expected the principal axes of tied and full covariances, found None"
+    for absent in ((None, None), (axes[0], None), (None, axes[1])):
+        yield "simulate_target", expected, (*target, *absent, SEED, 0, False)
+    expected = r"rotations: expected shape \[3, 2, 2\], found \[2, 2\]"
+    yield "simulate_target", expected, (*target, axes[0][0], axes[1], SEED, 0, False)
+    expected = r"rates: expected shape \[3, 2\], found \[3\]"
+    yield "simulate_target", expected, (*target, axes[0], axes[1][:, 0], SEED, 0, False)
     yield "simulate", r"steps: expected int64 \[4\], found Int of shape \[4\]", (X, STEPS.int(), A, S, *PATHS)
     expected = r"steps: expected int64 \[4\], found Long of shape \[3\]"
     yield "simulate_transition", expected, (X, STEPS[:3], A, S, *PATHS)
@@ -159,7 +169,7 @@ def test_no_rows_are_served() -> None:
         raw("mixture_sample", 0, WEIGHTS, MEANS, PRECISIONS, "diag", *DRAW),
         raw("simulate", x, steps, A, S, *PATHS),
         *raw("simulate_transition", x, steps, A, S, *PATHS),
-        *raw("simulate_target", x, steps, A, S, *PATHS, True),
+        *raw("simulate_target", x, steps, A, S, *NO_AXES, True),
         raw("reverse_steps", x, x, x, std, BOUNDS, TABLE, *PATHS),
         raw("philox_normal", 0, 2, *NOISE),
         raw("ndsm_loss", x, x, std, "plain", True),

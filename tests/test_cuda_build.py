@@ -152,7 +152,7 @@ x, last = torch.zeros(3, 2), torch.tensor(5)
 tables = process.dynamics.operands(x.dtype), torch.tensor(1), 0
 call("simulate", x, last.expand(3), *tables)
 call("simulate_transition", x, last.expand(3), *tables)
-call("simulate_target", x, torch.tensor([3, 1, 2]), *tables, True)
+call("simulate_target", x, torch.tensor([3, 1, 2]), tables[0], None, *tables[1:], True)
 mixture = process.reference.operands(x.dtype), *tables[1:]
 schedule = process.reverse_scheme().schedule([20, 5], 2)
 bounds, coefficients, gains, inverse_gap = (t if t.dtype == torch.int64 else t.float() for t in schedule)

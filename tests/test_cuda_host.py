@@ -84,8 +84,10 @@ def test_simulate_target(case: Case, dtype: torch.dtype, antithetic: bool) -> No
     p, x, _, steps = problem(*shape)
     process = p.dynamics.operands(dtype)
     exact = p.dynamics.operands(torch.float64)
-    found = run("target", samples, x.to(dtype), steps, process, SEED, FIRST_PATH, antithetic=antithetic)
-    assert_agree(found, reference.simulate_target(x, steps, exact, torch.tensor(SEED), FIRST_PATH, antithetic))
+    axes, exact_axes = (p.reference.principal_axes(d) for d in (dtype, torch.float64))
+    found = run("target", samples, x.to(dtype), steps, process, SEED, FIRST_PATH, axes=axes, antithetic=antithetic)
+    seed = torch.tensor(SEED)
+    assert_agree(found, reference.simulate_target(x, steps, exact, exact_axes, seed, FIRST_PATH, antithetic))
 
 
 BACK = [
@@ -185,7 +187,7 @@ def test_emulated_kernels_give_what_their_headers_give(case: Case) -> None:
     samples, *shape = case
     p, x, score, steps = problem(*shape)
     x, score = x.float(), score.float()
-    process = p.dynamics.operands(torch.float32), SEED, FIRST_PATH
+    process, axes = (p.dynamics.operands(torch.float32), SEED, FIRST_PATH), p.reference.principal_axes(x.dtype)
     bounds, taken = torch.tensor([5, 1]), steps.clamp(min=1)
     back: dict[str, Tensor] = {
         "held": score,
@@ -194,7 +196,7 @@ def test_emulated_kernels_give_what_their_headers_give(case: Case) -> None:
     for call in (
         lambda emulated: run("state", samples, x, steps, *process, emulated=emulated),
         lambda emulated: run("state", samples, x, taken, *process, transition=True, emulated=emulated),
-        lambda emulated: run("target", samples, x, steps, *process, antithetic=True, emulated=emulated),
+        lambda emulated: run("target", samples, x, steps, *process, axes=axes, antithetic=True, emulated=emulated),
         lambda emulated: run("reverse", samples, x, bounds, *process, **back, emulated=emulated),
         lambda emulated: run(
             "reverse", samples, x, bounds, *process, **back, slope=0.1 * x, rate=x[:, 0].abs(), emulated=emulated

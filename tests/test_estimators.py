@@ -13,12 +13,20 @@ from functools import cache
 
 import pytest
 import torch
-from helpers import COVARIANCE_TYPES, generator, on_one_backend, random_mixture, z_score  # noqa: F401
+from helpers import (
+    COVARIANCE_TYPES,
+    full_covariances,
+    generator,
+    on_one_backend,  # noqa: F401
+    random_mixture,
+    z_score,
+)
 from torch import Tensor
 
 from fastndsm import DriftProcess, GaussianMixture, LangevinProcess, NDSMLoss, OUProcess
 from fastndsm.functional import philox_normal
 from fastndsm.process import Noised, NoisingProcess, Transition
+from fastndsm.reference.mixture import heaviest_component
 
 N_SAMPLES = 200_000
 
@@ -75,6 +83,7 @@ PROCESSES: dict[str, Callable[[], NoisingProcess]] = {
     "spherical d=1": lambda: langevin("spherical", 1, UNEVEN, ratio=100.0),
     "diag d=2, very unequal": lambda: langevin("diag", 2, UNEVEN, ratio=1000.0),
     "tied d=2": lambda: langevin("tied", 2, UNEVEN, ratio=30.0),
+    "tied d=3, very unequal": lambda: langevin("tied", 3, UNEVEN, ratio=200.0),
     "full d=3, very unequal": lambda: langevin("full", 3, UNEVEN, ratio=1000.0),
     "full d=2, sigma of time": lambda: langevin(
         "full", 2, UNEVEN, ratio=30.0, sigma=lambda t: 0.7 + 0.1 * math.cos(50 * t)
@@ -158,33 +167,47 @@ def control_variate(p: NoisingProcess, x0: Tensor, step: int, sign: float = 1.0,
 
 
 def path_target(
-    p: LangevinProcess, x0: Tensor, step: int, hessian: float = 1.0, with_a: bool = True
+    p: LangevinProcess,
+    x0: Tensor,
+    step: int,
+    hessian: float = 1.0,
+    with_a: bool = True,
+    turned: bool = True,
+    back: bool = True,
+    other: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return x_{n+1}, the target and v by the formulas: H <- rho H + [(1 - rho) z - rho a Hess z] / s."""
+    """Return x_{n+1}, the target and v by the formulas: H <- rho H + [(1 - rho) z - rho a Hess z] / s.
+
+    Tied and full: along the axes U of x_0's component. turned: Hess z is turned by U^T; back: H by U, not by U^T;
+    other: how many components on from x_0's the axes are taken from.
+    """
     m = p.reference
-    diagonals = (
-        m._precisions if m.covariance_type in ("spherical", "diag") else m._precisions.diagonal(dim1=-2, dim2=-1)
-    )
-    if m.covariance_type == "tied":
-        diagonals = diagonals.expand(m.n_components, -1)
     r = m.responsibilities(x0)
-    rate = r @ (diagonals[:, None] if m.covariance_type == "spherical" else diagonals)
+    if m.covariance_type in ("spherical", "diag"):
+        rate = r @ m._precisions.reshape(m.n_components, -1)
+        U = torch.eye(p.dim, dtype=x0.dtype).expand(len(x0), -1, -1)
+    else:
+        rates, axes = torch.linalg.eigh(m._precisions.expand(m.n_components, -1, -1))
+        k = (r.argmax(1) + other) % m.n_components
+        rate, U = rates[k], axes[k]
+    into, out = (lambda v, A=A: torch.einsum("bij,bj->bi", A, v) for A in (U.mT, U))
     x, H, v = x0, torch.zeros_like(x0), torch.zeros_like(rate)
     for n in range(step + 1):
         a, s = p.drift_scale[n], p.noise_std[n]
         z = philox_normal(len(x0), p.dim, seed=11, step=n, dtype=torch.float64)
         before, v = v, s**2 + (1 - a * rate) ** 2 * v
         rho = (1 - a * rate) * before / v
-        H = rho * H + ((1 - rho) * z - rho * (a if with_a else 1.0) * hessian * m.hvp(x, z)) / s
+        product = hessian * m.hvp(x, z)
+        product = into(product) if turned else product
+        H = rho * H + ((1 - rho) * into(z) - rho * (a if with_a else 1.0) * product) / s
         x = x + a * m.score(x) + s * z
-    return x, -H, v
+    variance = v if rate.shape[1] == 1 else torch.einsum("bij,bj->bi", U.square(), v)
+    return x, -(out(H) if back else into(H)), variance
 
 
-def path(
-    p: LangevinProcess, x0: Tensor, step: int, hessian: float = 1.0, with_a: bool = True, sign: float = 1.0
-) -> Tensor:
+def path(p: LangevinProcess, x0: Tensor, step: int, sign: float = 1.0, **broken: bool | float) -> Tensor:
     field = Field(p)
-    x, target, _ = path_target(p, x0, step, hessian, with_a)
+    x, target, _ = path_target(p, x0, step, **broken)  # type: ignore[arg-type]
     return -sign * (field(x, x[:, 0]) * target).sum(1) - field.divergence(x)
 
 
@@ -220,6 +243,16 @@ def test_broken_copies_are_caught(estimator: str, mutation: str | None, name: st
         assert abs(z_score(function(p, x0, STEPS["last"], **mutations[mutation]))) > 10.0  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["full d=3, very unequal", "tied d=3, very unequal"])
+@pytest.mark.parametrize(
+    "broken", [{"turned": False}, {"back": False}], ids=["Hess z not turned", "turned back by U^T"]
+)
+def test_axes_that_are_mixed_up_are_caught(broken: dict[str, bool], name: str) -> None:
+    p, x0 = process(name), data(name)
+    assert abs(z_score(path(p, x0, STEPS["last"]))) < 4.0  # type: ignore[arg-type]
+    assert abs(z_score(path(p, x0, STEPS["last"], **broken))) > 10.0  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", [name for name in PROCESSES if "drift" not in name])
 @pytest.mark.parametrize("step", STEPS)
 def test_the_copy_of_the_path_target_is_the_library_s(name: str, step: str) -> None:
@@ -234,38 +267,95 @@ def test_the_copy_of_the_path_target_is_the_library_s(name: str, step: str) -> N
 # --- one component: classical denoising score matching -----------------------------------------
 
 
+def classical(p: LangevinProcess, k: Tensor, x0: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Return mean [B, d] and covariance [B, d, d] of the discrete chain under component k [B] alone."""
+    m, eye = p.reference, torch.eye(p.dim, dtype=torch.float64)
+    precision = torch.linalg.inv(full_covariances(m))[k]
+    mean, covariance = x0, torch.zeros(len(x0), p.dim, p.dim, dtype=torch.float64)
+    for n in range(steps):
+        factor = eye - p.drift_scale[n] * precision
+        mean = m.means[k] + torch.einsum("bij,bj->bi", factor, mean - m.means[k])
+        covariance = p.noise_std[n] ** 2 * eye + factor @ covariance @ factor
+    return mean, covariance
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("covariance_type", ["spherical", "diag", "ou"])
+@pytest.mark.parametrize("covariance_type", [*COVARIANCE_TYPES, "ou"])
 @pytest.mark.parametrize("step", STEPS)
 def test_with_one_component_path_is_classical_dsm(step: str, covariance_type: str, dtype: torch.dtype) -> None:
-    """target = -(x - m(x_0)) / v = -z_eff / sqrt(v), with the mean and the variance of the discrete chain."""
+    """target = -V^-1 (x - m(x_0)), with the mean and the covariance of the discrete chain."""
     if covariance_type == "ou":
         p: LangevinProcess = OUProcess(3, grid=[0.0, 0.1, 0.15, 0.4, 0.5, 0.7])
     else:
         p = langevin(covariance_type, 3, UNEVEN, ratio=10.0)
         one = p.reference
-        one = GaussianMixture([1.0], one.means[:1], one.covariances[:1], covariance_type)
+        one = GaussianMixture(
+            [1.0], one.means[:1], one.covariances[: None if covariance_type == "tied" else 1], covariance_type
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             p = LangevinProcess(one, grid=p.times)
-    precision = p.reference._precisions.reshape(1, -1)
-    mean = x0 = torch.randn(1000, 3, generator=generator(3), dtype=torch.float64)
-    v = torch.zeros(1, 1, dtype=torch.float64)
-    for n in range(STEPS[step] + 1):
-        factor = 1.0 - p.drift_scale[n] * precision
-        mean = mean + p.drift_scale[n] * precision * (p.reference.means - mean)
-        v = p.noise_std[n] ** 2 + factor**2 * v
+    x0 = torch.randn(1000, 3, generator=generator(3), dtype=torch.float64)
+    mean, covariance = classical(p, torch.zeros(1000, dtype=torch.int64), x0, STEPS[step] + 1)
     noised = p.noised(x0.to(dtype), STEPS[step], seed=5)
     tolerance = 1e-10 if dtype == torch.float64 else 1e-4
-    expected = -(noised.x.double() - mean) / v
-    torch.testing.assert_close(
-        noised.target.double(), expected, rtol=tolerance, atol=tolerance * float(v.amin()) ** -0.5
-    )
+    expected = -torch.linalg.solve(covariance, noised.x.double() - mean)
+    widest = float(covariance.diagonal(dim1=1, dim2=2).amin()) ** -0.5
+    torch.testing.assert_close(noised.target.double(), expected, rtol=tolerance, atol=tolerance * widest)
     variance = noised.variance.double().reshape(1000, -1)
-    torch.testing.assert_close(variance, v.expand_as(variance), rtol=tolerance, atol=0.0)
-    # and its variance is 1 / v, exactly
-    spread = noised.target.double().var(0) * v[0]
+    diagonal = covariance.diagonal(dim1=1, dim2=2)[:, : variance.shape[1]]
+    torch.testing.assert_close(variance, diagonal, rtol=tolerance, atol=0.0)
+    # and its covariance is V^-1, exactly
+    spread = torch.einsum("ij,bj->bi", torch.linalg.cholesky(covariance[0]).mT, noised.target.double()).var(0)
     assert float(((spread - 1.0) / math.sqrt(2 / 1000)).abs().amax()) < 4.0
+
+
+def apart(covariance_type: str) -> LangevinProcess:
+    """Build three components so far apart that x has to do with its own alone; eigenvalues of ratio 200."""
+    g = generator(4)
+    axes = torch.linalg.qr(torch.randn(3, 4, 4, generator=g, dtype=torch.float64))[0]
+    variances = 10.0 ** -torch.tensor([0.0, 0.5, 2.0, math.log10(200.0)], dtype=torch.float64)
+    covariances = (axes * variances[torch.randperm(4, generator=g)]) @ axes.mT
+    m = GaussianMixture(
+        [0.2, 0.3, 0.5],
+        300.0 * torch.eye(3, 4, dtype=torch.float64),
+        covariances if covariance_type == "full" else covariances[0],
+        covariance_type,
+    )
+    return LangevinProcess(m, T=0.4, n_steps=300)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("covariance_type", ["tied", "full"])
+def test_far_from_the_others_path_is_classical_dsm_of_the_own_component(
+    covariance_type: str, dtype: torch.dtype
+) -> None:
+    p = apart(covariance_type)
+    k = torch.arange(60) % 3
+    x0 = p.reference.means[k] + 0.3 * torch.randn(60, 4, generator=generator(5), dtype=torch.float64)
+    x0 = x0.to(dtype).double()
+    mean, covariance = classical(p, k, x0, 300)
+    noised = p.noised(x0.to(dtype), 299, seed=11)
+    expected = -torch.linalg.solve(covariance, noised.x.double() - mean)
+    scale = float(expected.abs().amax())
+    exact = dtype == torch.float64
+    assert float((noised.target.double() - expected).abs().amax()) < (1e-9 if exact else 2e-3) * scale
+    diagonal = covariance.diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(
+        noised.variance.double(), diagonal, rtol=1e-9 if dtype == torch.float64 else 1e-4, atol=0.0
+    )
+    if covariance_type == "full" and dtype == torch.float64:  # the axes of another component would be seen
+        _, target, variance = path_target(p, x0, 299, other=1)
+        assert float((target - expected).abs().amax()) > 0.1 * scale
+        assert float((variance / diagonal).log().abs().amax()) > 0.1
+
+
+def test_of_components_that_share_a_point_the_first_gives_the_axes() -> None:
+    m = GaussianMixture([0.2, 0.4, 0.4], [[9.0, 0.0], [1.0, 0.0], [1.0, 0.0]], torch.eye(2).expand(3, -1, -1), "full")
+    x = torch.randn(7, 2, generator=generator(5), dtype=torch.float64)
+    assert heaviest_component(x, m.operands(x.dtype)).tolist() == [1] * 7
+    far = torch.full((1, 2), 1e200, dtype=torch.float64)  # where densities overflow
+    assert heaviest_component(far, m.operands(x.dtype)).tolist() == [0]
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)

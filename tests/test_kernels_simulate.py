@@ -36,6 +36,8 @@ BITWISE = [
     ("spherical", (9, 17, 3)),
     ("diag", (9, 5, 6)),
     ("tied", (9, 5, 3)),
+    ("full", (9, 3, 5)),
+    ("full", (9, 2, 3)),
 ]
 SPLIT = (1, 4)  # rows of the pieces but for the last
 
@@ -56,16 +58,22 @@ class Case:
         start = FIRST_PATH + rows.indices(POOL)[0]
         return self.x0[rows].to(dtype), self.steps[rows], self.process.dynamics.operands(dtype), SEED, start
 
+    def axes(self, dtype: torch.dtype = torch.float32) -> reference.PrincipalAxes | None:
+        return self.mixture.principal_axes(dtype)
+
 
 @functools.cache
 def case(kind: str, dim: int, components: int) -> Case:
     return Case(kind, dim, components)
 
 
-def run(op: str, module: Any, arguments: Arguments) -> tuple[Tensor, ...]:
+def run(op: str, module: Any, arguments: Arguments, axes: reference.PrincipalAxes | None) -> tuple[Tensor, ...]:
     name = op.removeprefix("antithetic ")
-    options = (op != name,) if name == "simulate_target" else ()
-    out = getattr(module, name)(*arguments, *options)
+    if name == "simulate_target":
+        x0, steps, process, *paths = arguments
+        out = module.simulate_target(x0, steps, process, axes, *paths, op != name)
+    else:
+        out = getattr(module, name)(*arguments)
     return (out,) if isinstance(out, Tensor) else tuple(out)
 
 
@@ -100,28 +108,30 @@ def interpret() -> dict[str, Any]:
     ops.prepare()
     agreement, variants = {}, {}
     for kind, shape in CASES:
-        arguments = case(kind, *shape[1:]).arguments(slice(shape[0]))
+        c = case(kind, *shape[1:])
+        arguments = c.arguments(slice(shape[0])), c.axes()
         for op in OPS:
             if op in ("simulate_transition", "antithetic simulate_target") or shape == SHAPES[kind][0]:
-                agreement[title(kind, shape), op] = poisoned(run, op, ops, arguments)
+                agreement[title(kind, shape), op] = poisoned(run, op, ops, *arguments)
     for kind, shape in BITWISE:
         c = case(kind, *shape[1:])
         rows = shape[0]
         x0, steps, process, seed, start = arguments = c.arguments(slice(rows))
-        found = variants[title(kind, shape)] = {op: run(op, ops, arguments) for op in OPS}
+        found = variants[title(kind, shape)] = {op: run(op, ops, arguments, c.axes()) for op in OPS}
         draws = [(rows, x0.shape[1], seed, step, 0, start) for step in (torch.tensor(0), (steps - 1).clamp(min=0))]
         found["first normals"], found["last normals"] = (ops.philox_normal(*d, torch.float32, CPU) for d in draws)
         starts = (*itertools.accumulate((0, *SPLIT)), rows)
-        found["pieces"] = [run(TARGET, ops, c.arguments(slice(*ends))) for ends in itertools.pairwise(starts)]
+        found["pieces"] = [run(TARGET, ops, c.arguments(slice(*ends)), c.axes()) for ends in itertools.pairwise(starts)]
         a, s, *mixture, _ = process.flat
         scattered = reference.ProcessOperands(
             strided(a), strided(s), reference.MixtureOperands(*map(strided, mixture), kind)
         )
+        axes = c.axes() and reference.PrincipalAxes(*map(strided, c.axes()))
         with mock.patch.multiple(simulate, ORDERED_ROWS=1, ORDERED_TILED_ROWS=1):
-            found["ordered"] = run(TARGET, ops, (strided(x0), strided(steps), scattered, seed, start))
+            found["ordered"] = run(TARGET, ops, (strided(x0), strided(steps), scattered, seed, start), axes)
         others = torch.where(torch.arange(rows) % 3 == 0, steps, N_STEPS - steps)
-        found["others"] = run(TARGET, ops, (x0, others, *arguments[2:]))
-        found["one step"] = run(f"antithetic {TARGET}", ops, (x0, torch.ones_like(steps), *arguments[2:]))
+        found["others"] = run(TARGET, ops, (x0, others, *arguments[2:]), c.axes())
+        found["one step"] = run(f"antithetic {TARGET}", ops, (x0, torch.ones_like(steps), *arguments[2:]), c.axes())
     return {"agreement": agreement, "variants": variants, "refused": refusals(ops.simulate)}
 
 
@@ -168,7 +178,8 @@ REFUSED: dict[str, tuple[dict[str, Callable[[Any], Any]], str]] = {
 @functools.cache
 def pool(kind: str, dim: int, components: int, op: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Return all POOL rows by the reference."""
-    return run(op, reference, case(kind, dim, components).arguments(slice(POOL), dtype))
+    c = case(kind, dim, components)
+    return run(op, reference, c.arguments(slice(POOL), dtype), c.axes(dtype))
 
 
 def first_rows(t: Tensor, rows: int) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from _kernels import TARGETS, Row, check_resources, compile_ahead, compiled_by, main
 
-OPS = ("simulate_small", "simulate_spherical", "simulate_diag", "simulate_tied")
+OPS = ("simulate_small", "simulate_spherical", "simulate_diag", "simulate_tied", "turn")
 REGISTERS = dict.fromkeys(TARGETS, 255) | {"gfx942": 320}  # a thread
 SHARED = 16 << 10  # bytes
 LARGE = 784  # a dimension that is no multiple of a tile's columns
@@ -51,27 +51,29 @@ def compile_all() -> Iterator[Row]:
     The variant is the path target of rows in order, of antithetic pairs at that; in small dimensions, where a pair
     doubles the program, only on two targets, for the time it takes to compile.
     """
-    from fastndsm.kernels import simulate_small, simulate_tiled
+    from fastndsm.kernels import simulate_small, simulate_tiled, turning
     from fastndsm.kernels.configurations import configurations
     from fastndsm.kernels.precision_product import dot_precision
 
     def signature(kernel: Any) -> dict[str, str]:
-        integers = ("steps_ptr", "order_ptr", "seed_ptr")
+        integers = ("steps_ptr", "order_ptr", "seed_ptr", "component_ptr")
         pointers = {n: "*i64" if n in integers else "*fp32" for n in kernel.arg_names if n.endswith("_ptr")}
-        return pointers | dict.fromkeys(("n_rows", "n_steps", "n_components", "first_path"), "i64")
+        return pointers | dict.fromkeys(("n_rows", "n_steps", "n_components", "first_path", "dim"), "i64")
 
     def row(op: str, target: str, tile: Any, heavy: bool = True, **constants: Any) -> Row:
-        kernel = (
-            simulate_small.simulate_small_kernel if op == "simulate_small" else simulate_tiled.simulate_tiled_kernel
-        )
-        if op != "simulate_small":
+        others = {"simulate_small": simulate_small.simulate_small_kernel, "turn": turning.turn_kernel}
+        kernel = others.get(op, simulate_tiled.simulate_tiled_kernel)
+        if op not in others:
             constants["PRECISION"] = dot_precision(target)
         constants = dict(tile.constants) | constants
         types = {name: kind for name, kind in signature(kernel).items() if name not in constants}
         made = compile_ahead(kernel, types, constants, target, **tile.options, enable_fp_fusion=False)
         return made | {"op": op, "heavy": heavy}
 
-    for target, op in itertools.product(TARGETS, OPS):
+    for target in TARGETS:
+        for tile, back in itertools.product(configurations("turn", target), (False, True)):
+            yield row("turn", target, tile, BACK=back)
+    for target, op in itertools.product(TARGETS, OPS[:-1]):
         for tile in configurations(op, target):
             resident = tile.components is not None
             last = tile.dim is None and not resident  # serves everything: those that follow are for other architectures

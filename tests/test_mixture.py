@@ -216,6 +216,42 @@ def test_from_points_is_a_kernel_density_estimate() -> None:
     assert GaussianMixture.from_points(X.reshape(200, 3, 1), 0.3).event_shape == (3, 1)
 
 
+# Weighted mean over components of trace(Sigma_k) / d, and eigenvalues after a floor of 0.1 of it.
+NARROW = {
+    "spherical": ([0.05, 2.05], 0.25 * 0.05 + 0.75 * 2.05),
+    "diag": ([[0.01, 1.0], [4.0, 0.02]], 0.25 * 0.505 + 0.75 * 2.01),
+    "tied": ([[2.0, 1.9], [1.9, 2.0]], 2.0),
+    "full": ([[[2.0, 1.9], [1.9, 2.0]], [[1.0, 0.0], [0.0, 0.5]]], 0.25 * 2.0 + 0.75 * 0.75),
+}
+
+
+@all_types
+def test_conditioned_raises_narrow_eigenvalues_alone(covariance_type: str) -> None:
+    covariances, mean = NARROW[covariance_type]
+    m = GaussianMixture([0.25, 0.75], [[0.0, 1.0], [3.0, 0.0]], covariances, covariance_type)
+    assert m.mean_variance == pytest.approx(mean, rel=1e-14)
+    raised = m.conditioned(0.1)
+    assert torch.equal(raised.weights, m.weights) and torch.equal(raised.means, m.means)
+    before, axes = torch.linalg.eigh(full_covariances(m))
+    expected = (axes * before.clamp(min=0.1 * mean)[:, None, :]) @ axes.mT
+    assert_exact(full_covariances(raised), expected)
+    assert float(raised.covariance_eigenvalues()[0].min()) == pytest.approx(0.1 * mean, rel=1e-12)
+    # what is wide enough stays, bit for bit
+    same = m.conditioned(1e-3)
+    assert torch.equal(same.covariances, m.covariances) and same.digest == m.digest
+
+
+def test_conditioned_keeps_dtype_and_shape_and_is_made_by_fit() -> None:
+    X = clusters(300).reshape(300, 3, 1)
+    m = GaussianMixture.fit(X, 3, "full", 1e-6, random_state=0)
+    floored = GaussianMixture.fit(X, 3, "full", 1e-6, random_state=0, eigenvalue_floor=0.5)
+    assert torch.equal(floored.covariances, m.conditioned(0.5).covariances)
+    assert not torch.equal(floored.covariances, m.covariances)
+    half = m.float().conditioned(0.5)
+    assert half.covariances.dtype == torch.float32 and half.event_shape == (3, 1)
+    assert float(m.conditioned(1.0).covariance_eigenvalues()[0].min()) == pytest.approx(m.mean_variance, rel=1e-5)
+
+
 def rotation(angle: float) -> Tensor:
     c, s = math.cos(angle), math.sin(angle)
     return torch.tensor([[c, -s], [s, c]], dtype=torch.float64)

@@ -38,6 +38,7 @@ def op_arguments(name: str, covariance_type: str) -> tuple[Any, ...]:
     m = p.reference
     mixture = tuple(m.operands(torch.float64))
     tables = (p.drift_scale, p.noise_std, *mixture)
+    axes = m.principal_axes(torch.float64) or (None, None)
     x, v = leaf(4, 2), leaf(4, 2, seed=1)
     pair = (normals(2, 2, seed=2), normals(2, seed=3).abs() + 0.1, "control_variate", False, "auto")
     width = 1 if covariance_type == "spherical" else 2
@@ -53,10 +54,10 @@ def op_arguments(name: str, covariance_type: str) -> tuple[Any, ...]:
         "simulate": (x, STEPS, *tables, SEED, 0, "auto"),
         "simulate_backward": (normals(4, 2, seed=2), x.detach(), STEPS, *tables, SEED, 0),
         "simulate_transition": (x, STEPS + 1, *tables, SEED, 0, "auto"),
-        "simulate_target": (x, STEPS, *tables, SEED, 0, True, "auto"),
+        "simulate_target": (x, STEPS, *tables, *axes, SEED, 0, True, "auto"),
         "simulate_target_backward": (
             *(normals(8, 2, seed=2), normals(8, 2, seed=3), normals(8, width, seed=4)),
-            *(x.detach(), STEPS, *tables, SEED, 0, True),
+            *(x.detach(), STEPS, *tables, *axes, SEED, 0, True),
         ),
         "ndsm_loss": (x, *pair),
         "ndsm_loss_backward": (normals(2, seed=4), x.detach(), *pair),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -68,6 +70,33 @@ def test_tables_of_a_quadratic_grid_and_a_sigma_of_time() -> None:
     np.testing.assert_allclose(p.times.numpy(), times, rtol=1e-12)
     np.testing.assert_allclose(p.drift_scale.numpy(), 0.5 * sigma**2 * dt, rtol=1e-12)
     np.testing.assert_allclose(p.noise_std.numpy(), sigma * np.sqrt(dt), rtol=1e-12)
+
+
+# N, and how many of the steps are quadratic; 750 of the longest make up T
+STIFF = [(None, 50, 776), (760, 19, 760), (900, 299, 900), (1499, 1497, 1499), (2000, 2000, 2000)]
+
+
+@pytest.mark.parametrize(("n_steps", "quadratic", "found"), STIFF)
+def test_a_stiff_grid_is_quadratic_and_then_uniform(n_steps: int | None, quadratic: int, found: int) -> None:
+    m = GaussianMixture([0.5, 0.5], [[0.0], [1.0]], [0.01, 2.0], "spherical")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # q <= 0.2
+        p = LangevinProcess(m, T=0.75, n_steps=n_steps, sigma=2.0, grid="stiff")
+    assert p.times[0] == 0.0 and p.T == 0.75 and p.n_steps == found
+    dt = p.times.diff()
+    uniform = np.full(found - quadratic, 2 * quadratic + 1)  # the next of c, 3 c, 5 c, ...
+    np.testing.assert_allclose(dt / dt[0], np.append(2 * np.arange(quadratic) + 1, uniform), rtol=1e-6)
+    longest = 2 * 0.2 * 0.01 / 2.0**2
+    assert n_steps == 2000 or float(dt.max()) == pytest.approx(longest, rel=2e-3)
+
+
+def test_a_stiff_grid_of_a_gentle_reference_is_quadratic() -> None:
+    m = GaussianMixture([0.5, 0.5], [[0.0], [1.0]], [1.0, 2.0], "spherical")
+    p = LangevinProcess(m, grid="stiff")
+    assert p.n_steps == 50 and p.T == pytest.approx(6.0)
+    np.testing.assert_allclose(p.times, 6.0 * (np.arange(51) / 50) ** 2, rtol=1e-12)
+    q = copy.deepcopy(p)
+    assert torch.equal(q.times, p.times) and p.extra_repr() == "T=6, n_steps=50"
 
 
 def test_a_grid_of_times_sets_the_horizon() -> None:

@@ -134,8 +134,12 @@ def expected_mixture(kind: str, shape: Shape) -> list[Tensor]:
     m, x, z, *_ = case(kind, shape)
     operands = m.operands(torch.float64)
     score, hvp = reference.mixture.score_and_hvp(x, z, operands)
-    rate = reference.mixture.mean_precision_diagonal(x, operands).expand_as(x)
-    return [reference.mixture_log_prob(x, operands), score, hvp, rate]
+    found = [reference.mixture_log_prob(x, operands), score, hvp]
+    if kind == "full":
+        found.append(reference.mixture.heaviest_component(x, operands).double())
+    elif kind != "tied":
+        found.append(reference.mixture.mean_precision(x, operands).expand_as(x))
+    return found
 
 
 @functools.cache
@@ -147,12 +151,13 @@ def expected_trajectory(kind: str, shape: Shape, what: str) -> list[Tensor]:
         network = (slope, rate) if what == "back with slope" else (None, None)
         return [reference.reverse_steps(x, held, *network, *rest)]
     process = reference.ProcessOperands(drift_scale, noise_std, m.operands(torch.float64))
-    arguments = x, steps, process, torch.tensor(SEED), FIRST_PATH
+    paths = torch.tensor(SEED), FIRST_PATH
     if what == "state":
-        return [reference.simulate(*arguments)]
+        return [reference.simulate(x, steps, process, *paths)]
     if what == "transition":
-        return list(reference.simulate_transition(*arguments))
-    return list(reference.simulate_target(*arguments, what == "antithetic target"))
+        return list(reference.simulate_transition(x, steps, process, *paths))
+    axes = m.principal_axes(torch.float64)
+    return list(reference.simulate_target(x, steps, process, axes, *paths, what == "antithetic target"))
 
 
 @builds

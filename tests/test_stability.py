@@ -23,7 +23,7 @@ def stiff(**options: Any) -> LangevinProcess:
 
 
 def advised_steps(message: str) -> int:
-    (n,) = re.findall(r"use n_steps=(\d+)", message)
+    (n,) = re.findall(r"n_steps=(\d+)", message)
     return int(n)
 
 
@@ -59,7 +59,8 @@ def test_large_steps_warn_where_the_process_is_built() -> None:
         p = stiff(T=1.0, n_steps=125)
     (warning,) = record
     message = str(warning.message)
-    assert message.startswith("LangevinProcess: q = a_n lambda_max(P_k) = 0.4 at step 0, component 1; use n_steps=253,")
+    assert message.startswith("LangevinProcess: q = a_n lambda_max(P_k) = 0.4 at step 0, component 1; use ")
+    assert "n_steps=253, a smaller T or sigma" in message
     assert message.endswith("(q above 0.2: the stationary variance is 25% too wide)")
     assert p.n_steps == 125
     with pytest.warns(UserWarning) as record:
@@ -81,10 +82,40 @@ def test_the_narrowest_direction_counts(covariance_type: str) -> None:
         LangevinProcess(m, T=T, n_steps=1)
 
 
+@pytest.mark.parametrize("covariance_type", ["spherical", "diag", "tied", "full"])
+@pytest.mark.parametrize("grid", ["uniform", "quadratic", "times"])
+def test_the_first_advice_is_a_floor_that_is_enough(grid: str, covariance_type: str) -> None:
+    variances = torch.tensor([[1.0, 0.004, 2.0], [1.0, 1.0, 0.5]], dtype=torch.float64)
+    axes = torch.linalg.qr(torch.randn(3, 3, generator=generator(0), dtype=torch.float64))[0]
+    matrices = (axes * variances[:, None]) @ axes.mT
+    covariances = {"spherical": [0.004, 1.0], "diag": variances, "tied": matrices[0], "full": matrices}
+    m = GaussianMixture([0.5, 0.5], torch.zeros(2, 3), covariances[covariance_type], covariance_type)
+    T = 2 * 40 * 0.6 * 0.004  # q = 0.6, or 1.2
+    options: dict[str, Any] = {"T": T, "n_steps": 40, "grid": grid}
+    if grid == "times":
+        options = {"grid": np.linspace(0.0, T, 41)}
+    with pytest.raises(ValueError) if grid == "quadratic" else pytest.warns(UserWarning) as caught:
+        LangevinProcess(m, **options)
+    message = str(caught.value if grid == "quadratic" else caught[0].message)
+    (floor,) = re.findall(r"use reference\.conditioned\(([\d.e-]+)\)", message)
+    assert f"conditioned({floor}) or a fit with eigenvalue_floor={floor}, " in message and float(floor) <= 0.1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LangevinProcess(m.conditioned(float(floor)), **options)
+    with pytest.warns(UserWarning, match="stationary variance"):
+        LangevinProcess(m.conditioned(0.9 * (float(floor) - 0.001)), **options)
+
+
+def test_no_floor_is_advised_that_would_spoil_the_mixture() -> None:
+    with pytest.warns(UserWarning) as record:
+        LangevinProcess(GaussianMixture.standard_normal(2), T=1.0, n_steps=2)
+    assert "conditioned" not in str(record[0].message)
+
+
 def test_a_grid_of_times_is_told_how_much_finer_to_be() -> None:
     grid = [0.0, 0.001, 0.02, 0.03]  # q = 0.95 at step 1
     with pytest.warns(
-        UserWarning, match=r"= 0\.95 at step 1, component 1; use steps 5 times finer, a smaller T or sigma"
+        UserWarning, match=r"= 0\.95 at step 1, component 1; use .*, steps 5 times finer, a smaller T or sigma"
     ):
         stiff(grid=grid)
     finer = np.interp(np.arange(16) / 5, np.arange(4), grid)

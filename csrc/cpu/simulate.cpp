@@ -3,6 +3,8 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
+#include <optional>
+
 #include "schedule.h"
 
 namespace fastndsm {
@@ -12,15 +14,36 @@ struct Outputs {
   at::Tensor x, mean, noise, target, variance;
 };
 
+// Principal axes, which the target of tied and full covariances needs.
+struct Axes {
+  at::Tensor rotations, rates;
+
+  Axes() = default;
+  Axes(const std::optional<at::Tensor>& u, const std::optional<at::Tensor>& p, Covariance kind, at::IntArrayRef means) {
+    if (kind == Covariance::spherical || kind == Covariance::diag) return;
+    TORCH_CHECK_VALUE(u && p, "rotations, rates: expected the principal axes of tied and full covariances, found None");
+    check_factors("rotations", *u, kind, means[0], means[1]);
+    check_shape("rates", *p, u->sizes().slice(0, u->dim() - 1));
+    rotations = u->contiguous(), rates = p->contiguous();
+  }
+
+  template <typename S>
+  AxesView<S> view(int64_t dim) const {
+    if (!rotations.defined()) return {nullptr, nullptr, dim};
+    return {rotations.const_data_ptr<S>(), rates.const_data_ptr<S>(), dim};
+  }
+};
+
 template <typename S>
 void run(const at::Tensor& x0, const at::Tensor& steps, const at::Tensor& drift_scale, const at::Tensor& noise_std,
-         const MixtureArgument<S>& mixture, const at::Tensor& seed, int64_t first_path, bool mirrored, Outputs& out) {
+         const MixtureArgument<S>& mixture, const AxesView<S>& axes, const at::Tensor& seed, int64_t first_path,
+         bool mirrored, Outputs& out) {
   const at::Tensor start = x0.contiguous(), counts = steps.contiguous();
   const at::Tensor a = drift_scale.contiguous(), s = noise_std.contiguous();
   const int64_t n_rows = x0.size(0), n_steps = a.size(0);
   const auto pointer = [](const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr<S>() : nullptr; };
   const ProcessView<S> process{mixture.view(), a.const_data_ptr<S>(), s.const_data_ptr<S>(),
-                               NoiseStream(seed_value(seed), 0)};
+                               NoiseStream(seed_value(seed), 0), axes};
   const Batch<S> batch{
       n_rows,         n_steps,           first_path,         start.const_data_ptr<S>(), counts.const_data_ptr<int64_t>(),
       pointer(out.x), pointer(out.mean), pointer(out.noise), pointer(out.target),       pointer(out.variance),
@@ -39,7 +62,7 @@ void run(const at::Tensor& x0, const at::Tensor& steps, const at::Tensor& drift_
 void simulate_into(const at::Tensor& x0, const at::Tensor& steps, const at::Tensor& drift_scale,
                    const at::Tensor& noise_std, const at::Tensor& means, const at::Tensor& precisions,
                    const at::Tensor& log_scale, const std::string& covariance_type, const at::Tensor& seed,
-                   int64_t first_path, bool mirrored, Outputs& out) {
+                   int64_t first_path, bool mirrored, const Axes& axes, Outputs& out) {
   TORCH_CHECK_VALUE(means.dim() == 2, "means: expected shape [K, d], found ", means.sizes());
   TORCH_CHECK_VALUE(x0.dim() == 2 && x0.size(1) == means.size(1), "x0: expected shape [B, ", means.size(1), "], found ",
                     x0.sizes());
@@ -50,7 +73,8 @@ void simulate_into(const at::Tensor& x0, const at::Tensor& steps, const at::Tens
   if (x0.size(0) == 0) return;
   AT_DISPATCH_FLOATING_TYPES(x0.scalar_type(), "fastndsm::simulate", [&] {
     const MixtureArgument<scalar_t> mixture(means, precisions, log_scale, covariance_type);
-    run<scalar_t>(x0, steps, drift_scale, noise_std, mixture, seed, first_path, mirrored, out);
+    const AxesView<scalar_t> view = axes.view<scalar_t>(x0.size(1));
+    run<scalar_t>(x0, steps, drift_scale, noise_std, mixture, view, seed, first_path, mirrored, out);
   });
 }
 
@@ -61,7 +85,7 @@ at::Tensor simulate(const at::Tensor& x0, const at::Tensor& steps, const at::Ten
   Outputs out;
   out.x = at::empty(x0.sizes(), x0.options());
   simulate_into(x0, steps, drift_scale, noise_std, means, precisions, log_scale, covariance_type, seed, first_path, false,
-                out);
+                Axes(), out);
   return out.x;
 }
 
@@ -72,36 +96,38 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_transition(
   Outputs out;
   for (at::Tensor* t : {&out.x, &out.mean, &out.noise}) *t = at::empty(x0.sizes(), x0.options());
   simulate_into(x0, steps, drift_scale, noise_std, means, precisions, log_scale, covariance_type, seed, first_path, false,
-                out);
+                Axes(), out);
   return {out.x, out.mean, out.noise};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_target(const at::Tensor& x0, const at::Tensor& steps,
-                                                               const at::Tensor& drift_scale, const at::Tensor& noise_std,
-                                                               const at::Tensor& means, const at::Tensor& precisions,
-                                                               const at::Tensor& log_scale,
-                                                               const std::string& covariance_type, const at::Tensor& seed,
-                                                               int64_t first_path, bool antithetic) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_target(
+    const at::Tensor& x0, const at::Tensor& steps, const at::Tensor& drift_scale, const at::Tensor& noise_std,
+    const at::Tensor& means, const at::Tensor& precisions, const at::Tensor& log_scale, const std::string& covariance_type,
+    const std::optional<at::Tensor>& rotations, const std::optional<at::Tensor>& rates, const at::Tensor& seed,
+    int64_t first_path, bool antithetic) {
+  TORCH_CHECK_VALUE(means.dim() == 2, "means: expected shape [K, d], found ", means.sizes());
+  const Axes axes(rotations, rates, covariance_kind(covariance_type), means.sizes());
   const int64_t rows = x0.size(0) * (antithetic ? 2 : 1), d = x0.size(1);
   Outputs out;
   out.x = at::empty({rows, d}, x0.options());
   out.target = at::empty({rows, d}, x0.options());
   out.variance = at::empty({rows, covariance_kind(covariance_type) == Covariance::spherical ? 1 : d}, x0.options());
   simulate_into(x0, steps, drift_scale, noise_std, means, precisions, log_scale, covariance_type, seed, first_path,
-                antithetic, out);
+                antithetic, axes, out);
   return {out.x, out.target, out.variance};
 }
 
-#define FASTNDSM_PROCESS                                                                                           \
-  "Tensor drift_scale, Tensor noise_std, Tensor means, Tensor precisions, Tensor log_scale, str covariance_type, " \
-  "Tensor seed, int first_path"
+#define FASTNDSM_PROCESS \
+  "Tensor drift_scale, Tensor noise_std, Tensor means, Tensor precisions, Tensor log_scale, str covariance_type, "
+#define FASTNDSM_PATHS "Tensor seed, int first_path"
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(fastndsm_cpp, m) {
-  m.def("simulate(Tensor x0, Tensor steps, " FASTNDSM_PROCESS ") -> Tensor");
-  m.def("simulate_transition(Tensor x0, Tensor steps, " FASTNDSM_PROCESS ") -> (Tensor, Tensor, Tensor)");
-  m.def("simulate_target(Tensor x0, Tensor steps, " FASTNDSM_PROCESS ", bool antithetic) -> (Tensor, Tensor, Tensor)");
+  m.def("simulate(Tensor x0, Tensor steps, " FASTNDSM_PROCESS FASTNDSM_PATHS ") -> Tensor");
+  m.def("simulate_transition(Tensor x0, Tensor steps, " FASTNDSM_PROCESS FASTNDSM_PATHS ") -> (Tensor, Tensor, Tensor)");
+  m.def("simulate_target(Tensor x0, Tensor steps, " FASTNDSM_PROCESS "Tensor? rotations, Tensor? rates, " FASTNDSM_PATHS
+        ", bool antithetic) -> (Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(fastndsm_cpp, CPU, m) {

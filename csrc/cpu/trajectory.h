@@ -191,16 +191,18 @@ struct RegisterRunner {
 template <typename S, Covariance kind, bool target>
 struct TileRunner {
   using V = typename BatchRows<S>::V;
+  static constexpr bool kTurns = target && (kind == Covariance::tied || kind == Covariance::full);
 
   static void run(const ProcessView<S>& process, const Batch<S>& batch, const Schedule& schedule, int64_t begin,
                   int64_t end) {
     const int64_t d = process.mixture.dim, k = process.mixture.n_components;
-    const int64_t rates = kind == Covariance::spherical ? 1 : d;
-    const int64_t state = d + (target ? d + 2 * rates : batch.mean ? 2 * d : 0);
+    const int64_t rates = kind == Covariance::spherical ? 1 : d, turned = kTurns ? 4 * d : 0;
+    const int64_t state = d + (target ? d + 2 * rates + turned : batch.mean ? 2 * d : 0);
     const int64_t scratch = MixtureScratch<V>::vectors(k, d), screen = Screen<V>::vectors(k, d),
                   own = scratch + screen + d + state;
     const int members = batch.mirrored ? 2 : 1;
-    std::vector<V> memory(members * own);
+    const int64_t copies = kTurns && kind == Covariance::full ? TileAxes<V>::vectors(d) : 0;
+    std::vector<V> memory(members * own + copies);
     std::vector<int32_t> lists(members * Screen<V>::integers(k));
     for (int64_t tile = begin; tile < end; ++tile) {
       const BatchRows<S> rows(batch, schedule, tile);
@@ -211,18 +213,23 @@ struct TileRunner {
         V* x = z + d;
         const bool mirror = batch.mirrored && i == 1;
         member[i] = {rows.lanes(process.noise),
-                     target       ? TileState<V>{.x = x, .h = x + d, .v = x + 2 * d, .rate = x + 2 * d + rates}
+                     target       ? TileState<V>{.x = x,
+                                                 .h = x + d,
+                                                 .v = x + 2 * d,
+                                                 .rate = x + 2 * d + rates,
+                                                 .turned = x + 2 * d + 2 * rates}
                      : batch.mean ? TileState<V>{.x = x, .mean = x + d, .noise = x + 2 * d}
                                   : TileState<V>{.x = x},
                      MixtureScratch<V>(base, k, d),
                      Screen<V>(base + scratch, lists.data() + i * Screen<V>::integers(k), k, d),
+                     TileAxes<V>(process.axes, memory.data() + members * own),
                      mirror ? member[0].z : z,
                      mirror ? S(-1) : S(1),
                      !mirror};
         load_state(rows, member[i].state, d, rates);
       }
       Trajectory<V, kind, target ? Output::target : Output::state>{process}.run(member, members);
-      for (int i = 0; i < members; ++i) store_state(rows, member[i].state, i * batch.n_rows, d, rates);
+      for (int i = 0; i < members; ++i) store_state(rows, member[i], i * batch.n_rows, d, rates);
     }
   }
 
@@ -237,14 +244,16 @@ struct TileRunner {
     }
   }
 
-  static void store_state(const BatchRows<S>& rows, TileState<V>& t, int64_t shift, int64_t d, int64_t rates) {
+  static void store_state(const BatchRows<S>& rows, Member<V>& member, int64_t shift, int64_t d, int64_t rates) {
     const Batch<S>& batch = rows.batch;
+    TileState<V>& t = member.state;
     rows.scatter(t.x, shift, d, batch.x);
     if constexpr (target) {
       for (int64_t j = 0; j < d; ++j) {
         const V v = t.v[kind == Covariance::spherical ? 0 : j];
         t.h[j] = select(v > S(0), V(-t.h[j] / v), V{});  // no step taken: nothing to regress on
       }
+      if constexpr (kTurns) member.axes.turn_back(t.h, t.v, t.turned);
       rows.scatter(t.h, shift, d, batch.target);
       rows.scatter(t.v, shift, rates, batch.variance);
     } else if (t.mean) {

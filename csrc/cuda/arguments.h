@@ -38,6 +38,7 @@ struct Noising {
   const int64_t* order;  // [rows]: which row the i-th sample is, rows with the most steps first
   float *x, *mean, *noise;  // like x0; mean and noise may be null
   float *target, *variance;  // not null: the path estimator; variance [rows, 1] spherical, else like x0
+  const float *rotations, *rates;  // tied, full: the principal axes that the target takes, see AxesView
   bool mirrored;  // outputs have 2 rows then, the antithetic ones last
 };
 

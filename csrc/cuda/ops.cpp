@@ -71,12 +71,11 @@ class PackedMixture {
 };
 
 // x and, as asked for, mean and noise of the last step ("transition"), or target and variance ("target", "mirrored").
-std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_op(const at::Tensor& x0, const at::Tensor& steps,
-                                                           const at::Tensor& order, const at::Tensor& drift_scale,
-                                                           const at::Tensor& noise_std, const at::Tensor& means,
-                                                           const at::Tensor& precisions, const at::Tensor& log_scale,
-                                                           const std::string& kind, int64_t padded, int64_t seed,
-                                                           int64_t first_path, const std::string& what, bool tiled) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_op(
+    const at::Tensor& x0, const at::Tensor& steps, const at::Tensor& order, const at::Tensor& drift_scale,
+    const at::Tensor& noise_std, const at::Tensor& means, const at::Tensor& precisions, const at::Tensor& log_scale,
+    const std::string& kind, const std::optional<at::Tensor>& rotations, const std::optional<at::Tensor>& rates,
+    int64_t padded, int64_t seed, int64_t first_path, const std::string& what, bool tiled) {
   const c10::cuda::CUDAGuard guard(x0.device());
   const int64_t rows = x0.size(0), d = x0.size(1);
   check("x0", x0, at::kFloat, {rows, d});
@@ -93,6 +92,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_op(const at::Tensor& x0,
   if (transition || target) second = like(d), third = like(transition || kind != "spherical" ? d : 1);
   const auto pointer = [](const at::Tensor& t, bool wanted) { return wanted ? t.mutable_data_ptr<float>() : nullptr; };
   const PackedMixture mixture(means, precisions, log_scale, kind, d, padded);
+  const bool turned = target && (kind == "tied" || kind == "full");
+  TORCH_CHECK_VALUE(!turned || (rotations && rates),
+                    "rotations, rates: expected the principal axes of tied and full covariances, found None");
+  if (turned) {
+    check("rotations", *rotations, at::kFloat, precisions.sizes());
+    check("rates", *rates, at::kFloat, precisions.sizes().slice(0, precisions.dim() - 1));
+  }
   const Noising a{mixture.block(),
                   drift_scale.const_data_ptr<float>(),
                   noise_std.const_data_ptr<float>(),
@@ -107,6 +113,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_op(const at::Tensor& x0,
                   pointer(third, transition),
                   pointer(second, target),
                   pointer(third, target),
+                  turned ? rotations->const_data_ptr<float>() : nullptr,
+                  turned ? rates->const_data_ptr<float>() : nullptr,
                   mirrored};
   if (rows > 0) check_launch("simulate", tiled ? simulate_tiled(a, stream()) : simulate(a, stream()));
   if (!second.defined()) second = at::empty({0}, x0.options()), third = at::empty({0}, x0.options());
@@ -208,7 +216,8 @@ TORCH_LIBRARY(fastndsm_cuda, m) {
   m.def(
       "simulate(Tensor x0, Tensor steps, Tensor order, Tensor drift_scale, Tensor noise_std, Tensor means, Tensor "
       "precisions, "
-      "Tensor log_scale, str kind, int padded, int seed, int first_path, str what, bool tiled) -> (Tensor, Tensor, "
+      "Tensor log_scale, str kind, Tensor? rotations, Tensor? rates, int padded, int seed, int first_path, str what, bool "
+      "tiled) -> (Tensor, Tensor, "
       "Tensor)");
   m.def(
       "reverse_steps(Tensor y, Tensor held, Tensor? slope, Tensor? rate, Tensor bounds, Tensor coefficients, Tensor means, "

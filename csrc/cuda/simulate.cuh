@@ -25,8 +25,8 @@ template <Covariance kind, int D, bool target>
 __global__ void __launch_bounds__(kThreads, 1) simulate_kernel(const __grid_constant__ Noising a) {
   extern __shared__ __align__(16) float shared[];
   const int d = a.mixture.dim;
-  const RegisterProcess<float> process{shared_mixture<kind, D>(a.mixture, shared), d, a.drift_scale, a.noise_std,
-                                       NoiseStream(a.seed, kNoisingStream)};
+  const RegisterProcess<float> process{shared_mixture<kind, D>(a.mixture, shared), d,           a.drift_scale, a.noise_std,
+                                       NoiseStream(a.seed, kNoisingStream),        a.rotations, a.rates};
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= a.rows * (a.mirrored ? 2 : 1)) return;
   const int64_t row = a.order[i % a.rows], out = i < a.rows ? row : row + a.rows;
@@ -54,13 +54,25 @@ __global__ void __launch_bounds__(kThreads, 1) simulate_kernel(const __grid_cons
   }
 #pragma unroll
   for (int j = 0; j < D; ++j) {
-    if (j < d) {
-      a.x[out * d + j] = sample.x[j];
-      if constexpr (target) a.target[out * d + j] = sample.target_value(j);
-      if constexpr (target && kind != Covariance::spherical) a.variance[out * d + j] = sample.v[j];
+    if (j < d) a.x[out * d + j] = sample.x[j];
+  }
+  if constexpr (target) {
+    constexpr int kRates = RegisterTrajectory<float, kind, D, target>::kRates;
+    float values[D], variance[kRates];
+    sample.results(process, values, variance);
+#pragma unroll
+    for (int j = 0; j < D; ++j) {
+      if (j < d) a.target[out * d + j] = values[j];
+    }
+#pragma unroll
+    for (int r = 0; r < kRates; ++r) {
+      if (kind == Covariance::spherical) {
+        a.variance[out] = variance[r];
+      } else if (r < d) {
+        a.variance[out * d + r] = variance[r];
+      }
     }
   }
-  if constexpr (target && kind == Covariance::spherical) a.variance[out] = sample.v[0];
 }
 
 // What the network gave lies in shared memory, 2 D numbers a thread.

@@ -1,4 +1,4 @@
-// Gaussian mixture on tiles of samples: log-density, score, Hessian-vector product and mean precision.
+// Gaussian mixture on tiles of samples: log-density, score, Hessian-vector product, mean precision (spherical, diag).
 //
 //   log pi(x) = log sum_k exp(l_k),  l_k = log_scale_k - 1/2 (x - m_k)^T P_k (x - m_k)
 //   score     = sum_k r_k g_k,       g_k = P_k (m_k - x)
@@ -61,7 +61,7 @@ class MixtureTile {
   // The three parts of a blockwise first pass, for callers that take the blocks of components in their own order.
   FASTNDSM_HD void begin() {
     maximum_ = splat<V>(kLowest);
-    total_ = V{}, rate_ = V{}, along_ = V{}, slope_ = V{};
+    total_ = V{}, rate_ = V{}, along_ = V{}, slope_ = V{}, best_ = V{};
   }
 
   FASTNDSM_HD void transform(const V* x, const V* z) {
@@ -86,8 +86,8 @@ class MixtureTile {
     rate_ = rate_ * inverse_, along_ = along_ * inverse_, slope_ = slope_ * inverse_;
   }
 
-  // Second pass: score, H z and the mean precision diagonal of the C dimensions from j0 on; the last two may be null, and
-  // are where the tile has no products.
+  // Second pass: score, H z and (spherical, diag) the mean precision of the C dimensions from j0 on; the last two may be null,
+  // and are where the tile has no products.
   template <int C>
   FASTNDSM_HD void moments(const V* x, const V* z, int64_t j0, V* score, V* hvp, V* rate) {
     constexpr int G = C < kGroup ? C : kGroup;
@@ -108,8 +108,10 @@ class MixtureTile {
   // Dimensions that go together: as many independent sums as the multiply-adds' latency needs.
   static constexpr int kGroup = kind == Covariance::diag || with_product ? 4 : 8;
 
-  // The component of the largest responsibility, after a first pass whose weights are kept; the first where there is none.
+  // The component of the largest responsibility, after a first pass whose weights are kept or, if full, with_product; the
+  // first of them, or where there is none.
   FASTNDSM_HD V heaviest() const {
+    if constexpr (kind == Covariance::full) return best_;
     V best = V{}, weight = V{};
     for (int64_t i = 0; i < components_.count; ++i) {
       const S k = static_cast<S>(components_[i]);
@@ -157,12 +159,10 @@ class MixtureTile {
         const V g = fused(a[i], inverse_, V(-t_.u[j]));
         score[i] = g;
         if constexpr (with_product) hvp[i] = fused(b[i], inverse_, V(-t_.w[j])) - along_ * (t_.u[j] + g);
-        if (rate) rate[i] = splat<V>(m_.precisions[j * m_.dim + j]);
       } else {
         const V g = a[i] * inverse_;
         score[i] = g;
         if constexpr (with_product) hvp[i] = fused(V(-g), along_, V(b[i] * inverse_));
-        if (rate) rate[i] = r[i] * inverse_;
       }
     }
   }
@@ -246,6 +246,9 @@ class MixtureTile {
     }
     if (count % 2) peak = fastndsm::max(t_.weights[count - 1], peak);
     peak = fastndsm::max(peak, other);
+    if constexpr (kind == Covariance::full && with_product) {  // blocks of one
+      best_ = select(t_.weights[0] > maximum_, splat<V>(static_cast<S>(k0)), best_);
+    }
     if (k0 > 0) rescale(exp2_nonpositive(V(maximum_ - peak)));
     maximum_ = peak;
     Sums even{V{}, V{}, V{}, V{}}, odd = even;
@@ -474,13 +477,9 @@ class MixtureTile {
   FASTNDSM_HD void accumulate(int64_t k0, int64_t k1) {
     if constexpr (kind == Covariance::full) {
       const V e = t_.weights[0];
-      const S* precision = m_.precisions + k0 * m_.dim * m_.dim;
       for (int64_t j = 0; j < dim(); ++j) {
         t_.a[j] = fma(e, t_.u[j], t_.a[j]);
-        if constexpr (with_product) {
-          t_.r[j] = fma(e, splat<V>(precision[j * (m_.dim + 1)]), t_.r[j]);
-          t_.b[j] = fma(t_.products[0], t_.u[j], fma(V(-e), t_.w[j], t_.b[j]));
-        }
+        if constexpr (with_product) t_.b[j] = fma(t_.products[0], t_.u[j], fma(V(-e), t_.w[j], t_.b[j]));
       }
     } else {
       general_add(k0, k1);
@@ -536,6 +535,7 @@ class MixtureTile {
   V rate_;  // spherical: sum r_k P_k
   V along_;  // sum r_k g_k . z = score . z
   V slope_;  // spherical: sum r_k (g_k . z) P_k
+  V best_;  // full: the component of the largest logit
 };
 
 }  // namespace fastndsm

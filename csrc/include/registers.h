@@ -11,7 +11,8 @@
 //   x <- x + a_n score + s_n z
 //   h <- c h + [(s_n^2 - c (1 - c) v) z - c v a_n H z] / s_n,    v <- s_n^2 + c^2 v,    c = 1 - a_n p(x_0),    target = -h / v
 //
-// and back, by the steps of reverse.h.
+// where h, v, p, z and H z are those along the principal axes of x_0's component with full covariances; and back, by the steps
+// of reverse.h.
 #pragma once
 
 #include "mixture.h"
@@ -122,18 +123,8 @@ class OnlineMixture {
     return rate_;
   }
 
-  // The same of full covariances, all dimensions. Only the first step asks for it: a pass of its own.
-  FASTNDSM_HD void full_precisions(const V (&x)[D], V* out) const {
-    FASTNDSM_UNROLL
-    for (int j = 0; j < D; ++j) out[j] = V{};
-    for (int k = 0; k < m_.n_components; ++k) {
-      V u[D], w[D], l, along;
-      full_logit(k, x, nullptr, u, w, l, along);
-      const V r = weight_of(V(l - maximum_)) * inverse_;
-      FASTNDSM_UNROLL
-      for (int j = 0; j < D; ++j) out[j] = fma(r, splat<V>(m_.precisions[k * m_.precision_stride + j * (D + 1)]), out[j]);
-    }
-  }
+  // Full and with_product: the component of the largest responsibility, the first of them; 0 of tied covariances.
+  FASTNDSM_HD V heaviest() const { return m_.precision_stride == 0 ? V{} : best_; }
 
  private:
   // Where components do not fill whole groups.
@@ -154,6 +145,7 @@ class OnlineMixture {
       logits<N>(k0, x, z, l, along);
     }
     V peak = maximum_;
+    if constexpr (kFull && with_product) best_ = select(l[0] > maximum_, splat<V>(static_cast<S>(k0)), best_);
     FASTNDSM_UNROLL
     for (int g = 0; g < N; ++g) peak = fastndsm::max(l[g], peak);
     // The maximum may have grown: what was summed so far shrinks. A branch costs a GPU registers, and saves it little.
@@ -241,7 +233,7 @@ class OnlineMixture {
 
   const RegisterMixture<S>& m_;
   V maximum_ = splat<V>(kLowestLogit<V>);
-  V total_ = V{}, rate_ = V{}, along_ = V{}, slope_ = V{}, inverse_ = V{}, product_inverse_ = V{};
+  V total_ = V{}, rate_ = V{}, along_ = V{}, slope_ = V{}, inverse_ = V{}, product_inverse_ = V{}, best_ = V{};
   V a_[D], b_[with_product ? D : 1];
   V r_[kDiag ? D : 1], s_[kDiag && with_product ? D : 1];
 };
@@ -253,6 +245,8 @@ struct RegisterProcess {
   const S* drift_scale;  // a_n [N]
   const S* noise_std;  // s_n [N]
   NoiseStream noise;
+  const S* rotations = nullptr;  // target of full covariances: see AxesView, not padded
+  const S* rates = nullptr;
 };
 
 // z[0 .. C): the normals of dimensions j0 .. j0 + C - 1, 0 from dimension `dim` on; 4 divides j0.
@@ -274,11 +268,14 @@ struct RegisterTrajectory {
   static constexpr int kRates = !target || kind == Covariance::spherical ? 1 : D;
   // Noise ahead of the mixture: the target needs it there, and vectors overlap its long chains with the mixture's.
   static constexpr bool kAhead = target || lanes_of<V> > 1;
+  static constexpr bool kTurns = target && kind == Covariance::full;
+  static_assert(!kTurns || lanes_of<V> == 1, "every lane would have axes of its own");
 
   V x[D];
   V* h;  // v H, element j at h[j stride]: the one array that is read only once a step, and may lie elsewhere
   int stride;
   V v[kRates], rate[kRates];
+  const S* rotation = nullptr;  // the axes, once a step was taken
 
   // x is the caller's to set.
   FASTNDSM_HD RegisterTrajectory(V* h, int stride) : h(h), stride(stride) {
@@ -309,9 +306,7 @@ struct RegisterTrajectory {
       for (int j = 0; j < D; ++j) z[j] = drawn[j] * sign;
     }
     const OnlineMixture<V, kind, D, target> mixture(p.mixture, x, target ? z : nullptr);
-    if constexpr (target && kind == Covariance::full) {
-      if (n == 0) mixture.full_precisions(x, rate);
-    }
+    V product[kTurns ? D : 1];
     FASTNDSM_UNROLL
     for (int j0 = 0; j0 < D; j0 += C) {
       if constexpr (!kAhead) padded_normals<C, V>(counters, j0, p.dim, z);
@@ -320,17 +315,20 @@ struct RegisterTrajectory {
         const int j = j0 + i, r = kRates == 1 ? 0 : j;
         const V zj = z[kAhead ? j : i];
         const V score = mixture.score(j, x);
-        if constexpr (target) {
-          if (kind != Covariance::full && n == 0) rate[r] = mixture.precision(j);
-          const V c = S(1) - a * rate[r];
-          const V own = s - c * (S(1) - c) * v[r] * (S(1) / s);
-          const V next = fused(c, h[j * stride], fused(own, zj, V(c * v[r] * (-a / s) * mixture.product(j, score, x, z))));
-          h[j * stride] = select(active, next, h[j * stride]);
+        if constexpr (kTurns) {
+          product[j] = mixture.product(j, score, x, z);
+        } else if constexpr (target) {
+          if (n == 0) rate[r] = mixture.precision(j);
+          add_to_target(p, n, j, r, zj, mixture.product(j, score, x, z), active);
         }
         const V mean = fused(splat<V>(a), score, x[j]);
         keep(j, mean, zj);
         x[j] = select(active, fused(splat<V>(s), zj, mean), x[j]);
       }
+    }
+    if constexpr (kTurns) {
+      if (n == 0) choose_axes(p, static_cast<int>(mixture.heaviest()));
+      turned_target(p, n, product, z, active);
     }
     if constexpr (target) {
       FASTNDSM_UNROLL
@@ -386,6 +384,72 @@ struct RegisterTrajectory {
   FASTNDSM_HD V target_value(int j) const {
     const V own = v[kRates == 1 ? 0 : j];
     return select(own > S(0), V(-h[j * stride] / own), V{});
+  }
+
+  // Target and variance along the data's own axes.
+  FASTNDSM_HD void results(const RegisterProcess<S>& p, V (&to)[D], V (&variance)[kRates]) const {
+    FASTNDSM_UNROLL
+    for (int j = 0; j < D; ++j) to[j] = target_value(j);
+    FASTNDSM_UNROLL
+    for (int r = 0; r < kRates; ++r) variance[r] = v[r];
+    if constexpr (kTurns) {
+      if (!rotation) return;
+      V along[D];
+      FASTNDSM_UNROLL
+      for (int j = 0; j < D; ++j) along[j] = to[j];
+      const S* row = rotation;
+      FASTNDSM_UNROLL
+      for (int i = 0; i < D; ++i) {
+        if (i >= p.dim) break;
+        V sum = V{}, square = V{};
+        FASTNDSM_UNROLL
+        for (int j = 0; j < D; ++j) {
+          const V u = j < p.dim ? row[j] : S(0);
+          sum = fused(u, along[j], sum), square = fused(V(u * u), v[j], square);
+        }
+        to[i] = sum, variance[i] = square;
+        row += p.dim;
+      }
+    }
+  }
+
+ private:
+  FASTNDSM_HD void choose_axes(const RegisterProcess<S>& p, int k) {
+    rotation = p.rotations + int64_t(k) * p.dim * p.dim;
+    FASTNDSM_UNROLL
+    for (int j = 0; j < D; ++j) rate[j] = j < p.dim ? p.rates[int64_t(k) * p.dim + j] : S(0);
+  }
+
+  // h of dimension j, whose v and p are at r.
+  template <typename Mask>
+  FASTNDSM_HD void add_to_target(const RegisterProcess<S>& p, int n, int j, int r, V noise, V product, Mask active) {
+    const S a = p.drift_scale[n], s = p.noise_std[n];
+    const V c = S(1) - a * rate[r];
+    const V own = s - c * (S(1) - c) * v[r] * (S(1) / s);
+    const V next = fused(c, h[j * stride], fused(own, noise, V(c * v[r] * (-a / s) * product)));
+    h[j * stride] = select(active, next, h[j * stride]);
+  }
+
+  // h along the axes, from z and H z turned.
+  template <typename Mask>
+  FASTNDSM_HD void turned_target(const RegisterProcess<S>& p, int n, const V (&product)[D], const V (&z)[D], Mask active) {
+    // Row by row, none before the last one is used: all of U at once would cost a GPU as many registers.
+    V noise[D], turned[D];
+    FASTNDSM_UNROLL
+    for (int j = 0; j < D; ++j) noise[j] = turned[j] = V{};
+    const S* row = rotation;
+    FASTNDSM_UNROLL
+    for (int i = 0; i < D; ++i) {
+      if (i >= p.dim) break;
+      FASTNDSM_UNROLL
+      for (int j = 0; j < D; ++j) {
+        const V u = j < p.dim ? row[j] : S(0);
+        noise[j] = fused(u, z[i], noise[j]), turned[j] = fused(u, product[i], turned[j]);
+      }
+      row += p.dim;
+    }
+    FASTNDSM_UNROLL
+    for (int j = 0; j < D; ++j) add_to_target(p, n, j, j, noise[j], turned[j], active);
   }
 };
 

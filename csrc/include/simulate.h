@@ -9,9 +9,11 @@
 //
 //   h_{n+1} = c h_n + [(s_n^2 - c (1 - c) v_n) z - c v_n a_n Hess(x_n) z] / s_n
 //
+// With tied and full covariances rho is a matrix: h, v and p are those along the axes of axes.h, as are z and Hess z then.
 // And back, by the steps of reverse.h.
 #pragma once
 
+#include "axes.h"
 #include "philox.h"
 #include "reverse.h"
 #include "screen.h"
@@ -26,6 +28,7 @@ struct ProcessView {
   const S* drift_scale;  // a_n [N]
   const S* noise_std;    // s_n [N]
   NoiseStream noise;
+  AxesView<S> axes;  // target of tied and full covariances
 };
 
 template <typename S>
@@ -52,6 +55,7 @@ struct TileState {
   V* h = nullptr;      // target: v H
   V* v = nullptr;      // target: [d], or [1] where the mixture is spherical
   V* rate = nullptr;   // target: p(x_0)
+  V* turned = nullptr;  // target, tied and full: [4, d] score, H z, z and H z along the axes
   const V* held = nullptr;   // reverse: what the network gave
   const V* slope = nullptr;  // reverse: or null
   const V* own = nullptr;    // reverse: the rates of the lanes, or null
@@ -64,6 +68,7 @@ struct Member {
   TileState<V> state;
   MixtureScratch<V> scratch;
   Screen<V> screen;
+  TileAxes<V> axes;
   V* z;  // [d] noise of this step
   scalar_of<V> sign;
   bool draws;
@@ -74,6 +79,7 @@ struct Trajectory {
   using S = scalar_of<V>;
   static constexpr bool kTarget = output == Output::target;
   static constexpr bool kScreens = kind == Covariance::spherical || kind == Covariance::diag;
+  static constexpr bool kTurns = kTarget && !kScreens;
   using Mixture = std::conditional_t<kScreens, ScreenedTile<V, kind, kTarget>, MixtureTile<V, kind, kTarget>>;
 
   const std::conditional_t<output == Output::reverse, ReverseView<S>, ProcessView<S>>& p;
@@ -97,7 +103,11 @@ struct Trajectory {
     }
     Mixture mixture = tile(one);
     prepare(mixture, one, p.noise_std[n]);
-    advance(n, one, mixture, counters);
+    if constexpr (kTurns) {
+      advance_turned(n, one, mixture);
+    } else {
+      advance(n, one, mixture, counters);
+    }
   }
 
   // One tile from t_first down to t_last. far(x, maximum) gives the scores of lanes whose largest logit is the lowest there
@@ -184,6 +194,37 @@ struct Trajectory {
     }
   }
 
+  // The same with a target along the axes, which takes all dimensions at once.
+  FASTNDSM_HD void advance_turned(int64_t n, Member<V>& member, Mixture& mixture) const {
+    TileState<V>& t = member.state;
+    const int64_t d = dim();
+    V *score = t.turned, *product = score + d, *z = product + d, *turned_product = z + d;
+    mixture.all_moments(t.x, member.z, score, product, nullptr);
+    if (n == 0) member.axes.choose(kind == Covariance::full ? mixture.heaviest() : V{}, t.rate);
+    member.axes.turn(member.z, product, z, turned_product);
+    const S a = p.drift_scale[n], s = p.noise_std[n], sign = member.sign;
+    const auto active = member.lanes.steps > S(n);
+    for (int64_t j = 0; j < d; ++j) {
+      const V mean = fused(splat<V>(a), score[j], t.x[j]);
+      t.x[j] = select(active, fused(splat<V>(s), V(member.z[j] * sign), mean), t.x[j]);
+      add_to_target(n, member, active, j, j, V(z[j] * sign), turned_product[j]);
+    }
+  }
+
+  // h of dimension j, and v where it has one of its own; r is the place of v and p.
+  template <typename Mask>
+  FASTNDSM_HD void add_to_target(int64_t n, Member<V>& member, Mask active, int64_t j, int64_t r, V noise,
+                                 V product) const {
+    TileState<V>& t = member.state;
+    const S a = p.drift_scale[n], s = p.noise_std[n];
+    const V v = t.v[r], c = S(1) - a * t.rate[r];
+    const V own = s - c * (S(1) - c) * v * (S(1) / s);
+    const V push = c * v * (-a / s * member.sign);  // H (-z) = -(H z)
+    const V h = fused(c, t.h[j], fused(own, noise, V(push * product)));
+    t.h[j] = select(active, h, t.h[j]);
+    if (kind != Covariance::spherical) t.v[r] = select(active, fused(V(c * c), v, splat<V>(s * s)), v);
+  }
+
   // The C dimensions from j0 on; z their noise.
   template <int C>
   FASTNDSM_HD void update(int64_t n, Member<V>& member, Mixture& mixture, int64_t j0, const V* z) const {
@@ -194,7 +235,6 @@ struct Trajectory {
     const bool keeps = t.mean != nullptr && n + 1 >= lanes.first;
     V score[C], product[C], rate[C];
     const bool first = kTarget && n == 0;
-    // H (-z) = -(H z): the sign enters below.
     mixture.template moments<C>(t.x, member.z, j0, score, product, first ? rate : nullptr);
     FASTNDSM_UNROLL
     for (int i = 0; i < C; ++i) {
@@ -209,14 +249,7 @@ struct Trajectory {
         t.mean[j] = select(last, mean, t.mean[j]);
         t.noise[j] = select(last, noise, t.noise[j]);
       }
-      if constexpr (kTarget) {
-        const V v = t.v[r], c = S(1) - a * t.rate[r];
-        const V own = s - c * (S(1) - c) * v * (S(1) / s);
-        const V push = c * v * (-a / s * sign);
-        const V h = fused(c, t.h[j], fused(own, noise, V(push * product[i])));
-        t.h[j] = select(active, h, t.h[j]);
-        if (kind != Covariance::spherical) t.v[r] = select(active, fused(V(c * c), v, splat<V>(s * s)), v);
-      }
+      if constexpr (kTarget) add_to_target(n, member, active, j, r, noise, product[i]);
     }
   }
 

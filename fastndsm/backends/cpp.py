@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..jit import core as jit
-from ..reference import MixtureOperands, ProcessOperands
+from ..reference import MixtureOperands, PrincipalAxes, ProcessOperands
 from ..reference.loss import accumulation_dtype
 
 _ops = torch.ops.fastndsm_cpp
@@ -82,11 +82,12 @@ def simulate_target(
     x0: Tensor,
     steps: Tensor,
     process: ProcessOperands,
+    axes: PrincipalAxes | None,
     seed: Tensor,
     first_path: int,
     antithetic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out = _ops.simulate_target(x0, steps, *process.flat, seed, first_path, antithetic)
+    out = _ops.simulate_target(x0, steps, *process.flat, *(axes or (None, None)), seed, first_path, antithetic)
     return out
 
 

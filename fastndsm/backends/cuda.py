@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..jit import cuda as jit
-from ..reference import MixtureOperands, ProcessOperands
+from ..reference import MixtureOperands, PrincipalAxes, ProcessOperands
 
 _ops = torch.ops.fastndsm_cuda
 MOST_REGISTER_PARAMETERS = 16384  # numbers in shared memory beside threads that hold their state in registers
@@ -82,6 +82,7 @@ def _simulate(
     process: ProcessOperands,
     seed: Tensor,
     first_path: int,
+    axes: PrincipalAxes | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     padded, tiled = _served("simulate", process.mixture, what in ("target", "mirrored"))
     rows = len(x0)
@@ -90,7 +91,8 @@ def _simulate(
     else:
         order = steps.argsort(descending=True, stable=True)
     tables = x0.contiguous(), steps.contiguous(), order, *_tables(process)
-    x, second, third = _ops.simulate(*tables, *_contiguous(process.mixture), padded, int(seed), first_path, what, tiled)
+    mixture = *_contiguous(process.mixture), *(t if t is None else t.contiguous() for t in axes or (None, None))
+    x, second, third = _ops.simulate(*tables, *mixture, padded, int(seed), first_path, what, tiled)
     return x, second, third
 
 
@@ -118,12 +120,13 @@ def simulate_target(
     x0: Tensor,
     steps: Tensor,
     process: ProcessOperands,
+    axes: PrincipalAxes | None,
     seed: Tensor,
     first_path: int,
     antithetic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     what = "mirrored" if antithetic else "target"
-    return _simulate(what, x0, steps, process, seed, first_path)
+    return _simulate(what, x0, steps, process, seed, first_path, axes)
 
 
 def reverse_steps(

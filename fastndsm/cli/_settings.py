@@ -35,10 +35,11 @@ class Settings:
     components: int | None = None
     covariance: str = "spherical"
     reg_covar: float = 1e-2
+    eigenvalue_floor: float | None = None
     process: str = "langevin"
     T: float | None = None
     sigma: float = 1.0
-    n_steps: int = 100
+    n_steps: int | None = None
     grid: str = "auto"
     estimator: str | None = None
     antithetic: bool = False
@@ -52,15 +53,16 @@ class Settings:
 
     def __post_init__(self) -> None:
         # Here too what the chosen process or network would not look at.
-        for name in ("n_steps", "base"):
-            _checks.count(name, getattr(self, name))
+        _checks.count("base", self.base)
         if self.samples < 2:
             raise ValueError(f"samples: expected at least 2, found {self.samples}")
-        for name, least in (("components", 1), ("n_train", 2)):
+        for name, least in (("components", 1), ("n_train", 2), ("n_steps", 1)):
             if getattr(self, name) is not None:
                 _checks.count(name, getattr(self, name), least)
         _checks.positive("sigma", self.sigma)
         _checks.non_negative("reg_covar", self.reg_covar)
+        if self.eigenvalue_floor is not None:
+            _checks.fraction("eigenvalue_floor", self.eigenvalue_floor)
         if self.T is not None:
             _checks.positive("T", self.T)
         if self.hidden is not None:
@@ -129,6 +131,7 @@ def make_process(settings: Settings, x: Tensor) -> LangevinProcess:
         settings.covariance,
         settings.reg_covar,
         random_state=settings.training.seed % 2**32,
+        eigenvalue_floor=settings.eigenvalue_floor,
     )
     return LangevinProcess(reference, **options)
 
@@ -176,6 +179,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add("--components", "K of the mixture; default the number of labels, else 10", type=int)
     add("--covariance", "of the mixture", choices=COVARIANCE_TYPES)
     add("--reg-covar", "added to variances, squared units of the standardised data", type=float)
+    add(
+        "--eigenvalue-floor",
+        "raise the covariances' eigenvalues to this fraction of the mean variance; default none",
+        type=float,
+    )
 
     group = parser.add_argument_group("noising process and objective")
     add(
@@ -185,8 +193,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
     add("--T", "horizon; default 3 lambda_max / sigma^2", type=float)
     add("--sigma", "diffusion coefficient", type=float)
-    add("--n-steps", "noising steps N", type=int)
-    add("--grid", "times of the steps", choices=("auto", "uniform", "quadratic"))
+    add("--n-steps", "noising steps N; default 100, or as many as a stiff grid takes", type=int)
+    add("--grid", "times of the steps", choices=("auto", "uniform", "quadratic", "stiff"))
     add("--estimator", "of the objective; default path", choices=ESTIMATORS)
     add("--antithetic", "two samples a path, with mirrored noise", action="store_true")
 

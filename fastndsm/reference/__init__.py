@@ -4,7 +4,7 @@ Readable beside section "The method" of the README; float32 and float64; differe
 so that it is also the gradient oracle. Imports nothing but torch.
 """
 
-from .components import MixtureOperands
+from .components import MixtureOperands, PrincipalAxes
 from .loss import dsm_loss, dsm_loss_backward, ndsm_loss, ndsm_loss_backward
 from .mixture import mixture_hvp, mixture_log_prob, mixture_sample, mixture_score
 from .philox import philox4x32_10, philox_normal
@@ -14,6 +14,7 @@ from .simulate import simulate, simulate_target, simulate_transition
 
 __all__ = [
     "MixtureOperands",
+    "PrincipalAxes",
     "ProcessOperands",
     "dsm_loss",
     "dsm_loss_backward",

@@ -26,6 +26,16 @@ class MixtureOperands(NamedTuple):
         return MixtureOperands(self.means[start:stop], precisions, self.log_scale[start:stop], self.covariance_type)
 
 
+class PrincipalAxes(NamedTuple):
+    """Eigenvectors and eigenvalues of the precisions of tied and full covariances, in an op's compute dtype.
+
+    rotations [d, d] tied, [K, d, d] full, an eigenvector a column; rates [d] or [K, d].
+    """
+
+    rotations: Tensor
+    rates: Tensor
+
+
 def component_scores(x: Tensor, m: MixtureOperands) -> tuple[Tensor, Tensor]:
     """Return log w_k N(x; m_k, Sigma_k) [B, K] and g_k = P_k (m_k - x) [B, K, d]."""
     diff = m.means - x[:, None, :]

@@ -12,6 +12,7 @@ are taken in float64 about the component of the largest density (`far`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -98,23 +99,34 @@ def mixture_hvp(x: Tensor, v: Tensor, m: MixtureOperands) -> Tensor:
     return score_and_hvp(x, v, m)[1]
 
 
-def mean_precision_diagonal(x: Tensor, m: MixtureOperands) -> Tensor:
-    """Return p_j(x) = sum_k r_k(x) (P_k)_jj: [B, 1] for spherical, else [B, d]."""
-    if m.covariance_type == "tied":
-        return m.precisions.diagonal().expand_as(x)
+def mean_precision(x: Tensor, m: MixtureOperands) -> Tensor:
+    """Return sum_k r_k(x) P_k of spherical ([B, 1]) or diag ([B, d]) covariances."""
 
     def diagonal_sum(weights: Tensor, g: Tensor, part: MixtureOperands) -> Tensor:
-        if part.covariance_type == "spherical":
-            return (weights @ part.precisions)[:, None]
-        diagonals = part.precisions if part.covariance_type == "diag" else part.precisions.diagonal(dim1=1, dim2=2)
-        return weights @ diagonals
+        mean = weights @ part.precisions
+        return mean[:, None] if part.covariance_type == "spherical" else mean
 
     log_prob, (rate,) = posterior_means(x, m, diagonal_sum)
 
     def far_rate(far: Centred, _: Tensor) -> Tensor:
         return diagonal_sum(far.weights, far.shift, far.mixture)
 
-    return with_far_rows(rate, far_rows(log_prob), x, m, far_rate, partial(mean_precision_diagonal, m=m))
+    return with_far_rows(rate, far_rows(log_prob), x, m, far_rate, partial(mean_precision, m=m))
+
+
+def heaviest_component(x: Tensor, m: MixtureOperands) -> Tensor:
+    """Return the component of the largest responsibility at x [B, d], the first of them, int64 [B]."""
+    x = x.detach()
+    block = max(1, min(len(m.means), BLOCK_ELEMENTS // max(1, x.numel())))
+    maximum = x.new_full((x.shape[0],), -math.inf)
+    heaviest = torch.zeros_like(maximum, dtype=torch.int64)
+    for start in range(0, len(m.means), block):
+        peak, k = component_scores(x, m.block(start, start + block))[0].max(1)
+        heaviest = torch.where(peak > maximum, start + k, heaviest)
+        maximum = torch.maximum(maximum, peak)
+    return with_far_rows(
+        heaviest, far_rows(maximum), x, m, lambda far, _: far.weights.argmax(1), partial(heaviest_component, m=m)
+    )
 
 
 def mixture_sample(

@@ -5,6 +5,11 @@
     v_{n+1} = s_n^2 + (1 - a_n p)^2 v_n,    rho_n = (1 - a_n p) v_n / v_{n+1},    v_0 = 0
     H_{n+1} = rho_n H_n + [(1 - rho_n) z_n - rho_n a_n Hess(x_n) z_n] / s_n,      H_0 = 0,    target = -H
 
+rho may be any matrix that depends on x_0 and n alone. With spherical and diag covariances it is diagonal, of
+p_j = sum_k r_k(x_0) (P_k)_jj. With tied and full ones it is diagonal along the principal axes U of the component that
+x_0 is in: the recursion is that of U^T H, with U^T z and U^T Hess z and the precisions p_j along these axes. For K = 1
+it is classical denoising score matching then.
+
 Targets of this kind: Pidstrigach et al., arXiv 2504.03461 (ICML 2025; Malliavin calculus); Domingo-Enrich et al., arXiv
 2312.02027 (NeurIPS 2024; path-wise reparameterisation). These rho, exact for the chain, are this library's.
 
@@ -14,14 +19,49 @@ at its own step: rows are ordered by their last step, and the active ones are al
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from . import philox
-from .mixture import mean_precision_diagonal, mixture_score, score_and_hvp
+from .components import PrincipalAxes
+from .mixture import heaviest_component, mean_precision, mixture_score, score_and_hvp
 from .process import ProcessOperands
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The axes of each row along which rho is diagonal, and p(x_0) along them.
+
+    rate [B, 1] or [B, d]. The axes are the columns of rotations [d, d], or of rotations[component] with component [B]
+    and rotations [K, d, d]; of None, the data's own.
+    """
+
+    rate: Tensor
+    rotations: Tensor | None = None
+    component: Tensor | None = None
+
+    def of(self, rows: Tensor | slice) -> Frame:
+        """Return the frame of some of the rows."""
+        return Frame(self.rate[rows], self.rotations, None if self.component is None else self.component[rows])
+
+    def _matrices(self) -> Tensor:
+        assert self.rotations is not None
+        return self.rotations if self.component is None else self.rotations[self.component]
+
+    def turn(self, v: Tensor) -> Tensor:
+        """Return U^T v [B, d]."""
+        return v if self.rotations is None else (v[:, None, :] @ self._matrices())[:, 0]
+
+    def turn_back(self, v: Tensor) -> Tensor:
+        """Return U v [B, d]."""
+        return v if self.rotations is None else (v[:, None, :] @ self._matrices().mT)[:, 0]
+
+    def diagonal(self, v: Tensor) -> Tensor:
+        """Return the diagonal of U diag(v) U^T [B, d]."""
+        return v if self.rotations is None else (v[:, None, :] @ self._matrices().square().mT)[:, 0]
 
 
 class Drift(Protocol):
@@ -36,16 +76,17 @@ class Drift(Protocol):
     def contraction(self, n: int, p: Tensor) -> Tensor:
         """Return 1 - a_n p, [B, 1] or [B, d]."""
 
-    def rate(self, x0: Tensor) -> Tensor:
-        """Return p(x_0), [B, 1] or [B, d]."""
+    def frame(self, x0: Tensor) -> Frame:
+        """Return where rho is diagonal for paths from x0 [B, d], and p(x_0)."""
 
 
 class LangevinDrift:
-    """F = 1/2 sigma^2 grad log pi of a mixture."""
+    """F = 1/2 sigma^2 grad log pi of a mixture; the target of tied and full covariances needs their axes."""
 
-    def __init__(self, process: ProcessOperands) -> None:
+    def __init__(self, process: ProcessOperands, axes: PrincipalAxes | None = None) -> None:
         self.mixture = process.mixture
         self.drift_scale = process.drift_scale
+        self.axes = axes
 
     def increment(self, n: int, x: Tensor) -> Tensor:
         return self.drift_scale[n] * mixture_score(x, self.mixture)
@@ -57,8 +98,16 @@ class LangevinDrift:
     def contraction(self, n: int, p: Tensor) -> Tensor:
         return 1.0 - self.drift_scale[n] * p
 
-    def rate(self, x0: Tensor) -> Tensor:
-        return mean_precision_diagonal(x0, self.mixture)
+    def frame(self, x0: Tensor) -> Frame:
+        kind = self.mixture.covariance_type
+        if kind in ("spherical", "diag"):
+            return Frame(mean_precision(x0, self.mixture))
+        if self.axes is None:
+            raise ValueError(f"axes: expected the principal axes of {kind} covariances, found None")
+        if kind == "tied":
+            return Frame(self.axes.rates.expand_as(x0), self.axes.rotations)
+        component = heaviest_component(x0, self.mixture)
+        return Frame(self.axes.rates[component], self.axes.rotations, component)
 
 
 class _Rows:
@@ -111,22 +160,23 @@ def walk_with_target(
     """Return x_n [B, d], target -H_n [B, d], v_n ([B, 1] or [B, d]); a row's noise is multiplied by its sign [B, 1]."""
     rows = _Rows(steps)
     paths, sign = paths[rows.order], sign[rows.order]
-    x = x0[rows.order]
-    p = drift.rate(x)
-    state: tuple[Tensor, ...] = (x, torch.zeros_like(x), torch.zeros_like(p))
+    frame = drift.frame(x0)
+    x, ordered = x0[rows.order], frame.of(rows.order)
+    state: tuple[Tensor, ...] = (x, torch.zeros_like(x), torch.zeros_like(ordered.rate))
     for n in range(rows.n_steps):
         x, h, v = rows.retire(state, n)
         m, s = len(x), noise_std[n]
         z = sign[:m] * philox.normal(paths[:m], x.shape[1], seed=seed, step=n, stream=philox.NOISING, dtype=x.dtype)
         increment, product = drift.increment_and_product(n, x, z)
-        contraction = drift.contraction(n, p[:m])
+        now = ordered.of(slice(m))
+        contraction = drift.contraction(n, now.rate)
         v_next = s**2 + contraction**2 * v
         rho = contraction * v / v_next
-        h = rho * h + ((1.0 - rho) * z - rho * product) / s
+        h = rho * h + ((1.0 - rho) * now.turn(z) - rho * now.turn(product)) / s
         state = (x + increment + s * z, h, v_next)
     rows.retire(state, rows.n_steps)
     x, h, v = rows.collect()
-    return x, -h, v
+    return x, -frame.turn_back(h), frame.diagonal(v)
 
 
 def simulate(
@@ -168,11 +218,15 @@ def simulate_target(
     x0: Tensor,
     steps: Tensor,
     process: ProcessOperands,
+    axes: PrincipalAxes | None,
     seed: Tensor,
     first_path: int,
     antithetic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return x [B, d], target [B, d] and variance ([B, 1] spherical, else [B, d]); 2B rows if antithetic."""
+    """Return x [B, d], target [B, d] and variance ([B, 1] spherical, else [B, d]); 2B rows if antithetic.
+
+    axes: of tied and full covariances; else None.
+    """
     paths = philox.path_range(len(x0), first_path, x0.device)
     x0, steps, paths, sign = antithetic_pairs(paths, x0, steps, antithetic)
-    return walk_with_target(x0, steps, LangevinDrift(process), process.noise_std, paths, sign, int(seed))
+    return walk_with_target(x0, steps, LangevinDrift(process, axes), process.noise_std, paths, sign, int(seed))

@@ -176,12 +176,14 @@ struct Parameters {
   }
 };
 
-// log-density, score, Hessian-vector product and mean precision of each row.
+// log-density, score, Hessian-vector product and (spherical, diag) mean precision of each row; if full, its component.
 template <typename S, Covariance kind>
 void evaluate(Channel& channel, const MixtureView<S>& mixture) {
   using V = vec<S, kLanes<S>>;
   const int64_t n = channel.integer(), d = mixture.dim;
   const std::vector<S> x = channel.reals<S>(n * d), z = channel.reals<S>(n * d);
+  constexpr bool kRate = kind == Covariance::spherical || kind == Covariance::diag;
+  std::vector<S> component = unwritten<S>(n);
   std::vector<S> log_prob = unwritten<S>(n), out[3] = {unwritten<S>(n * d), unwritten<S>(n * d), unwritten<S>(n * d)};
   std::vector<V> scratch(MixtureScratch<V>::vectors(mixture.n_components, d)), tile_x(d), tile_z(d), moments[3];
   for (auto& m : moments) m.resize(d);
@@ -198,8 +200,10 @@ void evaluate(Channel& channel, const MixtureView<S>& mixture) {
     }
     tile.prepare(tile_x.data(), tile_z.data());
     store_some(log_prob, first, count, tile.log_prob());
-    tile.all_moments(tile_x.data(), tile_z.data(), moments[0].data(), moments[1].data(), moments[2].data());
-    for (int m = 0; m < 3; ++m) {
+    tile.all_moments(tile_x.data(), tile_z.data(), moments[0].data(), moments[1].data(),
+                     kRate ? moments[2].data() : nullptr);
+    if constexpr (kind == Covariance::full) store_some(component, first, count, tile.heaviest());
+    for (int m = 0; m < (kRate ? 3 : 2); ++m) {
       // spherical: one mean precision for all dimensions
       for (int64_t j = 0; j < d; ++j) {
         S lanes[kLanes<S>];
@@ -209,7 +213,8 @@ void evaluate(Channel& channel, const MixtureView<S>& mixture) {
     }
   });
   channel.answer(log_prob);
-  for (const auto& values : out) channel.answer(values);
+  for (int m = 0; m < (kRate ? 3 : 2); ++m) channel.answer(out[m]);
+  if constexpr (kind == Covariance::full) channel.answer(component);
 }
 
 template <typename S>
@@ -236,6 +241,8 @@ void trajectory(Channel& channel) {
   const std::vector<int64_t> steps = channel.integers(n_rows);
   const std::vector<S> drift_scale = channel.reals<S>(n_steps), noise_std = channel.reals<S>(n_steps);
   const std::vector<S> x0 = channel.reals<S>(n_rows * p.dim - missing);
+  const int64_t axes = p.kind == Covariance::full ? p.n_components : p.kind == Covariance::tied ? 1 : 0;
+  const std::vector<S> rotations = channel.reals<S>(axes * p.dim * p.dim), rates = channel.reals<S>(axes * p.dim);
   const PackedMixture<S> packed(p.kind, p.n_components, p.dim, p.means.data(), p.precisions.data(), p.log_scale.data());
 
   const bool mirrored = what == What::mirrored_target, target = what == What::target || mirrored;
@@ -245,7 +252,8 @@ void trajectory(Channel& channel) {
   if (what == What::transition) third = unwritten<S>(out_rows * p.dim);
   if (target) third = unwritten<S>(out_rows * (p.kind == Covariance::spherical ? 1 : p.dim));
 
-  const ProcessView<S> process{packed.view(), drift_scale.data(), noise_std.data(), NoiseStream(seed, 0)};
+  const ProcessView<S> process{
+      packed.view(), drift_scale.data(), noise_std.data(), NoiseStream(seed, 0), {rotations.data(), rates.data(), p.dim}};
   Batch<S> batch{};
   batch.n_rows = n_rows, batch.n_steps = n_steps, batch.first_path = first_path;
   batch.x0 = x0.data(), batch.steps = steps.data(), batch.x = x.data(), batch.mirrored = mirrored;

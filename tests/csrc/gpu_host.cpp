@@ -60,6 +60,7 @@ struct Arguments {
   const int64_t* steps;  // reverse: first and last
   const S *held, *slope, *own;
   S *x, *second, *third;  // mean and noise, or target and variance
+  const S *rotations, *rates;  // or null
 };
 
 // ---- one sample at a time ---------------------------------------------------------------------------------------
@@ -67,8 +68,13 @@ struct Arguments {
 template <Covariance kind, int D, Mode mode, typename S>
 void in_registers(const Arguments<S>& a) {
   const int d = static_cast<int>(a.dim);
-  const RegisterProcess<S> process{register_mixture<kind>(a.parameters, int(a.n_components), D, a.tied != 0), d,
-                                   a.drift_scale, a.noise_std, NoiseStream(a.seed, mode == Mode::reverse ? 2 : 0)};
+  const RegisterProcess<S> process{register_mixture<kind>(a.parameters, int(a.n_components), D, a.tied != 0),
+                                   d,
+                                   a.drift_scale,
+                                   a.noise_std,
+                                   NoiseStream(a.seed, mode == Mode::reverse ? 2 : 0),
+                                   a.rotations,
+                                   a.rates};
   const int64_t mirrored = mode == Mode::target && a.mirrored;
   for (int64_t i = 0; i < a.rows * (mirrored ? 2 : 1); ++i) {
     const int64_t row = i % a.rows;
@@ -103,12 +109,14 @@ void in_registers(const Arguments<S>& a) {
           if (last && j < d) a.second[i * d + j] = mean, a.third[i * d + j] = noise;
         });
       }
-      for (int j = 0; j < d; ++j) {
-        a.x[i * d + j] = sample.x[j];
-        if constexpr (target) a.second[i * d + j] = sample.target_value(j);
-        if constexpr (target && kind != Covariance::spherical) a.third[i * d + j] = sample.v[j];
+      for (int j = 0; j < d; ++j) a.x[i * d + j] = sample.x[j];
+      if constexpr (target) {
+        constexpr int kRates = RegisterTrajectory<S, kind, D, target>::kRates;
+        S values[D], variance[kRates];
+        sample.results(process, values, variance);
+        for (int j = 0; j < d; ++j) a.second[i * d + j] = values[j];
+        for (int r = 0; r < std::min(kRates, d); ++r) a.third[i * std::min(kRates, d) + r] = variance[r];
       }
-      if constexpr (target && kind == Covariance::spherical) a.third[i] = sample.v[0];
     }
   }
 }
@@ -260,6 +268,8 @@ void emulate(Mode mode, const Arguments<float>& a, const int64_t* order, int64_t
                               target ? nullptr : a.third,
                               target ? a.second : nullptr,
                               target ? a.third : nullptr,
+                              a.rotations,
+                              a.rates,
                               a.mirrored != 0};
   if constexpr (N > 0) {
     emulation::launch(target ? cuda::simulate_tiled_kernel<kind, true, N> : cuda::simulate_tiled_kernel<kind, false, N>,
