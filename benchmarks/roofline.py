@@ -100,14 +100,16 @@ def full_score_multiply_adds(dim: int, components: float) -> float:
 def reverse_steps_multiply_adds(covariance_type: str, dim: int, components: float) -> float:
     """Count the multiply-adds of one sample-step of reverse_steps: the score of the mixture, and
 
-    update        5 d            held + X slope;  A y + B score + C network + S xi
+    rate          1 + 7 + 1 + 2   omega R; its exponential; 1 - e^-x; f (1 + e^-x) / 2
+                  4               what they multiply
+    update        5 d             held + X slope;  A y + B score + C network + S xi
     """
     score = {
         "spherical": spherical_score_multiply_adds,
         "diag": lambda d, k: simulate_multiply_adds(d, k) - 2 * d,
         "full": full_score_multiply_adds,
     }[covariance_type]
-    return score(dim, components) + 5 * dim
+    return score(dim, components) + 8 + EXPONENTIAL + 5 * dim
 
 
 def mlp_multiply_adds(widths: Sequence[int]) -> int:

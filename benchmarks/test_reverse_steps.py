@@ -1,4 +1,7 @@
-"""reverse_steps from t_N to t_0 in one call, against the loop of its steps in PyTorch: same paths, same noise."""
+"""reverse_steps from t_N to t_0 in one call, against the loop of its steps in PyTorch: same paths, same noise.
+
+With slope and rate, as `sample` takes them by default.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from torch import Tensor
 
 from fastndsm import functional
 from fastndsm.reference.philox import REVERSE
+from fastndsm.reference.reverse_steps import mean_decay
 from fastndsm.testing import deviation, normals
 
 from . import roofline
@@ -25,18 +29,22 @@ SHARE_OF_ROOFLINE = 0.5
 FLOAT32 = 1e-5  # plus ten times the reference's own error in float32
 MATMUL_FORM = 5e-5  # P |x|^2 - 2 P x m cancels
 LARGEST_Z = 6.0
-Operands = tuple[Tensor, Tensor, Tensor]  # y at t_N; the paths' starts, as a network would guess them; their slope
+Operands = tuple[Tensor, Tensor, Tensor, Tensor]  # y at t_N; r + omega y of a small r; its slope; omega
 Score = Callable[[Tensor], Tensor]
 
 
 @lru_cache(maxsize=1)
 def operands(problem: Problem) -> Operands:
     y = functional.simulate(problem.x0, problem.process, seed=1)
-    return y, problem.x0, 0.01 * normals(*y.shape, seed=2, dtype=torch.float32)
+    r, slope, size = (normals(*y.shape, seed=i, dtype=torch.float32) for i in (2, 3, 4))
+    rate = size[:, 0].abs().clamp(max=1.0) / float(problem.process.noise_variance[-1])
+    return y, 0.1 * r + rate[:, None] * y, 0.01 * slope, rate
 
 
 def ours(problem: Problem, given: Operands, backend: str) -> Tensor:
-    return functional.reverse_steps(*given, problem.process, problem.steps, 0, seed=2, backend=backend)
+    y, held, slope, rate = given
+    options: dict[str, Any] = {"rate": rate, "seed": 2, "prediction": "linear", "backend": backend}
+    return functional.reverse_steps(y, held, slope, problem.process, problem.steps, 0, **options)
 
 
 # --- the loop in PyTorch -----------------------------------------------------------------------------------------
@@ -74,14 +82,16 @@ def full_score(problem: Problem) -> Score:
 @torch.inference_mode()
 def eager(problem: Problem, score: Score, table: list[list[float]], given: Operands, noise: Tensor | None) -> Tensor:
     """Take all steps, in place; noise [N, B, d] is drawn here where there is none given."""
-    y, held, slope = given
+    y, held, slope, rate = given
     y, buffer = y.clone(), torch.empty_like(y)
     for n in reversed(range(problem.steps)):
-        decay, drift, weight, position, std, _ = table[n]
-        g = score(y)
-        y.mul_(decay).add_(g, alpha=drift).add_(held, alpha=weight).add_(slope, alpha=weight * position)
+        decay, drift, weight, position, std, rate_scale = table[n]
+        x = rate_scale * rate[:, None]
+        forcing = score(y).mul_(drift).add_(held, alpha=weight).add_(slope, alpha=weight * position)
+        y.mul_(decay * (-x).exp()).addcmul_(mean_decay(x), forcing)
         if std != 0.0:
-            y.add_(buffer.normal_() if noise is None else noise[n], alpha=std)
+            drawn = buffer.normal_() if noise is None else noise[n]
+            y.addcmul_(mean_decay(2.0 * x).sqrt(), drawn, value=std)
     return y
 
 
@@ -111,7 +121,7 @@ def test_reverse_steps(problem: Problem, contender: str, rates: roofline.Rates, 
         race(row, partial(ours, problem, given, "cpp"))
         return
     score = {"spherical": spherical_score, "full": full_score}[problem.covariance_type](problem)
-    table = problem.process.reverse_scheme("sde", "data").coefficients(problem.steps, 0).T.tolist()
+    table = problem.process.reverse_scheme("sde", "linear").coefficients(problem.steps, 0).T.tolist()
     loop = partial(eager, problem, score, table)
     error = deviation((loop(few, problem.noise(CHECKED_ROWS, 2, REVERSE)),), (exact,))
     assert error <= MATMUL_FORM
