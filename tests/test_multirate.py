@@ -139,7 +139,7 @@ def test_every_step_evaluated_is_euler_maruyama(covariance_type: str) -> None:
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_steps_may_be_taken_in_pieces(prediction: str) -> None:
-    """What is held at t_first serves down to t_last, in one call or in two."""
+    """Go from t_first to t_last in one call or in two, with what is held at t_first."""
     process = LangevinProcess(random_mixture("spherical", 3, 4), T=0.3, n_steps=20, grid="quadratic")
     y, held = normals(7, 4, seed=1), normals(7, 4, seed=2)
     scheme = process.reverse_scheme("sde", prediction)
