@@ -311,6 +311,16 @@ def count(name: str, value: Any, minimum: int = 1) -> int:
     return found
 
 
+def grid_point(name: str, value: Any, least: int, most: int) -> int:
+    """Check the number of a grid point in least..most; return it."""
+    if torch.compiler.is_compiling():
+        return value  # type: ignore[no-any-return]
+    found = index(name, value)
+    if not least <= found <= most:
+        raise ValueError(f"{name}: expected an integer in {least}..{most}, found {found}")
+    return found
+
+
 def seed(value: Any) -> Tensor:
     """Check a seed; return it as a 0-d int64 tensor. None draws one from PyTorch's default generator."""
     if value is None:

@@ -44,7 +44,10 @@ SCHEMAS = {
     "str backend) -> Tensor",
     "dsm_loss": "(Tensor score, Tensor target, str backend) -> Tensor",
     "dsm_loss_backward": "(Tensor grad, Tensor score, Tensor target, str backend) -> Tensor",
-    "reverse_step": f"(Tensor y, Tensor score, Tensor step, {PROCESS}, {PATHS}, str method, str backend) -> Tensor",
+    "reverse_steps": "(Tensor y, Tensor held, Tensor? slope, Tensor bounds, Tensor coefficients, "
+    f"{MIXTURE}, {PATHS}, str backend) -> Tensor",
+    "reverse_steps_backward": "(Tensor grad, Tensor y, Tensor held, Tensor? slope, Tensor bounds, "
+    f"Tensor coefficients, {MIXTURE}, {PATHS}) -> (Tensor, Tensor, Tensor)",
 }
 
 library = torch.library.Library("fastndsm", "DEF")
@@ -135,47 +138,70 @@ def _recording() -> Iterator[None]:
         yield
 
 
-def _reference_autograd(name: str, function: Callable[..., Tensor], differentiable: int) -> None:
-    """Derive the op `name` in its first `differentiable` arguments, by autograd through `function`."""
+def _reference_autograd(name: str, function: Callable[..., Any], differentiable: int) -> None:
+    """Derive the op `name` in its first `differentiable` arguments, some perhaps None, by autograd through `function`."""
 
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
         arguments = _arguments(ctx)
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
             points = [
-                a.view_as(a) if create_graph and a.requires_grad else a.detach().requires_grad_()
+                a if a is None or (create_graph and a.requires_grad) else a.detach().requires_grad_()
                 for a in arguments[:differentiable]
             ]
-            output = function(*points, *arguments[differentiable:])
-            grads = torch.autograd.grad(output, points, grad, create_graph=create_graph, materialize_grads=True)
-        return *grads, *_none(len(arguments) - differentiable)
+            points = [p if p is None or not create_graph else p.view_as(p) for p in points]
+            outputs = function(*points, *arguments[differentiable:])
+            found = _gradients(outputs, points, grads, create_graph)
+        return *found, *_none(len(arguments) - differentiable)
 
     _autograd(name, backward, _save_all)
 
 
-def _gradient_op(name: str, n_grads: int, differentiable: int, rerun: Callable[..., Any]) -> None:
-    """Define the op (*grads, x, *rest) -> gradient in x of sum <grad, rerun(x, *rest)>, by the reference's autograd."""
+def _gradients(outputs: Any, points: Sequence[Any], grads: Sequence[Any], create_graph: bool) -> tuple[Any, ...]:
+    """Return the gradients of sum <grad, output> in the points that are not None, 0 where nothing depends on them."""
+    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+    pairs = [(o, g.to(o.dtype)) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
+    given = [p for p in points if p is not None]
+    found = iter(
+        torch.autograd.grad(
+            [o for o, _ in pairs], given, [g for _, g in pairs], create_graph=create_graph, materialize_grads=True
+        )
+    )
+    return tuple(None if p is None else next(found) for p in points)
 
-    def gradient(arguments: Sequence[Any], create_graph: bool) -> Tensor:
-        grads, x, rest = arguments[:n_grads], arguments[n_grads], arguments[n_grads + 1 :]
-        outputs = rerun(x, *rest)
-        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
-        pairs = [(o, g.to(o.dtype)) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
-        return torch.autograd.grad(
-            [o for o, _ in pairs], x, [g for _, g in pairs], create_graph=create_graph, materialize_grads=True
-        )[0]
+
+def _gradient_op(
+    name: str, n_grads: int, differentiable: int, rerun: Callable[..., Any], n_points: int | None = None
+) -> None:
+    """Define the op (*grads, *points, *rest) -> gradients in the points of sum <grad, rerun(*points, *rest)>.
+
+    By the reference's autograd. One point and one tensor where n_points is None; else a tuple, 0 for a point of None.
+    """
+    stop = n_grads + (1 if n_points is None else n_points)
+
+    def gradient(arguments: Sequence[Any], create_graph: bool) -> Any:
+        grads, points, rest = arguments[:n_grads], arguments[n_grads:stop], arguments[stop:]
+        found = _gradients(rerun(*points, *rest), points, grads, create_graph)
+        return found[0] if n_points is None else tuple(_zero_if_none(g, points[0]) for g in found)
 
     @_implement(name)
     def _(*arguments):  # type: ignore[no-untyped-def]
         with _recording():
-            x = arguments[n_grads].detach().clone().requires_grad_()
-            return gradient([*arguments[:n_grads], x, *arguments[n_grads + 1 :]], create_graph=False).detach()
+            points = [None if p is None else p.detach().clone().requires_grad_() for p in arguments[n_grads:stop]]
+            out = gradient([*arguments[:n_grads], *points, *arguments[stop:]], create_graph=False)
+            return out.detach() if n_points is None else tuple(g.detach() for g in out)
 
     @_fake(name)
     def _(*arguments):  # type: ignore[no-untyped-def]
-        return _new(arguments[n_grads], *arguments[n_grads].shape)
+        points = arguments[n_grads:stop]
+        made = tuple(_new(points[0] if p is None else p, *points[0].shape) for p in points)
+        return made[0] if n_points is None else made
 
     _reference_autograd(name, lambda *arguments: gradient(arguments, create_graph=True), differentiable)
+
+
+def _zero_if_none(grad: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if grad is None else grad
 
 
 # --- noise -------------------------------------------------------------------------------------------------------
@@ -447,36 +473,42 @@ def _dsm_gradient(grad, score, target, backend):  # type: ignore[no-untyped-def]
 _reference_autograd("dsm_loss_backward", _dsm_gradient, 3)
 
 
-# --- reverse step ------------------------------------------------------------------------------------------------
+# --- reverse process ---------------------------------------------------------------------------------------------
 
 
-@_implement("reverse_step")
-def _(y, score, step, *arguments):  # type: ignore[no-untyped-def]
-    *process, seed, first_path, method, backend = arguments
-    serve = registry.select("reverse_step", backend, y.device, [y.dtype])
-    out = serve(*_upcast(y, score), step, _process(y, *process), seed, first_path, method)
-    return out.to(y.dtype)
+def _reverse_arguments(
+    y: Tensor, held: Tensor, slope: Tensor | None, bounds: Tensor, coefficients: Tensor, *arguments: Any
+) -> tuple[Any, ...]:
+    """Return the arguments of the reference's `reverse_steps`, in the compute dtype of y."""
+    *mixture, seed, first_path = arguments
+    y_wide, held, coefficients = _upcast(y, held, coefficients)
+    slope = None if slope is None else slope.to(y_wide.dtype)
+    return y_wide, held, slope, bounds, coefficients, _operands(y, *mixture), seed, first_path
 
 
-@_fake("reverse_step")
+@_implement("reverse_steps")
+def _(y, *rest):  # type: ignore[no-untyped-def]
+    *arguments, backend = rest
+    serve = registry.select("reverse_steps", backend, y.device, [y.dtype])
+    return serve(*_reverse_arguments(y, *arguments)).to(y.dtype)
+
+
+@_fake("reverse_steps")
 def _(y, *rest):  # type: ignore[no-untyped-def]
     return _new(y, *y.shape)
 
 
-def _save_reverse(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    y, _, step, drift_scale, noise_std, *mixture, ctx.covariance_type, _, _, ctx.method, backend = inputs
-    ctx.backend = registry.requested(backend)
-    ctx.save_for_backward(y, step, drift_scale, noise_std, *mixture)
-
-
 def _reverse_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    y, step, drift_scale, noise_std, *mixture = ctx.saved_tensors
-    grad = grad.contiguous()
-    row = step.reshape(1)  # indexing by a 0-d tensor would synchronise, and fail in a traced graph
-    a = drift_scale.index_select(0, row).to(y)
-    weight = noise_std.index_select(0, row).to(y) ** 2 * (0.5 if ctx.method == "ode" else 1.0)
-    grad_y = grad - a * ops.mixture_hvp(y, grad, *mixture, ctx.covariance_type, ctx.backend)
-    return grad_y, weight * grad, *_none(11)
+    arguments = _arguments(ctx)
+    grad_y, grad_held, grad_slope = ops.reverse_steps_backward(grad.contiguous(), *arguments)
+    return grad_y, grad_held, None if arguments[2] is None else grad_slope, *_none(9)
 
 
-_autograd("reverse_step", _reverse_backward, _save_reverse)
+_autograd("reverse_steps", _reverse_backward, _save_simulation)
+
+
+def _rerun_reverse(*arguments):  # type: ignore[no-untyped-def]
+    return reference.reverse_steps(*_reverse_arguments(*arguments))
+
+
+_gradient_op("reverse_steps_backward", 1, 4, _rerun_reverse, n_points=3)

@@ -18,7 +18,7 @@ from torch import Tensor
 from . import _checks
 from ._ops import ops
 from .reference import MixtureOperands, ProcessOperands, philox
-from .reference.reverse_step import reverse_update
+from .reference.reverse_steps import walk_back
 from .reference.simulate import antithetic_pairs, walk, walk_with_target
 
 
@@ -41,10 +41,21 @@ class Dynamics(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return x and target like x0 and the variance, [B] or like x0; 2B rows if antithetic."""
 
-    def reverse_step(
-        self, y: Tensor, score: Tensor, step: Tensor, seed: Tensor, first_path: int, method: str, backend: str
+    def drift_score(self, y: Tensor, step: Tensor) -> Tensor:
+        """Return F / a_n dt_n, like y: grad log pi of a mixture, and what stands in its place for another drift."""
+
+    def reverse_steps(
+        self,
+        y: Tensor,
+        held: Tensor,
+        slope: Tensor | None,
+        bounds: Tensor,
+        coefficients: Tensor,
+        seed: Tensor,
+        first_path: int,
+        backend: str,
     ) -> Tensor:
-        """Return y_n from y_{n+1} and the score there, like y."""
+        """Return y at t_last from y at t_first, bounds = (first, last), with a scheme's coefficients [5, N]."""
 
 
 class Mixture(Protocol):
@@ -92,12 +103,24 @@ class MixtureDynamics:
         made = ops.simulate_target(x0.flatten(1), steps, *operands, seed, first_path, antithetic, backend)
         return _shaped(made, x0, scalar_variance=self.mixture.covariance_type == "spherical")
 
-    def reverse_step(
-        self, y: Tensor, score: Tensor, step: Tensor, seed: Tensor, first_path: int, method: str, backend: str
+    def drift_score(self, y: Tensor, step: Tensor) -> Tensor:
+        return ops.mixture_score(y.flatten(1), *self.mixture.operands(y.dtype), "auto").reshape(y.shape)
+
+    def reverse_steps(
+        self,
+        y: Tensor,
+        held: Tensor,
+        slope: Tensor | None,
+        bounds: Tensor,
+        coefficients: Tensor,
+        seed: Tensor,
+        first_path: int,
+        backend: str,
     ) -> Tensor:
-        operands = self._arguments(y.dtype)
-        flat = y.flatten(1), score.flatten(1)
-        return ops.reverse_step(*flat, step, *operands, seed, first_path, method, backend).reshape(y.shape)
+        mixture = self.mixture.operands(y.dtype)
+        network = held.flatten(1), None if slope is None else slope.flatten(1)
+        flat = ops.reverse_steps(y.flatten(1), *network, bounds, coefficients, *mixture, seed, first_path, backend)
+        return flat.reshape(y.shape)
 
 
 @dataclass(frozen=True)
@@ -155,12 +178,34 @@ class CallableDynamics:
         made = walk_with_target(flat, steps, self.drift, std, paths, sign, int(seed))
         return _shaped(made, x0, scalar_variance=True)
 
-    def reverse_step(
-        self, y: Tensor, score: Tensor, step: Tensor, seed: Tensor, first_path: int, method: str, backend: str
+    def drift_score(self, y: Tensor, step: Tensor) -> Tensor:
+        n = int(step)
+        return (self.drift.increment(n, y.flatten(1)) / self._scale(n)).reshape(y.shape)
+
+    def reverse_steps(
+        self,
+        y: Tensor,
+        held: Tensor,
+        slope: Tensor | None,
+        bounds: Tensor,
+        coefficients: Tensor,
+        seed: Tensor,
+        first_path: int,
+        backend: str,
     ) -> Tensor:
-        n, flat, slope = int(step), y.flatten(1), score.flatten(1)
-        increment, std = self.drift.increment(n, flat), self.noise_std.to(y.dtype)
-        return reverse_update(flat, increment, slope, n, std, int(seed), first_path, method).reshape(y.shape)
+        first, last = (int(bound) for bound in bounds)
+        network = held.flatten(1), None if slope is None else slope.flatten(1)
+
+        def score(n: int, x: Tensor) -> Tensor:
+            return self.drift.increment(n, x) / self._scale(n)
+
+        table = coefficients.to(y.dtype)
+        flat = walk_back(y.flatten(1), *network, first, last, table, score, int(seed), first_path)
+        return flat.reshape(y.shape)
+
+    def _scale(self, n: int) -> float:
+        """Return a_n = s_n^2 / 2."""
+        return 0.5 * float(self.noise_std[n]) ** 2
 
 
 def _shaped(made: tuple[Tensor, Tensor, Tensor], x0: Tensor, scalar_variance: bool) -> tuple[Tensor, Tensor, Tensor]:

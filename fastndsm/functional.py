@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import _checks
 from ._ops import ops
+from ._scheme import METHODS, PREDICTIONS, ReverseScheme, plain_coefficients
 from .dynamics import Dynamics
 from .reference import MixtureOperands
 
@@ -25,13 +26,13 @@ __all__ = [
     "ndsm_loss",
     "philox_normal",
     "reverse_step",
+    "reverse_steps",
     "simulate",
     "simulate_target",
     "simulate_transition",
 ]
 
 REDUCTIONS = ("mean", "sum", "none")
-METHODS = ("sde", "ode")
 
 
 class Mixture(Protocol):
@@ -48,6 +49,7 @@ class Mixture(Protocol):
 class Process(Protocol):
     """A noising process, as `fastndsm.LangevinProcess` is one."""
 
+    drift_scale: Tensor
     noise_std: Tensor
 
     @property
@@ -57,6 +59,7 @@ class Process(Protocol):
     @property
     def dynamics(self) -> Dynamics: ...
     def check_dtype(self, name: str, dtype: torch.dtype) -> None: ...
+    def reverse_scheme(self, method: str = "sde", prediction: str = "data") -> ReverseScheme: ...
     def check_paths(
         self,
         x0: Tensor,
@@ -309,6 +312,44 @@ def dsm_loss(
     return reduce(ops.dsm_loss(score.flatten(1), target.flatten(1), _name(backend)), weight, reduction)
 
 
+def reverse_steps(
+    y: Tensor,
+    held: Tensor,
+    slope: Tensor | None,
+    process: Process,
+    first: int,
+    last: int,
+    *,
+    seed: int | Tensor | None,
+    first_path: int = 0,
+    method: str = "sde",
+    prediction: str = "data",
+    backend: str = "auto",
+) -> Tensor:
+    """Return y at t_last from y [B, ...] at t_first: all steps between two evaluations of the network, in one call.
+
+    Args:
+        held: what the network gave at t_first, like y: the residual r = s - grad log pi for "score", the residual
+            denoiser y + v r for "data" (E[x_0 | y] where the reference is one spherical component).
+        slope: its derivative, like y, along int sigma^2 dt / sqrt(v) for "score" and log E for "data", as
+            `process.reverse_scheme` has them; None holds it constant.
+        first, last: numbers of grid points, N >= first > last >= 0.
+        method: "sde" adds the noise of the reverse stream except at the step to t_0; "ode" is the probability flow.
+
+    Source: the reverse SDE, Anderson 1982; exponential integrators for it, Lu et al., arXiv 2211.01095.
+    """
+    _checks.choice("method", method, METHODS)
+    _checks.choice("prediction", prediction, PREDICTIONS)
+    held = _reverse_operand("held", held, y, process)
+    slope = None if slope is None else _reverse_operand("slope", slope, y, process)
+    high = _checks.grid_point("first", first, 1, process.n_steps)
+    low = _checks.grid_point("last", last, 0, high - 1)
+    key, start = _checks.seed(seed), _checks.first_path(first_path)
+    coefficients = process.reverse_scheme(method, prediction).coefficients(high, low)
+    bounds = torch.tensor([high, low], dtype=torch.int64, device="cpu").to(y.device)
+    return process.dynamics.reverse_steps(y, held, slope, bounds, coefficients, key, start, _name(backend))
+
+
 def reverse_step(
     y: Tensor,
     score: Tensor,
@@ -322,15 +363,23 @@ def reverse_step(
 ) -> Tensor:
     """Take the step y_{n+1} -> y_n in reverse, n = step (0..N-1, int or 0-d); score = s(y, t_{n+1}) like y [B, ...].
 
-    "sde" adds the noise of the reverse stream except at n = 0; "ode" is the Euler step of the probability flow.
+    It is the case of one step of `reverse_steps`, by Euler-Maruyama. "sde" adds the noise of the reverse stream except
+    at n = 0; "ode" is the Euler step of the probability flow.
 
     Source: Anderson 1982; Song et al. 2021.
     """
     _checks.choice("method", method, METHODS)
+    held = _reverse_operand("score", score, y, process)
+    n = _checks.steps("step", step, None, process.n_steps - 1, y.device)
+    key, start = _checks.seed(seed), _checks.first_path(first_path)
+    bounds = torch.stack([n + 1, n])
+    coefficients = plain_coefficients(process.drift_scale, process.noise_std, method)
+    return process.dynamics.reverse_steps(y, held, None, bounds, coefficients, key, start, _name(backend))
+
+
+def _reverse_operand(name: str, value: Tensor, y: Tensor, process: Process) -> Tensor:
+    """Check y and a tensor like it that the reverse process takes; return the latter in the dtype of y."""
     _checks.batch("y", y, _process(process).dim)
     _checks.same_device("y", y, "process", process.noise_std.device)
     process.check_dtype("y", y.dtype)
-    slope = _checks.like("score", score, "y", y).to(y.dtype)
-    n = _checks.steps("step", step, None, process.n_steps - 1, y.device)
-    key, start = _checks.seed(seed), _checks.first_path(first_path)
-    return process.dynamics.reverse_step(y, slope, n, key, start, method, _name(backend))
+    return _checks.like(name, value, "y", y).to(y.dtype)

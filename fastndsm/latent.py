@@ -298,11 +298,9 @@ class LatentModel(nn.Module):
         model.history = history
         return model
 
-    def sample(
-        self, n: int, method: str = "sde", seed: int | Tensor | None = None, batch_size: int | None = None
-    ) -> Tensor:
+    def sample(self, n: int, method: str = "sde", **options: Any) -> Tensor:
         """Draw n decoded samples [n, *event]; arguments as for `fastndsm.sample`."""
-        return self.encoder.decode(sample(self.score_net, self.process, n, method, seed, batch_size))
+        return self.encoder.decode(sample(self.score_net, self.process, n, method, **options))
 
 
 def _layers(widths: Sequence[int]) -> nn.Sequential:

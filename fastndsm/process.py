@@ -23,6 +23,7 @@ from torch import Tensor
 from . import _checks, functional
 from ._grid import time_grid, variance_recursion
 from ._ops import ops
+from ._scheme import METHODS, PREDICTIONS, ReverseScheme, reverse_scheme
 from ._state import ExtraState, KeepsDtype
 from .dynamics import CallableDrift, CallableDynamics, Dynamics, MixtureDynamics
 from .mixture import GaussianMixture
@@ -292,6 +293,28 @@ class NoisingProcess(ExtraState, KeepsDtype):
         n = torch.cat([n, n]) if antithetic else n
         return Noised(x, target, variance, self.times[n + 1].to(coordinate_dtype(x.dtype)), n)
 
+    def reverse_scheme(self, method: str = "sde", prediction: str = "data") -> ReverseScheme:
+        """Return how the reverse process goes on between evaluations of the network: coefficients on the own grid.
+
+        method "sde" or "ode"; prediction "data" or "score", what of the network is held. Source: `fastndsm._scheme`.
+        """
+        _checks.choice("method", method, METHODS)
+        _checks.choice("prediction", prediction, PREDICTIONS)
+        return reverse_scheme(self.noise_std, self._growth(), method, prediction, self._single_variance())
+
+    @abstractmethod
+    def _growth(self) -> Tensor:
+        """Return int 2 p dt over each step [N], p the slowest rate at which the drift forgets."""
+
+    @property
+    def stiffness(self) -> float:
+        """Ratio of the fastest rate of the drift to the slowest; 1 where it is not known."""
+        return 1.0
+
+    def _single_variance(self) -> float | None:
+        """Return the variance of the reference, if it is one spherical component."""
+        return None
+
     def same_law(self, other: NoisingProcess) -> bool:
         """Return whether the other process noises data alike, grids aside: one mixture or drift, one sigma, one T."""
         return self is other or (self._law() == other._law() and self._same_sigma(other))
@@ -388,6 +411,18 @@ class LangevinProcess(NoisingProcess):
             f"{message} (q above {STABLE}: the stationary variance is {wide:.0f}% too wide)",
             stacklevel=3 if type(self) is LangevinProcess else 4,
         )
+
+    @property
+    def stiffness(self) -> float:
+        """lambda_max / lambda_min over all components' covariances."""
+        return self.reference.largest_variance / self.reference.smallest_variance
+
+    def _growth(self) -> Tensor:
+        return 2.0 * self.drift_scale / self.reference.largest_variance
+
+    def _single_variance(self) -> float | None:
+        alone = self.reference.n_components == 1 and self.reference.covariance_type == "spherical"
+        return float(self.reference.largest_variance) if alone else None
 
     def _law(self) -> tuple[Any, ...]:
         return *super()._law(), self.reference.digest
@@ -505,6 +540,9 @@ class DriftProcess(NoisingProcess):
         _checks.time("t", t, len(x))
         times = torch.as_tensor(t, dtype=x.dtype, device=x.device).reshape(-1).expand(len(x))
         return _checks.drift_output(self.drift_function(x, times), x)
+
+    def _growth(self) -> Tensor:
+        return 2.0 * self.rate * self.times.diff()
 
     def _law(self) -> tuple[Any, ...]:
         return *super()._law(), self.drift_function

@@ -293,6 +293,14 @@ def _reverse_step(a: Arguments, backend: str, *, method: str, last: bool) -> Ten
     return functional.reverse_step(a.x, a.v, a.process, step, **options)
 
 
+def _reverse_steps(a: Arguments, backend: str, *, method: str, prediction: str, to_the_end: bool) -> Tensor:
+    high = max(a.process.n_steps // 2, 1)
+    slope = None if to_the_end else 0.25 * a.v.flip(0)
+    last = 0 if to_the_end else high // 2
+    options: dict[str, Any] = {"seed": a.seed, "first_path": a.first_path, "method": method, "prediction": prediction}
+    return functional.reverse_steps(a.x, a.v, slope, a.process, high, last, backend=backend, **options)
+
+
 def _ndsm_loss(a: Arguments, backend: str, *, estimator: str, antithetic: bool) -> Tensor:
     scores = a.scores if antithetic or estimator == "control_variate" else a.x
     options: dict[str, Any] = {"estimator": estimator, "antithetic": antithetic, "reduction": "none"}
@@ -322,9 +330,13 @@ CALLS = (
     Call("simulate_transition", _simulate_transition),
     Call("simulate_target", partial(_simulate_target, antithetic=False)),
     Call("simulate_target", partial(_simulate_target, antithetic=True), "antithetic"),
-    Call("reverse_step", partial(_reverse_step, method="sde", last=False), "sde", ("x", "v")),
-    Call("reverse_step", partial(_reverse_step, method="sde", last=True), "last sde", ("x", "v")),
-    Call("reverse_step", partial(_reverse_step, method="ode", last=False), "ode", ("x", "v")),
+    Call("reverse_step", partial(_reverse_step, method="sde", last=False), "sde"),
+    Call("reverse_step", partial(_reverse_step, method="sde", last=True), "last sde"),
+    Call("reverse_step", partial(_reverse_step, method="ode", last=False), "ode"),
+    Call("reverse_steps", partial(_reverse_steps, method="sde", prediction="data", to_the_end=False), "data"),
+    Call("reverse_steps", partial(_reverse_steps, method="sde", prediction="score", to_the_end=False), "score"),
+    Call("reverse_steps", partial(_reverse_steps, method="sde", prediction="data", to_the_end=True), "to t_0"),
+    Call("reverse_steps", partial(_reverse_steps, method="ode", prediction="data", to_the_end=False), "ode"),
     *_ndsm_loss_calls(),
     Call("dsm_loss", _dsm_loss, inputs=("x", "v")),
 )

@@ -21,7 +21,7 @@ LAYERS = (
     ("fastndsm.reference", "fastndsm._version", "fastndsm._state"),
     ("fastndsm.kernels", "fastndsm.jit"),
     ("fastndsm.backends", "fastndsm._checks"),
-    ("fastndsm._ops", "fastndsm._grid"),
+    ("fastndsm._ops", "fastndsm._grid", "fastndsm._scheme"),
     ("fastndsm.dynamics",),
     ("fastndsm.functional",),
     ("fastndsm.mixture", "fastndsm.process", "fastndsm.objective", "fastndsm.networks", "fastndsm.score"),

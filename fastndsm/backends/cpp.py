@@ -90,39 +90,6 @@ def simulate_target(
     return out
 
 
-def reverse_step(
-    y: Tensor,
-    score: Tensor,
-    step: Tensor,
-    process: ProcessOperands,
-    seed: Tensor,
-    first_path: int,
-    method: str,
-) -> Tensor:
-    out = _ops.reverse_step(y, score, step, *process.flat, seed, first_path, method)
-    return out
-
-
-def sample_mlp(
-    y: Tensor,
-    weights: list[Tensor],
-    biases: list[Tensor],
-    scales: Tensor,
-    shifts: Tensor,
-    inverse_std: Tensor | None,
-    feature_scale: float,
-    process: ProcessOperands,
-    seed: Tensor,
-    first_path: int,
-    method: str,
-) -> tuple[Tensor, Tensor]:
-    """Return y_0 [B, d] from y_N with a `fused_mlp.FusedNetwork`; and the step, 0-d int64, that first gave
-    values that are not finite (-1: none did)."""
-    network = weights, biases, scales, shifts, inverse_std, feature_scale
-    out = _ops.sample_mlp(y, *network, *process.flat, seed, first_path, method)
-    return out
-
-
 def ndsm_loss(scores: Tensor, noise: Tensor, std: Tensor, estimator: str, antithetic: bool) -> Tensor:
     dtype = accumulation_dtype(scores, noise)
     out = _ops.ndsm_loss(scores.to(dtype), noise.to(dtype), std.to(dtype), estimator, antithetic)

@@ -9,7 +9,7 @@ from .loss import dsm_loss, dsm_loss_backward, ndsm_loss, ndsm_loss_backward
 from .mixture import mixture_hvp, mixture_log_prob, mixture_sample, mixture_score
 from .philox import philox4x32_10, philox_normal
 from .process import ProcessOperands
-from .reverse_step import reverse_step
+from .reverse_steps import reverse_steps
 from .simulate import simulate, simulate_target, simulate_transition
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
     "ndsm_loss_backward",
     "philox4x32_10",
     "philox_normal",
-    "reverse_step",
+    "reverse_steps",
     "simulate",
     "simulate_target",
     "simulate_transition",

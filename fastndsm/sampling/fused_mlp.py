@@ -1,7 +1,7 @@
-"""Score networks that a backend's `sample_mlp` evaluates by itself, all steps in one call, and what it takes of them.
+"""Score networks that a backend's `sample_mlp` evaluates by itself, a whole sample in one call, and what it takes.
 
 That is `networks.MLP`, alone or in `ResidualScore`, as the library builds them. What the time gives every layer is
-computed here, by the network's own modules and for all steps at once; the rest goes to the op as it is.
+computed here, by the network's own modules and for all evaluations at once; the rest goes to the op as it is.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._scheme import Schedule
 from ..mixture import GaussianMixture
 from ..networks import MLP, FiLM, TimeEmbedding
 from ..process import LangevinProcess, NoisingProcess
@@ -25,21 +26,24 @@ MOST_HIDDEN_LAYERS = 8
 
 @dataclass(frozen=True)
 class FusedNetwork:
-    """A score network as `sample_mlp` takes it: row n of its tables is for t_{n+1}.
+    """A score network as `sample_mlp` takes it: row k of its tables is for the time of evaluation k.
 
-    weights, biases: of the hidden layers, then of the output. scales, shifts [N, sum of hidden widths]. inverse_std:
-    v(t_{n+1})^-1/2 [N] where the score is residual. feature_scale: 0 without features.
+    weights, biases: of the hidden layers, then of the output. scales, shifts [M, sum of hidden widths]. feature_scale:
+    what grad log pi is multiplied by as inputs more, 0 without features. gains [M, 3]: of y, grad log pi(y) and the
+    network's output in what is held.
     """
 
     weights: list[Tensor]
     biases: list[Tensor]
     scales: Tensor
     shifts: Tensor
-    inverse_std: Tensor | None
     feature_scale: float
+    gains: Tensor
 
 
-def fused_network(score_net: Any, process: NoisingProcess, dtype: torch.dtype) -> FusedNetwork | str:
+def fused_network(
+    score_net: Any, process: NoisingProcess, schedule: Schedule, dtype: torch.dtype
+) -> FusedNetwork | str:
     """Return the network's parameters and tables, or why the op does not evaluate it."""
     residual = score_net if type(score_net) is ResidualScore else None
     net: Any = score_net if residual is None else residual.net
@@ -55,15 +59,22 @@ def fused_network(score_net: Any, process: NoisingProcess, dtype: torch.dtype) -
     device = net.last.weight.device
     if process.times.device != device:
         return f"the process is on {process.times.device}, the network on {device}"
-    t = process.times[1:].to(dtype)
+    times = process.times[schedule.bounds[:-1]]
+    t = times.to(dtype)
+    of_y, of_reference, of_residual = schedule.gains.unbind(1)
+    if residual is None:  # the output is the whole score
+        gains = torch.stack([of_y, of_reference - of_residual, of_residual], dim=1)
+    else:
+        scale = residual.process.variance_at(t).rsqrt()
+        gains = torch.stack([of_y, of_reference, of_residual * scale], dim=1)
     film = net.film(t)
     return FusedNetwork(
         weights=[layer.weight.detach() for layer in layers],
         biases=[layer.bias.detach() for layer in layers],
         scales=torch.cat([scale for scale, _ in film], dim=1).detach(),
         shifts=torch.cat([shift for _, shift in film], dim=1).detach(),
-        inverse_std=None if residual is None else residual.process.variance_at(t).rsqrt(),
         feature_scale=residual.feature_scale if residual is not None and residual.features else 0.0,
+        gains=gains.to(dtype),
     )
 
 

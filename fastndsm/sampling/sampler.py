@@ -1,15 +1,18 @@
-"""Sampling by the reverse process from Y ~ prior.
+"""Sampling by the reverse process from Y ~ prior, in few evaluations of the network.
 
-    sde   y <- y - F dt + sigma^2 s(y, t) dt + sigma sqrt(dt) xi        no noise on the last step
-    ode   y' = F - 1/2 sigma^2 s, by Heun's method, its last step an Euler step
+    sde   dY = [1/2 sigma^2 grad log pi(Y) + sigma^2 r(Y, t)] |dt| + sigma dW,     r = s - grad log pi
+    ode   dY = 1/2 sigma^2 r(Y, t) |dt|                                            (probability flow)
 
-Sources: Anderson 1982; Song et al. 2021; Heun for diffusions: Karras et al. 2022.
+The mixture's part and the noise are stepped on the process's grid, in one op between two evaluations of the network,
+whose part is held or extrapolated (`fastndsm._scheme`): a multirate method.
+
+Sources: Anderson 1982; Song et al. 2021; Lu et al., arXiv 2211.01095; Knoth and Wolke 1998; MRI-GARK, Sandu 2019.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +20,19 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .. import _checks, functional
+from .. import _checks
+from .._scheme import METHODS, PREDICTIONS, Schedule, evaluation_indices
 from ..backends import registry
+from ..dynamics import Dynamics
 from ..objective import ScoreNet
 from ..process import NoisingProcess
 from ..score import check_process, evaluating, network_dtype
 from . import cuda_graph as graphs
 from .fused_mlp import FusedNetwork, fused_network
 
-FEWEST_STEPS_FOR_A_GRAPH = 10  # by itself: recording takes the time of a few steps
+FEWEST_EVALUATIONS_FOR_A_GRAPH = 10  # by itself: recording takes the time of a few
+EVALUATIONS = 20  # by default
+GENTLE = 20.0  # ratio of the reference's eigenvalues up to which "auto" takes "data"
 
 
 @torch.no_grad()
@@ -34,6 +41,11 @@ def sample(
     process: NoisingProcess,
     n: int,
     method: str = "sde",
+    *,
+    n_evaluations: int | None = None,
+    order: int = 2,
+    prediction: str = "auto",
+    grid: str | Sequence[float] | Tensor | None = None,
     seed: int | Tensor | None = None,
     batch_size: int | None = None,
     first_path: int = 0,
@@ -48,14 +60,22 @@ def sample(
         score_net: callable (x [B, ...], t [B]) -> like x. A module is evaluated in eval mode, and left in the modes it
             came in.
         process: the noising process it was trained on, or one of the same mixture, sigma and T on another grid.
-        method: "sde", or "ode" (probability flow; two evaluations a step).
+        method: "sde", or "ode" (probability flow).
+        n_evaluations: M, of the network for each sample, at most process.n_steps; default 20, or all steps if fewer.
+            With M = process.n_steps, order=1 and prediction="score" these are Euler-Maruyama steps.
+        order: 1 holds what the network gave until its next evaluation, 2 extrapolates it from the last two.
+        prediction: what of the network is held, as `fastndsm._scheme` has it: "data", "score", or "auto", which takes
+            "data" unless the reference is stiff (a ratio of eigenvalues above 20).
+        grid: times of evaluation: "uniform", "quadratic" (default for "data"), "cubic" (default for "score"), or the
+            times themselves, each taken to the nearest of the process's.
         batch_size: samples held at once; default all.
         progress: show a bar.
-        cuda_graph: on a CUDA device, record network and step once a batch and launch them from there, with the same
-            result; the network is then called from Python three times and not at every step. "auto": where that is
-            possible, else the plain loop, saying once why. True: raise where it is not. False: the plain loop; for
-            a network that records graphs of its own, such as torch.compile in mode "reduce-overhead".
-        fused: let compiled code evaluate the network itself, all steps in one call, with the same noise and the same
+        cuda_graph: on a CUDA device, record an evaluation and the steps after it once a batch and launch them from
+            there, with the same result; the network is then called from Python three times and not at every
+            evaluation. "auto": where that is possible, else the plain loop, saying once why. True: raise where it is
+            not. False: the plain loop; for a network that records graphs of its own, such as torch.compile in mode
+            "reduce-overhead".
+        fused: let compiled code evaluate the network itself, all of it in one call, with the same noise and the same
             result to rounding: for `networks.MLP`, alone or in `ResidualScore`, in up to 32 dimensions and in float32.
             "auto": where that is possible, and cuda_graph is not True. True: raise where it is not. False: call the
             network.
@@ -63,7 +83,8 @@ def sample(
             The network is evaluated in its own; what is carried from step to step is at least float32.
 
     Raises:
-        FloatingPointError: if the samples become non-finite, naming the step.
+        FloatingPointError: if the samples become non-finite, naming the evaluation and its time.
+        ValueError: if n_evaluations exceeds the process's steps.
         ValueError: if cuda_graph is True and the process is not on a CUDA device.
         RuntimeError: if cuda_graph is True and the network or the process cannot be recorded, with the reason.
         ValueError: if fused is True and the network, the process or the backend is not one for it, with the reason.
@@ -71,8 +92,9 @@ def sample(
     _checks.network("score_net", score_net)
     _checks.instance("process", process, NoisingProcess, "a noising process")
     _checks.count("n", n)
-    _checks.choice("method", method, functional.METHODS)
+    _checks.choice("method", method, METHODS)
     _check_cuda_graph(cuda_graph, process)
+    schedule = _schedule(process, method, n_evaluations, order, prediction, grid)
     evaluated = network_dtype(score_net)
     default = evaluated or torch.get_default_dtype()
     dtype = default if dtype is None else _checks.floating_dtype("dtype", dtype)
@@ -82,97 +104,138 @@ def sample(
     _checks.flag("progress", progress)
     batch_size = n if batch_size is None else _checks.count("batch_size", batch_size)
     key = _checks.seed(seed)
+    schedule = _cast(schedule, state)
+    n_evaluations = len(schedule.gains)
     batches = []
-    steps = len(range(0, n, batch_size)) * process.n_steps
-    with evaluating(score_net), tqdm(total=steps, disable=not progress, desc="sample", unit="step") as bar:
-        network = _fused(score_net, process, fused, cuda_graph, state)
+    total = len(range(0, n, batch_size)) * n_evaluations
+    with evaluating(score_net), tqdm(total=total, disable=not progress, desc="sample", unit="evaluation") as bar:
+        network = _fused(score_net, process, schedule, fused, cuda_graph, state)
         check_process(score_net, process)
         for start in range(0, n, batch_size):
             rows = min(batch_size, n - start)
-            reverse = _Reverse(score_net, process, method, key, first_path + start, evaluated or state)
+            times = process.times[schedule.bounds[:-1]]
+            reverse = _Reverse(
+                score_net, process.dynamics, schedule, times, order, key, first_path + start, evaluated or state
+            )
             y = process.prior.sample(rows, seed=key, first_path=reverse.first_path)
             y = y.to(device=process.times.device, dtype=state)
-            done = None if network is None else _run_fused(reverse, y, fused, *network)
+            done = None if network is None else _run_fused(reverse, process, y, fused, *network)
             if done is not None:
-                bar.update(process.n_steps)
+                bar.update(n_evaluations)
             batches.append((_run(reverse, y, cuda_graph, bar.update) if done is None else done).to(dtype))
     return torch.cat(batches)
 
 
+def _schedule(
+    process: NoisingProcess,
+    method: str,
+    n_evaluations: int | None,
+    order: int,
+    prediction: str,
+    grid: str | Sequence[float] | Tensor | None,
+) -> Schedule:
+    """Return when the network is evaluated and what is done in between; checks the arguments that say so."""
+    if _checks.count("order", order) > 2:
+        raise ValueError(f"order: expected 1 or 2, found {order}")
+    _checks.choice("prediction", prediction, ("auto", *PREDICTIONS))
+    if prediction == "auto":
+        prediction = "data" if process.stiffness <= GENTLE else "score"
+    if grid is None:
+        grid = "quadratic" if prediction == "data" else "cubic"
+    if n_evaluations is None and isinstance(grid, str):
+        n_evaluations = min(EVALUATIONS, process.n_steps)
+    indices = evaluation_indices(process.times, n_evaluations, grid)
+    return process.reverse_scheme(method, prediction).schedule(indices, order)
+
+
+def _cast(schedule: Schedule, dtype: torch.dtype) -> Schedule:
+    tables = schedule.coefficients, schedule.gains, schedule.inverse_gap
+    return Schedule(schedule.bounds, *(table.to(dtype) for table in tables))
+
+
 @dataclass(frozen=True)
 class _Reverse:
-    """The reverse process of a batch. A step n is an int, or a 0-d tensor on the device of y."""
+    """The reverse process of a batch. An evaluation k is a 0-d tensor on the device of y."""
 
     score_net: ScoreNet
-    process: NoisingProcess
-    method: str
+    dynamics: Dynamics
+    schedule: Schedule
+    times: Tensor  # of evaluation [M]
+    order: int
     seed: Tensor
     first_path: int
     evaluated: torch.dtype  # of the network
 
-    def score(self, y: Tensor, n: int | Tensor) -> Tensor:
-        """Evaluate the network at t_n, in its own dtype but for t."""
-        times = self.process.times
-        t = times.index_select(0, n.reshape(1)) if isinstance(n, Tensor) else times[n]
+    def score(self, y: Tensor, k: Tensor) -> Tensor:
+        """Evaluate the network at its time k, in its own dtype but for t."""
+        t = self.times.index_select(0, k.reshape(1))
         x = y.to(self.evaluated)
         t = t.to(torch.promote_types(x.dtype, torch.float32)).expand(len(y))
         return _checks.score_output(self.score_net(x, t), x).to(y.dtype)
 
-    def euler(self, y: Tensor, score: Tensor, n: int | Tensor) -> Tensor:
-        return functional.reverse_step(
-            y, score, self.process, n, seed=self.seed, first_path=self.first_path, method=self.method
+    def advance(self, y: Tensor, before: Tensor, failed: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Evaluate the network at y and go on to its next evaluation.
+
+        before: what was held last. failed []: the first evaluation after which values were not finite, -1 while none.
+        """
+        row = k.reshape(1)
+        bounds = self.schedule.bounds.index_select(0, torch.cat([row, row + 1]))
+        reference = self.dynamics.drift_score(y, bounds[0] - 1)
+        residual = self.score(y, k) - reference
+        of_y, of_reference, of_residual = self.schedule.gains.index_select(0, row)[0]
+        held = of_y * y + of_reference * reference + of_residual * residual
+        slope = None
+        if self.order == 2:
+            slope = (held - before) * self.schedule.inverse_gap.index_select(0, row)
+        after = self.dynamics.reverse_steps(
+            y, held, slope, bounds, self.schedule.coefficients, self.seed, self.first_path, "auto"
         )
-
-    def step(self, y: Tensor, failed: Tensor, n: int | Tensor, last: bool) -> tuple[Tensor, Tensor]:
-        """Take a step y_{n+1} -> y_n; failed [] keeps the step that first gave non-finite values, -1 while none has."""
-        after = self.euler(y, self.score(y, n + 1), n)
-        if self.method == "ode" and not last:
-            # y + (k1 + k2) / 2, written with two Euler steps
-            after = 0.5 * (y + self.euler(after, self.score(after, n), n))
-        return after, torch.where((failed < 0) & ~torch.isfinite(after).all(), n, failed)
-
-    def step_down(self, y: Tensor, failed: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return `step` and the number of the next one. For the SDE the last step is like the others."""
-        return *self.step(y, failed, n, last=False), n - 1
+        failed = torch.where((failed < 0) & ~torch.isfinite(after).all(), k, failed)
+        return after, held, failed, k + 1
 
 
 def _run(reverse: _Reverse, y: Tensor, cuda_graph: str | bool, done: Callable[[], object]) -> Tensor:
-    """Run all steps, y_N -> y_0; done is called after each step."""
-    n_steps = reverse.process.n_steps
+    """Run all of it, y_N -> y_0; done is called after each evaluation."""
+    n_evaluations = len(reverse.schedule.gains)
     failed = torch.full((), -1, device=y.device)
+    state = (y, torch.zeros_like(y), failed, torch.zeros_like(failed))
     replay = None
-    enough = n_steps >= FEWEST_STEPS_FOR_A_GRAPH or cuda_graph is True
+    enough = n_evaluations >= FEWEST_EVALUATIONS_FOR_A_GRAPH or cuda_graph is True
     if cuda_graph and enough and graphs.supports(y.device):
-        y = y.clone()  # to be written into
-        replay = _recorded(reverse, (y, failed, torch.full_like(failed, n_steps - 1)), cuda_graph)
-    for n in reversed(range(n_steps)):
-        last = n == 0
-        if replay is not None and not (last and reverse.method == "ode"):
+        state = (y.clone(), *state[1:])  # to be written into
+        replay = _recorded(reverse, state, cuda_graph)
+    for _ in range(n_evaluations):
+        if replay is not None:
             replay()
         else:
-            y, failed = reverse.step(y, failed, n, last)
+            state = reverse.advance(*state)
         done()
-    _check_finite(failed, reverse.process)
-    return y
+    _check_finite(state[2], reverse.times)
+    return state[0]
 
 
-def _check_finite(failed: Tensor, process: NoisingProcess) -> None:
+def _check_finite(failed: Tensor, times: Tensor) -> None:
     found = int(failed)
     if found >= 0:
         raise FloatingPointError(
-            f"score_net: expected finite samples, found NaN or infinite ones at step {found}, "
-            f"t = {float(process.times[found + 1]):.4g}; check the network's output there and the weights it has"
+            f"score_net: expected finite samples, found NaN or infinite ones after evaluation {found + 1} of "
+            f"{len(times)}, t = {float(times[found]):.4g}; check the network's output there and the weights it has"
         )
 
 
 def _fused(
-    score_net: ScoreNet, process: NoisingProcess, fused: str | bool, cuda_graph: str | bool, dtype: torch.dtype
+    score_net: ScoreNet,
+    process: NoisingProcess,
+    schedule: Schedule,
+    fused: str | bool,
+    cuda_graph: str | bool,
+    dtype: torch.dtype,
 ) -> tuple[Callable[..., tuple[Tensor, Tensor]], FusedNetwork] | None:
     """Return the function that evaluates the network, and its parameters; None where the network is to be called."""
     _checks.flag_or_auto("fused", fused)
     if fused is False or (fused == "auto" and cuda_graph is True):
         return None
-    network = fused_network(score_net, process, dtype)
+    network = fused_network(score_net, process, schedule, dtype)
     serve = network if isinstance(network, str) else registry.find("sample_mlp", process.times.device, dtype)
     if not isinstance(network, str) and not isinstance(serve, str):
         return serve, network
@@ -185,39 +248,39 @@ def _not_fused(fused: str | bool, reason: str) -> None:
         raise ValueError(
             f"fused: expected a network, a process and a backend for it, found: {reason}; use 'auto' or False"
         )
-    registry.log_once(logging.INFO, f"sample: the network is called at every step: {reason}")
+    registry.log_once(logging.INFO, f"sample: the network is called at every evaluation: {reason}")
 
 
 def _run_fused(
     reverse: _Reverse,
+    process: NoisingProcess,
     y: Tensor,
     fused: str | bool,
     serve: Callable[..., tuple[Tensor, Tensor]],
     network: FusedNetwork,
 ) -> Tensor | None:
     """Run y_N -> y_0 by the backend's evaluation of the network; None where the backend has none for this network."""
-    process: Any = reverse.process
+    langevin: Any = process
+    bounds, coefficients, _, inverse_gap = reverse.schedule
     try:
         flat, failed = serve(
             y.flatten(1),
-            *(network.weights, network.biases, network.scales, network.shifts),
-            *(network.inverse_std, network.feature_scale),
-            process.dynamics.operands(y.dtype),
-            *(reverse.seed, reverse.first_path, reverse.method),
+            *(network.weights, network.biases, network.scales, network.shifts, network.feature_scale),
+            *(bounds, coefficients, network.gains, inverse_gap),
+            langevin.reference.operands(y.dtype),
+            *(reverse.seed, reverse.first_path),
         )
     except NotImplementedError as error:
         _not_fused(fused, str(error))
         return None
-    _check_finite(failed, process)
+    _check_finite(failed, reverse.times)
     return flat.reshape(y.shape)
 
 
-def _recorded(
-    reverse: _Reverse, state: tuple[Tensor, Tensor, Tensor], cuda_graph: str | bool
-) -> Callable[[], None] | None:
-    """Record a step of the state, in place; return None where the plain loop is to serve."""
+def _recorded(reverse: _Reverse, state: tuple[Tensor, ...], cuda_graph: str | bool) -> Callable[[], None] | None:
+    """Record an advance of the state, in place; return None where the plain loop is to serve."""
     try:
-        return graphs.replayed(reverse.step_down, state, graphs.CUDAGraph(state[0].device))
+        return graphs.replayed(reverse.advance, state, graphs.CUDAGraph(state[0].device))
     except graphs.CaptureError as error:
         if cuda_graph is True:
             raise RuntimeError(
