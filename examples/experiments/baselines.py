@@ -90,7 +90,7 @@ class Denoiser(nn.Module):
 
 
 class MixtureDenoiser(Denoiser):
-    """EDM with the mixture's exact denoiser for a skip connection; c_out is measured on the data, log-linear between."""
+    """EDM with the mixture's exact denoiser for a skip connection; c_out is measured, log-linear between."""
 
     def __init__(self, net: nn.Module, data: Tensor, mixture: GaussianMixture) -> None:
         super().__init__(net, data)

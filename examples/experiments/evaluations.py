@@ -35,18 +35,21 @@ POINTS: Config = {"n": 5000, "evaluated": 10_000, "drawn": 10_000, "hidden": [12
 QUICK_IMAGES: Config = {"source": "digits", "n": 1000, "encoder_steps": 20, "evaluated": 150, "drawn": 150}
 QUICK: Config = {"hidden": [32], "steps": 10, "components": 4}
 EM = "Euler-Maruyama"
-# The multirate sampler of path, by what it holds or extrapolates between evaluations; one evaluation a step is Euler's.
+PLAIN = "one step an evaluation"
+# The multirate sampler of path, by what it holds or extrapolates between evaluations.
 OF_PATH: dict[str, dict[str, Any]] = {
-    "data, order 1": {"prediction": "data", "order": 1},
-    "data, order 2": {"prediction": "data", "order": 2},
-    "score, order 1": {"prediction": "score", "order": 1},
-    "score, order 2": {"prediction": "score", "order": 2},
-    "flow, order 2": {"method": "ode", "order": 2},
+    "data, order 1": {"prediction": "data", "order": 1, "grid": "quadratic"},
+    "data, order 2": {"prediction": "data", "order": 2, "grid": "cubic"},
+    "flow": {"method": "ode", "prediction": "data", "order": 2, "grid": "quadratic"},
+    "flow, cubic": {"method": "ode", "prediction": "data", "order": 2, "grid": "cubic"},
+    "data, order 2, quadratic": {"prediction": "data", "order": 2, "grid": "quadratic"},
+    "score, order 2": {"prediction": "score", "order": 2, "grid": "cubic"},
+    PLAIN: {"prediction": "score", "order": 1},
 }
 # sigma at the start and before the last step; the mixture as source needs less noise
 WIDE, NARROW, SHORT, SHORT_SKIP = [80.0, 0.002], [10.0, 0.03], [5.0, 0.1], [3.0, 0.1]
 CONTROL = ", untrained"
-P_MEAN, HORIZON = -0.5, 4.0  # the best of the tries: of EDM's log-normal noise, of linear VP noising
+P_MEAN, P_MEAN_SKIP, HORIZON = 0.0, -0.5, 4.0  # the best of the tries
 SDE, ODE, HEUN = solvers.SDE_2M, solvers.ODE_2M, solvers.HEUN
 
 
@@ -61,22 +64,26 @@ def _vp(horizon: float, smallest: float) -> list[float]:
 
 # Those that were best at some number of evaluations: every space and seed has them.
 KEPT: dict[str, list[Config]] = {
-    PATH: [{"solver": solver} for solver in OF_PATH],
-    EDM: _levels([(SDE, NARROW), (SDE, SHORT), (ODE, NARROW)], p_mean=P_MEAN),
-    SKIP: _levels([(SDE, NARROW), (SDE, SHORT_SKIP), (ODE, SHORT_SKIP)], p_mean=P_MEAN),
-    VP: [{"T": HORIZON, "solver": EM}, *_levels([(SDE, _vp(HORIZON, 0.03))], T=HORIZON)],
-    FLOW: [{"solver": solver} for solver in (solvers.EULER, solvers.AB2)],
-    OT_CFM: [{"solver": solver} for solver in (solvers.EULER, solvers.AB2)],
+    PATH: [{"solver": solver} for solver in ("data, order 1", "flow", "flow, cubic", "data, order 2", PLAIN)],
+    EDM: _levels([(SDE, NARROW), (SDE, SHORT)], p_mean=P_MEAN),
+    SKIP: _levels([(SDE, NARROW), (SDE, SHORT_SKIP)], p_mean=P_MEAN_SKIP),
+    VP: [*_levels([(SDE, _vp(HORIZON, 0.03))], T=HORIZON), {"T": HORIZON, "solver": EM}],
+    FLOW: [{"solver": solver} for solver in (solvers.AB2, solvers.EULER)],
+    OT_CFM: [{"solver": solver} for solver in (solvers.AB2, solvers.EULER)],
     I_CFM: [{"solver": solvers.AB2}, *_levels([(SDE, NARROW), (SDE, SHORT)])],
 }
 # The others, on the first space and seed alone, by one draw each.
 DROPPED: dict[str, list[Config]] = {
+    PATH: [{"solver": solver} for solver in ("data, order 2, quadratic", "score, order 2")],
     EDM: [
-        *_levels([(SDE, WIDE), (ODE, WIDE), (ODE, SHORT), (HEUN, WIDE), (HEUN, NARROW)], p_mean=P_MEAN),
-        *(setting for p_mean in (-1.2, 0.0) for setting in _levels([(SDE, NARROW), (ODE, NARROW)], p_mean=p_mean)),
+        *_levels([(SDE, WIDE), (ODE, WIDE), (ODE, NARROW), (ODE, SHORT), (HEUN, WIDE), (HEUN, NARROW)], p_mean=P_MEAN),
+        *(setting for p_mean in (-1.2, -0.5) for setting in _levels([(SDE, NARROW), (SDE, SHORT)], p_mean=p_mean)),
     ],
     SKIP: [
-        *_levels([(SDE, WIDE), (ODE, WIDE), (ODE, NARROW), (HEUN, NARROW), (HEUN, SHORT_SKIP)], p_mean=P_MEAN),
+        *_levels(
+            [(SDE, WIDE), (ODE, WIDE), (ODE, NARROW), (ODE, SHORT_SKIP), (HEUN, NARROW), (HEUN, SHORT_SKIP)],
+            p_mean=P_MEAN_SKIP,
+        ),
         *_levels([(SDE, NARROW), (SDE, SHORT_SKIP)], p_mean=-1.2),
     ],
     VP: [
@@ -85,10 +92,7 @@ DROPPED: dict[str, list[Config]] = {
     ],
     FLOW: [{"solver": solver} for solver in (solvers.HEUN, solvers.MIDPOINT)],
     OT_CFM: [{"solver": solver} for solver in (solvers.HEUN, solvers.MIDPOINT)],
-    I_CFM: [
-        *({"solver": solver} for solver in (solvers.EULER, solvers.HEUN, solvers.MIDPOINT)),
-        *_levels([(SDE, WIDE)]),
-    ],
+    I_CFM: [*({"solver": s} for s in (solvers.EULER, solvers.HEUN, solvers.MIDPOINT)), *_levels([(SDE, WIDE)])],
 }
 
 
@@ -110,8 +114,8 @@ def configs(seed: int, quick: bool = False) -> list[Config]:
             kept = KEPT[row][:1] if quick else KEPT[row]
             for setting, m in itertools.product(kept, (1, 20) if quick else CALLS):
                 made.append(own | setting | {"calls": m, "draws": 3 if m in TABLED[:3] else 2})
-                if row in trained.WITH_MIXTURE and m in TABLED:
-                    made.append(made[-1] | {"steps": 0})
+                if row in trained.WITH_MIXTURE and setting == kept[0] and m in TABLED:
+                    made.append(made[-1] | {"steps": 0, "draws": 2})
             if space == SPACES[0] and seed == 0 and not quick:
                 made += [own | s | {"calls": m, "draws": 1} for s in DROPPED.get(row, []) for m in TABLED]
     return [config for config in made if possible(config)]
@@ -119,6 +123,8 @@ def configs(seed: int, quick: bool = False) -> list[Config]:
 
 def possible(config: Config) -> bool:
     """Return whether a setting can be run at so many evaluations: Euler-Maruyama takes no step with q >= 1."""
+    if config.get("solver") == PLAIN:
+        return bool(config["calls"] == methods.DEFAULTS["n_steps"])
     if config.get("solver") != EM:
         return True
     longest = config["T"] * (2 * config["calls"] - 1) / config["calls"] ** 2
@@ -127,7 +133,7 @@ def possible(config: Config) -> bool:
 
 def priority(config: Config) -> int:
     """Return the run's place in its seed: a lower number comes first."""
-    return SPACES.index(config["space"])
+    return SPACES.index(config["space"]) if config["draws"] > 1 else len(SPACES)
 
 
 def perform(config: Config) -> tuple[dict[str, Any], Tensor | None]:

@@ -6,6 +6,7 @@ flow matching become denoisers by scaling x, so that one set of solvers serves a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -42,7 +43,7 @@ def denoise(solver: str, denoiser: Function, x: Tensor, sigmas: list[float], gen
     """
     last: Tensor | None = None
     width = math.inf  # of the last step in log sigma
-    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, after in itertools.pairwise(sigmas):
         x0 = denoiser(x, x.new_full((len(x),), sigma))
         if after == 0.0:
             return x0

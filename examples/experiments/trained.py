@@ -12,6 +12,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fastndsm import GaussianMixture, networks
+from fastndsm import GaussianMixture, latent, networks
 from fastndsm.process import NoisingProcess
 from fastndsm.training.trainer import TrainConfig
 
@@ -56,8 +57,22 @@ def scene(config: Config) -> Scene:
         return planar.points(space, config["n"], seed, config["evaluated"])
     if space == "digits":
         return sweeps.scene(config["n"], config["evaluated"], seed)
-    fields = (config["source"], space, config["n"], config["evaluated"], config["encoder_steps"], seed)
-    return latent_space.scene(*fields)[0]
+    return _images(config["source"], space, config["n"], config["evaluated"], config["encoder_steps"], seed)
+
+
+@lru_cache(maxsize=1)
+def _images(source: str, space: str, n: int, evaluated: int, steps: int, seed: int) -> images.Scene:
+    """Return images in the space of an encoder; one that was trained is kept."""
+    x, options = latent_space.training_images(source, n, seed), latent_space.ENCODERS[space]
+    if options["kind"] == "autoencoder":
+        fields = {"space": space, "source": source, "n": n, "encoder_steps": steps, "seed": seed}
+        made: latent.Encoder = latent.Autoencoder(options["dim"], x.shape[1:])
+        state = _kept("encoder", fields, lambda: latent_space.make_encoder(space, x, steps, seed)[0].state_dict())
+        made.load_state_dict(state)
+        made = made.eval().requires_grad_(False)
+    else:
+        made = latent_space.make_encoder(space, x, steps, seed)[0]
+    return latent_space.scene_of(made, source, n, evaluated, seed)
 
 
 def training_data(given: Scene) -> Tensor:
