@@ -204,7 +204,7 @@ def sample(model: Model, config: Config, seed: int) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # q above 0.2
             process = OUProcess(model.process.dim, T=config["T"], n_steps=calls, grid="quadratic")  # type: ignore[union-attr]
-        return fastndsm.sample(model.net, process, n, seed=seed)
+        return methods.euler_maruyama(model.net, process, n, seed)
     generator = torch.Generator().manual_seed(seed)
     steps = solvers.steps_of(solver, calls)
     source = None if model.mixture is None else trained.baselines.SphericalMixture(model.mixture)

@@ -235,7 +235,7 @@ def draw(
         return mixture.sample(n, seed).to(z), {"components": mixture.n_components}
     fitted = fit(row, z, settings, seed, reference)
     started = time.process_time()
-    samples = fastndsm.sample(fitted.score_net, fitted.process, n, seed=seed, batch_size=4000)
+    samples = euler_maruyama(fitted.score_net, fitted.process, n, seed)
     return samples, {
         "train_seconds": round(fitted.seconds, 2),
         "sample_seconds": round(time.process_time() - started, 2),
@@ -243,6 +243,12 @@ def draw(
         "sample_evaluations": fitted.process.n_steps,
         "T": round(fitted.process.T, 4),
     }
+
+
+def euler_maruyama(score_net: nn.Module, process: NoisingProcess, n: int, seed: int) -> Tensor:
+    """Draw n samples by one evaluation for each of the process's steps."""
+    options: dict[str, Any] = {"n_evaluations": process.n_steps, "order": 1, "prediction": "score"}
+    return fastndsm.sample(score_net, process, n, seed=seed, batch_size=4000, **options)
 
 
 def extremes(mixture: GaussianMixture) -> tuple[Tensor, Tensor]:
