@@ -1,4 +1,4 @@
-"""6. Quality against the number of network evaluations, beside fair baselines.
+"""7. Quality against the number of network evaluations, beside fair baselines.
 
 All rows have the network, the optimizer steps, the batches, the moving average and the evaluations in sampling in
 common. MNIST in 32 principal components and in an autoencoder's 16 dimensions (all 60,000 training images, K = 50,
