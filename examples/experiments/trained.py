@@ -68,6 +68,7 @@ def _images(source: str, space: str, n: int, evaluated: int, steps: int, seed: i
         fields = {"space": space, "source": source, "n": n, "encoder_steps": steps, "seed": seed}
         made: latent.Encoder = latent.Autoencoder(options["dim"], x.shape[1:])
         state = _kept("encoder", fields, lambda: latent_space.make_encoder(space, x, steps, seed)[0].state_dict())
+        made.shift = torch.zeros_like(state["shift"])  # a number until it is trained
         made.load_state_dict(state)
         made = made.eval().requires_grad_(False)
     else:
