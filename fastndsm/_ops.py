@@ -44,10 +44,10 @@ SCHEMAS = {
     "str backend) -> Tensor",
     "dsm_loss": "(Tensor score, Tensor target, str backend) -> Tensor",
     "dsm_loss_backward": "(Tensor grad, Tensor score, Tensor target, str backend) -> Tensor",
-    "reverse_steps": "(Tensor y, Tensor held, Tensor? slope, Tensor bounds, Tensor coefficients, "
+    "reverse_steps": "(Tensor y, Tensor held, Tensor? slope, Tensor? rate, Tensor bounds, Tensor coefficients, "
     f"{MIXTURE}, {PATHS}, str backend) -> Tensor",
-    "reverse_steps_backward": "(Tensor grad, Tensor y, Tensor held, Tensor? slope, Tensor bounds, "
-    f"Tensor coefficients, {MIXTURE}, {PATHS}) -> (Tensor, Tensor, Tensor)",
+    "reverse_steps_backward": "(Tensor grad, Tensor y, Tensor held, Tensor? slope, Tensor? rate, "
+    f"Tensor bounds, Tensor coefficients, {MIXTURE}, {PATHS}) -> (Tensor, Tensor, Tensor, Tensor)",
 }
 
 library = torch.library.Library("fastndsm", "DEF")
@@ -139,7 +139,7 @@ def _recording() -> Iterator[None]:
 
 
 def _reference_autograd(name: str, function: Callable[..., Any], differentiable: int) -> None:
-    """Derive the op `name` in its first `differentiable` arguments, some perhaps None, by autograd through `function`."""
+    """Derive the op `name` in its first `differentiable` arguments, None perhaps, by autograd through `function`."""
 
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
         arguments = _arguments(ctx)
@@ -194,7 +194,7 @@ def _gradient_op(
     @_fake(name)
     def _(*arguments):  # type: ignore[no-untyped-def]
         points = arguments[n_grads:stop]
-        made = tuple(_new(points[0] if p is None else p, *points[0].shape) for p in points)
+        made = tuple(_new(p, *p.shape) for p in (points[0] if p is None else p for p in points))
         return made[0] if n_points is None else made
 
     _reference_autograd(name, lambda *arguments: gradient(arguments, create_graph=True), differentiable)
@@ -477,13 +477,19 @@ _reference_autograd("dsm_loss_backward", _dsm_gradient, 3)
 
 
 def _reverse_arguments(
-    y: Tensor, held: Tensor, slope: Tensor | None, bounds: Tensor, coefficients: Tensor, *arguments: Any
+    y: Tensor,
+    held: Tensor,
+    slope: Tensor | None,
+    rate: Tensor | None,
+    bounds: Tensor,
+    coefficients: Tensor,
+    *arguments: Any,
 ) -> tuple[Any, ...]:
     """Return the arguments of the reference's `reverse_steps`, in the compute dtype of y."""
     *mixture, seed, first_path = arguments
-    y_wide, held, coefficients = _upcast(y, held, coefficients)
-    slope = None if slope is None else slope.to(y_wide.dtype)
-    return y_wide, held, slope, bounds, coefficients, _operands(y, *mixture), seed, first_path
+    wide, held, coefficients = _upcast(y, held, coefficients)
+    slope, rate = (None if part is None else part.to(wide.dtype) for part in (slope, rate))
+    return wide, held, slope, rate, bounds, coefficients, _operands(y, *mixture), seed, first_path
 
 
 @_implement("reverse_steps")
@@ -500,8 +506,9 @@ def _(y, *rest):  # type: ignore[no-untyped-def]
 
 def _reverse_backward(ctx, grad):  # type: ignore[no-untyped-def]
     arguments = _arguments(ctx)
-    grad_y, grad_held, grad_slope = ops.reverse_steps_backward(grad.contiguous(), *arguments)
-    return grad_y, grad_held, None if arguments[2] is None else grad_slope, *_none(9)
+    found = ops.reverse_steps_backward(grad.contiguous(), *arguments)
+    grads = [g if point is not None else None for point, g in zip(arguments[:4], found, strict=True)]
+    return *grads, *_none(9)
 
 
 _autograd("reverse_steps", _reverse_backward, _save_simulation)
@@ -511,4 +518,4 @@ def _rerun_reverse(*arguments):  # type: ignore[no-untyped-def]
     return reference.reverse_steps(*_reverse_arguments(*arguments))
 
 
-_gradient_op("reverse_steps_backward", 1, 4, _rerun_reverse, n_points=3)
+_gradient_op("reverse_steps_backward", 1, 5, _rerun_reverse, n_points=4)

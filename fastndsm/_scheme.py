@@ -5,17 +5,22 @@ With s = grad log pi + r the reverse SDE is Langevin towards pi plus a forcing, 
     sde   dY = [1/2 sigma^2 grad log pi(Y) + sigma^2 r(Y, t)] |dt| + sigma dW
     ode   dY = 1/2 sigma^2 r(Y, t) |dt|
 
-The mixture's part is stepped on the process's own grid; between two evaluations of the network one of these is held:
+The mixture's part is stepped on the process's own grid; between two evaluations of the network one of these is held, or
+extrapolated along a coordinate from the last two evaluations:
 
-    score  r itself, extrapolated in w = int sigma^2 dt / sqrt(v). For stiff references.
-    data   D = y + v r, extrapolated in log E. Its part of the drift, sigma^2 (D - y) / v, is integrated exactly:
-           y -> D + c (y - D), c = E(t_n) / E(t_{n+1}), log E = int sigma^2 dt / v, with noise and the mixture's part
-           under the same integrating factor.
+    score   r itself, along w = int sigma^2 dt / sqrt(v).
+    data    D = y + v r, along log E. Its part of the drift, sigma^2 (D - y) / v, is integrated exactly:
+            y -> D + c (y - D), c = E(t_n) / E(t_{n+1}), log E = int sigma^2 dt / v, with noise and the mixture's part
+            under the same integrating factor. For one spherical component the mixture's part is linear and integrated
+            exactly, too; D is then E[x_0 | y], and this is SDE-DPM-Solver++ (2M), or DPM-Solver++ (2M) for the flow
+            (Lu et al., arXiv 2211.01095).
+    linear  F = r + omega y of r(Y, t) = (v(t_e) / v(t))^(2/3) (F - omega Y), along -log v: an exponential Rosenbrock
+            step. omega = r . s / d, kept in 0..1/v: by Stein's identity its mean is that of -div r / d, so that each
+            sample brings the slope of its residual along. Ours. r = 0 leaves Langevin dynamics as they are.
 
-For one spherical component, mean m and variance v(inf), the mixture's part is linear and integrated exactly, too; D is
-then E[x_0 | y], and `data` is SDE-DPM-Solver++ (2M), or DPM-Solver++ (2M) for the flow (Lu et al., arXiv 2211.01095).
+Every step is, with x = omega R and f(x) = (1 - exp(-x)) / x (omega = 0 but for `linear`),
 
-Every step is y_n = A y_{n+1} + B grad log pi(y_{n+1}) + C (held + X slope) + S xi.
+    y_n = A exp(-x) y_{n+1} + f(x) [B grad log pi(y_{n+1}) + C (held + X slope)] + S sqrt(f(2 x)) xi.
 """
 
 from __future__ import annotations
@@ -32,42 +37,49 @@ from torch import Tensor
 from . import _checks
 
 METHODS = ("sde", "ode")
-PREDICTIONS = ("data", "score")
+PREDICTIONS = ("data", "score", "linear")
 GRIDS = {"uniform": 1, "quadratic": 2, "cubic": 3}
 STEEP = 4.0  # of log E over a step, beyond which its integrals need the closed form
 NODES = 32
+GROWTH = 2.0 / 3.0  # of r with 1 / v at a fixed point, in `linear`
 
 
 class Schedule(NamedTuple):
     """M evaluations and what lies between them.
 
     bounds int64 [M+1]: evaluation k is at t_n, n = bounds[k], and serves the steps down to bounds[k+1]. coefficients
-    [5, N]: rows A, B, C, X, S. gains [M, 3]: of y, grad log pi(y) and r in what is held. inverse_gap [M]: what the
-    difference of two evaluations is multiplied by to give the slope; 0 where there is none before.
+    [6, N]: rows A, B, C, X, S, R. evaluations [M, 6]: what is held is e_0 y + e_1 grad log pi(y) + e_2 r + omega y; its
+    slope e_3 (held - omega y - e_4 (before - omega_before y)), `before` what was held last; omega = r . s / d, kept in
+    0..e_5.
     """
 
     bounds: Tensor
     coefficients: Tensor
-    gains: Tensor
-    inverse_gap: Tensor
+    evaluations: Tensor
 
 
 @dataclass(frozen=True)
 class ReverseScheme:
     """A method and a prediction on a process's grid, in float64.
 
-    steps [4, N]: rows A, B, C, S. position [N]: of each step along the coordinate of extrapolation, and at [N+1]: of
-    each grid point. gains [N+1, 3] as in `Schedule`, at each grid point.
+    steps [5, N]: rows A, B, C, S, R. position [N]: of each step along the coordinate of extrapolation, and at [N+1]: of
+    each grid point. gains [N+1, 3]: of y, grad log pi(y) and r in what is held there. scale [N+1]: what C and R are
+    multiplied by for an evaluation there. limit [N+1]: of omega. variance [N+1]: v. endless: whether the coordinate is
+    infinite at t_0.
     """
 
     steps: Tensor
     position: Tensor
     at: Tensor
     gains: Tensor
+    scale: Tensor
+    limit: Tensor
+    variance: Tensor
+    endless: bool
 
     def coefficients(self, first: int, last: int) -> Tensor:
-        """Return the coefficients [5, N] for one evaluation at t_first; steps outside first..last mean nothing."""
-        return self._table(self.position - self.at[first])
+        """Return the coefficients [6, N] for one evaluation at t_first; steps outside first..last mean nothing."""
+        return self._table(self.position - self.at[first], self.scale[first])
 
     def schedule(self, indices: Sequence[int], order: int) -> Schedule:
         """Return the schedule of evaluations at these grid points, N first."""
@@ -75,26 +87,31 @@ class ReverseScheme:
         bounds = torch.tensor([*indices, 0], dtype=torch.int64, device="cpu")
         origin = torch.repeat_interleave(bounds[:-1].flip(0), (bounds[:-1] - bounds[1:]).flip(0)).to(device)
         evaluated = bounds[:-1].to(device)
-        inverse_gap = torch.zeros_like(self.at[evaluated])
+        inverse_gap, ratio = torch.zeros_like(self.at[evaluated]), torch.ones_like(self.at[evaluated])
+        ratio[1:] = self.scale[evaluated[:-1]] / self.scale[evaluated[1:]]
         if order == 2:
             inverse_gap[1:] = 1.0 / self.at[evaluated].diff()
-        coefficients = self._table(self.position - self.at[origin])
-        return Schedule(bounds.to(device), coefficients, self.gains[evaluated], inverse_gap)
+            if self.endless:
+                inverse_gap[-1] = 0.0
+        coefficients = self._table(self.position - self.at[origin], self.scale[origin])
+        row = self.gains[evaluated], inverse_gap[:, None], ratio[:, None], self.limit[evaluated, None]
+        return Schedule(bounds.to(device), coefficients, torch.cat(row, dim=1))
 
-    def _table(self, position: Tensor) -> Tensor:
-        return torch.cat([self.steps[:3], position[None], self.steps[3:]])
+    def _table(self, position: Tensor, scale: Tensor) -> Tensor:
+        decay, mixture, weight, std, rate = self.steps
+        return torch.stack([decay, mixture, scale * weight, position, std, scale * rate])
 
 
 def plain_coefficients(drift_scale: Tensor, noise_std: Tensor, method: str) -> Tensor:
-    """Return the coefficients [5, N] of Euler-Maruyama steps with the whole score held: y - a grad log pi + s^2 score.
+    """Return the coefficients [6, N] of Euler-Maruyama steps with the whole score held: y - a grad log pi + s^2 score.
 
     For the flow with half of the score's part, and without noise; the SDE has none on its last step, n = 0.
     """
     one, zero = torch.ones_like(drift_scale), torch.zeros_like(drift_scale)
     squared = noise_std**2
     if method == "ode":
-        return torch.stack([one, -drift_scale, 0.5 * squared, zero, zero])
-    return torch.stack([one, -drift_scale, squared, zero, _silent_last(noise_std)])
+        return torch.stack([one, -drift_scale, 0.5 * squared, zero, zero, zero])
+    return torch.stack([one, -drift_scale, squared, zero, _silent_last(noise_std), zero])
 
 
 def _silent_last(noise_std: Tensor) -> Tensor:
@@ -131,20 +148,31 @@ def reverse_scheme(
     def variance_inside(u: Tensor) -> Tensor:
         return (-growth * u).exp() * low + squared * torch.where(flat, u, -torch.expm1(-rate * u) / rate)
 
+    zero, one = torch.zeros_like(v), torch.ones_like(v)
     if prediction == "score":
         # int sigma^2 dt / sqrt(v), by u = x^2: finite also where v starts from 0
         w = torch.cat([origin, (weights * 2.0 * nodes * squared * variance_inside(nodes**2).rsqrt()).sum(0).cumsum(0)])
-        one, zero = torch.ones_like(squared), torch.zeros_like(squared)
-        steps = [one, 0.5 * squared, squared, _silent_last(noise_std)]
+        steps = [one[1:], 0.5 * squared, squared, _silent_last(noise_std), zero[1:]]
         if method == "ode":
-            steps = [one, zero, 0.5 * squared, zero]
-        gains = torch.stack([torch.zeros_like(v), torch.zeros_like(v), torch.ones_like(v)], dim=1)
-        return ReverseScheme(torch.stack(steps), 0.5 * (w[:-1] + w[1:]), w, gains)
+            steps = [one[1:], zero[1:], 0.5 * squared, zero[1:], zero[1:]]
+        gains = torch.stack([zero, zero, one], dim=1)
+        return ReverseScheme(torch.stack(steps), 0.5 * (w[:-1] + w[1:]), w, gains, one, zero, v, endless=False)
+
+    if prediction == "linear":
+        # int sigma^2 v^-2/3 dt, by u = x^3
+        inside = variance_inside(nodes**3)
+        density = weights * 3.0 * nodes**2 * squared * inside**-GROWTH
+        forcing = density.sum(0)
+        position = -(density * inside.log()).sum(0) / forcing
+        steps = [one[1:], 0.5 * squared, forcing, _silent_last(noise_std), forcing]
+        if method == "ode":
+            steps = [one[1:], zero[1:], 0.5 * forcing, zero[1:], 0.5 * forcing]
+        gains = torch.stack([zero, zero, one], dim=1)
+        return ReverseScheme(torch.stack(steps), position, -v.log(), gains, v**GROWTH, 1.0 / v, v, endless=True)
 
     fall = log_e.diff()  # infinite on the last step, whose end is D itself
     c = (-fall).exp()
     alpha = (-0.5 * forgotten).exp()
-    zero, one = torch.zeros_like(v), torch.ones_like(v)
     gains = torch.stack([one, zero, v], dim=1)
     if variance is not None:
         gains = torch.stack([one, variance * (1.0 - alpha), v / alpha], dim=1)
@@ -169,7 +197,7 @@ def reverse_scheme(
         steps = [c, 0.5 * squared * mixture, 1.0 - c, (squared * noise).clamp(min=0.0).sqrt()]
     middle = 0.5 * (log_e[:-1] + log_e[1:])
     position = torch.cat([log_e[1:2], middle[1:]])
-    return ReverseScheme(torch.stack(steps), position, log_e, gains)
+    return ReverseScheme(torch.stack([*steps, zero[1:]]), position, log_e, gains, one, zero, v, endless=True)
 
 
 def evaluation_indices(times: Tensor, n_evaluations: int | None, grid: str | Sequence[float] | Tensor) -> list[int]:

@@ -49,13 +49,14 @@ class Dynamics(Protocol):
         y: Tensor,
         held: Tensor,
         slope: Tensor | None,
+        rate: Tensor | None,
         bounds: Tensor,
         coefficients: Tensor,
         seed: Tensor,
         first_path: int,
         backend: str,
     ) -> Tensor:
-        """Return y at t_last from y at t_first, bounds = (first, last), with a scheme's coefficients [5, N]."""
+        """Return y at t_last from y at t_first, bounds = (first, last); a scheme's coefficients [6, N], rate [B]."""
 
 
 class Mixture(Protocol):
@@ -111,6 +112,7 @@ class MixtureDynamics:
         y: Tensor,
         held: Tensor,
         slope: Tensor | None,
+        rate: Tensor | None,
         bounds: Tensor,
         coefficients: Tensor,
         seed: Tensor,
@@ -119,7 +121,9 @@ class MixtureDynamics:
     ) -> Tensor:
         mixture = self.mixture.operands(y.dtype)
         network = held.flatten(1), None if slope is None else slope.flatten(1)
-        flat = ops.reverse_steps(y.flatten(1), *network, bounds, coefficients, *mixture, seed, first_path, backend)
+        flat = ops.reverse_steps(
+            y.flatten(1), *network, rate, bounds, coefficients, *mixture, seed, first_path, backend
+        )
         return flat.reshape(y.shape)
 
 
@@ -187,6 +191,7 @@ class CallableDynamics:
         y: Tensor,
         held: Tensor,
         slope: Tensor | None,
+        rate: Tensor | None,
         bounds: Tensor,
         coefficients: Tensor,
         seed: Tensor,
@@ -200,7 +205,7 @@ class CallableDynamics:
             return self.drift.increment(n, x) / self._scale(n)
 
         table = coefficients.to(y.dtype)
-        flat = walk_back(y.flatten(1), *network, first, last, table, score, int(seed), first_path)
+        flat = walk_back(y.flatten(1), *network, rate, first, last, table, score, int(seed), first_path)
         return flat.reshape(y.shape)
 
     def _scale(self, n: int) -> float:

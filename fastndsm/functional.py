@@ -320,6 +320,7 @@ def reverse_steps(
     first: int,
     last: int,
     *,
+    rate: Tensor | None = None,
     seed: int | Tensor | None,
     first_path: int = 0,
     method: str = "sde",
@@ -330,10 +331,12 @@ def reverse_steps(
 
     Args:
         held: what the network gave at t_first, like y: the residual r = s - grad log pi for "score", the residual
-            denoiser y + v r for "data" (E[x_0 | y] where the reference is one spherical component).
-        slope: its derivative, like y, along int sigma^2 dt / sqrt(v) for "score" and log E for "data", as
-            `process.reverse_scheme` has them; None holds it constant.
+            denoiser y + v r for "data" (E[x_0 | y] where the reference is one spherical component), r + rate y for
+            "linear".
+        slope: its derivative, like y, along int sigma^2 dt / sqrt(v) for "score", log E for "data" and -log v for
+            "linear", as `process.reverse_scheme` has them; None holds it constant.
         first, last: numbers of grid points, N >= first > last >= 0.
+        rate: omega [B] of "linear", at least 0; None is 0.
         method: "sde" adds the noise of the reverse stream except at the step to t_0; "ode" is the probability flow.
 
     Source: the reverse SDE, Anderson 1982; exponential integrators for it, Lu et al., arXiv 2211.01095.
@@ -342,12 +345,13 @@ def reverse_steps(
     _checks.choice("prediction", prediction, PREDICTIONS)
     held = _reverse_operand("held", held, y, process)
     slope = None if slope is None else _reverse_operand("slope", slope, y, process)
+    rate = None if rate is None else _rate(rate, y, prediction)
     high = _checks.grid_point("first", first, 1, process.n_steps)
     low = _checks.grid_point("last", last, 0, high - 1)
     key, start = _checks.seed(seed), _checks.first_path(first_path)
     coefficients = process.reverse_scheme(method, prediction).coefficients(high, low)
     bounds = torch.tensor([high, low], dtype=torch.int64, device="cpu").to(y.device)
-    return process.dynamics.reverse_steps(y, held, slope, bounds, coefficients, key, start, _name(backend))
+    return process.dynamics.reverse_steps(y, held, slope, rate, bounds, coefficients, key, start, _name(backend))
 
 
 def reverse_step(
@@ -374,7 +378,7 @@ def reverse_step(
     key, start = _checks.seed(seed), _checks.first_path(first_path)
     bounds = torch.stack([n + 1, n])
     coefficients = plain_coefficients(process.drift_scale, process.noise_std, method)
-    return process.dynamics.reverse_steps(y, held, None, bounds, coefficients, key, start, _name(backend))
+    return process.dynamics.reverse_steps(y, held, None, None, bounds, coefficients, key, start, _name(backend))
 
 
 def _reverse_operand(name: str, value: Tensor, y: Tensor, process: Process) -> Tensor:
@@ -383,3 +387,12 @@ def _reverse_operand(name: str, value: Tensor, y: Tensor, process: Process) -> T
     _checks.same_device("y", y, "process", process.noise_std.device)
     process.check_dtype("y", y.dtype)
     return _checks.like(name, value, "y", y).to(y.dtype)
+
+
+def _rate(rate: Tensor, y: Tensor, prediction: str) -> Tensor:
+    if prediction != "linear":
+        raise ValueError(f"rate: expected None with prediction {prediction!r}, found a tensor")
+    if _checks.floating("rate", rate).shape != (len(y),):
+        raise ValueError(f"rate: expected shape ({len(y)},), found {tuple(rate.shape)}")
+    _checks.same_device("rate", rate, "y", y.device)
+    return rate.to(y.dtype)

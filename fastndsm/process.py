@@ -296,23 +296,20 @@ class NoisingProcess(ExtraState, KeepsDtype):
     def reverse_scheme(self, method: str = "sde", prediction: str = "data") -> ReverseScheme:
         """Return how the reverse process goes on between evaluations of the network: coefficients on the own grid.
 
-        method "sde" or "ode"; prediction "data" or "score", what of the network is held. Source: `fastndsm._scheme`.
+        method "sde" or "ode"; prediction "data", "score" or "linear": what of the network is held, as `fastndsm._scheme`
+        has it.
         """
         _checks.choice("method", method, METHODS)
         _checks.choice("prediction", prediction, PREDICTIONS)
-        return reverse_scheme(self.noise_std, self._growth(), method, prediction, self._single_variance())
+        return reverse_scheme(self.noise_std, self._growth(), method, prediction, self.single_variance)
 
     @abstractmethod
     def _growth(self) -> Tensor:
         """Return int 2 p dt over each step [N], p the slowest rate at which the drift forgets."""
 
     @property
-    def stiffness(self) -> float:
-        """Ratio of the fastest rate of the drift to the slowest; 1 where it is not known."""
-        return 1.0
-
-    def _single_variance(self) -> float | None:
-        """Return the variance of the reference, if it is one spherical component."""
+    def single_variance(self) -> float | None:
+        """The variance of the reference if it is one spherical component, else None."""
         return None
 
     def same_law(self, other: NoisingProcess) -> bool:
@@ -412,15 +409,12 @@ class LangevinProcess(NoisingProcess):
             stacklevel=3 if type(self) is LangevinProcess else 4,
         )
 
-    @property
-    def stiffness(self) -> float:
-        """lambda_max / lambda_min over all components' covariances."""
-        return self.reference.largest_variance / self.reference.smallest_variance
-
     def _growth(self) -> Tensor:
         return 2.0 * self.drift_scale / self.reference.largest_variance
 
-    def _single_variance(self) -> float | None:
+    @property
+    def single_variance(self) -> float | None:
+        """The variance of the reference if it is one spherical component, else None."""
         alone = self.reference.n_components == 1 and self.reference.covariance_type == "spherical"
         return float(self.reference.largest_variance) if alone else None
 

@@ -298,6 +298,8 @@ def _reverse_steps(a: Arguments, backend: str, *, method: str, prediction: str, 
     slope = None if to_the_end else 0.25 * a.v.flip(0)
     last = 0 if to_the_end else high // 2
     options: dict[str, Any] = {"seed": a.seed, "first_path": a.first_path, "method": method, "prediction": prediction}
+    if prediction == "linear":
+        options["rate"] = a.v.square().flatten(1).mean(1)
     return functional.reverse_steps(a.x, a.v, slope, a.process, high, last, backend=backend, **options)
 
 
@@ -337,6 +339,8 @@ CALLS = (
     Call("reverse_steps", partial(_reverse_steps, method="sde", prediction="score", to_the_end=False), "score"),
     Call("reverse_steps", partial(_reverse_steps, method="sde", prediction="data", to_the_end=True), "to t_0"),
     Call("reverse_steps", partial(_reverse_steps, method="ode", prediction="data", to_the_end=False), "ode"),
+    Call("reverse_steps", partial(_reverse_steps, method="sde", prediction="linear", to_the_end=False), "linear"),
+    Call("reverse_steps", partial(_reverse_steps, method="ode", prediction="linear", to_the_end=True), "linear ode"),
     *_ndsm_loss_calls(),
     Call("dsm_loss", _dsm_loss, inputs=("x", "v")),
 )

@@ -41,7 +41,8 @@ def op_arguments(name: str, covariance_type: str) -> tuple[Any, ...]:
     x, v = leaf(4, 2), leaf(4, 2, seed=1)
     pair = (normals(2, 2, seed=2), normals(2, seed=3).abs() + 0.1, "control_variate", False, "auto")
     width = 1 if covariance_type == "spherical" else 2
-    reverse = torch.tensor([4, 1]), p.reverse_scheme().coefficients(4, 1)
+    reverse = torch.tensor([4, 1]), p.reverse_scheme(prediction="linear").coefficients(4, 1)
+    rate = normals(4, seed=5).abs().requires_grad_()
     return {
         "philox_normal": (4, 2, SEED, STEPS, 0, 2**33, torch.float32, torch.device("cpu"), "auto"),
         "mixture_score": (x, *mixture, "auto"),
@@ -61,8 +62,18 @@ def op_arguments(name: str, covariance_type: str) -> tuple[Any, ...]:
         "ndsm_loss_backward": (normals(2, seed=4), x.detach(), *pair),
         "dsm_loss": (x, v, "auto"),
         "dsm_loss_backward": (normals(4, seed=4), x.detach(), v.detach(), "auto"),
-        "reverse_steps": (x, v, leaf(4, 2, seed=2), *reverse, *mixture, SEED, 0, "auto"),
-        "reverse_steps_backward": (normals(4, 2, seed=3), x.detach(), v.detach(), None, *reverse, *mixture, SEED, 0),
+        "reverse_steps": (x, v, leaf(4, 2, seed=2), rate, *reverse, *mixture, SEED, 0, "auto"),
+        "reverse_steps_backward": (
+            normals(4, 2, seed=3),
+            x.detach(),
+            v.detach(),
+            None,
+            rate.detach(),
+            *reverse,
+            *mixture,
+            SEED,
+            0,
+        ),
     }[name]
 
 

@@ -29,8 +29,8 @@ class FusedNetwork:
     """A score network as `sample_mlp` takes it: row k of its tables is for the time of evaluation k.
 
     weights, biases: of the hidden layers, then of the output. scales, shifts [M, sum of hidden widths]. feature_scale:
-    what grad log pi is multiplied by as inputs more, 0 without features. gains [M, 3]: of y, grad log pi(y) and the
-    network's output in what is held.
+    what grad log pi is multiplied by as inputs more, 0 without features. evaluations [M, 8]: what grad log pi and the
+    output are multiplied by to give r, then as in `Schedule`.
     """
 
     weights: list[Tensor]
@@ -38,7 +38,7 @@ class FusedNetwork:
     scales: Tensor
     shifts: Tensor
     feature_scale: float
-    gains: Tensor
+    evaluations: Tensor
 
 
 def fused_network(
@@ -59,14 +59,10 @@ def fused_network(
     device = net.last.weight.device
     if process.times.device != device:
         return f"the process is on {process.times.device}, the network on {device}"
-    times = process.times[schedule.bounds[:-1]]
-    t = times.to(dtype)
-    of_y, of_reference, of_residual = schedule.gains.unbind(1)
-    if residual is None:  # the output is the whole score
-        gains = torch.stack([of_y, of_reference - of_residual, of_residual], dim=1)
-    else:
-        scale = residual.process.variance_at(t).rsqrt()
-        gains = torch.stack([of_y, of_reference, of_residual * scale], dim=1)
+    t = process.times[schedule.bounds[:-1]].to(dtype)
+    # r as a combination of grad log pi and the network's output
+    ones = torch.ones_like(t)
+    parts = [-ones, ones] if residual is None else [0.0 * ones, residual.process.variance_at(t).rsqrt()]
     film = net.film(t)
     return FusedNetwork(
         weights=[layer.weight.detach() for layer in layers],
@@ -74,7 +70,7 @@ def fused_network(
         scales=torch.cat([scale for scale, _ in film], dim=1).detach(),
         shifts=torch.cat([shift for _, shift in film], dim=1).detach(),
         feature_scale=residual.feature_scale if residual is not None and residual.features else 0.0,
-        gains=gains.to(dtype),
+        evaluations=torch.cat([torch.stack(parts, dim=1).to(dtype), schedule.evaluations.to(dtype)], dim=1),
     )
 
 

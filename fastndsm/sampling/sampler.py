@@ -32,7 +32,8 @@ from .fused_mlp import FusedNetwork, fused_network
 
 FEWEST_EVALUATIONS_FOR_A_GRAPH = 10  # by itself: recording takes the time of a few
 EVALUATIONS = 20  # by default
-GENTLE = 20.0  # ratio of the reference's eigenvalues up to which "auto" takes "data"
+
+State = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @torch.no_grad()
@@ -64,10 +65,11 @@ def sample(
         n_evaluations: M, of the network for each sample, at most process.n_steps; default 20, or all steps if fewer.
             With M = process.n_steps, order=1 and prediction="score" these are Euler-Maruyama steps.
         order: 1 holds what the network gave until its next evaluation, 2 extrapolates it from the last two.
-        prediction: what of the network is held, as `fastndsm._scheme` has it: "data", "score", or "auto", which takes
-            "data" unless the reference is stiff (a ratio of eigenvalues above 20).
-        grid: times of evaluation: "uniform", "quadratic" (default for "data"), "cubic" (default for "score"), or the
-            times themselves, each taken to the nearest of the process's.
+        prediction: what of the network is held, as `fastndsm._scheme` has it: "linear", "data", "score", or "auto",
+            which takes "data" where the reference is one spherical component (SDE-DPM-Solver++, or DPM-Solver++ for
+            the flow) and "linear" elsewhere.
+        grid: times of evaluation: "uniform", "quadratic" (default), "cubic" (default for "score"), or the times
+            themselves, each taken to the nearest of the process's.
         batch_size: samples held at once; default all.
         progress: show a bar.
         cuda_graph: on a CUDA device, record an evaluation and the steps after it once a batch and launch them from
@@ -94,6 +96,7 @@ def sample(
     _checks.count("n", n)
     _checks.choice("method", method, METHODS)
     _check_cuda_graph(cuda_graph, process)
+    prediction = _prediction(process, prediction)
     schedule = _schedule(process, method, n_evaluations, order, prediction, grid)
     evaluated = network_dtype(score_net)
     default = evaluated or torch.get_default_dtype()
@@ -105,7 +108,7 @@ def sample(
     batch_size = n if batch_size is None else _checks.count("batch_size", batch_size)
     key = _checks.seed(seed)
     schedule = _cast(schedule, state)
-    n_evaluations = len(schedule.gains)
+    n_evaluations = len(schedule.evaluations)
     batches = []
     total = len(range(0, n, batch_size)) * n_evaluations
     with evaluating(score_net), tqdm(total=total, disable=not progress, desc="sample", unit="evaluation") as bar:
@@ -115,7 +118,8 @@ def sample(
             rows = min(batch_size, n - start)
             times = process.times[schedule.bounds[:-1]]
             reverse = _Reverse(
-                score_net, process.dynamics, schedule, times, order, key, first_path + start, evaluated or state
+                *(score_net, process, process.dynamics, schedule, times, prediction, order, key, first_path + start),
+                evaluated or state,
             )
             y = process.prior.sample(rows, seed=key, first_path=reverse.first_path)
             y = y.to(device=process.times.device, dtype=state)
@@ -124,6 +128,14 @@ def sample(
                 bar.update(n_evaluations)
             batches.append((_run(reverse, y, cuda_graph, bar.update) if done is None else done).to(dtype))
     return torch.cat(batches)
+
+
+def _prediction(process: NoisingProcess, prediction: str) -> str:
+    """Return what is held: for "auto" what is exact for one spherical component, and the linearised residual else."""
+    _checks.choice("prediction", prediction, ("auto", *PREDICTIONS))
+    if prediction != "auto":
+        return prediction
+    return "linear" if process.single_variance is None else "data"
 
 
 def _schedule(
@@ -137,11 +149,8 @@ def _schedule(
     """Return when the network is evaluated and what is done in between; checks the arguments that say so."""
     if _checks.count("order", order) > 2:
         raise ValueError(f"order: expected 1 or 2, found {order}")
-    _checks.choice("prediction", prediction, ("auto", *PREDICTIONS))
-    if prediction == "auto":
-        prediction = "data" if process.stiffness <= GENTLE else "score"
     if grid is None:
-        grid = "quadratic" if prediction == "data" else "cubic"
+        grid = "cubic" if prediction == "score" else "quadratic"
     if n_evaluations is None and isinstance(grid, str):
         n_evaluations = min(EVALUATIONS, process.n_steps)
     indices = evaluation_indices(process.times, n_evaluations, grid)
@@ -149,8 +158,7 @@ def _schedule(
 
 
 def _cast(schedule: Schedule, dtype: torch.dtype) -> Schedule:
-    tables = schedule.coefficients, schedule.gains, schedule.inverse_gap
-    return Schedule(schedule.bounds, *(table.to(dtype) for table in tables))
+    return Schedule(schedule.bounds, schedule.coefficients.to(dtype), schedule.evaluations.to(dtype))
 
 
 @dataclass(frozen=True)
@@ -158,9 +166,11 @@ class _Reverse:
     """The reverse process of a batch. An evaluation k is a 0-d tensor on the device of y."""
 
     score_net: ScoreNet
+    process: NoisingProcess
     dynamics: Dynamics
     schedule: Schedule
     times: Tensor  # of evaluation [M]
+    prediction: str
     order: int
     seed: Tensor
     first_path: int
@@ -173,32 +183,42 @@ class _Reverse:
         t = t.to(torch.promote_types(x.dtype, torch.float32)).expand(len(y))
         return _checks.score_output(self.score_net(x, t), x).to(y.dtype)
 
-    def advance(self, y: Tensor, before: Tensor, failed: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def advance(self, y: Tensor, before: Tensor, rate_before: Tensor, failed: Tensor, k: Tensor) -> State:
         """Evaluate the network at y and go on to its next evaluation.
 
-        before: what was held last. failed []: the first evaluation after which values were not finite, -1 while none.
+        before, rate_before: what was held last, like y, and omega [B, 1, ...]. failed []: the first evaluation after
+        which values were not finite, -1 while there is none.
         """
         row = k.reshape(1)
         bounds = self.schedule.bounds.index_select(0, torch.cat([row, row + 1]))
+        of_y, of_reference, of_residual, inverse_gap, ratio, limit = self.schedule.evaluations.index_select(0, row)[0]
         reference = self.dynamics.drift_score(y, bounds[0] - 1)
-        residual = self.score(y, k) - reference
-        of_y, of_reference, of_residual = self.schedule.gains.index_select(0, row)[0]
-        held = of_y * y + of_reference * reference + of_residual * residual
+        score = self.score(y, k)
+        residual = score - reference
+        held, rate = of_y * y + of_reference * reference + of_residual * residual, None
+        if self.prediction == "linear":
+            rate = torch.linalg.vecdot(residual.flatten(1), score.flatten(1)) / self.process.dim
+            rate = torch.minimum(rate.clamp(min=0.0), limit)
+            held = residual
         slope = None
         if self.order == 2:
-            slope = (held - before) * self.schedule.inverse_gap.index_select(0, row)
+            slope = inverse_gap * (held - ratio * (before - rate_before * y))
+        if rate is not None:
+            rate_before = rate.reshape(rate_before.shape)
+            held = residual + rate_before * y
         after = self.dynamics.reverse_steps(
-            y, held, slope, bounds, self.schedule.coefficients, self.seed, self.first_path, "auto"
+            y, held, slope, rate, bounds, self.schedule.coefficients, self.seed, self.first_path, "auto"
         )
         failed = torch.where((failed < 0) & ~torch.isfinite(after).all(), k, failed)
-        return after, held, failed, k + 1
+        return after, held, rate_before, failed, k + 1
 
 
 def _run(reverse: _Reverse, y: Tensor, cuda_graph: str | bool, done: Callable[[], object]) -> Tensor:
     """Run all of it, y_N -> y_0; done is called after each evaluation."""
-    n_evaluations = len(reverse.schedule.gains)
+    n_evaluations = len(reverse.schedule.evaluations)
     failed = torch.full((), -1, device=y.device)
-    state = (y, torch.zeros_like(y), failed, torch.zeros_like(failed))
+    rate = y.new_zeros(len(y), *[1] * (y.ndim - 1))
+    state: State = y, torch.zeros_like(y), rate, failed, torch.zeros_like(failed)
     replay = None
     enough = n_evaluations >= FEWEST_EVALUATIONS_FOR_A_GRAPH or cuda_graph is True
     if cuda_graph and enough and graphs.supports(y.device):
@@ -210,7 +230,7 @@ def _run(reverse: _Reverse, y: Tensor, cuda_graph: str | bool, done: Callable[[]
         else:
             state = reverse.advance(*state)
         done()
-    _check_finite(state[2], reverse.times)
+    _check_finite(state[3], reverse.times)
     return state[0]
 
 
@@ -261,12 +281,12 @@ def _run_fused(
 ) -> Tensor | None:
     """Run y_N -> y_0 by the backend's evaluation of the network; None where the backend has none for this network."""
     langevin: Any = process
-    bounds, coefficients, _, inverse_gap = reverse.schedule
+    bounds, coefficients, _ = reverse.schedule
     try:
         flat, failed = serve(
             y.flatten(1),
             *(network.weights, network.biases, network.scales, network.shifts, network.feature_scale),
-            *(bounds, coefficients, network.gains, inverse_gap),
+            *(bounds, coefficients, network.evaluations),
             langevin.reference.operands(y.dtype),
             *(reverse.seed, reverse.first_path),
         )
