@@ -36,16 +36,19 @@ QUICK_IMAGES: Config = {"source": "digits", "n": 1000, "encoder_steps": 20, "eva
 QUICK: Config = {"hidden": [32], "steps": 10, "components": 4}
 EM = "Euler-Maruyama"
 PLAIN = "one step an evaluation"
-# The multirate sampler of path, by what it holds or extrapolates between evaluations.
+# The multirate sampler of path, by what it holds or extrapolates between evaluations, along which grid of them.
 OF_PATH: dict[str, dict[str, Any]] = {
+    "linear": {"prediction": "linear", "order": 2, "grid": "quadratic"},
+    "linear, order 1": {"prediction": "linear", "order": 1, "grid": "quadratic"},
+    "linear, cubic": {"prediction": "linear", "order": 2, "grid": "cubic"},
+    "data": {"prediction": "data", "order": 2, "grid": "quadratic"},
     "data, order 1": {"prediction": "data", "order": 1, "grid": "quadratic"},
-    "data, order 2": {"prediction": "data", "order": 2, "grid": "cubic"},
+    "score": {"prediction": "score", "order": 2, "grid": "cubic"},
     "flow": {"method": "ode", "prediction": "data", "order": 2, "grid": "quadratic"},
     "flow, cubic": {"method": "ode", "prediction": "data", "order": 2, "grid": "cubic"},
-    "data, order 2, quadratic": {"prediction": "data", "order": 2, "grid": "quadratic"},
-    "score, order 2": {"prediction": "score", "order": 2, "grid": "cubic"},
     PLAIN: {"prediction": "score", "order": 1},
 }
+KEPT_OF_PATH = ("linear", "linear, order 1", "flow, cubic", PLAIN)
 # sigma at the start and before the last step; the mixture as source needs less noise
 WIDE, NARROW, SHORT, SHORT_SKIP = [80.0, 0.002], [10.0, 0.03], [5.0, 0.1], [3.0, 0.1]
 CONTROL = ", untrained"
@@ -64,7 +67,7 @@ def _vp(horizon: float, smallest: float) -> list[float]:
 
 # Those that were best at some number of evaluations: every space and seed has them.
 KEPT: dict[str, list[Config]] = {
-    PATH: [{"solver": solver} for solver in ("data, order 1", "flow", "flow, cubic", "data, order 2", PLAIN)],
+    PATH: [{"solver": solver} for solver in KEPT_OF_PATH],
     EDM: _levels([(SDE, NARROW), (SDE, SHORT)], p_mean=P_MEAN),
     SKIP: _levels([(SDE, NARROW), (SDE, SHORT_SKIP)], p_mean=P_MEAN_SKIP),
     VP: [*_levels([(SDE, _vp(HORIZON, 0.03))], T=HORIZON), {"T": HORIZON, "solver": EM}],
@@ -74,7 +77,7 @@ KEPT: dict[str, list[Config]] = {
 }
 # The others, on the first space and seed alone, by one draw each.
 DROPPED: dict[str, list[Config]] = {
-    PATH: [{"solver": solver} for solver in ("data, order 2, quadratic", "score, order 2")],
+    PATH: [{"solver": solver} for solver in OF_PATH if solver not in KEPT_OF_PATH],
     EDM: [
         *_levels([(SDE, WIDE), (ODE, WIDE), (ODE, NARROW), (ODE, SHORT), (HEUN, WIDE), (HEUN, NARROW)], p_mean=P_MEAN),
         *(setting for p_mean in (-1.2, -0.5) for setting in _levels([(SDE, NARROW), (SDE, SHORT)], p_mean=p_mean)),
