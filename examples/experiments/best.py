@@ -64,7 +64,7 @@ class Best(NamedTuple):
 def setting(config: Config) -> str:
     """Return the name of a solver and its noise levels."""
     levels = config.get("levels")
-    return config.get("solver", "") + (f", sigma {levels[0]:g} to {levels[1]:g}" if levels else "")
+    return config.get("solver", "") + (f", sigma {levels[0]:.3g} to {levels[1]:g}" if levels else "")
 
 
 def best(results: Results, space: str, row: str, calls: int, control: bool = False) -> Best | None:
