@@ -100,7 +100,7 @@ def race(benchmark: Any, record: Record) -> Callable[..., None]:
         benchmark.pedantic(configurations[row.configuration], rounds=rounds, iterations=1)
         if benchmark.stats is not None:  # --benchmark-disable
             row.seconds = list(benchmark.stats.stats.data)
-            row.share = None if row.roofline_seconds is None else SHARE_OF_ROOFLINE
+            row.share = row.share or (None if row.roofline_seconds is None else SHARE_OF_ROOFLINE)
             record.rows.add(row)
 
     return run

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -36,16 +36,18 @@ class MatmulForm(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """K diag components in d dimensions, B paths, N steps, float32."""
+    """K components in d dimensions, B paths, N steps, float32."""
 
     dim: int
     components: int
     rows: int
     steps: int
+    covariance_type: str = "diag"
 
     @property
     def label(self) -> str:
-        return f"d={self.dim} K={self.components} B={self.rows:,} N={self.steps}"
+        kind = "" if self.covariance_type == "diag" else f" {self.covariance_type}"
+        return f"d={self.dim} K={self.components} B={self.rows:,} N={self.steps}{kind}"
 
     @property
     def sample_steps(self) -> int:
@@ -53,7 +55,9 @@ class Problem:
 
     @cached_property
     def mixture(self) -> GaussianMixture:
-        return random_mixture("diag", self.components, self.dim, seed=generator(self.dim), overlapping=True)
+        return random_mixture(
+            self.covariance_type, self.components, self.dim, seed=generator(self.dim), overlapping=True
+        )
 
     @cached_property
     def weighing(self) -> float:
@@ -79,15 +83,15 @@ class Problem:
 
     @cached_property
     def matmul_form(self) -> MatmulForm:
+        assert self.covariance_type == "diag"
         precisions, means = 1.0 / self.mixture.covariances, self.mixture.means
         offsets = self.mixture.weights.log() + 0.5 * precisions.log().sum(1) - 0.5 * (precisions * means**2).sum(1)
         return MatmulForm((precisions * means).float(), precisions.float(), offsets.float())
 
-    def noise(self, rows: int, seed: int) -> Tensor:
+    def noise(self, rows: int, seed: int, stream: int = 0) -> Tensor:
         """Return the normals [N, rows, d] that the first paths see, by the reference."""
-        return torch.stack(
-            [philox_normal(rows, self.dim, seed=seed, step=n, backend="reference") for n in range(self.steps)]
-        )
+        draw = partial(philox_normal, rows, self.dim, seed=seed, stream=stream, backend="reference")
+        return torch.stack([draw(step=n) for n in range(self.steps)])
 
 
 PLANAR = Problem(2, 8, *(128, 3) if TINY else (65_536, 100))

@@ -1,6 +1,6 @@
 """Roofline of an op on this machine: its arithmetic at rates that are measured in the same run.
 
-    roofline = multiply-adds / FMA rate + normals / Philox rate     simulate, simulate_target, mixture_score, sample
+    roofline = multiply-adds / FMA rate + normals / Philox rate     trajectories there and back, mixture_score, sample
     roofline = bytes read and written / memory bandwidth            the losses
 
 FMA rate       independent chains of multiply-adds in registers (fma.c), on every thread; without a compiler, sgemm's
@@ -79,12 +79,35 @@ def simulate_target_multiply_adds(dim: int, components: float) -> float:
     return simulate_multiply_adds(dim, components) + 4 * components * dim + 2 * components + 10 * dim
 
 
-def spherical_score_multiply_adds(dim: int, components: int) -> int:
+def spherical_score_multiply_adds(dim: int, components: float) -> float:
     """Count those of one sample of mixture_score, spherical covariances: x m and r m, K d each, 12 a component, 2 d.
 
     12: P |x|^2 and the offset to the logit (2), softmax (9), r P (1).
     """
     return 2 * components * dim + 12 * components + 2 * dim
+
+
+def full_score_multiply_adds(dim: int, components: float) -> float:
+    """Count those of one sample of mixture_score, full covariances.
+
+    a component   d^2 + 3 d      P (m - x), of differences; their product with it; r P (m - x)
+                  1 + 7 + 2      the offset and softmax
+    together      d              the sum over its total
+    """
+    return components * (dim**2 + 3 * dim + 1 + EXPONENTIAL + 2) + dim
+
+
+def reverse_steps_multiply_adds(covariance_type: str, dim: int, components: float) -> float:
+    """Count the multiply-adds of one sample-step of reverse_steps: the score of the mixture, and
+
+    update        5 d            held + X slope;  A y + B score + C network + S xi
+    """
+    score = {
+        "spherical": spherical_score_multiply_adds,
+        "diag": lambda d, k: simulate_multiply_adds(d, k) - 2 * d,
+        "full": full_score_multiply_adds,
+    }[covariance_type]
+    return score(dim, components) + 5 * dim
 
 
 def mlp_multiply_adds(widths: Sequence[int]) -> int:

@@ -1,6 +1,6 @@
-"""The reverse process of a small MLP: all steps in one call, against the sampler that calls the PyTorch module.
+"""Samples by a small MLP: all evaluations and steps in one call, against the sampler that calls the PyTorch module.
 
-Both are `fastndsm.sample` on the same noise; the second still has the fused drift and noise of every step.
+Both are `fastndsm.sample` on the same noise; the second still has all steps between two evaluations in one op.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .problems import PLANAR, TINY, Problem
 from .rows import Row
 
 PROBLEM = Problem(PLANAR.dim, PLANAR.components, *(64, 4) if TINY else (10_000, 200))
+EVALUATIONS = 4 if TINY else 20
 HIDDEN = (16 if TINY else 128,) * 3
 SAME_SAMPLES = 1e-4  # largest error over the largest value, after all steps in float32
 CONTENDERS = {"ours": True, "eager": False}
@@ -36,21 +37,21 @@ def score_net() -> ResidualScore:
 
 
 def draw(fused: bool) -> Tensor:
-    return fastndsm.sample(score_net(), PROBLEM.process, PROBLEM.rows, seed=1, fused=fused)
+    options = {"n_evaluations": EVALUATIONS, "seed": 1}
+    return fastndsm.sample(score_net(), PROBLEM.process, PROBLEM.rows, fused=fused, **options)
 
 
 @pytest.mark.parametrize("contender", CONTENDERS)
 def test_sample(contender: str, rates: roofline.Rates, race: Any) -> None:
     error = deviation((draw(CONTENDERS[contender]),), (draw(not CONTENDERS[contender]),))
     assert error <= SAME_SAMPLES
-    case, d = f"MLP {len(HIDDEN)}x{HIDDEN[0]}, {PROBLEM.label}", PROBLEM.dim
-    row = Row(
-        "sample", case, contender, "a sample-step", PROBLEM.sample_steps, "the other, same noise", deviation=error
-    )
+    case, d, k = f"MLP {len(HIDDEN)}x{HIDDEN[0]} M={EVALUATIONS}, {PROBLEM.label}", PROBLEM.dim, PROBLEM.components
+    row = Row("sample", case, contender, "a sample", PROBLEM.rows, "the other, same noise", deviation=error)
     if contender == "ours":
-        arithmetic = roofline.simulate_multiply_adds(d, PROBLEM.components)
-        arithmetic += roofline.mlp_multiply_adds([d, *HIDDEN, d])
-        row.roofline_seconds = PROBLEM.sample_steps * rates.roofline(arithmetic, d)
+        steps = roofline.reverse_steps_multiply_adds("diag", d, k)
+        evaluation = roofline.simulate_multiply_adds(d, k) - 2 * d + roofline.mlp_multiply_adds([d, *HIDDEN, d])
+        arithmetic = PROBLEM.steps * steps + EVALUATIONS * evaluation
+        row.roofline_seconds = PROBLEM.rows * rates.roofline(arithmetic, PROBLEM.steps * d)
         row.roofline = "arithmetic + normals"
         row.targets = {"eager": 1.5}
     race(row, partial(draw, CONTENDERS[contender]))

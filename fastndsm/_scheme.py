@@ -16,7 +16,8 @@ extrapolated along a coordinate from the last two evaluations:
             (Lu et al., arXiv 2211.01095).
     linear  F = r + omega y of r(Y, t) = (v(t_e) / v(t))^(2/3) (F - omega Y), along -log v: an exponential Rosenbrock
             step. omega = r . s / d, kept in 0..1/v: by Stein's identity its mean is that of -div r / d, so that each
-            sample brings the slope of its residual along. Ours. r = 0 leaves Langevin dynamics as they are.
+            sample brings the slope of its residual along. Below t_1, where no network is trained, v(t) is v(t_1).
+            Ours; the exponent was chosen by measurement. r = 0 leaves Langevin dynamics as they are.
 
 Every step is, with x = omega R and f(x) = (1 - exp(-x)) / x (omega = 0 but for `linear`),
 
@@ -159,9 +160,10 @@ def reverse_scheme(
         return ReverseScheme(torch.stack(steps), 0.5 * (w[:-1] + w[1:]), w, gains, one, zero, v, endless=False)
 
     if prediction == "linear":
-        # int sigma^2 v^-2/3 dt, by u = x^3
-        inside = variance_inside(nodes**3)
-        density = weights * 3.0 * nodes**2 * squared * inside**-GROWTH
+        # int sigma^2 v^-2/3 dt; on the last step with v(t_1): no network is trained below t_1, nor known to grow there
+        inside = variance_inside(nodes)
+        inside[:, 0] = v[1]
+        density = weights * squared * inside**-GROWTH
         forcing = density.sum(0)
         position = -(density * inside.log()).sum(0) / forcing
         steps = [one[1:], 0.5 * squared, forcing, _silent_last(noise_std), forcing]

@@ -120,6 +120,7 @@ class GaussianMixture(KeepsDtype):
         self._cast: dict[torch.dtype, MixtureOperands] = {}
         self._eigenvalues: tuple[Tensor, Tensor] | None = None
         self._largest: builtins.float | None = None
+        self._smallest: builtins.float | None = None
         self._digest: str | None = None
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> GaussianMixture:
@@ -391,6 +392,13 @@ class GaussianMixture(KeepsDtype):
         return self._largest
 
     @property
+    def smallest_variance(self) -> builtins.float:
+        """lambda_min, the smallest eigenvalue of any covariance."""
+        if self._smallest is None:
+            self._smallest = float(self.covariance_eigenvalues()[0].min())
+        return self._smallest
+
+    @property
     def largest_mean(self) -> builtins.float:
         """The largest absolute value of a mean's coordinates."""
         return self._largest_mean
@@ -455,7 +463,7 @@ class GaussianMixture(KeepsDtype):
 
 def _derive_again(mixture: GaussianMixture, _: Any) -> None:
     mixture._derive()
-    _ = mixture.largest_variance  # as a constant of what may be compiled
+    _ = mixture.largest_variance, mixture.smallest_variance  # as constants of what may be compiled
 
 
 def _covariance_shape(covariance_type: str, n_components: int, dim: int) -> tuple[int, ...]:

@@ -296,8 +296,8 @@ class NoisingProcess(ExtraState, KeepsDtype):
     def reverse_scheme(self, method: str = "sde", prediction: str = "data") -> ReverseScheme:
         """Return how the reverse process goes on between evaluations of the network: coefficients on the own grid.
 
-        method "sde" or "ode"; prediction "data", "score" or "linear": what of the network is held, as `fastndsm._scheme`
-        has it.
+        method "sde" or "ode"; prediction "data", "score" or "linear": what of the network is held. Source:
+        `fastndsm._scheme`.
         """
         _checks.choice("method", method, METHODS)
         _checks.choice("prediction", prediction, PREDICTIONS)
@@ -306,6 +306,11 @@ class NoisingProcess(ExtraState, KeepsDtype):
     @abstractmethod
     def _growth(self) -> Tensor:
         """Return int 2 p dt over each step [N], p the slowest rate at which the drift forgets."""
+
+    @property
+    def stiffness(self) -> float:
+        """Ratio of the drift's fastest rate to its slowest: of the reference's eigenvalues; 1 where it is not known."""
+        return 1.0
 
     @property
     def single_variance(self) -> float | None:
@@ -411,6 +416,11 @@ class LangevinProcess(NoisingProcess):
 
     def _growth(self) -> Tensor:
         return 2.0 * self.drift_scale / self.reference.largest_variance
+
+    @property
+    def stiffness(self) -> float:
+        """Ratio of the largest to the smallest eigenvalue of any component's covariance."""
+        return self.reference.largest_variance / self.reference.smallest_variance
 
     @property
     def single_variance(self) -> float | None:

@@ -295,7 +295,7 @@ def _reverse_step(a: Arguments, backend: str, *, method: str, last: bool) -> Ten
 
 def _reverse_steps(a: Arguments, backend: str, *, method: str, prediction: str, to_the_end: bool) -> Tensor:
     high = max(a.process.n_steps // 2, 1)
-    slope = None if to_the_end else 0.25 * a.v.flip(0)
+    slope = None if to_the_end else 0.25 * a.v.flip(1)  # of the row itself: batches may be split
     last = 0 if to_the_end else high // 2
     options: dict[str, Any] = {"seed": a.seed, "first_path": a.first_path, "method": method, "prediction": prediction}
     if prediction == "linear":

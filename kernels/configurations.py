@@ -94,18 +94,6 @@ TABLE: dict[str, tuple[Configuration, ...]] = {
         _for(dim=4, ROWS=64, DIMS=4, num_warps=4),
         _for(ROWS=4, DIMS=128, num_warps=4),
     ),
-    "reverse_step": (
-        _for(dim=4, ROWS=256, num_warps=4),
-        _for(dim=16, ROWS=64, COMPONENTS=16, DIMS=16, num_warps=4),
-        _for(dim=64, components=256, ROWS=32, COMPONENTS=16, DIMS=64, num_warps=4),
-        _for(components=16, ROWS=16, COMPONENTS=16, DIMS=64, DIRECT=1, num_warps=4, num_stages=1),
-        _for(architecture="sm_100", ROWS=64, COMPONENTS=32, DIMS=16, DIRECT=0, num_warps=4, num_stages=1),
-        _for(ROWS=64, COMPONENTS=32, DIMS=16, DIRECT=0, num_warps=4),
-    ),
-    "reverse_step_update": (
-        _for(dim=4, ROWS=128, DIMS=4, num_warps=4),
-        _for(ROWS=8, DIMS=128, num_warps=4),
-    ),
     "precision_product": (_for(ROWS=32, COLUMNS=64, DEPTH=32, num_warps=4),),
     # Up to d = 4: ROWS paths, a lane each, and a warp by itself, so that it waits for none. A few components stay in
     # registers; more are read in blocks of COMPONENTS, for two paths a lane.
@@ -135,6 +123,13 @@ TABLE: dict[str, tuple[Configuration, ...]] = {
     ),
     # The same with matrix products for P x and P z, which want 16 rows and several warps.
     "simulate_tied": (_for(ROWS=16, COLUMNS=32, COMPONENTS=4, num_warps=2, num_stages=1),),
+    # Reverse steps have the configurations above but for tied and full, the latter with a product for each component.
+    "reverse_steps_tied": (_for(ROWS=16, COLUMNS=32, COMPONENTS=4, num_warps=4, num_stages=1),),
+    "reverse_steps_full": (
+        _for(dim=16, ROWS=16, COLUMNS=16, COMPONENTS=1, num_warps=1, num_stages=1),
+        _for(architecture="gfx942", ROWS=16, COLUMNS=32, COMPONENTS=1, num_warps=4, num_stages=1),
+        _for(ROWS=32, COLUMNS=32, COMPONENTS=1, num_warps=4, num_stages=1),
+    ),
     # ROWS samples by COLUMNS values: 8 values a thread of each array, 4 of the shortest rows. From 128 values on a warp
     # has rows to itself, and beyond 1,024 a program one row, so that a few long ones fill a GPU too.
     "loss": (

@@ -1,4 +1,4 @@
-"""The mixture in large dimensions, a component at a time in the lanes of a warp: for `simulate_tiled`.
+"""The mixture in large dimensions, a component at a time in the lanes of a warp: for the kernels of trajectories.
 
 Its parts of the two passes over the tiles of d; a mixture is its pointers (means, precisions, log_scale, pulls).
 
@@ -10,8 +10,9 @@ E_k = -log2 of the component's weight times its density,
 
 where means are over components with weights w_k, g_k = P_k (m_k - x), y_k = P_k m_k, C' the mean of g_k . z, and
 Q, P, C are numbers of the row if spherical; if tied P is the same for all, y_k come from a matrix product beforehand,
-P x and P z from one in each step, and C = C'. If diag, y_k stands for g_k, and no term in x is left. Where all are
-weighed at once, g_k . z counts from its mean C', which is then 0: nothing cancels where one outweighs the others.
+P x and P z from one in each step, and C = C'. If diag or full, y_k stands for g_k, and no term in x is left; full
+covariances take a product P_k (x - m_k) for each component, and the score alone. Where all are weighed at once,
+g_k . z counts from its mean C', which is then 0: nothing cancels where one outweighs the others.
 """
 
 from __future__ import annotations
@@ -125,7 +126,8 @@ def energies(
 ):
     """Return energies E_k [ROWS] of COMPONENTS components from `first` on, and with PRODUCT g_k . z.
 
-    x_ptr, px_ptr and z_ptr are [ROWS]; of z the sign is that of this path's member of an antithetic pair.
+    x_ptr, px_ptr and z_ptr are [ROWS]; of z the sign is that of this path's member of an antithetic pair. If full,
+    COMPONENTS is 1, and at px_ptr is P_k (x - m_k).
     """
     PITCH: tl.constexpr = pitch(D, 4 * LANES)
     means_ptr, precisions_ptr, log_scale_ptr, pulls_ptr = mixture
@@ -139,7 +141,7 @@ def energies(
         column = start + columns
         mask = in_row(column, D, 4 * LANES)
         x = load_rows(x_ptr[:, None] + column[None, :], mask, ROWS, LANES)
-        if KIND == "tied":
+        if KIND == "tied" or KIND == "full":
             px = load_rows(px_ptr[:, None] + column[None, :], mask, ROWS, LANES)
         if PRODUCT:
             z = scaled(load_rows(z_ptr[:, None] + column[None, :], mask, ROWS, LANES), sign)
@@ -151,6 +153,8 @@ def energies(
                 pull = apart
             elif KIND == "diag":
                 pull = times(load_columns(precisions_ptr + at, LANES), apart)
+            elif KIND == "full":
+                pull = scaled(px, -1.0)
             else:
                 pull = minus(load_columns(pulls_ptr + at, LANES), px)
             new_squares += (add_dot(squares[i], apart, pull),)
@@ -238,7 +242,10 @@ def add_components(
     D: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """Return A, B and (diag) Q, up to the sum of weights, with these components added; quads of columns `column`."""
+    """Return A, B and (diag) Q, up to the sum of weights, with these components added; quads of columns `column`.
+
+    If full, x stands for P_k (x - m_k) of the one component.
+    """
     means_ptr, precisions_ptr, _, pulls_ptr = mixture
     for i in tl.static_range(len(weights)):
         at = (first + i) * pitch(D, 4 * LANES) + column
@@ -249,6 +256,8 @@ def add_components(
                 sum_q = plus(sum_q, precision, weights[i][:, None])
         elif KIND == "tied":
             y = load_columns(pulls_ptr + at, LANES)
+        elif KIND == "full":
+            y = scaled(x, -1.0)
         else:
             y = load_columns(means_ptr + at, LANES)
         sum_a = plus(sum_a, y, weights[i][:, None])

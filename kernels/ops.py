@@ -23,7 +23,7 @@ MODULES = {
     "ndsm_loss_backward": "loss",
     "dsm_loss": "loss",
     "dsm_loss_backward": "loss",
-    "reverse_step": "reverse_step",
+    "reverse_steps": "reverse_steps",
 }
 
 

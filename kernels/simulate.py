@@ -200,12 +200,8 @@ def launch_tiled(
     options: dict[str, Any] = tile.launch
     if resident:
         options["COMPONENTS"] = n_components
-    means, precisions, log_scale = whole_blocks(parameters, kind, resident, tile["COMPONENTS"])
-    n_components = len(means)
-    pulls = precision_product(means - means[:1], precisions) if kind == "tied" else means
-    means, pulls = (whole_tiles(t, dim, tile["COLUMNS"]) for t in (means, pulls))
-    if kind != "spherical":
-        precisions = whole_tiles(precisions, dim, tile["COLUMNS"], square=kind == "tied")
+    parameters = whole_blocks(parameters, kind, resident, tile["COMPONENTS"])
+    n_components = len(parameters[0])
     arrays = sum(scratch_arrays(kind, output, resident))
     scratch = torch.empty((arrays, rows, dim), dtype=x0.dtype, device=x0.device) if arrays else x0
     simulate_tiled_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
@@ -214,10 +210,7 @@ def launch_tiled(
         steps,
         order,
         *operands[2:],
-        means,
-        precisions,
-        log_scale,
-        pulls,
+        *tiled_operands(parameters, kind, tile["COLUMNS"]),
         scratch,
         on_device(seed, x0.device),
         rows,
@@ -247,6 +240,19 @@ def whole_blocks(
         precisions = torch.nn.functional.pad(precisions, (0, 0) * (precisions.ndim - 1) + (0, more))
     log_scale = torch.nn.functional.pad(log_scale, (0, more), value=NOTHING)
     return torch.nn.functional.pad(means, (0, 0, 0, more)), precisions, log_scale
+
+
+def tiled_operands(
+    parameters: tuple[Tensor, Tensor, Tensor], kind: str, columns: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return means, precisions, log_scale and pulls as `simulate_tiled_kernel` takes them."""
+    means, precisions, log_scale = parameters
+    dim = means.shape[1]
+    pulls = precision_product(means - means[:1], precisions) if kind == "tied" else means
+    means, pulls = (whole_tiles(t, dim, columns) for t in (means, pulls))
+    if kind != "spherical":
+        precisions = whole_tiles(precisions, dim, columns, square=kind in ("tied", "full"))
+    return means, precisions, log_scale, pulls
 
 
 def whole_tiles(parameter: Tensor, dim: int, columns: int, square: bool = False) -> Tensor:

@@ -16,11 +16,11 @@ from .trajectory import TWO_LN2, target_of, target_step
 
 
 @triton.jit
-def noise(key_low, key_high, path, step, D: tl.constexpr):
-    """Draw the D normals of each path at this step, of the stream of the noising process."""
+def noise(key_low, key_high, path, step, D: tl.constexpr, STREAM: tl.constexpr = 0):
+    """Draw the D normals of each path at this step, by default of the stream of the noising process."""
     z = ()
     for block in tl.static_range((D + 3) // 4):
-        w0, w1, w2, w3 = philox_words(key_low, key_high, path, step, block, 0)
+        w0, w1, w2, w3 = philox_words(key_low, key_high, path, step, block, STREAM)
         n0, n1 = normals(w0, w1)
         n2, n3 = normals(w2, w3)
         z += (n0, n1, n2, n3)

@@ -29,10 +29,10 @@ from .trajectory import HIGHEST, target_of, target_step
 
 
 @triton.jit
-def noise(key_low, key_high, path, step, first, LANES: tl.constexpr):
-    """Draw the normals of dimensions first .. first + 4 LANES - 1; path [ROWS]."""
+def noise(key_low, key_high, path, step, first, LANES: tl.constexpr, STREAM: tl.constexpr = 0):
+    """Draw the normals of dimensions first .. first + 4 LANES - 1; path [ROWS]; by default of the noising process."""
     block = first // 4 + tl.arange(0, LANES)
-    w0, w1, w2, w3 = philox_words(key_low, key_high, path[:, None], step, block[None, :], 0)
+    w0, w1, w2, w3 = philox_words(key_low, key_high, path[:, None], step, block[None, :], STREAM)
     n0, n1 = normals(w0, w1)
     n2, n3 = normals(w2, w3)
     return n0, n1, n2, n3

@@ -139,7 +139,7 @@ SHAPES = [(1, 1, 1, 3), (33, 1, 3, 2), (31, 2, 3, 7), (33, 3, 10, 5), (33, 4, 1,
 SHAPES += [(33, 16, 10, 3), (3, 67, 3, 3), (2, 130, 9, 1), (1, 4, 10, 1), (31, 40, 12, 12)]
 # rows, dimension, components, steps; the last one is of trajectories that leave components out
 SPLIT_SHAPES, SPLIT_ROWS = (SHAPES[2], SHAPES[5], SHAPES[-1]), (0, 7, 16, 30)
-WHATS = ("state", "transition", "target", "antithetic target")
+WHATS = ("state", "transition", "target", "antithetic target", "back", "back with slope")
 SEED, FIRST_PATH = -0x123456789ABCDEF, 2**32 - 9
 LOSS_SHAPES = [(1, 1), (2, 7), (3, 64), (2, 133)]
 
@@ -187,6 +187,28 @@ def trajectory(
     return Request(packed(4, size_of(dtype), *mixture_parts(m), WHATS.index(what), *parts), shapes)
 
 
+@functools.cache
+def way_back(shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw coefficients [5, N], held and slope, exact in float32; no noise at step 0, no mixture at step 1."""
+    rows, dim, _, n_steps = shape
+    coefficients = torch.rand(5, n_steps, generator=torch.Generator().manual_seed(dim))
+    coefficients = torch.tensor([[0.9], [0.02], [0.1], [-0.5], [0.1]]) * (1.0 + 0.1 * coefficients)
+    coefficients[4, 0] = 0.0
+    coefficients[1, 1:2] = 0.0
+    held, slope = (normals(rows, dim, seed=i, dtype=torch.float32).double() for i in (2, 3))
+    return coefficients.double(), held, slope
+
+
+def back(kind: str, shape: Shape, what: str, dtype: str, *, rows: slice | None = None, tiles: int = 1 << 30) -> Request:
+    m, y, *_ = case(kind, shape)
+    coefficients, held, slope = way_back(shape)
+    first, last, _ = (rows or slice(None)).indices(len(y))
+    sloped = what == "back with slope"
+    tables = coefficients, *(t[first:last] for t in ((y, held, slope) if sloped else (y, held)))
+    parts = last - first, coefficients.shape[1], SEED, FIRST_PATH + first, tiles, int(sloped), *tables
+    return Request(packed(6, size_of(dtype), *mixture_parts(m), *parts), ((last - first, y.shape[1]),))
+
+
 def loss_inputs(rows: int, dim: int) -> tuple[Tensor, ...]:
     first, second, z = (normals(rows, dim, seed=i, dtype=torch.float32).double() for i in range(3))
     return first, second, z, 0.5 + normals(rows, seed=3, dtype=torch.float32).abs().double(), normals(rows, seed=4)
@@ -212,12 +234,14 @@ def all_requests() -> Iterator[tuple[str, Request]]:
             payload = packed(3, size, *mixture_parts(m), len(x), x, z)
             yield f"mixture {kind} {shape} {dtype}", Request(payload, ((len(x),), *(tuple(x.shape),) * 3))
             for what in WHATS:
-                yield f"{what} {kind} {shape} {dtype}", trajectory(kind, shape, what, dtype)
+                request = back if what.startswith("back") else trajectory
+                yield f"{what} {kind} {shape} {dtype}", request(kind, shape, what, dtype)
         for kind, shape, what in itertools.product(COVARIANCE_TYPES, SPLIT_SHAPES, WHATS):
             name = f"{what} {kind} {shape} {dtype}"
-            yield f"tile by tile {name}", trajectory(kind, shape, what, dtype, tiles=1)
+            request = back if what.startswith("back") else trajectory
+            yield f"tile by tile {name}", request(kind, shape, what, dtype, tiles=1)
             for row in SPLIT_ROWS:
-                yield f"row {row} {name}", trajectory(kind, shape, what, dtype, rows=slice(row, row + 1))
+                yield f"row {row} {name}", request(kind, shape, what, dtype, rows=slice(row, row + 1))
 
 
 @pytest.fixture(scope="module", name="answers")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastndsm._scheme import Schedule
 from fastndsm.backends.cuda import packed_network
 from fastndsm.reference import MixtureOperands, ProcessOperands
 from fastndsm.sampling.fused_mlp import FusedNetwork
@@ -26,14 +27,14 @@ MODES = ("state", "target", "reverse")
 POINTER, INTEGER = ctypes.c_void_p, ctypes.c_int64
 
 
-NUMBERS = ("n_components", "dim", "padded", "tied", "seed", "first_path", "rows", "antithetic")
+NUMBERS = ("n_components", "dim", "padded", "tied", "seed", "first_path", "rows", "antithetic", "n_steps")
 
 
 class Arguments(ctypes.Structure):
     _fields_ = (
-        *((name, POINTER) for name in ("parameters", "drift_scale", "noise_std")),
+        *((name, POINTER) for name in ("parameters", "drift_scale", "noise_std", "coefficients")),
         *((name, INTEGER) for name in NUMBERS),
-        *((name, POINTER) for name in ("start", "steps", "score", "x", "second", "third")),
+        *((name, POINTER) for name in ("start", "steps", "held", "slope", "own", "x", "second", "third")),
     )
 
 
@@ -93,14 +94,17 @@ def run(
     seed: int,
     first_path: int,
     *,
-    score: Tensor | None = None,
+    held: Tensor | None = None,
+    slope: Tensor | None = None,
+    rate: Tensor | None = None,
+    coefficients: Tensor | None = None,
     antithetic: bool = False,
     transition: bool = False,
     emulated: bool = False,
 ) -> tuple[Tensor, ...]:
     """Return x, and mean and noise or target and variance; all held NaN before. samples_a_warp 0: in registers.
 
-    emulated: by the CUDA kernel itself. mode "reverse": steps holds one step, antithetic is the ode.
+    emulated: by the CUDA kernel itself. mode "reverse": steps are the bounds, coefficients [6, N].
     """
     mixture = process.mixture
     (rows, dim), kind = start.shape, mixture.covariance_type
@@ -117,7 +121,10 @@ def run(
         "noise_std": process.noise_std.contiguous(),
         "start": start.contiguous(),
         "steps": steps.contiguous(),
-        "score": None if score is None else score.contiguous(),
+        "held": None if held is None else held.contiguous(),
+        "slope": None if slope is None else slope.contiguous(),
+        "own": None if rate is None else rate.contiguous(),
+        "coefficients": None if coefficients is None else coefficients.contiguous(),
         **dict(zip(("x", "second", "third"), outputs, strict=False)),
     }
     numbers = {
@@ -129,11 +136,12 @@ def run(
         "first_path": first_path,
         "rows": rows,
         "antithetic": antithetic,
+        "n_steps": process.drift_scale.numel(),
     }
     pointers = {name: None if t is None else t.data_ptr() for name, t in kept.items()}
     arguments = Arguments(**pointers, **{name: int(value) for name, value in numbers.items()})
     if emulated:
-        order = steps.argsort(descending=True, stable=True) if steps.ndim else torch.arange(rows)
+        order = torch.arange(rows) if mode == "reverse" else steps.argsort(descending=True, stable=True)
         common = KINDS.index("full" if kind == "tied" else kind), MODES.index(mode), samples_a_warp
         sizes = ctypes.c_void_p(order.data_ptr()), ctypes.c_int64(block.numel())
         library().run_kernel(*common, ctypes.byref(arguments), *sizes)
@@ -144,10 +152,10 @@ def run(
     return tuple(outputs)
 
 
-SAMPLING_POINTERS = ("parameters", "drift_scale", "noise_std", "inverse_std", "network", "scales", "shifts")
-SAMPLING_POINTERS += ("y", "out", "failed")
-SAMPLING_NUMBERS = ("kind", "n_components", "dim", "n_steps", "seed", "first_path", "rows", "network_floats")
-SAMPLING_NUMBERS += ("n_hidden", "width", "inputs", "ode", "resident", "tile")
+SAMPLING_POINTERS = ("parameters", "coefficients", "evaluations", "network", "scales", "shifts")
+SAMPLING_POINTERS += ("y", "bounds", "out", "failed")
+SAMPLING_NUMBERS = ("kind", "n_components", "dim", "n_steps", "n_evaluations", "seed", "first_path", "rows")
+SAMPLING_NUMBERS += ("network_floats", "n_hidden", "width", "inputs", "resident", "tile")
 
 
 class Sampling(ctypes.Structure):
@@ -161,28 +169,28 @@ class Sampling(ctypes.Structure):
 def sample_mlp(
     y: Tensor,
     network: FusedNetwork,
-    process: Any,
+    schedule: Schedule,
+    mixture: MixtureOperands,
     seed: int,
     first_path: int,
-    method: str,
     *,
     resident: bool,
     tile: int,
 ) -> tuple[Tensor, int]:
-    """Return y_0 and the step that failed, or -1, by the CUDA kernel, emulated."""
-    drift_scale, noise_std, means, precisions, log_scale, kind = process.dynamics.operands(y.dtype).flat
+    """Return y_0 and the evaluation that failed, or their number, by the CUDA kernel, emulated."""
+    means, precisions, log_scale, kind = mixture
     if kind == "tied":
         kind, precisions = "full", precisions.expand(len(means), -1, -1)
-    out, failed = torch.full_like(y, torch.nan), torch.full((), -1)
+    out, failed = torch.full_like(y, torch.nan), torch.full((), len(schedule.evaluations))
     tensors = {
         "parameters": packed_mixture(MixtureOperands(means, precisions, log_scale, kind), y.shape[1], emulated=True),
-        "drift_scale": drift_scale.contiguous(),
-        "noise_std": noise_std.contiguous(),
-        "inverse_std": network.inverse_std,
+        "coefficients": schedule.coefficients.to(y.dtype).contiguous(),
+        "evaluations": network.evaluations.contiguous(),
         "network": packed_network(network.weights, network.biases),
         "scales": network.scales.contiguous(),
         "shifts": network.shifts.contiguous(),
         "y": y.contiguous(),
+        "bounds": schedule.bounds,
         "out": out,
         "failed": failed,
     }
@@ -190,7 +198,8 @@ def sample_mlp(
         "kind": KINDS.index(kind),
         "n_components": len(means),
         "dim": y.shape[1],
-        "n_steps": len(drift_scale),
+        "n_steps": schedule.coefficients.shape[1],
+        "n_evaluations": len(schedule.evaluations),
         "seed": seed,
         "first_path": first_path,
         "rows": len(y),
@@ -198,11 +207,10 @@ def sample_mlp(
         "n_hidden": len(network.weights) - 1,
         "width": len(network.weights[0]),
         "inputs": network.weights[0].shape[1],
-        "ode": method == "ode",
         "resident": resident,
         "tile": tile,
     }
-    pointers = {name: None if t is None else t.data_ptr() for name, t in tensors.items()}
+    pointers = {name: t.data_ptr() for name, t in tensors.items()}
     values = {name: int(value) for name, value in numbers.items()}
     library().sample_mlp_kernel(ctypes.byref(Sampling(**pointers, **values, feature_scale=network.feature_scale)))
     return out, int(failed)

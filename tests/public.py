@@ -403,7 +403,7 @@ def saved_idx(given: Given) -> Path:
 
 def call_sample(given: Given) -> Any:
     return [
-        fastndsm.sample(net, process, 3, method, SEED, dtype=torch.float32)
+        fastndsm.sample(net, process, 3, method, seed=SEED, dtype=torch.float32)
         for process in (langevin(), drifting())
         for net in (pull, once()[1])
         for method in F.METHODS
@@ -454,11 +454,11 @@ def gradients_of(name: str) -> Callable[[Given], Any]:
 
 
 OPS = ("mixture_hvp", "mixture_log_prob", "mixture_sample", "mixture_score", "simulate", "simulate_target")
-OPS += ("simulate_transition", "reverse_step", "ndsm_loss", "dsm_loss", "philox_normal")
+OPS += ("simulate_transition", "reverse_steps", "ndsm_loss", "dsm_loss", "philox_normal")
 PARTS = checkpoint.process_parts
 
 FUNCTIONS: dict[Any, Callable[[Given], Any]] = {
-    **{getattr(functional, name): of_call(name) for name in OPS},
+    **{getattr(functional, name): of_call(name) for name in (*OPS, "reverse_step")},
     **{getattr(reference, name): of_reference(name) for name in OPS},
     **{getattr(reference, f"{name}_backward"): gradients_of(name) for name in ("ndsm_loss", "dsm_loss")},
     reference.philox4x32_10: lambda given: reference.philox4x32_10((torch.arange(3, device="cpu"),) * 4, (5, 6)),

@@ -20,6 +20,7 @@ CASES = {
     "mixture_score": 1,
     "simulate": 3,
     "simulate_target": 3,
+    "reverse_steps": 4,
     "sample": 1,
     "training step": 2,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from fastndsm import functional
 from fastndsm._ops import ops
-from fastndsm.testing import FIRST_PATH, SEED
+from fastndsm.testing import FIRST_PATH, SEED, Arguments
 
 PIECES = (1, 15, 16, 17, 2, 13)  # of POOL rows; tiles hold 4 to 32
 
@@ -73,8 +73,37 @@ def test_mixture_ops_do_not_depend_on_the_order_of_rows(kind: str, dtype: torch.
     for size in BITWISE:
         c, moved = case(kind, *size), new_case(kind, *size)
         moved.x, moved.v = c.x[order], c.v[order]
-        for op in ("mixture_log_prob", "mixture_score", "mixture_hvp", "reverse_step ode", "reverse_step last sde"):
+        rows_alone = "mixture_log_prob", "mixture_score", "mixture_hvp", "reverse_step ode", "reverse_step last sde"
+        for op in (*rows_alone, "reverse_steps ode"):
             assert_same(run(op, moved, "cpp", dtype), tuple(t[order] for t in run(op, c, "cpp", dtype)))
+
+
+def walk_back(c: Arguments, y: Tensor, slope: Tensor | None, method: str, cuts: Sequence[int]) -> Tensor:
+    """Go from t_cuts[0] to t_cuts[-1] by a call for each part."""
+    coefficients = c.process.reverse_scheme(method, "data").coefficients(12, 0).to(y.dtype)
+    for first, last in itertools.pairwise(cuts):
+        bounds, paths = torch.tensor([first, last]), (torch.tensor(SEED), FIRST_PATH)
+        y = c.process.dynamics.reverse_steps(y, c.v, slope, bounds, coefficients, *paths, "cpp")
+    return y
+
+
+@dtypes
+@kinds
+@pytest.mark.parametrize("method", ["sde", "ode"])
+def test_steps_back_do_not_depend_on_how_they_are_split_into_calls(method: str, kind: str, dtype: torch.dtype) -> None:
+    """With components left out (d = 67) and not; and a row that overflows changes no bit of others."""
+    for size in BITWISE:
+        c = case(kind, *size).to(dtype)
+        spoilt = c.x.clone()
+        spoilt[5] = torch.finfo(dtype).max ** 0.6
+        for slope in (0.25 * c.v.flip(1), None):
+            whole, other = (walk_back(c, y, slope, method, (12, 0)) for y in (c.x, spoilt))
+            assert torch.equal(walk_back(c, c.x, slope, method, (4, 4)), c.x)
+            for cuts in ((12, 7, 0), range(12, -1, -1)):
+                assert torch.equal(walk_back(c, c.x, slope, method, cuts), whole)
+                assert torch.equal(walk_back(c, spoilt, slope, method, cuts), other)
+            others = torch.arange(POOL) != 5
+            assert torch.equal(whole[others], other[others]) and bool(other.isfinite().all())
 
 
 @dtypes

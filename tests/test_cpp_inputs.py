@@ -163,6 +163,7 @@ def test_compiles_to_one_graph() -> None:
     """All ops, the backend named inside the graph, and a loss with its gradient."""
     p = LangevinProcess(random_mixture("diag", 3, 2, ratio=4.0), T=0.2, n_steps=5)
     m, loss, seed = p.reference, NDSMLoss(p, "path"), torch.tensor(3)
+    bounds, coefficients = torch.tensor([4, 1]), p.reverse_scheme("sde", "data").coefficients(4, 1)
     named: dict[str, Any] = {"backend": "cpp"}
 
     def function(x: Tensor, v: Tensor, seed: Tensor) -> tuple[Tensor, ...]:
@@ -175,6 +176,7 @@ def test_compiles_to_one_graph() -> None:
             functional.simulate(x, p, 3, seed=seed, **named),
             *functional.simulate_target(x, p, 3, seed=seed, antithetic=True, **named),
             functional.reverse_step(x, v, p, 2, seed=seed, **named),
+            p.dynamics.reverse_steps(x, v, x, bounds, coefficients, seed, 0, "cpp"),
             functional.ndsm_loss(x, v, v[:, 0].abs() + 0.1, estimator="plain", **named),
             functional.dsm_loss(x, v, **named),
         )

@@ -13,6 +13,7 @@ X, SEED = torch.zeros(4, 2), torch.tensor(1)
 MEANS, PRECISIONS, LOG_SCALE = torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(3)
 MIXTURE = (MEANS, PRECISIONS, LOG_SCALE, "diag")
 A, S = torch.full((5,), 0.01), torch.ones(5)  # drift_scale, noise_std
+TABLE, BOUNDS = torch.ones(5, 5), torch.tensor([4, 1])  # of reverse_steps
 STEPS, ROWS = torch.ones(4, dtype=torch.int64), torch.ones(4)
 PATHS = (*MIXTURE, SEED, 0)
 WEIGHTS = torch.tensor([0.2, 0.5, 1.0], dtype=torch.float64)  # cumulative
@@ -49,6 +50,7 @@ def mixtures() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
 
 
 def processes() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
+    back = "reverse_steps"
     yield "simulate", r"x0: expected shape \[B, 2\], found \[4, 1\]", (X[:, :1], STEPS, A, S, *PATHS)
     yield "simulate", "steps: expected values in 0..5, found 6", (X, 6 * STEPS, A, S, *PATHS)
     yield "simulate_target", "steps: expected values in 0..5, found -1", (X, -STEPS, A, S, *PATHS, True)
@@ -58,12 +60,45 @@ def processes() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
     yield "simulate", r"noise_std: expected shape \[5\], found \[4\]", (X, STEPS, A, S[:4], *PATHS)
     expected = r"seed: expected a 0-d int64 tensor, found Long of shape \[1\]"
     yield "simulate", expected, (X, STEPS, A, S, *MIXTURE, SEED[None], 0)
-    for step in (-1, 5):
-        expected = f"step: expected 0..4, found {step}"
-        yield "reverse_step", expected, (X, X, torch.tensor(step), A, S, *PATHS, "sde")
-    yield "reverse_step", "method: expected sde or ode, found heun", (X, X, SEED, A, S, *PATHS, "heun")
-    yield "reverse_step", r"score: expected shape \[4, 2\], found \[3, 2\]", (X, X[:3], SEED, A, S, *PATHS, "sde")
-    yield "reverse_step", r"noise_std: expected shape \[5\], found \[1\]", (X, X, SEED, A, S[:1], *PATHS, "sde")
+    for first, last in ((6, 0), (1, 2), (2, -1)):
+        expected = f"bounds: expected 5 >= first >= last >= 0, found {first} and {last}"
+        yield back, expected, (X, X, None, torch.tensor([first, last]), TABLE, *PATHS)
+    expected = r"bounds: expected int64 \[2\], found Long of shape \[3\]"
+    yield back, expected, (X, X, None, STEPS[:3], TABLE, *PATHS)
+    yield back, r"held: expected shape \[4, 2\], found \[3, 2\]", (X, X[:3], None, BOUNDS, TABLE, *PATHS)
+    yield back, r"slope: expected shape \[4, 2\], found \[3, 2\]", (X, X, X[:3], BOUNDS, TABLE, *PATHS)
+    yield back, r"coefficients: expected shape \[5, N\], found \[4, 5\]", (X, X, None, BOUNDS, TABLE[:4], *PATHS)
+    expected = r"seed: expected a 0-d int64 tensor, found Long of shape \[1\]"
+    yield back, expected, (X, X, None, BOUNDS, TABLE, *MIXTURE, SEED[None], 0)
+
+
+def samplers() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
+    name, rows = "sample_mlp", torch.ones(2, 8)
+    good = {
+        "y": X,
+        "weights": [torch.zeros(8, 2), torch.zeros(2, 8)],
+        "biases": [torch.zeros(8), torch.zeros(2)],
+        "scales": rows,
+        "shifts": rows,
+        "feature_scale": 0.0,
+        "bounds": torch.tensor([5, 2, 0]),
+        "coefficients": TABLE,
+        "gains": torch.ones(2, 3),
+        "inverse_gap": torch.zeros(2),
+    }
+    for argument, value, message in (
+        ("y", X[:, :1], r"y: expected shape \[B, d\] as means \[K, d\] \[3, 2\], found \[4, 1\]"),
+        ("shifts", rows[:1], r"shifts: expected shape \[2, 8\], found \[1, 8\]"),
+        ("feature_scale", 1.0, "weights: expected a network of 4 inputs and 2 outputs, found 2 and 2"),
+        ("bounds", torch.tensor([5, 0]), r"bounds: expected shape \[3\], found \[2\]"),
+        ("bounds", torch.tensor([6, 2, 0]), "bounds: expected 5 at most, then ever less, 0 at least"),
+        ("bounds", torch.tensor([5, 2, 3]), "bounds: expected 5 at most, then ever less, 0 at least"),
+        ("bounds", torch.tensor([5, 2, -1]), "bounds: expected 5 at most, then ever less, 0 at least"),
+        ("coefficients", TABLE[0], r"coefficients: expected shape \[5, N\], found \[5\]"),
+        ("gains", torch.ones(2, 2), r"gains: expected shape \[2, 3\], found \[2, 2\]"),
+        ("inverse_gap", torch.ones(3), r"inverse_gap: expected shape \[2\], found \[3\]"),
+    ):
+        yield name, message, (*(good | {argument: value}).values(), *PATHS)
 
 
 def losses_and_noise() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
@@ -91,7 +126,7 @@ def losses_and_noise() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
     ("name", "message", "arguments"),
     [
         pytest.param(*bad, id=f"{bad[0]}: {bad[1]}".replace("\\", ""))
-        for bad in (*mixtures(), *processes(), *losses_and_noise())
+        for bad in (*mixtures(), *processes(), *samplers(), *losses_and_noise())
     ],
 )
 def test_values_and_shapes_are_refused(name: str, message: str, arguments: tuple[Any, ...]) -> None:
@@ -126,7 +161,7 @@ def test_no_rows_are_served() -> None:
         raw("simulate", x, steps, A, S, *PATHS),
         *raw("simulate_transition", x, steps, A, S, *PATHS),
         *raw("simulate_target", x, steps, A, S, *PATHS, True),
-        raw("reverse_step", x, x, SEED, A, S, *PATHS, "sde"),
+        raw("reverse_steps", x, x, x, BOUNDS, TABLE, *PATHS),
         raw("philox_normal", 0, 2, *NOISE),
         raw("ndsm_loss", x, x, std, "plain", True),
         raw("ndsm_loss_backward", std, x, x, std, "plain", False),

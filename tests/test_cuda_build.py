@@ -40,8 +40,8 @@ REGISTER_DIMENSIONS = {"spherical": (2, 4, 8, 16, 32), "diag": (2, 4, 8, 16), "f
 
 # The most registers a thread may use. In registers 128 threads are a block: 96 let five blocks be resident, 128 four.
 IN_REGISTERS = {2: 96, 4: 128, 8: 184, 16: 255, 32: 255}
-REVERSE = {2: 64, 4: 64, 8: 96, 16: 128, 32: 168}
-IN_WARPS, IN_WARPS_REVERSE = 232, 160  # 256 threads
+REVERSE = {2: 72, 4: 96, 8: 144, 16: 184, 32: 255}
+IN_WARPS = 232  # 256 threads
 SAMPLER = 200  # 256 threads
 PACKING = 64
 
@@ -60,7 +60,7 @@ def tiled_kernels() -> Iterator[tuple[Kernel, int]]:
         for samples in (1, 4):
             for target in (0, 1):
                 yield ("simulate_tiled_kernel", (kind, target, samples)), IN_WARPS
-            yield ("reverse_tiled_kernel", (kind, samples)), IN_WARPS_REVERSE
+            yield ("reverse_tiled_kernel", (kind, samples)), IN_WARPS
 
 
 def sampler_kernels() -> Iterator[tuple[Kernel, int]]:
@@ -153,9 +153,14 @@ tables = process.dynamics.operands(x.dtype), torch.tensor(1), 0
 call("simulate", x, last.expand(3), *tables)
 call("simulate_transition", x, last.expand(3), *tables)
 call("simulate_target", x, torch.tensor([3, 1, 2]), *tables, True)
-call("reverse_step", x, x, last, *tables, "sde")
+mixture = process.reference.operands(x.dtype), *tables[1:]
+schedule = process.reverse_scheme().schedule([20, 5], 2)
+bounds, coefficients, gains, inverse_gap = (t if t.dtype == torch.int64 else t.float() for t in schedule)
+for slope in (None, x):
+    call("reverse_steps", x, x, slope, bounds[:2], coefficients, *mixture)
 for net in (MLP(2, (64,)), fastndsm.ResidualScore(MLP(2, (128, 128)), process)):
-    call("sample_mlp", x, *vars(fused_network(net, process, torch.float32)).values(), *tables, "ode")
+    *network, gains = vars(fused_network(net, process, schedule, torch.float32)).values()
+    call("sample_mlp", x, *network, bounds, coefficients, gains, inverse_gap, *mixture)
 """
 
 
@@ -170,7 +175,7 @@ def test_the_library_links_and_its_ops_are_called_by_their_schemas(
     """Call them with tensors of the CPU, which no kernel is registered for."""
     said = run_python(LINKED, FASTNDSM_CACHE_DIR=str(tmp_path / "cache")).splitlines()
     assert said[0] == "[32, 0, 4, 0, 8, 0] False"
-    called = ["simulate"] * 3 + ["reverse_step"] + ["sample_mlp"] * 2
+    called = ["simulate"] * 3 + ["reverse_steps"] * 2 + ["sample_mlp"] * 2
     assert said[1:] == [f"Could not run 'fastndsm_cuda::{op}' with arguments from the 'CPU' backend." for op in called]
 
 

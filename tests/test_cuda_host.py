@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from helpers import normals, quietly, random_mixture
 from torch import Tensor
 
 from fastndsm import LangevinProcess, ResidualScore, reference, sample, use_backend
+from fastndsm._scheme import Schedule
 from fastndsm.backends.cuda import packed_network
 from fastndsm.networks import MLP
 from fastndsm.reference.philox import philox4x32_10
@@ -86,19 +88,36 @@ def test_simulate_target(case: Case, dtype: torch.dtype, antithetic: bool) -> No
     assert_agree(found, reference.simulate_target(x, steps, exact, torch.tensor(SEED), FIRST_PATH, antithetic))
 
 
+BACK = [
+    ("sde", "data", 5, 2),
+    ("sde", "data", 3, 0),
+    ("sde", "score", 6, 5),
+    ("ode", "data", 6, 1),
+    ("sde", "data", 2, 2),
+]
+
+
 @cases
 @dtypes
-@pytest.mark.parametrize(("method", "step"), [("sde", 3), ("sde", 0), ("ode", 3)])
-def test_reverse_step(case: Case, dtype: torch.dtype, method: str, step: int) -> None:
+@pytest.mark.parametrize(("method", "prediction", "first", "last"), BACK)
+@pytest.mark.parametrize("sloped", [True, False], ids=["slope", "held"])
+def test_reverse_steps(
+    case: Case, dtype: torch.dtype, method: str, prediction: str, first: int, last: int, sloped: bool
+) -> None:
+    """Also where the mixture is not evaluated (ode), where nothing is drawn (step 0), and of no step."""
     samples, *shape = case
-    p, y, score, _ = problem(*shape)
-    process = p.dynamics.operands(dtype)
-    exact = p.dynamics.operands(torch.float64)
-    n = torch.tensor(step)
-    found = run(
-        "reverse", samples, y.to(dtype), n, process, SEED, FIRST_PATH, score=score.to(dtype), antithetic=method == "ode"
-    )
-    assert_agree(found, (reference.reverse_step(y, score, n, exact, torch.tensor(SEED), FIRST_PATH, method),))
+    p, y, held, _ = problem(*shape)
+    slope = 0.25 * held.flip(1) if sloped else None
+    bounds = torch.tensor([first, last])
+    coefficients = p.reverse_scheme(method, prediction).coefficients(first, last).float().double()
+    network = {"held": held.to(dtype), "slope": None if slope is None else slope.to(dtype)}
+    process = p.dynamics.operands(dtype), SEED, FIRST_PATH
+    table = coefficients.to(dtype)
+    found = run("reverse", samples, y.to(dtype), bounds, *process, coefficients=table, **network)
+    mixture = p.dynamics.operands(torch.float64).mixture
+    seed = torch.tensor(SEED)
+    expected = reference.reverse_steps(y, held, slope, bounds, coefficients, mixture, seed, FIRST_PATH)
+    assert_agree(found, (expected,))
 
 
 @pytest.mark.parametrize("samples", [1, 4])
@@ -163,12 +182,14 @@ def test_emulated_kernels_give_what_their_headers_give(case: Case) -> None:
     p, x, score, steps = problem(*shape)
     x, score = x.float(), score.float()
     process = p.dynamics.operands(torch.float32), SEED, FIRST_PATH
-    one, taken = torch.tensor(3), steps.clamp(min=1)
+    bounds, taken = torch.tensor([5, 1]), steps.clamp(min=1)
+    back: dict[str, Tensor] = {"held": score, "coefficients": p.reverse_scheme().coefficients(5, 1).float()}
     for call in (
         lambda emulated: run("state", samples, x, steps, *process, emulated=emulated),
         lambda emulated: run("state", samples, x, taken, *process, transition=True, emulated=emulated),
         lambda emulated: run("target", samples, x, steps, *process, antithetic=True, emulated=emulated),
-        lambda emulated: run("reverse", samples, x, one, *process, score=score, emulated=emulated),
+        lambda emulated: run("reverse", samples, x, bounds, *process, **back, emulated=emulated),
+        lambda emulated: run("reverse", samples, x, bounds, *process, **back, slope=0.1 * x, emulated=emulated),
     ):
         for found, expected in zip(call(True), call(False), strict=True):
             if samples == 0:
@@ -181,35 +202,46 @@ SAMPLERS += [("full", 9, (128, 128), False, True, 32), ("tied", 2, (64, 64, 64),
 SAMPLERS += [("spherical", 32, (64, 64), True, False, 32)]  # whose first layer is as wide as its input
 
 
-@pytest.mark.parametrize("method", ["sde", "ode"])
+@pytest.mark.parametrize(("method", "order"), [("sde", 2), ("sde", 1), ("ode", 2)])
 @pytest.mark.parametrize(("kind", "dim", "hidden", "features", "resident", "tile"), SAMPLERS)
 def test_the_emulated_sampler_gives_the_samples_of_the_module(
-    kind: str, dim: int, hidden: tuple[int, ...], features: bool, resident: bool, tile: int, method: str
+    kind: str, dim: int, hidden: tuple[int, ...], features: bool, resident: bool, tile: int, method: str, order: int
 ) -> None:
     """Two blocks, the second of which has rows to spare; weights in shared memory and not."""
-    p = quietly(random_mixture(kind, 3, dim, ratio=4.0), T=0.3, n_steps=3)
+    p = quietly(random_mixture(kind, 3, dim, ratio=4.0), T=0.3, n_steps=4)
     torch.manual_seed(0)
     net = MLP(dim, hidden, in_dim=2 * dim if features else dim, horizon=p.T)
     torch.nn.init.normal_(net.last.weight, std=0.1)
     torch.nn.init.normal_(net.film.out.weight, std=0.1)
     score_net = ResidualScore(net, p, features=features)
-    network = fused_network(score_net, p, torch.float32)
-    assert isinstance(network, FusedNetwork)
+    schedule, network = scheduled(score_net, p, method, order, [4, 2, 1])
     n = tile + 5
     y = p.prior.sample(n, seed=3, first_path=FIRST_PATH).float()
-    found, failed = sample_mlp(y, network, p, 3, FIRST_PATH, method, resident=resident, tile=tile)
+    mixture = p.reference.operands(torch.float32)
+    found, failed = sample_mlp(y, network, schedule, mixture, 3, FIRST_PATH, resident=resident, tile=tile)
+    options: dict[str, Any] = {"order": order, "prediction": "data", "grid": p.times[[1, 2, 4]], "fused": False}
     with use_backend("reference"):
-        expected = sample(score_net, p, n, method=method, seed=3, first_path=FIRST_PATH, fused=False)
+        expected = sample(score_net, p, n, method=method, seed=3, first_path=FIRST_PATH, **options)
     torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
-    assert failed == -1
+    assert failed == 3
 
 
-def test_the_emulated_sampler_tells_the_step_that_failed() -> None:
+def scheduled(
+    score_net: ResidualScore, p: LangevinProcess, method: str, order: int, indices: list[int]
+) -> tuple[Schedule, FusedNetwork]:
+    schedule = p.reverse_scheme(method, "data").schedule(indices, order)
+    network = fused_network(score_net, p, schedule, torch.float32)
+    assert isinstance(network, FusedNetwork)
+    return schedule, network
+
+
+def test_the_emulated_sampler_tells_the_evaluation_that_failed() -> None:
+    """The third, at t_2, where v is made 0."""
     p = quietly(random_mixture("spherical", 3, 2, ratio=4.0), T=0.3, n_steps=4)
     p.noise_variance[1] = 0.0
     net = MLP(2, (64,), horizon=p.T)
     torch.nn.init.normal_(net.last.weight, std=0.1)
-    network = fused_network(ResidualScore(net, p), p, torch.float32)
-    assert isinstance(network, FusedNetwork)
+    schedule, network = scheduled(ResidualScore(net, p), p, "sde", 2, [4, 3, 2, 1])
     y = p.prior.sample(40, seed=3).float()
-    assert sample_mlp(y, network, p, 3, 0, "sde", resident=True, tile=32)[1] == 1
+    mixture = p.reference.operands(torch.float32)
+    assert sample_mlp(y, network, schedule, mixture, 3, 0, resident=True, tile=32)[1] == 2

@@ -27,10 +27,10 @@ from fastndsm import functional
 from fastndsm.jit import core
 
 OPS = ["philox_normal", "mixture_score", "mixture_log_prob", "mixture_hvp", "simulate", "simulate_transition"]
-OPS += ["simulate_target", "reverse_step", "ndsm_loss", "dsm_loss", "sample_mlp"]
+OPS += ["simulate_target", "reverse_steps", "ndsm_loss", "dsm_loss", "sample_mlp"]
 CASES = {"simulate": 3, "simulate_target": 2, "philox_normal": 1, "ndsm_loss": 3, "dsm_loss": 3, "mixture_score": 1}
-CASES |= {"reverse_step": 2, "sample": 2}
-OF_PATHS = {"simulate", "simulate_transition", "simulate_target", "reverse_step", "sample_mlp"}
+CASES |= {"reverse_steps": 4, "sample": 2}
+OF_PATHS = {"simulate", "simulate_transition", "simulate_target", "reverse_steps", "sample_mlp"}
 BACKENDS = ["reference", "cpp"]  # what stands for triton and cuda where there is no GPU
 
 
@@ -104,7 +104,7 @@ def simulate_target(*arguments):
     raise NotImplementedError("never")
 
 made_up.simulate, made_up.simulate_transition, made_up.simulate_target = simulate, simulate, simulate_target
-made_up.reverse_step = lambda y, *rest: reference.reverse_step(y, *rest) + len(y)
+made_up.reverse_steps = lambda y, *rest: reference.reverse_steps(y, *rest) + len(y)
 borrows = types.ModuleType("borrows")
 borrows.__spec__ = types.SimpleNamespace()
 borrows.ndsm_loss, borrows.philox_normal = made_up.ndsm_loss, lambda *arguments: reference.philox_normal(*arguments)
@@ -133,8 +133,8 @@ def test_an_op_that_is_wrong_missing_refused_or_borrowed_is_told() -> None:
     assert "check simulate, triton: simulate_target served: it refuses every case" in done.stdout
     assert "check simulate, triton: simulate_transition spherical B=1 d=1 K=1: " in done.stdout
     # the bits of a path are its own
-    assert "check determinism, triton: reverse_step d=67, split in two: bit for bit" in done.stdout
-    assert "reverse_step d=67, twice" not in done.stdout
+    assert "check determinism, triton: reverse_steps d=67, split in two: bit for bit" in done.stdout
+    assert "reverse_steps d=67, twice" not in done.stdout
     assert "check determinism, triton: simulate d=67, split" not in done.stdout
 
 

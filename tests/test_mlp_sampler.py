@@ -41,7 +41,7 @@ def both(score_net: Any, p: LangevinProcess, n: int = ROWS, **options: Any) -> t
 
 
 def assert_same_samples(found: Tensor, expected: Tensor) -> None:
-    """Require equality to the rounding of a dozen steps in float32."""
+    """Require equality to the rounding of some dozen steps in float32."""
     assert found.shape == expected.shape and found.dtype == expected.dtype
     torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
 
@@ -61,6 +61,19 @@ def test_samples_are_those_of_the_module(kind: str, score: str, method: str) -> 
     assert_same_samples(found, expected)
     without = sample(lambda x, t: p.reference.score(x), p, ROWS, seed=3, method=method)
     assert float((found - without).abs().amax()) > 0.01  # the network does matter
+
+
+@pytest.mark.parametrize("method", ["sde", "ode"])
+@pytest.mark.parametrize("prediction", ["data", "score"])
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("kind", COVARIANCE_TYPES)
+def test_several_steps_between_evaluations(kind: str, order: int, prediction: str, method: str) -> None:
+    """In registers and not, evaluations at equal and at unequal distances."""
+    for dim, grid in ((2, "uniform"), (4, "cubic")):
+        p = process(kind, dim)
+        net = ResidualScore(network(dim, horizon=p.T), p)
+        options: dict[str, Any] = {"n_evaluations": 4, "order": order, "prediction": prediction, "grid": grid}
+        assert_same_samples(*both(net, p, method=method, **options))
 
 
 HIDDEN = [(1,), (4,), (7, 7, 9), (128, 128, 128), (64, 128, 128, 64), (16,) * 8]
@@ -250,7 +263,7 @@ def test_auto_calls_the_network_instead_and_says_once_why(
         for _ in range(2):
             assert sample(lambda x, t: -x, p, 3, seed=0).shape == (3, 2)
     assert [record.getMessage() for record in caplog.records] == [
-        "sample: the network is called at every step: the network is no fastndsm.networks.MLP but function"
+        "sample: the network is called at every evaluation: the network is no fastndsm.networks.MLP but function"
     ]
 
 
@@ -267,13 +280,13 @@ def test_a_gaussian_mixture_subclass_is_left_to_the_loop() -> None:
 # --- what it says ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("method", "step"), [("sde", 4), ("ode", 5)])
-def test_non_finite_samples_stop_with_the_step(method: str, step: int) -> None:
-    """The first that sees t_5, where v is made 0."""
+@pytest.mark.parametrize("method", ["sde", "ode"])
+def test_non_finite_samples_stop_with_the_evaluation(method: str) -> None:
+    """The one at t_5, where v is made 0: the eighth of twelve."""
     p = process()
     p.noise_variance[4] = 0.0
     net = ResidualScore(network(2, (8,), horizon=p.T), p)
-    messages, expected = [], f"^score_net: expected finite samples, .* at step {step},"
+    messages, expected = [], "^score_net: expected finite samples, .* after evaluation 8 of 12, t = 0.4167;"
     for fused in (True, False):
         with pytest.raises(FloatingPointError, match=expected) as error:
             sample(net, p, ROWS, method=method, seed=0, fused=fused)
@@ -285,7 +298,7 @@ def test_nan_in_the_weights_is_found_in_every_tile() -> None:
     p = process()
     net = network(2, (8,), horizon=p.T)
     nn.init.constant_(net.layers[0].bias, math.nan)
-    with pytest.raises(FloatingPointError, match=f"at step {p.n_steps - 1},"):
+    with pytest.raises(FloatingPointError, match=r"after evaluation 1 of 12, t = 1;"):
         sample(net, p, ROWS, seed=0, fused=True)
 
 

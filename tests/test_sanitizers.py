@@ -44,6 +44,7 @@ from driver import (  # noqa: F401
     random_counters,
     run,
     trajectory,
+    way_back,
 )
 from helpers import COVARIANCE_TYPES
 from philox_cases import KNOWN_ANSWERS, edge_words, words_of
@@ -140,6 +141,10 @@ def expected_mixture(kind: str, shape: Shape) -> list[Tensor]:
 @functools.cache
 def expected_trajectory(kind: str, shape: Shape, what: str) -> list[Tensor]:
     m, x, _, steps, drift_scale, noise_std = case(kind, shape)
+    if what.startswith("back"):
+        coefficients, held, slope = way_back(shape)
+        rest = torch.tensor([shape[3], 0]), coefficients, m.operands(torch.float64), torch.tensor(SEED), FIRST_PATH
+        return [reference.reverse_steps(x, held, slope if what == "back with slope" else None, *rest)]
     process = reference.ProcessOperands(drift_scale, noise_std, m.operands(torch.float64))
     arguments = x, steps, process, torch.tensor(SEED), FIRST_PATH
     if what == "state":

@@ -139,7 +139,7 @@ FAMILIES: dict[str, Callable[[], Iterator[Case]]] = {
     "philox": philox_cases,
     "mixture": partial(mixture_cases, "mixture_score", "mixture_log_prob", "mixture_hvp"),
     "simulate": partial(mixture_cases, "simulate", "simulate_transition", "simulate_target"),
-    "reverse step": partial(mixture_cases, "reverse_step"),
+    "reverse steps": partial(mixture_cases, "reverse_steps"),
     "loss": loss_cases,
     "mlp sampler": sampler_cases,
 }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastndsm import functional, sample
-from fastndsm.sampling.sampler import FEWEST_STEPS_FOR_A_GRAPH
+from fastndsm.sampling.sampler import FEWEST_EVALUATIONS_FOR_A_GRAPH
 from fastndsm.testing import deviation, differentiated
 
 from . import cases, paths
@@ -115,7 +115,7 @@ def check_sampler(log: Log) -> None:
         plain, auto = (sample(lambda x, t: -x, p, 8, seed=1, cuda_graph=how) for how in (False, "auto"))
         log.check(Check("sample", "auto on a CPU", "bit for bit", torch.equal(plain, auto)))
         return
-    assert p.n_steps >= FEWEST_STEPS_FOR_A_GRAPH
+    assert p.n_steps >= FEWEST_EVALUATIONS_FOR_A_GRAPH
     weight = normals(2, 2)
 
     def network(x: Tensor, t: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from fastndsm.testing import CALLS
 from . import cases
 
 PATHS = 67
-OPS = ("simulate", "simulate_transition", "simulate_target", "reverse_step sde")
+OPS = ("simulate", "simulate_transition", "simulate_target", "reverse_steps linear")
 Call = Callable[[int, int], tuple[Tensor, ...]]  # of paths i <= number < j
 
 

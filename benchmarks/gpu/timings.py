@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastndsm import LangevinProcess, functional, sample, use_backend
-from fastndsm.testing import deviation
+from fastndsm import GaussianMixture, LangevinProcess, functional, sample, use_backend
+from fastndsm.testing import deviation, generator, random_mixture
 
 from .. import memory, peers, roofline
-from ..problems import TINY
+from ..problems import TINY, MatmulForm
 from ..rows import Row
 from . import cases, ceilings
 from .device import Run, device, gpu_sets, lender, normals, refusal, timed, wall_clock
 from .log import Log
-from .simulations import FLOAT32, IMAGES, MATMUL_FORM, PLANAR, OnDevice
+from .simulations import FLOAT32, MATMUL_FORM, PLANAR
 
 LOSS_SHARE = 0.8  # of copy bandwidth, to reach
 LOSS_ROWS, LOSS_DIM = (64, 64) if TINY else (4096, 784)
@@ -28,6 +28,17 @@ PATHS = 64 if TINY else 1 << 22
 SAMPLES, SAMPLE_STEPS = (16, 12) if TINY else (4096, 100)
 WIDTHS = (64, 128)
 FUSED = 5.0  # times ahead of the loop, to reach
+REVERSE_STEPS = 3 if TINY else 20
+REVERSE_SHARE, AHEAD_OF_EAGER = 0.5, 5.0  # of the roofline, and times ahead of the loop of eager steps, to reach
+REVERSED = [  # covariances, d, K, rows
+    (kind, dim, components, 64 if TINY else rows)
+    for kind, dim, components, rows in (
+        ("spherical", 2, 8, 1 << 20),
+        ("spherical", 16, 10, 1 << 17),
+        ("spherical", 784, 10, 4096),
+        ("full", 16, 10, 1 << 16),
+    )
+]
 COMPILE: dict[str, Any] = {"backend": "eager"} if TINY else {}
 
 
@@ -41,7 +52,10 @@ def time_ops(log: Log, backend: str) -> None:
     for dtype, mean in ((torch.float32, False), (torch.bfloat16, False), (torch.float32, True)):
         each += [(op.name, str(dtype), partial(time_loss, op, dtype, mean)) for op in (NdsmLoss, DsmLoss)]
     each.append(("mixture_score", "", time_mixture_score))
-    each += [("reverse_step", p.label, partial(time_reverse_step, p)) for p in (PLANAR, IMAGES)]
+    each += [
+        ("reverse_steps", f"{kind} d={dim}", partial(time_reverse_steps, (kind, dim, *rest)))
+        for kind, dim, *rest in REVERSED
+    ]
     for op, label, run in each:
         if lender(backend, op) is None:
             log.attempt(f"{op} {label}".strip(), partial(_if_served, op, run, backend, log))
@@ -190,7 +204,7 @@ def time_loss(kind: type[Loss], dtype: torch.dtype, mean: bool, backend: str, lo
     _log(log, row("compiled", found, "in one graph"), [partial(s.peer, compiled) for s in sets])
 
 
-# --- the score and the reverse step ------------------------------------------------------------------------------
+# --- the score and the reverse process ---------------------------------------------------------------------------
 
 
 def time_mixture_score(backend: str, log: Log) -> None:
@@ -212,33 +226,95 @@ def time_mixture_score(backend: str, log: Log) -> None:
         _log(log, row, partial(run, x))
 
 
-def time_reverse_step(problem: OnDevice, backend: str, log: Log) -> None:
-    process, step = problem.process, torch.full((), 1, device=device())
-    y, score = problem.x0, normals(*problem.x0.shape)
-    form = peers.OneProduct(problem.matmul_form)
-    a, s = problem.drift_scale[1], problem.noise_std[1]
+class Reversed:
+    """Steps of the reverse process from T to 0 with a linearised residual; y, held, slope and rate are random."""
 
-    def ours(y: Tensor, score: Tensor, how: str, method: str = "sde") -> Tensor:
-        return functional.reverse_step(y, score, process, step, seed=1, method=method, backend=how)
+    def __init__(self, kind: str, dim: int, components: int, rows: int) -> None:
+        mixture = random_mixture(kind, components, dim, seed=generator(dim), overlapping=True).to(device())
+        self.process = LangevinProcess(mixture, T=0.02 * REVERSE_STEPS, n_steps=REVERSE_STEPS)
+        self.tensors = *(normals(rows, dim, seed=i) for i in range(3)), normals(rows, seed=3).square()
+        self.coefficients = self.process.reverse_scheme("sde", "linear").coefficients(REVERSE_STEPS, 0)
+        self.silent = self.coefficients.clone()
+        self.silent[4] = 0.0
+        self.bounds = torch.tensor([REVERSE_STEPS, 0], device=device())
+        self.seed = torch.ones((), dtype=torch.int64, device=device())
+        self.case = f"{kind} d={dim} K={components} B={rows:,} steps={REVERSE_STEPS}"
+        self.score = _eager_score(mixture.float())
+        # A y, X slope, C times their sum, B grad log pi, S xi; x, e^-x, 1 - e^-x, f(2 x), and A, B, C and S by them
+        each = _score_multiply_adds(kind, dim, components) + 5 * dim + (1 + roofline.EXPONENTIAL + 1 + 2 + 4)
+        self.multiply_adds, self.normals = rows * REVERSE_STEPS * each, rows * (REVERSE_STEPS - 1) * dim
+        self.count = rows * REVERSE_STEPS
 
-    def eager(noise: bool) -> Tensor:
-        after = y - a * peers.score(form, y) + (s * s if noise else 0.5 * s * s) * score
-        return after + s * torch.randn_like(y) if noise else after
+    def ours(self, how: str, tensors: tuple[Tensor, ...] | None = None, noise: bool = True) -> tuple[Tensor]:
+        y, held, slope, rate = tensors or self.tensors
+        table = self.coefficients if noise else self.silent
+        return (self.process.dynamics.reverse_steps(y, held, slope, rate, self.bounds, table, self.seed, 0, how),)
 
-    few = min(len(y), 1024)
-    double = y[:few].double(), score[:few].double()
-    own = deviation((ours(y[:few], score[:few], "reference"),), (ours(*double, "reference"),))
-    check = agree((ours(y, score, backend)[:few],), (ours(*double, "reference"),), FLOAT32 + 10.0 * own)
-    case = f"d={problem.dim} K={problem.components} B={problem.rows:,}"
-    row = Row("reverse_step", case, backend, "a sample", problem.rows, check)
-    # the score's term is one more multiply-add for each value
-    each = roofline.simulate_multiply_adds(problem.dim, problem.components) + problem.dim
-    row.multiply_adds, row.normals = problem.rows * each, problem.rows * problem.dim
-    row.bytes = 3 * y.nbytes
-    _log(log, row, partial(ours, y, score, backend))
-    check = agree((eager(False)[:few],), (ours(*double, "reference", "ode"),), MATMUL_FORM)
-    peer = Row("reverse_step", case, "eager", "a sample", problem.rows, f"without noise: {check}")
-    _log(log, peer, partial(eager, True))
+    def eager(self, noise: bool = True) -> tuple[Tensor]:
+        y, held, slope, rate = self.tensors
+        for n in reversed(range(REVERSE_STEPS)):
+            decay, drift, weight, position, std, rate_scale = self.numbers[n]
+            x = (rate_scale * rate)[:, None].clamp(min=1e-30)
+            mean = -torch.expm1(-x) / x
+            y = decay * (-x).exp() * y + mean * (weight * (held + position * slope) + drift * self.score(y))
+            if noise and n > 0:
+                y = y + std * (-torch.expm1(-2.0 * x) / (2.0 * x)).sqrt() * torch.randn_like(y)
+        return (y,)
+
+    @cached_property
+    def numbers(self) -> list[list[float]]:
+        return self.coefficients.T.tolist()
+
+
+def _eager_score(m: GaussianMixture) -> Callable[[Tensor], Tensor]:
+    """Return grad log pi as one writes it in matrix products: one each way for axes, one for all full covariances."""
+    log_weights = m.weights.log()
+    if m.covariance_type == "spherical":
+        precisions = (1.0 / m.covariances)[:, None].expand_as(m.means)
+        offsets = log_weights + 0.5 * precisions.log().sum(1) - 0.5 * (precisions * m.means**2).sum(1)
+        return partial(
+            peers.score, peers.OneProduct(MatmulForm(precisions * m.means, precisions.contiguous(), offsets))
+        )
+    n_components, dim = m.means.shape
+    precision = torch.linalg.inv(m.covariances.double())
+    pulls = torch.einsum("kij,kj->ki", precision, m.means.double())
+    offsets = log_weights + (0.5 * (torch.logdet(precision) - (pulls * m.means).sum(1))).float()
+    side_by_side = precision.permute(1, 0, 2).reshape(dim, n_components * dim).float()
+    pulls = pulls.float()
+
+    def score(x: Tensor) -> Tensor:
+        px = (x @ side_by_side).view(len(x), n_components, dim)
+        r = (offsets + (x[:, None] * (pulls - 0.5 * px)).sum(2)).softmax(1)
+        return (r[:, :, None] * (pulls - px)).sum(1)
+
+    return score
+
+
+def _score_multiply_adds(kind: str, dim: int, components: int) -> int:
+    """Count those of one sample; full: P_k x, the logit's product and the mean, d^2 + 2 d, and 10 a component, d."""
+    if kind == "spherical":
+        return roofline.spherical_score_multiply_adds(dim, components)
+    return components * (dim * dim + 2 * dim + 10) + dim
+
+
+def time_reverse_steps(shape: tuple[str, int, int, int], backend: str, log: Log) -> None:
+    problem = Reversed(*shape)
+    few = tuple(t[:1024] for t in problem.tensors)
+    double = tuple(t.double() for t in few)
+
+    def checked(found: tuple[Tensor, ...], noise: bool, bound: float) -> str:
+        return agree(tuple(t[: len(few[0])] for t in found), problem.ours("reference", double, noise), bound)
+
+    own = deviation(problem.ours("reference", few), problem.ours("reference", double))
+    check = checked(problem.ours(backend), True, FLOAT32 + 10.0 * own)
+    row = Row("reverse_steps", problem.case, backend, "a sample-step", problem.count, check)
+    row.multiply_adds, row.normals = problem.multiply_adds, problem.normals
+    row.bytes = problem.tensors[0].nbytes + sum(t.nbytes for t in problem.tensors)
+    row.share, row.targets = REVERSE_SHARE, {"eager": AHEAD_OF_EAGER}
+    _log(log, row, partial(problem.ours, backend))
+    check = checked(problem.eager(False), False, MATMUL_FORM)
+    peer = Row("reverse_steps", problem.case, "eager", "a sample-step", problem.count, f"without noise: {check}")
+    _log(log, peer, problem.eager)
 
 
 def time_sampler(width: int, backend: str, log: Log) -> None:

@@ -29,6 +29,13 @@ inline void check_shape(const char* name, const at::Tensor& t, at::IntArrayRef e
   TORCH_CHECK_VALUE(t.sizes() == expected, name, ": expected shape ", expected, ", found ", t.sizes());
 }
 
+// N of the coefficients [5, N] of the reverse process.
+inline int64_t checked_coefficients(const at::Tensor& coefficients) {
+  TORCH_CHECK_VALUE(coefficients.dim() == 2 && coefficients.size(0) == 6, "coefficients: expected shape [6, N], found ",
+                    coefficients.sizes());
+  return coefficients.size(1);
+}
+
 inline void check_factors(const char* name, const at::Tensor& t, Covariance kind, int64_t n_components, int64_t dim) {
   switch (kind) {
     case Covariance::spherical: return check_shape(name, t, {n_components});

@@ -1,4 +1,4 @@
-// mixture_score, mixture_log_prob, mixture_hvp, mixture_sample and reverse_step: one evaluation of the mixture a row.
+// mixture_score, mixture_log_prob and mixture_hvp: one evaluation of the mixture a row.
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -65,16 +65,6 @@ void for_far_lanes(V maximum, scalar_of<V> limit, int64_t count, const Body& bod
   const auto* lanes = reinterpret_cast<const scalar_of<V>*>(&maximum);
   for (int64_t l = 0; l < count; ++l) {
     if (!(lanes[l] > limit)) body(l);
-  }
-}
-
-template <typename Body>
-void by_kind(Covariance kind, const Body& body) {
-  switch (kind) {
-    case Covariance::spherical: return body(std::integral_constant<Covariance, Covariance::spherical>{});
-    case Covariance::diag: return body(std::integral_constant<Covariance, Covariance::diag>{});
-    case Covariance::tied: return body(std::integral_constant<Covariance, Covariance::tied>{});
-    case Covariance::full: return body(std::integral_constant<Covariance, Covariance::full>{});
   }
 }
 
@@ -166,61 +156,6 @@ at::Tensor mixture_hvp(const at::Tensor& x, const at::Tensor& v, const at::Tenso
   return moment<true>(x, v, means, precisions, log_scale, covariance_type);
 }
 
-// sde: y - a score_pi + s^2 score + s xi;  ode: y - a score_pi + s^2 / 2 score.
-at::Tensor reverse_step(const at::Tensor& y, const at::Tensor& score, const at::Tensor& step, const at::Tensor& drift_scale,
-                        const at::Tensor& noise_std, const at::Tensor& means, const at::Tensor& precisions,
-                        const at::Tensor& log_scale, const std::string& covariance_type, const at::Tensor& seed,
-                        int64_t first_path, const std::string& method) {
-  constexpr uint32_t kReverseStream = 2;
-  check_points("y", y, means);
-  check_shape("score", score, y.sizes());
-  check_shape("noise_std", noise_std, drift_scale.sizes());
-  TORCH_CHECK_VALUE(method == "sde" || method == "ode", "method: expected sde or ode, found ", method);
-  const int64_t n = step.item<int64_t>(), d = y.size(1);
-  TORCH_CHECK_VALUE(drift_scale.dim() == 1 && n >= 0 && n < drift_scale.size(0), "step: expected 0..",
-                    drift_scale.size(0) - 1, ", found ", n);
-  at::Tensor out = at::empty(y.sizes(), y.options());
-  AT_DISPATCH_FLOATING_TYPES(y.scalar_type(), "fastndsm::reverse_step", [&] {
-    using V = vec<scalar_t, kLanes<scalar_t>>;
-    using U = words_of<V>;
-    const MixtureArgument<scalar_t> mixture(means, precisions, log_scale, covariance_type);
-    const at::Tensor points = y.contiguous(), slopes = score.contiguous();
-    const scalar_t *in = points.const_data_ptr<scalar_t>(), *slope = slopes.const_data_ptr<scalar_t>();
-    scalar_t* to = out.mutable_data_ptr<scalar_t>();
-    const scalar_t a = drift_scale.select(0, n).item<scalar_t>(), s = noise_std.select(0, n).item<scalar_t>();
-    const bool noisy = method == "sde" && n > 0;
-    const scalar_t weight = method == "sde" ? s * s : scalar_t(0.5) * s * s;
-    const NoiseStream noise(seed_value(seed), kReverseStream);
-    by_kind(mixture.view().kind, [&](auto kind) {
-      parallel_rows<lanes_of<V>>(y.size(0), [&](int64_t begin, int64_t end) {
-        std::vector<V> memory(3 * d);
-        V *reference = memory.data(), *learnt = reference + d, *xi = learnt + d;
-        evaluate_rows<V, kind, false>(mixture.view(), in, nullptr, begin, end,
-                                      [&](auto& tile, V* ty, const V*, int64_t first, int64_t count) {
-          uint32_t low[lanes_of<V>], high[lanes_of<V>];
-          for (int l = 0; l < lanes_of<V>; ++l) path_words(first_path + first + l, kReverseStream, low[l], high[l]);
-          tile.all_moments(ty, nullptr, reference, nullptr, nullptr);
-          for_far_lanes(tile.maximum(), tile.kLowest, count, [&](int64_t l) {
-            std::vector<scalar_t> far(d);
-            FarRow<scalar_t>(mixture.view(), in + (first + l) * d).score(far.data());
-            for (int64_t j = 0; j < d; ++j) reinterpret_cast<scalar_t*>(reference + j)[l] = far[j];
-          });
-          gather_rows(slope, first, count, d, learnt);
-          if (noisy) {
-            const PathCounters<U> paths(load<U>(low), load<U>(high));
-            normals(paths.at(static_cast<uint32_t>(n), noise.key), 0, d, xi);
-          }
-          for (int64_t j = 0; j < d; ++j) {
-            ty[j] = ty[j] - a * reference[j] + weight * learnt[j] + s * xi[j];
-          }
-          scatter_rows(ty, first, count, d, to);
-        });
-      });
-    });
-  });
-  return out;
-}
-
 }  // namespace
 
 #define FASTNDSM_MIXTURE "Tensor means, Tensor precisions, Tensor log_scale, str covariance_type"
@@ -229,15 +164,12 @@ TORCH_LIBRARY_FRAGMENT(fastndsm_cpp, m) {
   m.def("mixture_score(Tensor x, " FASTNDSM_MIXTURE ") -> Tensor");
   m.def("mixture_log_prob(Tensor x, " FASTNDSM_MIXTURE ") -> Tensor");
   m.def("mixture_hvp(Tensor x, Tensor v, " FASTNDSM_MIXTURE ") -> Tensor");
-  m.def("reverse_step(Tensor y, Tensor score, Tensor step, Tensor drift_scale, Tensor noise_std, " FASTNDSM_MIXTURE
-        ", Tensor seed, int first_path, str method) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(fastndsm_cpp, CPU, m) {
   m.impl("mixture_score", mixture_score);
   m.impl("mixture_log_prob", mixture_log_prob);
   m.impl("mixture_hvp", mixture_hvp);
-  m.impl("reverse_step", reverse_step);
 }
 
 }  // namespace fastndsm

@@ -1,29 +1,28 @@
-// Runs tiles of trajectories: which rows share a tile, where their state lies, and which kernel serves the dimension.
+// Runs tiles of trajectories, and of the reverse process: which rows share a tile, where their state lies, and which kernel serves the dimension.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
-#include "../include/registers.h"
-#include "../include/simulate.h"
+#include "reverse_tile.h"
 
 namespace fastndsm {
 
 template <typename S>
 struct Batch {
   int64_t n_rows, n_steps, first_path;
-  const S* x0;           // [n_rows, d]
+  const S* x0;  // [n_rows, d]
   const int64_t* steps;  // [n_rows], 0..n_steps
-  S* x;                  // [n_rows, d], or [2 n_rows, d] if mirrored
-  S* mean;               // [n_rows, d] or null
+  S* x;  // [n_rows, d], or [2 n_rows, d] if mirrored
+  S* mean;  // [n_rows, d] or null
   S* noise;
-  S* target;             // like x, or null
-  S* variance;           // [rows of x, 1] spherical, else like x
+  S* target;  // like x, or null
+  S* variance;  // [rows of x, 1] spherical, else like x
   bool mirrored;
 };
 
-// Rows by descending number of steps, so that the lanes of a tile finish together, and among equals by component (0 ..
+// Rows that take all the same number of steps where `steps` is null; else by descending number of steps, so that the lanes of a tile finish together, and among equals by component (0 ..
 // n_components - 1), so that the lanes of a tile leave the same ones out; then long and short tiles in turn, so that every
 // thread's share of consecutive tiles costs the same.
 class Schedule {
@@ -53,7 +52,7 @@ inline Schedule::Schedule(const int64_t* steps, int64_t n_rows, int64_t n_steps,
     for (int64_t row : rows) order_[start[key(row)]++] = row;
   };
   if (component) counting_sort(n_components, [&](int64_t row) { return component[row]; });
-  counting_sort(n_steps + 1, [&](int64_t row) { return n_steps - steps[row]; });
+  if (steps) counting_sort(n_steps + 1, [&](int64_t row) { return n_steps - steps[row]; });
 }
 
 inline int Schedule::rows(int64_t i, const int64_t*& row) const {
@@ -62,42 +61,27 @@ inline int Schedule::rows(int64_t i, const int64_t*& row) const {
   return static_cast<int>(std::min<int64_t>(lanes_, n_rows_ - tile * lanes_));
 }
 
-template <typename S>
-int known_dimension(const ProcessView<S>& process) {  // that the kernels in registers serve, or 0
-  const auto kind = process.mixture.kind;
-  const bool small = sizeof(S) == 4 && process.mixture.dim >= 2 && process.mixture.dim <= 3;
-  return small && (kind == Covariance::spherical || kind == Covariance::diag) ? static_cast<int>(process.mixture.dim) : 0;
-}
-
-// Rows of a batch as the lanes of a tile.
-template <typename S>
+// Rows as the lanes of a tile; lanes beyond the last row repeat it.
+template <typename V>
 struct TileRows {
-  static constexpr int W = kLanes<S>;
-  using V = vec<S, W>;
+  static constexpr int W = lanes_of<V>;
+  using S = scalar_of<V>;
 
-  const Batch<S>& batch;
   const int64_t* row;
   int count;
 
-  Lanes<V> lanes(const NoiseStream& noise) const {
-    Lanes<V> lanes;
+  int64_t at(int lane) const { return row[std::min(lane, count - 1)]; }
+
+  PathCounters<words_of<V>> paths(int64_t first_path, uint32_t stream) const {
     uint32_t c0[W], c1[W];
-    S steps[W];
-    lanes.first = batch.n_steps, lanes.last = 0;
-    for (int l = 0; l < W; ++l) {
-      const int64_t r = row[std::min(l, count - 1)], n = batch.steps[r];
-      path_words(batch.first_path + r, noise.stream, c0[l], c1[l]);
-      steps[l] = S(n);
-      lanes.first = std::min(lanes.first, n), lanes.last = std::max(lanes.last, n);
-    }
-    lanes.paths = {load<words_of<V>>(c0), load<words_of<V>>(c1)}, lanes.steps = load<V>(steps);
-    return lanes;
+    for (int l = 0; l < W; ++l) path_words(first_path + at(l), stream, c0[l], c1[l]);
+    return {load<words_of<V>>(c0), load<words_of<V>>(c1)};
   }
 
   void gather(const S* from, int64_t d, V* to) const {
     S* lanes = reinterpret_cast<S*>(to);
     for (int l = 0; l < W; ++l) {
-      const S* source = from + row[std::min(l, count - 1)] * d;
+      const S* source = from + at(l) * d;
       for (int64_t j = 0; j < d; ++j) lanes[j * W + l] = source[j];
     }
   }
@@ -111,21 +95,40 @@ struct TileRows {
   }
 };
 
+template <typename S>
+struct BatchRows : TileRows<vec<S, kLanes<S>>> {
+  using V = vec<S, kLanes<S>>;
+
+  const Batch<S>& batch;
+
+  BatchRows(const Batch<S>& batch, const Schedule& schedule, int64_t tile) : batch(batch) {
+    this->count = schedule.rows(tile, this->row);
+  }
+
+  Lanes<V> lanes(const NoiseStream& noise) const {
+    Lanes<V> lanes;
+    S steps[lanes_of<V>];
+    lanes.first = batch.n_steps, lanes.last = 0;
+    for (int l = 0; l < lanes_of<V>; ++l) {
+      const int64_t n = batch.steps[this->at(l)];
+      steps[l] = S(n);
+      lanes.first = std::min(lanes.first, n), lanes.last = std::max(lanes.last, n);
+    }
+    lanes.paths = this->paths(batch.first_path, noise.stream), lanes.steps = load<V>(steps);
+    return lanes;
+  }
+};
+
 // Tiles of known dimension, their state in registers.
 template <typename S, Covariance kind, int D, bool target>
 struct RegisterRunner {
-  using V = typename TileRows<S>::V;
+  using V = typename BatchRows<S>::V;
   using Sample = RegisterTrajectory<V, kind, D, target>;
 
   static void run(const ProcessView<S>& view, const Batch<S>& batch, const Schedule& schedule, int64_t begin, int64_t end) {
-    const MixtureView<S>& m = view.mixture;
-    const RegisterMixture<S> mixture{
-        static_cast<int>(m.n_components), m.means, m.roots, m.shifts, m.pulls, m.precisions, 0, m.log_scale};
-    const RegisterProcess<S> process{mixture, D, view.drift_scale, view.noise_std, view.noise};
+    const RegisterProcess<S> process{known_mixture(view.mixture), D, view.drift_scale, view.noise_std, view.noise};
     for (int64_t tile = begin; tile < end; ++tile) {
-      const int64_t* row;
-      const int count = schedule.rows(tile, row);
-      const TileRows<S> rows{batch, row, count};
+      const BatchRows<S> rows(batch, schedule, tile);
       if (target && batch.mirrored) {
         both(process, rows);
       } else {
@@ -135,7 +138,7 @@ struct RegisterRunner {
   }
 
  private:
-  static void one(const RegisterProcess<S>& process, const TileRows<S>& rows) {
+  static void one(const RegisterProcess<S>& process, const BatchRows<S>& rows) {
     const Lanes<V> lanes = rows.lanes(process.noise);
     V x0[D], h[D], z[D], mean[D], noise[D];
     rows.gather(rows.batch.x0, D, x0);
@@ -144,7 +147,7 @@ struct RegisterRunner {
     for (int j = 0; j < D; ++j) sample.x[j] = mean[j] = x0[j], noise[j] = V{};
     for (int64_t n = 0; n < lanes.last; ++n) {
       const auto counters = lanes.paths.at(static_cast<uint32_t>(n), process.noise.key);
-      if constexpr (Sample::kAhead) Sample::draw(process, counters, z);
+      if constexpr (Sample::kAhead) Sample::draw(process.dim, counters, z);
       const auto last = lanes.steps == S(n + 1);
       sample.step(process, counters, static_cast<int>(n), z, S(1), lanes.steps > S(n), [&](int j, V at, V drawn) {
         if (keeps) mean[j] = select(last, at, mean[j]), noise[j] = select(last, drawn, noise[j]);
@@ -155,7 +158,7 @@ struct RegisterRunner {
   }
 
   // A tile and its antithetic one, by the same noise.
-  static void both(const RegisterProcess<S>& process, const TileRows<S>& rows) {
+  static void both(const RegisterProcess<S>& process, const BatchRows<S>& rows) {
     const Lanes<V> lanes = rows.lanes(process.noise);
     V x0[D], h[2][D], z[D];
     rows.gather(rows.batch.x0, D, x0);
@@ -163,7 +166,7 @@ struct RegisterRunner {
     for (int j = 0; j < D; ++j) sample[0].x[j] = sample[1].x[j] = x0[j];
     for (int64_t n = 0; n < lanes.last; ++n) {
       const auto counters = lanes.paths.at(static_cast<uint32_t>(n), process.noise.key);
-      Sample::draw(process, counters, z);
+      Sample::draw(process.dim, counters, z);
       for (int i = 0; i < 2; ++i) {
         sample[i].step(process, counters, static_cast<int>(n), z, S(1 - 2 * i), lanes.steps > S(n), [](int, V, V) {});
       }
@@ -171,7 +174,7 @@ struct RegisterRunner {
     for (int i = 0; i < 2; ++i) finish(rows, sample[i], i * rows.batch.n_rows);
   }
 
-  static void finish(const TileRows<S>& rows, const Sample& sample, int64_t shift) {
+  static void finish(const BatchRows<S>& rows, const Sample& sample, int64_t shift) {
     V values[D];  // a copy: whose address is taken does not stay in registers
     for (int j = 0; j < D; ++j) values[j] = sample.x[j];
     rows.scatter(values, shift, D, rows.batch.x);
@@ -187,7 +190,7 @@ struct RegisterRunner {
 // Tiles of any dimension, their state in memory.
 template <typename S, Covariance kind, bool target>
 struct TileRunner {
-  using V = typename TileRows<S>::V;
+  using V = typename BatchRows<S>::V;
 
   static void run(const ProcessView<S>& process, const Batch<S>& batch, const Schedule& schedule, int64_t begin,
                   int64_t end) {
@@ -200,9 +203,7 @@ struct TileRunner {
     std::vector<V> memory(members * own);
     std::vector<int32_t> lists(members * Screen<V>::integers(k));
     for (int64_t tile = begin; tile < end; ++tile) {
-      const int64_t* row;
-      const int count = schedule.rows(tile, row);
-      const TileRows<S> rows{batch, row, count};
+      const BatchRows<S> rows(batch, schedule, tile);
       Member<V> member[2];
       for (int i = 0; i < members; ++i) {
         V* base = memory.data() + i * own;
@@ -210,9 +211,9 @@ struct TileRunner {
         V* x = z + d;
         const bool mirror = batch.mirrored && i == 1;
         member[i] = {rows.lanes(process.noise),
-                     target       ? TileState<V>{x, nullptr, nullptr, x + d, x + 2 * d, x + 2 * d + rates}
-                     : batch.mean ? TileState<V>{x, x + d, x + 2 * d, nullptr, nullptr, nullptr}
-                                  : TileState<V>{x, nullptr, nullptr, nullptr, nullptr, nullptr},
+                     target       ? TileState<V>{.x = x, .h = x + d, .v = x + 2 * d, .rate = x + 2 * d + rates}
+                     : batch.mean ? TileState<V>{.x = x, .mean = x + d, .noise = x + 2 * d}
+                                  : TileState<V>{.x = x},
                      MixtureScratch<V>(base, k, d),
                      Screen<V>(base + scratch, lists.data() + i * Screen<V>::integers(k), k, d),
                      mirror ? member[0].z : z,
@@ -226,7 +227,7 @@ struct TileRunner {
   }
 
  private:
-  static void load_state(const TileRows<S>& rows, TileState<V>& t, int64_t d, int64_t rates) {
+  static void load_state(const BatchRows<S>& rows, TileState<V>& t, int64_t d, int64_t rates) {
     rows.gather(rows.batch.x0, d, t.x);
     if constexpr (target) {
       for (int64_t j = 0; j < d; ++j) t.h[j] = V{};
@@ -236,7 +237,7 @@ struct TileRunner {
     }
   }
 
-  static void store_state(const TileRows<S>& rows, TileState<V>& t, int64_t shift, int64_t d, int64_t rates) {
+  static void store_state(const BatchRows<S>& rows, TileState<V>& t, int64_t shift, int64_t d, int64_t rates) {
     const Batch<S>& batch = rows.batch;
     rows.scatter(t.x, shift, d, batch.x);
     if constexpr (target) {
@@ -262,7 +263,7 @@ void run_tiles(const ProcessView<S>& process, const Batch<S>& batch, const Sched
   const auto by_dim = [&](auto kind) {
     constexpr Covariance k = decltype(kind)::value;
     if constexpr (sizeof(S) == 4) {
-      switch (known_dimension(process)) {
+      switch (known_dimension(process.mixture)) {
         case 2: return RegisterRunner<S, k, 2, target>::run(process, batch, schedule, begin, end);
         case 3: return RegisterRunner<S, k, 3, target>::run(process, batch, schedule, begin, end);
         default: break;
@@ -270,17 +271,52 @@ void run_tiles(const ProcessView<S>& process, const Batch<S>& batch, const Sched
     }
     general(kind);
   };
-  switch (process.mixture.kind) {
-    case Covariance::spherical: return by_dim(std::integral_constant<Covariance, Covariance::spherical>{});
-    case Covariance::diag: return by_dim(std::integral_constant<Covariance, Covariance::diag>{});
-    case Covariance::tied: return general(std::integral_constant<Covariance, Covariance::tied>{});
-    case Covariance::full: return general(std::integral_constant<Covariance, Covariance::full>{});
-  }
+  by_kind(process.mixture.kind, [&](auto kind) {
+    if constexpr (kind == Covariance::spherical || kind == Covariance::diag) {
+      by_dim(kind);
+    } else {
+      general(kind);
+    }
+  });
+}
+
+// Rows on their way back, from t_first to t_last.
+template <typename S>
+struct ReverseBatch {
+  int64_t n_rows, first_path, first, last;
+  const S *y, *held, *slope;  // [n_rows, d]; slope may be null
+  const S* own;  // [n_rows], rates; or null
+  S* out;
+};
+
+// Tiles begin..end of the schedule.
+template <typename S>
+void run_tiles_back(const ReverseView<S>& view, const ReverseBatch<S>& batch, const Schedule& schedule, int64_t begin,
+                    int64_t end) {
+  using V = vec<S, kLanes<S>>;
+  const int64_t d = view.mixture.dim;
+  by_kind(view.mixture.kind, [&](auto kind) {
+    ReverseTile<V, decltype(kind)::value> tile(view);
+    for (int64_t i = begin; i < end; ++i) {
+      TileRows<V> rows;
+      rows.count = schedule.rows(i, rows.row);
+      rows.gather(batch.y, d, tile.y), rows.gather(batch.held, d, tile.held);
+      if (batch.slope) rows.gather(batch.slope, d, tile.slope);
+      if (batch.own) rows.gather(batch.own, 1, &tile.own);
+      tile.start(rows.paths(batch.first_path, view.noise.stream));
+      tile.run(batch.first, batch.last, batch.slope != nullptr, batch.own != nullptr);
+      rows.scatter(tile.y, 0, d, batch.out);
+    }
+  });
 }
 
 // Long to compile: each in a file of its own.
 #define FASTNDSM_RUN_TILES(S, target) \
   template void run_tiles<S, target>(const ProcessView<S>&, const Batch<S>&, const Schedule&, int64_t, int64_t)
+#define FASTNDSM_RUN_TILES_BACK(S) \
+  template void run_tiles_back<S>(const ReverseView<S>&, const ReverseBatch<S>&, const Schedule&, int64_t, int64_t)
+extern FASTNDSM_RUN_TILES_BACK(float);
+extern FASTNDSM_RUN_TILES_BACK(double);
 extern FASTNDSM_RUN_TILES(float, false);
 extern FASTNDSM_RUN_TILES(float, true);
 extern FASTNDSM_RUN_TILES(double, false);

@@ -3,9 +3,11 @@
 
 #include <cstdint>
 
+#include "../include/reverse.h"
+
 namespace fastndsm::cuda {
 
-constexpr uint32_t kNoisingStream = 0, kReverseStream = 2;
+constexpr uint32_t kNoisingStream = 0;
 
 enum class Kind { spherical, diag, tied, full };
 
@@ -39,33 +41,34 @@ struct Noising {
   bool mirrored;  // outputs have 2 rows then, the antithetic ones last
 };
 
-struct ReverseStep {
+// As reverse.h has it.
+struct Reverse {
   MixtureBlock mixture;
-  const float* drift_scale;
-  const float* noise_std;
+  const float* coefficients;  // [6, N]
+  int n_steps;
   int64_t seed, first_path, rows;
-  const int64_t* step;  // one number, on the device
-  const float *y, *score;
+  const int64_t* bounds;  // first and last; on the device, where a graph that is launched again finds others
+  const float *y, *held, *slope;  // [rows, dim]; slope may be null
+  const float* own;  // [rows], rates; or null
   float* out;
-  bool ode;
 };
 
 // Parameters of a network in one block: for each layer weights packed in groups of 8 outputs, then biases padded to 8.
 struct MlpSampling {
   MixtureBlock mixture;
-  const float* drift_scale;
-  const float* noise_std;
-  const float* inverse_std;  // or null
-  float feature_scale;
+  const float* coefficients;
   int n_steps;
   int64_t seed, first_path, rows;
+  const int64_t* bounds;  // [M + 1]
+  int n_evaluations;
+  const Evaluation<float>* evaluations;  // [M]
+  float feature_scale;
   const float* network;
   int network_floats, n_hidden, width, inputs;  // hidden layers all of one width, 64 or 128
-  const float *scales, *shifts;  // [N, n_hidden * width]
+  const float *scales, *shifts;  // [M, n_hidden * width]
   const float* y;
   float* out;
-  int64_t* failed;  // one number, -1 before
-  bool ode;
+  int64_t* failed;  // one number, M before
 };
 
 }  // namespace fastndsm::cuda

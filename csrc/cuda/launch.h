@@ -19,8 +19,8 @@ int64_t block_size(Kind kind, int n_components, int padded);
 cudaError_t pack(const Packing&, cudaStream_t);
 cudaError_t simulate(const Noising&, cudaStream_t);
 cudaError_t simulate_tiled(const Noising&, cudaStream_t);
-cudaError_t reverse_step(const ReverseStep&, cudaStream_t);
-cudaError_t reverse_step_tiled(const ReverseStep&, cudaStream_t);
+cudaError_t reverse_steps(const Reverse&, cudaStream_t);
+cudaError_t reverse_steps_tiled(const Reverse&, cudaStream_t);
 
 bool sample_mlp_fits(const MlpSampling&);
 cudaError_t sample_mlp(const MlpSampling&, cudaStream_t);

@@ -113,62 +113,67 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_op(const at::Tensor& x0,
   return {x, second, third};
 }
 
-at::Tensor reverse_op(const at::Tensor& y, const at::Tensor& score, const at::Tensor& step, const at::Tensor& drift_scale,
-                      const at::Tensor& noise_std, const at::Tensor& means, const at::Tensor& precisions,
-                      const at::Tensor& log_scale, const std::string& kind, int64_t padded, int64_t seed,
-                      int64_t first_path, const std::string& method, bool tiled) {
+at::Tensor reverse_op(const at::Tensor& y, const at::Tensor& held, const std::optional<at::Tensor>& slope,
+                      const std::optional<at::Tensor>& rate, const at::Tensor& bounds, const at::Tensor& coefficients,
+                      const at::Tensor& means, const at::Tensor& precisions, const at::Tensor& log_scale,
+                      const std::string& kind, int64_t padded, int64_t seed, int64_t first_path, bool tiled) {
   const c10::cuda::CUDAGuard guard(y.device());
   check("y", y, at::kFloat, {y.size(0), y.size(1)});
-  check("score", score, at::kFloat, y.sizes());
-  check("step", step, at::kLong, {});
-  check("noise_std", noise_std, at::kFloat, {drift_scale.numel()});
-  TORCH_CHECK_VALUE(method == "sde" || method == "ode", "method: expected sde or ode, found ", method);
+  check("held", held, at::kFloat, y.sizes());
+  if (slope) check("slope", *slope, at::kFloat, y.sizes());
+  if (rate) check("rate", *rate, at::kFloat, {y.size(0)});
+  check("bounds", bounds, at::kLong, {2});
+  check("coefficients", coefficients, at::kFloat, {6, coefficients.size(1)});
   at::Tensor out = at::empty(y.sizes(), y.options());
   const PackedMixture mixture(means, precisions, log_scale, kind, y.size(1), padded);
-  const ReverseStep a{mixture.block(),
-                      drift_scale.const_data_ptr<float>(),
-                      noise_std.const_data_ptr<float>(),
-                      seed,
-                      first_path,
-                      y.size(0),
-                      step.const_data_ptr<int64_t>(),
-                      y.const_data_ptr<float>(),
-                      score.const_data_ptr<float>(),
-                      out.mutable_data_ptr<float>(),
-                      method == "ode"};
-  if (y.size(0) > 0) check_launch("reverse_step", tiled ? reverse_step_tiled(a, stream()) : reverse_step(a, stream()));
+  const Reverse a{mixture.block(),
+                  coefficients.const_data_ptr<float>(),
+                  int(coefficients.size(1)),
+                  seed,
+                  first_path,
+                  y.size(0),
+                  bounds.const_data_ptr<int64_t>(),
+                  y.const_data_ptr<float>(),
+                  held.const_data_ptr<float>(),
+                  slope ? slope->const_data_ptr<float>() : nullptr,
+                  rate ? rate->const_data_ptr<float>() : nullptr,
+                  out.mutable_data_ptr<float>()};
+  if (y.size(0) > 0) check_launch("reverse_steps", tiled ? reverse_steps_tiled(a, stream()) : reverse_steps(a, stream()));
   return out;
 }
 
-// y_0, and the first step (they go down) that gave a value that is not finite, -1 if none did.
-std::tuple<at::Tensor, at::Tensor> sample_mlp_op(
-    const at::Tensor& y, const at::Tensor& network, int64_t n_hidden, int64_t width, int64_t inputs,
-    const at::Tensor& scales, const at::Tensor& shifts, const std::optional<at::Tensor>& inverse_std, double feature_scale,
-    const at::Tensor& drift_scale, const at::Tensor& noise_std, const at::Tensor& means, const at::Tensor& precisions,
-    const at::Tensor& log_scale, const std::string& kind, int64_t seed, int64_t first_path, const std::string& method) {
+// y_0, and the first evaluation after which a value was not finite, M if there is none.
+std::tuple<at::Tensor, at::Tensor> sample_mlp_op(const at::Tensor& y, const at::Tensor& network, int64_t n_hidden,
+                                                 int64_t width, int64_t inputs, const at::Tensor& scales,
+                                                 const at::Tensor& shifts, double feature_scale, const at::Tensor& bounds,
+                                                 const at::Tensor& coefficients, const at::Tensor& evaluations,
+                                                 const at::Tensor& means, const at::Tensor& precisions,
+                                                 const at::Tensor& log_scale, const std::string& kind, int64_t seed,
+                                                 int64_t first_path) {
   const c10::cuda::CUDAGuard guard(y.device());
-  const int64_t d = y.size(1), n_steps = drift_scale.numel(), outputs = (d + 7) / 8 * 8;
+  const int64_t d = y.size(1), n_evaluations = evaluations.size(0), outputs = (d + 7) / 8 * 8;
   check("y", y, at::kFloat, {y.size(0), d});
   check("network", network, at::kFloat,
         {(inputs + 1) * width + (n_hidden - 1) * (width + 1) * width + (width + 1) * outputs});
-  check("scales", scales, at::kFloat, {n_steps, n_hidden * width});
+  check("scales", scales, at::kFloat, {n_evaluations, n_hidden * width});
   check("shifts", shifts, at::kFloat, scales.sizes());
-  check("drift_scale", drift_scale, at::kFloat, {n_steps});
-  check("noise_std", noise_std, at::kFloat, {n_steps});
-  if (inverse_std) check("inverse_std", *inverse_std, at::kFloat, {n_steps});
+  check("bounds", bounds, at::kLong, {n_evaluations + 1});
+  check("coefficients", coefficients, at::kFloat, {6, coefficients.size(1)});
+  check("evaluations", evaluations, at::kFloat, {n_evaluations, 8});
   TORCH_CHECK_VALUE(inputs == d || inputs == 2 * d, "inputs: expected ", d, " or ", 2 * d, ", found ", inputs);
-  TORCH_CHECK_VALUE(method == "sde" || method == "ode", "method: expected sde or ode, found ", method);
-  at::Tensor out = at::empty(y.sizes(), y.options()), failed = at::full({}, -1, y.options().dtype(at::kLong));
+  at::Tensor out = at::empty(y.sizes(), y.options());
+  at::Tensor failed = at::full({}, n_evaluations, y.options().dtype(at::kLong));
   const PackedMixture mixture(means, precisions, log_scale, kind, d, d);
   const MlpSampling a{mixture.block(),
-                      drift_scale.const_data_ptr<float>(),
-                      noise_std.const_data_ptr<float>(),
-                      inverse_std ? inverse_std->const_data_ptr<float>() : nullptr,
-                      float(feature_scale),
-                      int(n_steps),
+                      coefficients.const_data_ptr<float>(),
+                      int(coefficients.size(1)),
                       seed,
                       first_path,
                       y.size(0),
+                      bounds.const_data_ptr<int64_t>(),
+                      int(n_evaluations),
+                      reinterpret_cast<const Evaluation<float>*>(evaluations.const_data_ptr<float>()),
+                      float(feature_scale),
                       network.const_data_ptr<float>(),
                       int(network.numel()),
                       int(n_hidden),
@@ -178,8 +183,7 @@ std::tuple<at::Tensor, at::Tensor> sample_mlp_op(
                       shifts.const_data_ptr<float>(),
                       y.const_data_ptr<float>(),
                       out.mutable_data_ptr<float>(),
-                      failed.mutable_data_ptr<int64_t>(),
-                      method == "ode"};
+                      failed.mutable_data_ptr<int64_t>()};
   TORCH_CHECK_NOT_IMPLEMENTED(sample_mlp_fits(a), "sample_mlp: the network and ", means.size(0),
                               " components find no room in shared memory");
   if (y.size(0) > 0) check_launch("sample_mlp", sample_mlp(a, stream()));
@@ -207,13 +211,12 @@ TORCH_LIBRARY(fastndsm_cuda, m) {
       "Tensor log_scale, str kind, int padded, int seed, int first_path, str what, bool tiled) -> (Tensor, Tensor, "
       "Tensor)");
   m.def(
-      "reverse_step(Tensor y, Tensor score, Tensor step, Tensor drift_scale, Tensor noise_std, Tensor means, "
-      "Tensor precisions, Tensor log_scale, str kind, int padded, int seed, int first_path, str method, bool tiled) -> "
-      "Tensor");
+      "reverse_steps(Tensor y, Tensor held, Tensor? slope, Tensor? rate, Tensor bounds, Tensor coefficients, Tensor means, "
+      "Tensor precisions, Tensor log_scale, str kind, int padded, int seed, int first_path, bool tiled) -> Tensor");
   m.def(
       "sample_mlp(Tensor y, Tensor network, int n_hidden, int width, int inputs, Tensor scales, Tensor shifts, "
-      "Tensor? inverse_std, float feature_scale, Tensor drift_scale, Tensor noise_std, Tensor means, Tensor precisions, "
-      "Tensor log_scale, str kind, int seed, int first_path, str method) -> (Tensor, Tensor)");
+      "float feature_scale, Tensor bounds, Tensor coefficients, Tensor evaluations, Tensor means, "
+      "Tensor precisions, Tensor log_scale, str kind, int seed, int first_path) -> (Tensor, Tensor)");
   m.def("block_size(str kind, int n_components, int padded) -> int", block_size_op);
   m.def("register_dimension(str kind, int dim) -> int", register_dimension_op);
   m.def("tiled_fits(str kind, int dim, int n_components, bool target) -> bool", tiled_fits_op);
@@ -221,7 +224,7 @@ TORCH_LIBRARY(fastndsm_cuda, m) {
 
 TORCH_LIBRARY_IMPL(fastndsm_cuda, CUDA, m) {
   m.impl("simulate", simulate_op);
-  m.impl("reverse_step", reverse_op);
+  m.impl("reverse_steps", reverse_op);
   m.impl("sample_mlp", sample_mlp_op);
 }
 

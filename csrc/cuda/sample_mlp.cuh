@@ -1,12 +1,13 @@
-// sample_mlp: the reverse process of a small network's score, all steps in one launch: network, drift and noise.
+// sample_mlp: the reverse process of a small network's score, all of it in one launch: evaluations of the network, and the
+// steps of reverse.h between them.
 //
 // A block owns a tile of samples. Their activations lie in shared memory as [unit][sample]; a thread forms 8 outputs of 4
 // samples, sums in registers, and the network's weights are in shared memory too where they fit (as [input][output]). The
 // mixture, the noise and the update are one thread's for each sample.
 #pragma once
 
+#include "../include/mlp.h"
 #include "../include/parameters.h"
-#include "../include/reverse.h"
 #include "arguments.h"
 
 namespace fastndsm::cuda {
@@ -15,10 +16,10 @@ constexpr int kOut = 8, kSamples = 4;  // outputs and samples of a thread
 
 __host__ __device__ constexpr int padded8(int n) { return (n + 7) / 8 * 8; }
 
-// A sample's own memory: the mixture's scratch, then y, Heun's first stage and grad log pi. Odd: threads use all banks.
+// A sample's own memory: the mixture's scratch, then y, grad log pi, what is held and its slope. Odd: threads use all banks.
 __host__ __device__ int record_floats(int n_components, int dim) {
   const int resident = n_components < kResident ? n_components : kResident;
-  return (2 * resident + 9 * dim) | 1;
+  return (2 * resident + 10 * dim) | 1;
 }
 
 __device__ MixtureView<float> view_of(const MixtureBlock& m) {
@@ -136,58 +137,67 @@ __global__ void __launch_bounds__(256, 1) sample_kernel(const __grid_constant__ 
   const int64_t row = int64_t(blockIdx.x) * tile + t;
   const bool active = t < tile && row < a.rows;
   float* scratch = outputs + padded8(d) * tile + t * record;
-  float *y = scratch + record - 3 * d, *euler = y + d, *reference = euler + d;
+  float *y = scratch + record - 4 * d, *reference = y + d, *held = reference + d, *slope = held + d;
   if (t < tile) {
-    for (int j = 0; j < d; ++j) y[j] = active ? a.y[row * d + j] : 0.0f;
+    for (int j = 0; j < d; ++j) y[j] = active ? a.y[row * d + j] : 0.0f, held[j] = 0.0f;
   }
   const MixtureView<float> mixture = view_of(a.mixture);
+  const ReverseTable<float> table{a.coefficients, a.n_steps};
   const NoiseStream noise(a.seed, kReverseStream);
   uint32_t c0, c1;
   path_words(a.first_path + row, kReverseStream, c0, c1);
   const PathCounters<uint32_t> path(c0, c1);
-  int failed = -1;
-  for (int n = a.n_steps - 1; n >= 0; --n) {
-    const float s = a.noise_std[n], weight = (a.ode ? 0.5f : 1.0f) * s * s;
-    for (int stage = 0; stage < (a.ode && n > 0 ? 2 : 1); ++stage) {
-      float* x = stage == 0 ? y : euler;
-      const int time = n - stage;
-      if (t < tile) {
-        mixture_score(mixture, scratch, x, reference);
-        for (int j = 0; j < d; ++j) {
-          inputs[j * tile + t] = x[j];
-          if (a.inputs > d) inputs[(d + j) * tile + t] = a.feature_scale * reference[j];
-        }
-      }
-      __syncthreads();
-      network<kWidth>(a, weights, time, tile, inputs, h, outputs);
-      if (t < tile) {
-        for (int j = 0; j < d; ++j) {
-          const float out = outputs[j * tile + t];
-          const float score = a.inverse_std ? residual_score(reference[j], out, a.inverse_std[time]) : out;
-          euler[j] = reverse_mean(x[j], reference[j], score, a.drift_scale[n], weight);
-        }
+  int failed = a.n_evaluations;
+  float rate = 0.0f;
+  for (int k = 0; k < a.n_evaluations; ++k) {
+    if (t < tile) {
+      mixture_score(mixture, scratch, y, reference);
+      for (int j = 0; j < d; ++j) {
+        inputs[j * tile + t] = y[j];
+        if (a.inputs > d) inputs[(d + j) * tile + t] = a.feature_scale * reference[j];
       }
     }
+    __syncthreads();
+    network<kWidth>(a, weights, k, tile, inputs, h, outputs);
     if (t < tile) {
-      float none = 0.0f;
-      for (int j0 = 0; j0 < d; j0 += 4) {
-        float z[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-        if (!a.ode && n > 0) padded_normals<4, float>(path.at(static_cast<uint32_t>(n), noise.key), j0, d, z);
+      const Evaluation<float> now = a.evaluations[k];
+      float sum = 0.0f;
+      for (int j = 0; j < d; ++j) {
+        const float residual = now.residual(reference[j], outputs[j * tile + t]);
+        sum = fused(residual, residual + reference[j], sum);
+      }
+      const float before = rate;
+      rate = now.rate(sum, d);
+      for (int j = 0; j < d; ++j) {
+        const float current = now.current(y[j], reference[j], now.residual(reference[j], outputs[j * tile + t]));
+        slope[j] = now.inverse_gap != 0.0f ? now.slope(y[j], current, held[j], before) : 0.0f;
+        held[j] = fused(rate, y[j], current);
+      }
+      const int last = int(a.bounds[k + 1]);
+      for (int n = int(a.bounds[k]) - 1; n >= last; --n) {
+        const ReverseStep<float> step = table[n];
+        const SampleStep<float> own = now.limit != 0.0f ? step.rated(rate) : step.unrated();
+        if (step.drift != 0.0f) mixture_score(mixture, scratch, y, reference);
+        for (int j0 = 0; j0 < d; j0 += 4) {
+          float z[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+          if (step.std != 0.0f) padded_normals<4, float>(path.at(static_cast<uint32_t>(n), noise.key), j0, d, z);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          if (j0 + i < d) {
-            float& value = y[j0 + i];
-            value = a.ode && n > 0 ? 0.5f * (value + euler[j0 + i]) : fused(s, z[i], euler[j0 + i]);
-            none = fma(value, 0.0f, none);  // NaN from NaN and infinity
+          for (int i = 0; i < 4; ++i) {
+            const int j = j0 + i;
+            if (j >= d) continue;
+            const float score = step.drift != 0.0f ? reference[j] : 0.0f;
+            y[j] = own.next(y[j], score, own.network(held[j], slope[j]), z[i]);
           }
         }
       }
-      if (failed < 0 && none != 0.0f) failed = n;
+      float none = 0.0f;
+      for (int j = 0; j < d; ++j) none = fma(y[j], 0.0f, none);  // NaN from NaN and infinity
+      if (none != 0.0f && k < failed) failed = k;
     }
   }
   if (active) {
     for (int j = 0; j < d; ++j) a.out[row * d + j] = y[j];
-    if (failed >= 0) atomicMax(reinterpret_cast<long long*>(a.failed), static_cast<long long>(failed));
+    if (failed < a.n_evaluations) atomicMin(reinterpret_cast<long long*>(a.failed), static_cast<long long>(failed));
   }
 }
 

@@ -62,9 +62,10 @@ cudaError_t simulate(const Noising& a, cudaStream_t stream) {
   });
 }
 
-cudaError_t reverse_step(const ReverseStep& a, cudaStream_t stream) {
+cudaError_t reverse_steps(const Reverse& a, cudaStream_t stream) {
   return dispatch(a.mixture, [&](auto kind, auto dim) {
-    return launch(reverse_kernel<decltype(kind)::value, decltype(dim)::value>, a, a.rows, 0, stream);
+    constexpr int D = decltype(dim)::value;
+    return launch(reverse_kernel<decltype(kind)::value, D>, a, a.rows, 2 * D, stream);
   });
 }
 

@@ -1,4 +1,4 @@
-// simulate, simulate_target and reverse_step in small dimension: one thread a sample, its state in registers for all steps,
+// simulate, simulate_target and reverse_steps in small dimension: one thread a sample, its state in registers for all steps,
 // the mixture in shared memory.
 #pragma once
 
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kThreads, 1) simulate_kernel(const __grid_cons
     const auto counters = path.at(static_cast<uint32_t>(n), process.noise.key);
     const bool last = !target && n + 1 == steps && a.mean;
     float z[target ? D : 1];
-    if constexpr (target) sample.draw(process, counters, z);
+    if constexpr (target) sample.draw(d, counters, z);
     sample.step(process, counters, n, z, sign, true, [&](int j, float mean, float noise) {
       if (last && j < d) a.mean[out * d + j] = mean, a.noise[out * d + j] = noise;
     });
@@ -63,26 +63,38 @@ __global__ void __launch_bounds__(kThreads, 1) simulate_kernel(const __grid_cons
   if constexpr (target && kind == Covariance::spherical) a.variance[out] = sample.v[0];
 }
 
+// What the network gave lies in shared memory, 2 D numbers a thread.
 template <Covariance kind, int D>
-__global__ void __launch_bounds__(kThreads, 1) reverse_kernel(const __grid_constant__ ReverseStep a) {
+__global__ void __launch_bounds__(kThreads, 1) reverse_kernel(const __grid_constant__ Reverse a) {
   extern __shared__ __align__(16) float shared[];
   const int d = a.mixture.dim;
-  const RegisterProcess<float> process{shared_mixture<kind, D>(a.mixture, shared), d, a.drift_scale, a.noise_std,
-                                       NoiseStream(a.seed, kReverseStream)};
+  const RegisterMixture<float> mixture = shared_mixture<kind, D>(a.mixture, shared);
+  const ReverseTable<float> table{a.coefficients, a.n_steps};
+  const NoiseStream noise(a.seed, kReverseStream);
   const int64_t row = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (row >= a.rows) return;
   uint32_t c0, c1;
   path_words(a.first_path + row, kReverseStream, c0, c1);
-  const int n = static_cast<int>(*a.step);
-  const float s = a.noise_std[n];
-  float y[D];
-#pragma unroll
-  for (int j = 0; j < D; ++j) y[j] = j < d ? a.y[row * d + j] : 0.0f;
-  reverse_step<kind, D>(process, PathCounters<uint32_t>(c0, c1), n, (a.ode ? 0.5f : 1.0f) * s * s,
-                        a.ode || n == 0 ? 0.0f : s, a.score + row * d, y);
+  const PathCounters<uint32_t> path(c0, c1);
+  float *held = shared + a.mixture.floats + threadIdx.x, *slope = held + D * kThreads;
+  RegisterTrajectory<float, kind, D, false> sample(nullptr, 1);
 #pragma unroll
   for (int j = 0; j < D; ++j) {
-    if (j < d) a.out[row * d + j] = y[j];
+    sample.x[j] = j < d ? a.y[row * d + j] : 0.0f;
+    held[j * kThreads] = j < d ? a.held[row * d + j] : 0.0f;
+    slope[j * kThreads] = a.slope && j < d ? a.slope[row * d + j] : 0.0f;
+  }
+  const float own = a.own ? a.own[row] : 0.0f;
+  const int last = static_cast<int>(a.bounds[1]);
+  for (int n = static_cast<int>(a.bounds[0]) - 1; n >= last; --n) {
+    const auto counters = path.at(static_cast<uint32_t>(n), noise.key);
+    const ReverseStep<float> step = table[n];
+    const SampleStep<float> now = a.own ? step.rated(own) : step.unrated();
+    sample.step_back(mixture, d, step, now, counters, held, slope, kThreads, nullptr);
+  }
+#pragma unroll
+  for (int j = 0; j < D; ++j) {
+    if (j < d) a.out[row * d + j] = sample.x[j];
   }
 }
 

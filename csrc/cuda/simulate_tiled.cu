@@ -82,7 +82,7 @@ cudaError_t simulate_tiled(const Noising& a, cudaStream_t stream) {
   });
 }
 
-cudaError_t reverse_step_tiled(const ReverseStep& a, cudaStream_t stream) {
+cudaError_t reverse_steps_tiled(const Reverse& a, cudaStream_t stream) {
   const Shape shape = shape_for(a.mixture, false);
   return dispatch(a.mixture, shape, [&](auto kind, auto n) {
     return launch(reverse_tiled_kernel<decltype(kind)::value, decltype(n)::value>, a, a.rows, shape, false, stream);

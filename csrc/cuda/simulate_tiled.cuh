@@ -1,4 +1,4 @@
-// simulate, simulate_target and reverse_step in large dimension: a warp owns one or four samples, a block up to 32, whose
+// simulate, simulate_target and reverse_steps in large dimension: a warp owns one or four samples, a block up to 32, whose
 // state stays in shared memory for all steps; parameters are read from global memory, through the caches.
 #pragma once
 
@@ -81,19 +81,19 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) simulate_tiled_kernel(co
     rows.path[s] = a.first_path + row, rows.from[s] = row, rows.to[s] = i < a.rows ? row : row + a.rows;
     rows.steps[s] = int(a.steps[row]), rows.sign[s] = i < a.rows ? 1.0f : -1.0f;
   }
-  const TiledArrays<float> arrays{a.x0, nullptr, a.x, a.mean, a.noise, a.target, a.variance};
+  const TiledArrays<float> arrays{a.x0, nullptr, nullptr, nullptr, a.x, a.mean, a.noise, a.target, a.variance};
   WarpTrajectory<DeviceWarp, float, kind, mode, N>(process, rows, arrays, memory<kind, mode, N>(m, shared), {}).simulate();
 }
 
 template <Covariance kind, int N>
-__global__ void __launch_bounds__(kMostWarps* kWarp, 1) reverse_tiled_kernel(const __grid_constant__ ReverseStep a) {
+__global__ void __launch_bounds__(kMostWarps* kWarp, 1) reverse_tiled_kernel(const __grid_constant__ Reverse a) {
   extern __shared__ __align__(16) float shared[];
   const MixtureBlock& m = a.mixture;
   const TiledProcess<float> process{register_mixture<kind>(m.parameters, m.n_components, m.padded, false),
                                     m.dim,
                                     m.padded,
-                                    a.drift_scale,
-                                    a.noise_std,
+                                    nullptr,
+                                    nullptr,
                                     NoiseStream(a.seed, kReverseStream)};
   const int64_t first = (int64_t(blockIdx.x) * (blockDim.x / kWarp) + threadIdx.x / kWarp) * N;
   if (first >= a.rows) return;
@@ -102,14 +102,12 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) reverse_tiled_kernel(con
 #pragma unroll
   for (int s = 0; s < N; ++s) {
     const int64_t row = s < rows.count ? first + s : first;
-    rows.path[s] = a.first_path + row, rows.from[s] = rows.to[s] = row, rows.steps[s] = 1, rows.sign[s] = 1.0f;
+    rows.path[s] = a.first_path + row, rows.from[s] = rows.to[s] = row, rows.steps[s] = 0, rows.sign[s] = 1.0f;
   }
-  const TiledArrays<float> arrays{a.y, a.score, a.out, nullptr, nullptr, nullptr, nullptr};
-  const int n = int(*a.step);
-  const float s = a.noise_std[n];
+  const TiledArrays<float> arrays{a.y, a.held, a.slope, a.own, a.out, nullptr, nullptr, nullptr, nullptr};
   WarpTrajectory<DeviceWarp, float, kind, Mode::reverse, N>(process, rows, arrays,
                                                             memory<kind, Mode::reverse, N>(m, shared), {})
-      .reverse(n, (a.ode ? 0.5f : 1.0f) * s * s, a.ode || n == 0 ? 0.0f : s);
+      .reverse({a.coefficients, a.n_steps}, int(a.bounds[0]), int(a.bounds[1]));
 }
 
 }  // namespace fastndsm::cuda

@@ -34,7 +34,7 @@ class MixtureTile {
   static constexpr S kLn2 = S(0.69314718055994530942);
 
  public:
-  static constexpr S kLowest = S(detail::kSingle<V> ? -3.0e38 : -1.0e308);
+  static constexpr S kLowest = kLowestLogit<V>;
   // A largest logit from which on H z is a difference of terms whose rounding exceeds it.
   static constexpr S kNothingLeft = S(-0.72134752044448170368) / std::numeric_limits<S>::epsilon();
 
@@ -86,7 +86,8 @@ class MixtureTile {
     rate_ = rate_ * inverse_, along_ = along_ * inverse_, slope_ = slope_ * inverse_;
   }
 
-  // Second pass: score, H z and the mean precision diagonal of the C dimensions from j0 on; the last two may be null.
+  // Second pass: score, H z and the mean precision diagonal of the C dimensions from j0 on; the last two may be null, and
+  // are where the tile has no products.
   template <int C>
   FASTNDSM_HD void moments(const V* x, const V* z, int64_t j0, V* score, V* hvp, V* rate) {
     constexpr int G = C < kGroup ? C : kGroup;
@@ -400,43 +401,47 @@ class MixtureTile {
     }
   }
 
+  // Rows of a matrix that go together: as many independent sums as the latency needs and registers hold.
+  static constexpr int kFullRows = kRegisters >= 32 || !with_product ? 8 : 4;
+
+  // R rows of a full component's u and w from i0 on.
+  template <int R>
+  FASTNDSM_HD void full_rows(const V* x, const V* z, const S* mean, const S* precision, int64_t i0) {
+    const int64_t d = dim();
+    V u[R], w[R];
+    FASTNDSM_UNROLL
+    for (int i = 0; i < R; ++i) u[i] = V{}, w[i] = V{};
+    for (int64_t j = 0; j < d; ++j) {
+      const V t = mean[j] - x[j];
+      FASTNDSM_UNROLL
+      for (int i = 0; i < R; ++i) {
+        const V p = splat<V>(precision[(i0 + i) * d + j]);
+        u[i] = fma(t, p, u[i]);
+        if constexpr (with_product) w[i] = fma(z[j], p, w[i]);
+      }
+    }
+    FASTNDSM_UNROLL
+    for (int i = 0; i < R; ++i) {
+      t_.u[i0 + i] = u[i];
+      if constexpr (with_product) t_.w[i0 + i] = w[i];
+    }
+  }
+
   // One full component: u = P (m - x), w = P z.
   FASTNDSM_OUTLINE void full_logit(const V* x, const V* z, int64_t k) {
     const int64_t d = dim();
     const S* mean = m_.means + k * d;
     const S* precision = m_.precisions + k * d * d;
+    int64_t i = 0;
+    if constexpr (kFullRows > 4) {
+      for (; i + kFullRows <= d; i += kFullRows) full_rows<kFullRows>(x, z, mean, precision, i);
+    }
+    for (; i + 4 <= d; i += 4) full_rows<4>(x, z, mean, precision, i);
+    for (; i < d; ++i) full_rows<1>(x, z, mean, precision, i);
     V q = V{}, along = V{};
-    for (int64_t i0 = 0; i0 < d; i0 += 4) {
-      const int64_t rows = std::min<int64_t>(4, d - i0);
-      V u[4] = {V{}, V{}, V{}, V{}}, w[4] = {V{}, V{}, V{}, V{}};
-      if (rows == 4) {
-        for (int64_t j = 0; j < d; ++j) {
-          const V t = mean[j] - x[j];
-#pragma GCC unroll 4
-          for (int i = 0; i < 4; ++i) {
-            const S p = precision[(i0 + i) * d + j];
-            u[i] = fma(t, splat<V>(p), u[i]);
-            if constexpr (with_product) w[i] = fma(z[j], splat<V>(p), w[i]);
-          }
-        }
-      } else {
-        for (int64_t j = 0; j < d; ++j) {
-          const V t = mean[j] - x[j];
-          for (int64_t i = 0; i < rows; ++i) {
-            const S p = precision[(i0 + i) * d + j];
-            u[i] = fma(t, splat<V>(p), u[i]);
-            if constexpr (with_product) w[i] = fma(z[j], splat<V>(p), w[i]);
-          }
-        }
-      }
-      for (int64_t i = 0; i < rows; ++i) {
-        t_.u[i0 + i] = u[i];
-        q = fma(V(mean[i0 + i] - x[i0 + i]), u[i], q);
-        if constexpr (with_product) {
-          t_.w[i0 + i] = w[i];
-          along = fma(u[i], z[i0 + i], along);
-        }
-      }
+    for (int64_t j = 0; j < d; ++j) {
+      q = fma(V(mean[j] - x[j]), t_.u[j], q);
+      if constexpr (with_product) along = fma(t_.u[j], z[j], along);
     }
     t_.weights[0] = fma(q, splat<V>(-kHalfLog2e), splat<V>(m_.log_scale[k]));
     if constexpr (with_product) t_.products[0] = along;
@@ -472,8 +477,10 @@ class MixtureTile {
       const S* precision = m_.precisions + k0 * m_.dim * m_.dim;
       for (int64_t j = 0; j < dim(); ++j) {
         t_.a[j] = fma(e, t_.u[j], t_.a[j]);
-        t_.r[j] = fma(e, splat<V>(precision[j * (m_.dim + 1)]), t_.r[j]);
-        if constexpr (with_product) t_.b[j] = fma(t_.products[0], t_.u[j], fma(V(-e), t_.w[j], t_.b[j]));
+        if constexpr (with_product) {
+          t_.r[j] = fma(e, splat<V>(precision[j * (m_.dim + 1)]), t_.r[j]);
+          t_.b[j] = fma(t_.products[0], t_.u[j], fma(V(-e), t_.w[j], t_.b[j]));
+        }
       }
     } else {
       general_add(k0, k1);

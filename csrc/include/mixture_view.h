@@ -10,10 +10,25 @@ namespace fastndsm {
 
 enum class Covariance { spherical, diag, tied, full };
 
+// body(kind) with the kind as a constant.
+template <typename Body>
+void by_kind(Covariance kind, const Body& body) {
+  switch (kind) {
+    case Covariance::spherical: return body(std::integral_constant<Covariance, Covariance::spherical>{});
+    case Covariance::diag: return body(std::integral_constant<Covariance, Covariance::diag>{});
+    case Covariance::tied: return body(std::integral_constant<Covariance, Covariance::tied>{});
+    case Covariance::full: return body(std::integral_constant<Covariance, Covariance::full>{});
+  }
+}
+
 constexpr int kResident = 256;  // components whose weights a tile keeps
 constexpr int kBlockK = 8;      // components a pass holds in registers
 constexpr double kLog2e = 1.44269504088896340736;
 constexpr double kRootScale = 0.84932180028801904272;  // sqrt(log2(e) / 2)
+
+// Where running maxima of logits start: it stays there where every logit overflows.
+template <typename V>
+constexpr scalar_of<V> kLowestLogit = scalar_of<V>(detail::kSingle<V> ? -3.0e38 : -1.0e308);
 
 // What is made of a mixture's parameters before anything is computed with them.
 template <typename S>

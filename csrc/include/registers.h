@@ -10,14 +10,17 @@
 //
 //   x <- x + a_n score + s_n z
 //   h <- c h + [(s_n^2 - c (1 - c) v) z - c v a_n H z] / s_n,    v <- s_n^2 + c^2 v,    c = 1 - a_n p(x_0),    target = -h / v
+//
+// and back, by the steps of reverse.h.
 #pragma once
 
 #include "mixture.h"
 #include "philox.h"
+#include "reverse.h"
 
 namespace fastndsm {
 
-enum class Mode { state, target, reverse };  // noising, noising with the path estimator's target, one step back
+enum class Mode { state, target, reverse };  // noising, noising with the path estimator's target, the reverse process
 
 // Parameters of the mixture, dimensions padded to D with zeros; on a GPU components to whole groups of kComponents with
 // log_scale kNeverChosen. `full` is also for tied covariances, with a stride of 0.
@@ -32,6 +35,18 @@ struct RegisterMixture {
   int precision_stride;  // of full ones
   const S* log_scale;  // [K], in units of log 2
 };
+
+// The dimension that vectors of samples have registers for, or 0; and the mixture as they read it.
+template <typename S>
+int known_dimension(const MixtureView<S>& m) {
+  const bool small = sizeof(S) == 4 && m.dim >= 2 && m.dim <= 3;
+  return small && (m.kind == Covariance::spherical || m.kind == Covariance::diag) ? static_cast<int>(m.dim) : 0;
+}
+
+template <typename S>
+RegisterMixture<S> known_mixture(const MixtureView<S>& m) {
+  return {static_cast<int>(m.n_components), m.means, m.roots, m.shifts, m.pulls, m.precisions, 0, m.log_scale};
+}
 
 template <Covariance kind>
 constexpr int kComponents = kind == Covariance::full ? 1 : 4;
@@ -97,6 +112,9 @@ class OnlineMixture {
     const V q = kDiag ? V(s_[kDiag ? j : 0] * product_inverse_) : slope_;
     return fused(V(-g), along_, fused(V(-precision(j)), z[j], fused(V(-x[j]), q, V(b_[j] * product_inverse_))));
   }
+
+  // The largest logit; the lowest there is where one of them is NaN.
+  FASTNDSM_HD V maximum() const { return select(total_ == total_, maximum_, splat<V>(kLowestLogit<V>)); }
 
   // sum_k r_k (P_k)_jj.
   FASTNDSM_HD V precision(int j) const {
@@ -222,7 +240,7 @@ class OnlineMixture {
   }
 
   const RegisterMixture<S>& m_;
-  V maximum_ = splat<V>(S(detail::kSingle<V> ? -3.0e38 : -1.0e308));
+  V maximum_ = splat<V>(kLowestLogit<V>);
   V total_ = V{}, rate_ = V{}, along_ = V{}, slope_ = V{}, inverse_ = V{}, product_inverse_ = V{};
   V a_[D], b_[with_product ? D : 1];
   V r_[kDiag ? D : 1], s_[kDiag && with_product ? D : 1];
@@ -273,9 +291,9 @@ struct RegisterTrajectory {
   }
 
   // The noise of a step.
-  FASTNDSM_HD static void draw(const RegisterProcess<S>& p, const Counters& counters, V (&z)[D]) {
+  FASTNDSM_HD static void draw(int dim, const Counters& counters, V (&z)[D]) {
     FASTNDSM_UNROLL
-    for (int j = 0; j < D; j += kCounter<D>) padded_normals<kCounter<D>, V>(counters, j, p.dim, z + j);
+    for (int j = 0; j < D; j += kCounter<D>) padded_normals<kCounter<D>, V>(counters, j, dim, z + j);
   }
 
   // Step n, in lanes that are active (a mask, or true). drawn is its noise if kAhead, to be multiplied by sign.
@@ -323,36 +341,52 @@ struct RegisterTrajectory {
     }
   }
 
+  // One step back, `lanes` its coefficients of the lanes; held and slope of dimension j lie at [j at]. far(x, maximum) gives the scores of lanes whose largest
+  // logit is the lowest there is; a null pointer leaves them.
+  template <typename Far>
+  FASTNDSM_HD void step_back(const RegisterMixture<S>& mixture, int dim, const ReverseStep<S>& step,
+                             const SampleStep<V>& lanes, const Counters& counters, const V* held, const V* slope, int at,
+                             const Far& far) {
+    constexpr int C = kCounter<D>;
+    const bool draws = step.std != S(0);
+    V z[kAhead ? D : C], score[D];
+    FASTNDSM_UNROLL
+    for (int i = 0; i < (kAhead ? D : C); ++i) z[i] = V{};
+    if constexpr (kAhead) {
+      if (draws) draw(dim, counters, z);
+    }
+    FASTNDSM_UNROLL
+    for (int j = 0; j < D; ++j) score[j] = V{};
+    if (step.drift != S(0)) {
+      const OnlineMixture<V, kind, D, false> online(mixture, x, nullptr);
+      FASTNDSM_UNROLL
+      for (int j = 0; j < D; ++j) score[j] = online.score(j, x);
+      if constexpr (!std::is_null_pointer<Far>::value) {
+        const auto within = online.maximum() > kLowestLogit<V>;
+        if (any_lane(!within)) {
+          V point[D];  // a copy: whose address is taken does not stay in registers
+          for (int j = 0; j < D; ++j) point[j] = x[j];
+          const V* const beyond = far(point, online.maximum());
+          for (int j = 0; j < D; ++j) score[j] = select(within, score[j], beyond[j]);
+        }
+      }
+    }
+    FASTNDSM_UNROLL
+    for (int j0 = 0; j0 < D; j0 += C) {
+      if (!kAhead && draws) padded_normals<C, V>(counters, j0, dim, z);
+      FASTNDSM_UNROLL
+      for (int i = 0; i < C; ++i) {
+        const int j = j0 + i;
+        x[j] = lanes.next(x[j], score[j], lanes.network(held[j * at], slope[j * at]), z[kAhead ? j : i]);
+      }
+    }
+  }
+
   // -h / v, or 0 where no step was taken.
   FASTNDSM_HD V target_value(int j) const {
     const V own = v[kRates == 1 ? 0 : j];
     return select(own > S(0), V(-h[j * stride] / own), V{});
   }
 };
-
-// One step of the reverse process, in place: y - a grad log pi(y) + weight score + s xi; s is 0 where there is no noise.
-template <Covariance kind, int D, typename S>
-FASTNDSM_HD void reverse_step(const RegisterProcess<S>& p, const PathCounters<uint32_t>& path, int n, S weight, S s,
-                              const S* score, S (&y)[D]) {
-  constexpr int C = kCounter<D>;
-  const OnlineMixture<S, kind, D, false> mixture(p.mixture, y, nullptr);
-  const auto counters = path.at(static_cast<uint32_t>(n), p.noise.key);
-  FASTNDSM_UNROLL
-  for (int j0 = 0; j0 < D; j0 += C) {
-    S z[C];
-    if (s != S(0)) {
-      padded_normals<C, S>(counters, j0, p.dim, z);
-    } else {
-      FASTNDSM_UNROLL
-      for (int i = 0; i < C; ++i) z[i] = S(0);
-    }
-    FASTNDSM_UNROLL
-    for (int i = 0; i < C; ++i) {
-      const int j = j0 + i;
-      const S learnt = j < p.dim ? score[j] : S(0);
-      y[j] = fused(s, z[i], fused(weight, learnt, fused(S(-p.drift_scale[n]), mixture.score(j, y), y[j])));
-    }
-  }
-}
 
 }  // namespace fastndsm

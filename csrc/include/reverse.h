@@ -1,116 +1,106 @@
-// The reverse process of a small network's score on one tile of samples, all steps of it: network, drift and noise.
+// A step of the reverse process, from t_{n+1} to t_n, with what the network gave held or extrapolated along its slope.
 //
-//   sde   y <- y - a_n grad log pi(y) + s_n^2 score(y, t_{n+1}) + s_n xi_n        no noise on the last step, n = 0
-//   ode   y <- y - a_n grad log pi(y) + 1/2 s_n^2 score(y, t_{n+1}), then Heun's second stage at t_n but for n = 0
+//   y_n = A e^-x y_{n+1} + f(x) [B grad log pi(y_{n+1}) + C (held + X slope)] + S f(2 x)^1/2 xi,   f(x) = (1 - e^-x) / x
 //
-//   score(y, t) = net(y, t), or grad log pi(y) + net(y, t) / sqrt(v(t)) (residual), where the network may be given
-//   grad log pi(y) times a number as d inputs more (features).
+// x = rate R with a rate of the sample's own, at least 0, and 0 without one. xi are the normals of the reverse stream at step
+// n. Where B = 0 the mixture is not evaluated, and where S = 0 nothing is drawn; zeros take their places.
 #pragma once
 
-#include "mixture.h"
-#include "mlp.h"
-#include "philox.h"
+#include "vecmath.h"
 
 namespace fastndsm {
 
-template <typename S>
-struct ReverseView {
-  MixtureView<S> mixture;
-  MlpView<S> net;          // row n of its tables is for t_{n+1}
-  const S* drift_scale;    // a_n [N]
-  const S* noise_std;      // s_n [N]
-  const S* inverse_std;    // v(t_{n+1})^-1/2 [N], or null: not residual
-  S feature_scale;         // 0: no features
-  int64_t n_steps;
-  NoiseStream noise;
-  bool ode;
-};
+constexpr uint32_t kReverseStream = 2;
 
-// y - a grad log pi + weight score.
-template <typename V>
-FASTNDSM_HD V reverse_mean(V y, V reference, V score, scalar_of<V> a, scalar_of<V> weight) {
-  return fused(splat<V>(weight), score, fused(splat<V>(-a), reference, y));
-}
+// A step's coefficients of one sample, or of the samples in the lanes of C.
+template <typename C>
+struct SampleStep {
+  C decay, drift, weight, std;
+  scalar_of<C> position;
 
-template <typename V>
-FASTNDSM_HD V residual_score(V reference, V correction, scalar_of<V> inverse_std) {
-  return fused(splat<V>(inverse_std), correction, reference);
-}
-
-template <typename V, Covariance kind>
-struct ReverseTile {
-  using S = scalar_of<V>;
-
-  const ReverseView<S>& p;
-  MixtureScratch<V> scratch;
-  V *y, *euler;           // [d]
-  V *reference, *output;  // [padded d]
-  V *h, *other;           // [net.widest()]
-
-  static int64_t vectors(const ReverseView<S>& p) {
-    const int64_t d = p.mixture.dim;
-    return MixtureScratch<V>::vectors(p.mixture.n_components, d) + 2 * d + 2 * padded_outputs(d) + 2 * p.net.widest();
+  template <typename V>
+  FASTNDSM_HD V network(V held, V slope) const {
+    return fused(splat<V>(position), slope, held);
   }
 
-  FASTNDSM_HD ReverseTile(const ReverseView<S>& view, V* base)
-      : p(view), scratch(base, view.mixture.n_components, view.mixture.dim) {
-    const int64_t d = p.mixture.dim;
-    y = base + MixtureScratch<V>::vectors(p.mixture.n_components, d), euler = y + d;
-    reference = euler + d, output = reference + padded_outputs(d);
-    h = output + padded_outputs(d), other = h + p.net.widest();
-  }
-
-  // y_N -> y_0. The step that first gave a value that is not finite in one of the first `count` lanes, or -1.
-  FASTNDSM_HD int64_t run(const PathCounters<words_of<V>>& paths, int count) const {
-    const int64_t d = p.mixture.dim;
-    for (int64_t n = p.n_steps - 1; n >= 0; --n) {
-      const S s = p.noise_std[n];
-      if (p.ode) {
-        euler_step(y, n, n, S(0.5) * s * s, euler);
-        if (n > 0) {
-          euler_step(euler, n, n - 1, S(0.5) * s * s, euler);
-          for (int64_t j = 0; j < d; ++j) y[j] = S(0.5) * (y[j] + euler[j]);
-        } else {
-          for (int64_t j = 0; j < d; ++j) y[j] = euler[j];
-        }
-      } else {
-        euler_step(y, n, n, s * s, y);
-        if (n > 0) {
-          normals(paths.at(static_cast<uint32_t>(n), p.noise.key), 0, d, euler);
-          for (int64_t j = 0; j < d; ++j) y[j] = fused(splat<V>(s), euler[j], y[j]);
-        }
-      }
-      if (!finite(count)) return n;
-    }
-    return -1;
+  template <typename V>
+  FASTNDSM_HD V next(V y, V score, V network, V noise) const {
+    return fused(wide<V>(decay), y, fused(wide<V>(drift), score, fused(wide<V>(weight), network, V(wide<V>(std) * noise))));
   }
 
  private:
-  // The mean of step n from x to `to`, with the network at the time of this row.
-  FASTNDSM_HD void euler_step(const V* x, int64_t n, int64_t row, S weight, V* to) const {
-    const int64_t d = p.mixture.dim;
-    MixtureTile<V, kind, false> mixture(p.mixture, scratch);
-    mixture.prepare(x, nullptr);
-    mixture.all_moments(x, nullptr, reference, nullptr, nullptr);
-    for (int64_t j = 0; j < d; ++j) h[j] = x[j];
-    if (p.feature_scale != S(0)) {
-      for (int64_t j = 0; j < d; ++j) h[d + j] = p.feature_scale * reference[j];
-    }
-    output_layer(p.net, hidden_layers(p.net, row, h, other), output);
-    for (int64_t j = 0; j < d; ++j) {
-      const V score = p.inverse_std ? residual_score(reference[j], output[j], p.inverse_std[row]) : output[j];
-      to[j] = reverse_mean(x[j], reference[j], score, p.drift_scale[n], weight);
+  template <typename V>
+  FASTNDSM_HD static V wide(C value) {
+    if constexpr (std::is_same<C, V>::value) {
+      return value;
+    } else {
+      return splat<V>(value);
     }
   }
+};
 
-  FASTNDSM_HD bool finite(int count) const {
-    V none = V{};
-    for (int64_t j = 0; j < p.mixture.dim; ++j) none = fma(y[j], splat<V>(S(0)), none);  // NaN from NaN and infinity
-    S lanes[lanes_of<V>];
-    store(lanes, none);
-    bool all = true;
-    for (int l = 0; l < count; ++l) all &= lanes[l] == S(0);
-    return all;
+template <typename S>
+struct ReverseStep {
+  S decay, drift, weight, position, std, rate;  // A, B, C, X, S, R
+
+  template <typename C = S>
+  FASTNDSM_HD SampleStep<C> unrated() const {
+    return {splat<C>(decay), splat<C>(drift), splat<C>(weight), splat<C>(std), position};
+  }
+
+  // With the rates of samples.
+  template <typename C>
+  FASTNDSM_HD SampleStep<C> rated(C own) const {
+    constexpr bool kSingle = sizeof(S) == 4;
+    const C x = rate * own, e = exp(C(-x));
+    // below, the difference from 1 loses digits that the series has
+    const auto small = x < S(kSingle ? 0.5 : 0.03125);
+    const C series =
+        detail::polynomial(x, 1.0, -1.0 / 2, 1.0 / 6, -1.0 / 24, 1.0 / 120, -1.0 / 720, 1.0 / 5040, -1.0 / 40320);
+    const C f = select(small, series, C((S(1) - e) / select(small, splat<C>(S(1)), x)));
+    const C twice = S(0.5) * f * (S(1) + e);  // f(2 x)
+    return {C(decay * e), C(drift * f), C(weight * f), C(std * sqrt(twice)), position};
+  }
+};
+
+template <typename S>
+struct ReverseTable {
+  const S* coefficients;  // [6, N], rows A, B, C, X, S, R
+  int64_t n_steps;
+
+  FASTNDSM_HD ReverseStep<S> operator[](int64_t n) const {
+    const S* c = coefficients + n;
+    return {c[0], c[n_steps], c[2 * n_steps], c[3 * n_steps], c[4 * n_steps], c[5 * n_steps]};
+  }
+};
+
+// What is made of an evaluation of the network: a row of the sampler's table, 8 numbers.
+template <typename S>
+struct Evaluation {
+  S reference, output;  // what they are multiplied by in the residual r
+  S of_y, of_reference, of_residual;  // in what is held, but for rate y
+  S inverse_gap, ratio, limit;  // of the slope, and of the rate
+
+  template <typename V>
+  FASTNDSM_HD V residual(V score, V network) const {
+    return fused(splat<V>(reference), score, V(output * network));
+  }
+
+  // From sum_j r_j s_j over d dimensions.
+  template <typename V>
+  FASTNDSM_HD V rate(V sum, int64_t d) const {
+    const V mean = sum * (S(1) / S(d)), positive = select(mean > S(0), mean, splat<V>(S(0)));
+    return select(positive < limit, positive, splat<V>(limit));
+  }
+
+  template <typename V>
+  FASTNDSM_HD V current(V y, V score, V r) const {
+    return fused(splat<V>(of_y), y, fused(splat<V>(of_reference), score, V(of_residual * r)));
+  }
+
+  template <typename V>
+  FASTNDSM_HD V slope(V y, V current, V before, V rate_before) const {
+    return inverse_gap * fused(splat<V>(-ratio), fused(V(-rate_before), y, before), current);
   }
 };
 

@@ -8,20 +8,30 @@
 // With h_n = v_n H_n the recursion of the target needs no division until the end:
 //
 //   h_{n+1} = c h_n + [(s_n^2 - c (1 - c) v_n) z - c v_n a_n Hess(x_n) z] / s_n
+//
+// And back, by the steps of reverse.h.
 #pragma once
 
 #include "philox.h"
+#include "reverse.h"
 #include "screen.h"
 
 namespace fastndsm {
 
-enum class Output { state, target };
+enum class Output { state, target, reverse };
 
 template <typename S>
 struct ProcessView {
   MixtureView<S> mixture;
   const S* drift_scale;  // a_n [N]
   const S* noise_std;    // s_n [N]
+  NoiseStream noise;
+};
+
+template <typename S>
+struct ReverseView {
+  MixtureView<S> mixture;
+  ReverseTable<S> table;
   NoiseStream noise;
 };
 
@@ -37,11 +47,14 @@ struct Lanes {
 template <typename V>
 struct TileState {
   V* x;
-  V* mean;   // mean and noise of the last step, or null
-  V* noise;
-  V* h;      // target: v H
-  V* v;      // target: [d], or [1] where the mixture is spherical
-  V* rate;   // target: p(x_0)
+  V* mean = nullptr;   // mean and noise of the last step, or null
+  V* noise = nullptr;
+  V* h = nullptr;      // target: v H
+  V* v = nullptr;      // target: [d], or [1] where the mixture is spherical
+  V* rate = nullptr;   // target: p(x_0)
+  const V* held = nullptr;   // reverse: what the network gave
+  const V* slope = nullptr;  // reverse: or null
+  const V* own = nullptr;    // reverse: the rates of the lanes, or null
 };
 
 // What travels together: the second member of an antithetic pair takes the first one's noise with the sign turned.
@@ -63,7 +76,7 @@ struct Trajectory {
   static constexpr bool kScreens = kind == Covariance::spherical || kind == Covariance::diag;
   using Mixture = std::conditional_t<kScreens, ScreenedTile<V, kind, kTarget>, MixtureTile<V, kind, kTarget>>;
 
-  const ProcessView<S>& p;
+  const std::conditional_t<output == Output::reverse, ReverseView<S>, ProcessView<S>>& p;
 
   FASTNDSM_HD int64_t dim() const { return p.mixture.dim; }
 
@@ -83,12 +96,47 @@ struct Trajectory {
       if (one.draws) normals(counters, 0, dim(), one.z);
     }
     Mixture mixture = tile(one);
+    prepare(mixture, one, p.noise_std[n]);
+    advance(n, one, mixture, counters);
+  }
+
+  // One tile from t_first down to t_last. far(x, maximum) gives the scores of lanes whose largest logit is the lowest there
+  // is, where the tile has none.
+  template <typename Far>
+  FASTNDSM_HD void run_back(Member<V>& one, int64_t first, int64_t last, Far& far) const {
+    for (int64_t n = first - 1; n >= last; --n) {
+      const ReverseStep<S> step = p.table[n];
+      const SampleStep<V> lanes = one.state.own ? step.rated(*one.state.own) : step.template unrated<V>();
+      const Counters counters = one.lanes.paths.at(static_cast<uint32_t>(n), p.noise.key);
+      Mixture mixture = tile(one);
+      const V* beyond = nullptr;
+      if (step.drift != S(0)) {
+        prepare(mixture, one, step.std);
+        if (any_lane(!(mixture.maximum() > Mixture::kLowest))) beyond = far(one.state.x, mixture.maximum());
+      }
+      in_chunks(step.std != S(0), nullptr, counters, [&](auto size, int64_t j, const V* z) FASTNDSM_INLINE {
+        update_back<decltype(size)::value>(step.drift != S(0), lanes, one, mixture, beyond, j, z);
+      });
+    }
+  }
+
+  // grad log pi of one tile, [d].
+  template <typename Far>
+  FASTNDSM_HD void score(Member<V>& one, Far& far, V* out) const {
+    Mixture mixture = tile(one);
+    prepare(mixture, one, S(0));
+    mixture.all_moments(one.state.x, nullptr, out, nullptr, nullptr);
+    if (!any_lane(!(mixture.maximum() > Mixture::kLowest))) return;
+    const V* const beyond = far(one.state.x, mixture.maximum());
+    for (int64_t j = 0; j < dim(); ++j) out[j] = within(mixture, out[j], beyond[j]);
+  }
+
+  FASTNDSM_HD void prepare(Mixture& mixture, Member<V>& one, S std) const {
     if constexpr (kScreens) {
-      mixture.prepare(one.state.x, one.z, p.noise_std[n]);
+      mixture.prepare(one.state.x, one.z, std);
     } else {
       mixture.prepare(one.state.x, one.z);
     }
-    advance(n, one, mixture, counters);
   }
 
   FASTNDSM_HD Mixture tile(Member<V>& one) const {
@@ -99,21 +147,35 @@ struct Trajectory {
     }
   }
 
-  // x, and what goes with it, from step n to n + 1; only in lanes that have not taken their last step.
-  FASTNDSM_HD void advance(int64_t n, Member<V>& member, Mixture& mixture, const Counters& counters) const {
+  // body(C, j, z) of the C dimensions from j on and their noise, all of them: of `given` with the target, else drawn here,
+  // or 0 if it draws nothing.
+  template <typename Body>
+  FASTNDSM_HD void in_chunks(bool draws, const V* given, const Counters& counters, const Body& body) const {
     constexpr int chunk = 8;  // two counters' dimensions: so few that all of it stays in registers
+    constexpr std::integral_constant<int, 4> four;
+    constexpr std::integral_constant<int, 1> one;
     const int64_t d = dim();
     V drawn[chunk];
-    const auto noise = [&](int64_t j) { return kTarget ? member.z + j : drawn; };
+    if (!kTarget && !draws) {
+      for (V& z : drawn) z = V{};
+    }
+    const auto noise = [&](int64_t j) { return kTarget ? given + j : drawn; };
     int64_t j = 0;
     for (; j + chunk <= d; j += chunk) {
-      if constexpr (!kTarget) some_normals<chunk>(counters, static_cast<uint32_t>(j / 4), drawn);
-      update<chunk>(n, member, mixture, j, noise(j));
+      if (!kTarget && draws) some_normals<chunk>(counters, static_cast<uint32_t>(j / 4), drawn);
+      body(std::integral_constant<int, chunk>{}, j, noise(j));
     }
-    if (!kTarget && j < d) normals(counters, j, d, drawn);
+    if (!kTarget && draws && j < d) normals(counters, j, d, drawn);
     const V* z = noise(j) - j;
-    for (; j + 4 <= d; j += 4) update<4>(n, member, mixture, j, z + j);
-    for (; j < d; ++j) update<1>(n, member, mixture, j, z + j);
+    for (; j + 4 <= d; j += 4) body(four, j, z + j);
+    for (; j < d; ++j) body(one, j, z + j);
+  }
+
+  // x, and what goes with it, from step n to n + 1; only in lanes that have not taken their last step.
+  FASTNDSM_HD void advance(int64_t n, Member<V>& member, Mixture& mixture, const Counters& counters) const {
+    in_chunks(true, member.z, counters, [&](auto size, int64_t j, const V* z) FASTNDSM_INLINE {
+      update<decltype(size)::value>(n, member, mixture, j, z);
+    });
     if constexpr (kTarget && kind == Covariance::spherical) {
       const S a = p.drift_scale[n], s = p.noise_std[n];
       TileState<V>& t = member.state;
@@ -156,6 +218,31 @@ struct Trajectory {
         if (kind != Covariance::spherical) t.v[r] = select(active, fused(V(c * c), v, splat<V>(s * s)), v);
       }
     }
+  }
+
+  // The same of a step back; beyond as `far` gave it.
+  template <int C>
+  FASTNDSM_HD void update_back(bool drifts, const SampleStep<V>& step, Member<V>& member, Mixture& mixture, const V* beyond,
+                               int64_t j0, const V* z) const {
+    TileState<V>& t = member.state;
+    V score[C];
+    if (drifts) {
+      mixture.template moments<C>(t.x, nullptr, j0, score, nullptr, nullptr);
+    } else {
+      FASTNDSM_UNROLL
+      for (int i = 0; i < C; ++i) score[i] = V{};
+    }
+    FASTNDSM_UNROLL
+    for (int i = 0; i < C; ++i) {
+      const int64_t j = j0 + i;
+      if (beyond) score[i] = within(mixture, score[i], beyond[j]);
+      t.x[j] = step.next(t.x[j], score[i], t.slope ? step.network(t.held[j], t.slope[j]) : t.held[j], z[i]);
+    }
+  }
+
+  // What the tile found where it found anything.
+  FASTNDSM_HD static V within(const Mixture& mixture, V found, V beyond) {
+    return select(mixture.maximum() > Mixture::kLowest, found, beyond);
   }
 };
 

@@ -47,7 +47,7 @@ struct TiledRows {
 template <typename S>
 struct TiledArrays {
   const S* start;  // [rows, dim]: x0, or y
-  const S* score;  // reverse
+  const S *held, *slope, *own;  // reverse; slope, and the rates [rows], may be null
   S *x, *mean, *noise, *target, *variance;
 };
 
@@ -97,27 +97,16 @@ class WarpTrajectory {
     finish();
   }
 
-  // One step n of the reverse process; no noise where std is 0.
-  FASTNDSM_HD void reverse(int n, S weight, S std) {
+  // From t_first down to t_last.
+  FASTNDSM_HD void reverse(const ReverseTable<S>& table, int first, int last) {
     start();
-    weigh();
-    for (int b = 0; b < blocks_; b += kWarp) {
-      V score[N][4], product[1][4];
-      moments(b, score, product);
-      FASTNDSM_UNROLL
-      for (int s = 0; s < N; ++s) {
-        V y[4], learnt[4], z[4] = {V{}, V{}, V{}, V{}};
-        warp_.load4(x_ + s * p_.padded, b, blocks_, y);
-        warp_.load_row(to_.score + rows_.from[s] * p_.dim, b, p_.dim, learnt);
-        if (std != S(0)) normals(s, n, b, z);
-        FASTNDSM_UNROLL
-        for (int c = 0; c < 4; ++c) {
-          const V mean = fused(splat<V>(weight), learnt[c], fused(splat<V>(-p_.drift_scale[n]), score[s][c], y[c]));
-          y[c] = fused(splat<V>(std), z[c], mean);
-        }
-        if (s < rows_.count) warp_.store_row(to_.x + rows_.to[s] * p_.dim, b, p_.dim, y);
-      }
+    for (int n = first - 1; n >= last; --n) {
+      const ReverseStep<S> step = table[n];
+      if (step.drift != S(0)) weigh();
+      for (int b = 0; b < blocks_; b += kWarp) step_back(step, n, b);
+      warp_.sync();
     }
+    finish();
   }
 
  private:
@@ -338,6 +327,37 @@ class WarpTrajectory {
         warp_.store_row(to_.mean + rows_.to[s] * p_.dim, b, p_.dim, mean);
         warp_.store_row(to_.noise + rows_.to[s] * p_.dim, b, p_.dim, z);
       }
+    }
+  }
+
+  FASTNDSM_HD void step_back(const ReverseStep<S>& step, int n, int b) const {
+    V score[N][4], product[1][4];
+    if (step.drift != S(0)) {
+      moments(b, score, product);
+    } else {
+      FASTNDSM_UNROLL
+      for (int s = 0; s < N; ++s) {
+        FASTNDSM_UNROLL
+        for (int c = 0; c < 4; ++c) score[s][c] = V{};
+      }
+    }
+    FASTNDSM_UNROLL
+    for (int s = 0; s < N; ++s) {
+      const int64_t from = rows_.from[s] * p_.dim;
+      const SampleStep<S> own = to_.own ? step.rated(to_.own[rows_.from[s]]) : step.unrated();
+      V y[4], network[4], z[4] = {V{}, V{}, V{}, V{}};
+      warp_.load4(x_ + s * p_.padded, b, blocks_, y);
+      warp_.load_row(to_.held + from, b, p_.dim, network);
+      if (to_.slope) {
+        V slope[4];
+        warp_.load_row(to_.slope + from, b, p_.dim, slope);
+        FASTNDSM_UNROLL
+        for (int c = 0; c < 4; ++c) network[c] = own.network(network[c], slope[c]);
+      }
+      if (step.std != S(0)) normals(s, n, b, z);
+      FASTNDSM_UNROLL
+      for (int c = 0; c < 4; ++c) y[c] = own.next(y[c], score[s][c], network[c], z[c]);
+      warp_.store4(x_ + s * p_.padded, b, blocks_, y);
     }
   }
 

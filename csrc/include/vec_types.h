@@ -9,9 +9,11 @@
 
 #if defined(__CUDACC__)
 #define FASTNDSM_HD __host__ __device__ __forceinline__
+#define FASTNDSM_INLINE
 #define FASTNDSM_UNROLL _Pragma("unroll")
 #else
 #define FASTNDSM_HD inline __attribute__((always_inline))
+#define FASTNDSM_INLINE __attribute__((always_inline))  // of a lambda
 #if defined(__clang__)
 #define FASTNDSM_UNROLL _Pragma("unroll")
 #else
@@ -178,6 +180,10 @@ FASTNDSM_PACK_ASSIGNMENT(*)
 template <typename V, int N>
 FASTNDSM_HD Pack<V, N> operator-(Pack<V, N> a) {
   return detail::each([](V x) { return V(-x); }, a);
+}
+template <typename V, int N>
+FASTNDSM_HD auto operator!(Pack<V, N> mask) {
+  return detail::each([](V x) { return !x; }, mask);
 }
 
 }  // namespace fastndsm

@@ -90,6 +90,48 @@ def simulate_target(
     return out
 
 
+def reverse_steps(
+    y: Tensor,
+    held: Tensor,
+    slope: Tensor | None,
+    rate: Tensor | None,
+    bounds: Tensor,
+    coefficients: Tensor,
+    mixture: MixtureOperands,
+    seed: Tensor,
+    first_path: int,
+) -> Tensor:
+    return _ops.reverse_steps(y, held, slope, rate, bounds, coefficients, *mixture, seed, first_path)
+
+
+def sample_mlp(
+    y: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    scales: Tensor,
+    shifts: Tensor,
+    feature_scale: float,
+    bounds: Tensor,
+    coefficients: Tensor,
+    evaluations: Tensor,
+    mixture: MixtureOperands,
+    seed: Tensor,
+    first_path: int,
+) -> tuple[Tensor, Tensor]:
+    """Evaluate the network and take all steps, y_N -> y_0 [B, d].
+
+    Args:
+        weights, biases, scales, shifts, feature_scale: as in `fused_mlp.FusedNetwork`.
+        bounds, coefficients: as in `_scheme.Schedule`. evaluations: as in `fused_mlp.FusedNetwork`.
+
+    Returns:
+        y_0, and [] the first evaluation, from 0, after which values were not finite; -1 if none.
+    """
+    network = weights, biases, scales, shifts, feature_scale
+    out = _ops.sample_mlp(y, *network, bounds, coefficients, evaluations, *mixture, seed, first_path)
+    return out
+
+
 def ndsm_loss(scores: Tensor, noise: Tensor, std: Tensor, estimator: str, antithetic: bool) -> Tensor:
     dtype = accumulation_dtype(scores, noise)
     out = _ops.ndsm_loss(scores.to(dtype), noise.to(dtype), std.to(dtype), estimator, antithetic)

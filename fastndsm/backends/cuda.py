@@ -1,4 +1,4 @@
-"""The CUDA backend, untested on GPUs: noising and reverse steps whose state stays on the chip, and the fused sampler.
+"""The CUDA backend, untested on GPUs: noising and its reverse, state on the chip throughout, and the fused sampler.
 
 Small dimension: a thread a sample, in registers. Large dimension: a warp a sample or four, in shared memory. The other
 ops are Triton's.
@@ -124,3 +124,53 @@ def simulate_target(
 ) -> tuple[Tensor, Tensor, Tensor]:
     what = "mirrored" if antithetic else "target"
     return _simulate(what, x0, steps, process, seed, first_path)
+
+
+def reverse_steps(
+    y: Tensor,
+    held: Tensor,
+    slope: Tensor | None,
+    rate: Tensor | None,
+    bounds: Tensor,
+    coefficients: Tensor,
+    mixture: MixtureOperands,
+    seed: Tensor,
+    first_path: int,
+) -> Tensor:
+    padded, tiled = _served("reverse_steps", mixture, False)
+    network = held.contiguous(), *(None if part is None else part.contiguous() for part in (slope, rate))
+    tables = bounds.to(y.device).contiguous(), coefficients.contiguous()
+    out: Tensor = _ops.reverse_steps(
+        y.contiguous(), *network, *tables, *_contiguous(mixture), padded, int(seed), first_path, tiled
+    )
+    return out
+
+
+def sample_mlp(
+    y: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    scales: Tensor,
+    shifts: Tensor,
+    feature_scale: float,
+    bounds: Tensor,
+    coefficients: Tensor,
+    evaluations: Tensor,
+    mixture: MixtureOperands,
+    seed: Tensor,
+    first_path: int,
+) -> tuple[Tensor, Tensor]:
+    """Sample as `cpp.sample_mlp` does, for networks whose hidden layers are all 64 or all 128 wide."""
+    widths = {len(weight) for weight in weights[:-1]}
+    if len(widths) != 1 or not widths <= set(WIDTHS):
+        raise NotImplementedError(f"backend 'cuda' serves hidden layers all of 64 or all of 128 units, found {widths}")
+    (width,) = widths
+    means, precisions, log_scale, kind = mixture
+    if kind == "tied":
+        kind, precisions = "full", precisions.expand(len(means), -1, -1)
+    operands = _contiguous(MixtureOperands(means, precisions, log_scale, kind))
+    network = packed_network(weights, biases), len(weights) - 1, width, weights[0].shape[1]
+    tables = scales.contiguous(), shifts.contiguous(), feature_scale
+    schedule = tuple(t.contiguous() for t in (bounds.to(y.device), coefficients, evaluations))
+    out, failed = _ops.sample_mlp(y.contiguous(), *network, *tables, *schedule, *operands, int(seed), first_path)
+    return out, torch.where(failed < len(evaluations), failed, -1)

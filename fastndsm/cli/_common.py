@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks, data
+from .._scheme import PREDICTIONS
 from ..backends import registry
 from ..process import LangevinProcess
 from ..sampling.sampler import sample
@@ -34,7 +35,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling_options(parser: argparse.ArgumentParser, n: int) -> None:
-    """Add MODEL, --n, --method, --seed and --batch-size."""
+    """Add MODEL, --n, what `fastndsm.sample` takes, --seed and --batch-size."""
     parser.add_argument("model", metavar="MODEL", help="folder of a run, or of its model")
     parser.add_argument("--n", type=int, default=n, help=f"number of samples; default {n}")
     parser.add_argument(
@@ -43,8 +44,22 @@ def add_sampling_options(parser: argparse.ArgumentParser, n: int) -> None:
         choices=("sde", "ode"),
         help="reverse SDE, or probability flow; default sde",
     )
+    parser.add_argument("--evaluations", type=int, help="of the network for each sample; default 10, at most --n-steps")
+    parser.add_argument("--order", type=int, default=2, choices=(1, 2), help="of the method; default 2")
+    parser.add_argument(
+        "--prediction",
+        default="auto",
+        choices=("auto", *PREDICTIONS),
+        help="what of the network is held between evaluations; default auto",
+    )
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument("--batch-size", type=int, default=SAMPLE_ROWS, help=f"default {SAMPLE_ROWS}")
+
+
+def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what `add_sampling_options` gave for `fastndsm.sample`."""
+    names = {"n_evaluations": "evaluations"} | {n: n for n in ("method", "order", "prediction", "seed", "batch_size")}
+    return {name: getattr(arguments, option) for name, option in names.items()}
 
 
 def set_threads(threads: int | None) -> None:

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         if dataset.dim != process.dim:
             raise ValueError(f"--data: expected {process.dim} values a sample as the model has, found {dataset.dim}")
-        options = {"method": arguments.method, "seed": arguments.seed, "batch_size": arguments.batch_size}
+        options = _common.sampling_options(arguments)
         samples = _common.draw(score_net, process, units, arguments.n, arguments, **options)
         reference = _common.draw_reference(process, units, arguments.n, arguments.seed)
     found = evaluate_samples(samples, dataset, reference, seed=arguments.seed)

@@ -16,6 +16,7 @@ _ALIASES = {
     "path": "data",
     "n": "n_train",
     "horizon": "T",
+    "n_evaluations": "evaluations",
 }
 _NO_WORDS = ("T", "sigma", "lr", "ema")  # names without an underscore that are no words of a sentence either
 _LEAD = re.compile(r"[A-Za-z]\w*(?:, [A-Za-z]\w*)*(?=: )")

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
                 raise ValueError(f"{option}: expected an existing folder, found {str(Path(value).parent)!r}")
     with _common.running(arguments) as device:
         score_net, process, units, _ = _common.load(arguments, device)
-        options = {"method": arguments.method, "seed": arguments.seed, "batch_size": arguments.batch_size}
+        options = _common.sampling_options(arguments)
         samples = _common.draw(score_net, process, units, arguments.n, arguments, **options)
     np.save(arguments.out, samples.numpy())
     print(f"{arguments.out}: {tuple(samples.shape)} {str(samples.dtype).removeprefix('torch.')}")

@@ -37,8 +37,8 @@ def log_likelihood(
 
     The result has the wider of x's and the network's dtypes.
 
-    log p_0(x) = log prior(x_T) - int_0^T 1/2 sigma^2 div r dt with n_evaluations of the network (default one a step of
-    the process's grid), on a cubic grid; the first one is at t_1, the earliest time it was trained at. The divergence is
+    log p_0(x) = log prior(x_T) - int_0^T 1/2 sigma^2 div r dt, with n_evaluations of the network on a cubic grid
+    (default one a step of the process's); the first is at t_1, the earliest time it was trained at. The divergence is
     exact up to 16 dimensions and by Hutchinson's estimator with `n_probes` Rademacher probes (from `seed`) beyond.
 
     A module is evaluated in eval mode and in its own dtype, and left in the modes it came in.

@@ -31,7 +31,8 @@ from . import cuda_graph as graphs
 from .fused_mlp import FusedNetwork, fused_network
 
 FEWEST_EVALUATIONS_FOR_A_GRAPH = 10  # by itself: recording takes the time of a few
-EVALUATIONS = 20  # by default
+EVALUATIONS = 10  # by default
+STIFF = 20.0  # ratio of eigenvalues from which evaluations lie denser towards t = 0
 
 State = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -62,14 +63,15 @@ def sample(
             came in.
         process: the noising process it was trained on, or one of the same mixture, sigma and T on another grid.
         method: "sde", or "ode" (probability flow).
-        n_evaluations: M, of the network for each sample, at most process.n_steps; default 20, or all steps if fewer.
+        n_evaluations: M, of the network for each sample, at most process.n_steps; default 10, or all steps if fewer.
             With M = process.n_steps, order=1 and prediction="score" these are Euler-Maruyama steps.
         order: 1 holds what the network gave until its next evaluation, 2 extrapolates it from the last two.
         prediction: what of the network is held, as `fastndsm._scheme` has it: "linear", "data", "score", or "auto",
             which takes "data" where the reference is one spherical component (SDE-DPM-Solver++, or DPM-Solver++ for
             the flow) and "linear" elsewhere.
-        grid: times of evaluation: "uniform", "quadratic" (default), "cubic" (default for "score"), or the times
-            themselves, each taken to the nearest of the process's.
+        grid: times of evaluation: "uniform", "quadratic" (default), "cubic" (default for "score", and where the
+            reference's eigenvalues differ by a factor above 20), or the times themselves, each taken to the nearest of
+            the process's.
         batch_size: samples held at once; default all.
         progress: show a bar.
         cuda_graph: on a CUDA device, record an evaluation and the steps after it once a batch and launch them from
@@ -150,7 +152,7 @@ def _schedule(
     if _checks.count("order", order) > 2:
         raise ValueError(f"order: expected 1 or 2, found {order}")
     if grid is None:
-        grid = "cubic" if prediction == "score" else "quadratic"
+        grid = "cubic" if prediction == "score" or process.stiffness > STIFF else "quadratic"
     if n_evaluations is None and isinstance(grid, str):
         n_evaluations = min(EVALUATIONS, process.n_steps)
     indices = evaluation_indices(process.times, n_evaluations, grid)

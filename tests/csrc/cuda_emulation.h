@@ -57,10 +57,10 @@ inline float __shfl_xor_sync(unsigned, float v, int mask) {
   return other;
 }
 
-inline long long atomicMax(long long* to, long long value) {
+inline long long atomicMin(long long* to, long long value) {
   std::atomic_ref<long long> shared(*to);
   long long before = shared;
-  while (before < value && !shared.compare_exchange_weak(before, value)) {
+  while (value < before && !shared.compare_exchange_weak(before, value)) {
   }
   return before;
 }

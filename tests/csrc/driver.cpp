@@ -18,6 +18,8 @@ FASTNDSM_RUN_TILES(float, false);
 FASTNDSM_RUN_TILES(float, true);
 FASTNDSM_RUN_TILES(double, false);
 FASTNDSM_RUN_TILES(double, true);
+FASTNDSM_RUN_TILES_BACK(float);
+FASTNDSM_RUN_TILES_BACK(double);
 
 namespace {
 
@@ -261,6 +263,35 @@ void trajectory(Channel& channel) {
   channel.answer(x), channel.answer(second), channel.answer(third);
 }
 
+// y at t_0 from y at t_N, with a slope or without.
+template <typename S>
+void back(Channel& channel) {
+  const Parameters<S> p(channel);
+  const int64_t n_rows = channel.integer(), n_steps = channel.integer(), seed = channel.integer();
+  const int64_t first_path = channel.integer(), tiles_per_call = channel.integer(), sloped = channel.integer(),
+                rated = channel.integer();
+  const std::vector<S> coefficients = channel.reals<S>(6 * n_steps), y = channel.reals<S>(n_rows * p.dim);
+  const std::vector<S> held = channel.reals<S>(n_rows * p.dim), slope = channel.reals<S>(sloped ? n_rows * p.dim : 0);
+  const std::vector<S> own = channel.reals<S>(rated ? n_rows : 0);
+  const PackedMixture<S> packed(p.kind, p.n_components, p.dim, p.means.data(), p.precisions.data(), p.log_scale.data());
+  std::vector<S> out = unwritten<S>(n_rows * p.dim);
+  const ReverseView<S> view{packed.view(), {coefficients.data(), n_steps}, NoiseStream(seed, kReverseStream)};
+  const ReverseBatch<S> batch{n_rows,
+                              first_path,
+                              n_steps,
+                              0,
+                              y.data(),
+                              held.data(),
+                              sloped ? slope.data() : nullptr,
+                              rated ? own.data() : nullptr,
+                              out.data()};
+  const Schedule schedule(nullptr, n_rows, n_steps, kLanes<S>);
+  for (int64_t begin = 0; begin < schedule.n_tiles(); begin += tiles_per_call) {
+    run_tiles_back(view, batch, schedule, begin, std::min(begin + tiles_per_call, schedule.n_tiles()));
+  }
+  channel.answer(out);
+}
+
 // ---- losses -----------------------------------------------------------------------------------------------------
 
 // Per row: the loss of each estimator and dsm, then the gradients.
@@ -296,6 +327,7 @@ void serve(Channel& channel, int64_t request) {
     case 3: return mixture<S>(channel);
     case 4: return trajectory<S>(channel);
     case 5: return losses<S>(channel);
+    case 6: return back<S>(channel);
     default: throw std::runtime_error("no such request");
   }
 }

@@ -54,11 +54,11 @@ struct HostWarp {
 
 template <typename S>
 struct Arguments {
-  const S *parameters, *drift_scale, *noise_std;
-  int64_t n_components, dim, padded, tied, seed, first_path, rows, mirrored;
+  const S *parameters, *drift_scale, *noise_std, *coefficients;
+  int64_t n_components, dim, padded, tied, seed, first_path, rows, mirrored, n_steps;
   const S* start;
-  const int64_t* steps;
-  const S* score;  // reverse: steps[0] is the step, mirrored the ode
+  const int64_t* steps;  // reverse: first and last
+  const S *held, *slope, *own;
   S *x, *second, *third;  // mean and noise, or target and variance
 };
 
@@ -67,8 +67,8 @@ struct Arguments {
 template <Covariance kind, int D, Mode mode, typename S>
 void in_registers(const Arguments<S>& a) {
   const int d = static_cast<int>(a.dim);
-  const RegisterProcess<S> process{register_mixture<kind>(a.parameters, int(a.n_components), D, a.tied != 0), d, a.drift_scale,
-                                   a.noise_std, NoiseStream(a.seed, mode == Mode::reverse ? 2 : 0)};
+  const RegisterProcess<S> process{register_mixture<kind>(a.parameters, int(a.n_components), D, a.tied != 0), d,
+                                   a.drift_scale, a.noise_std, NoiseStream(a.seed, mode == Mode::reverse ? 2 : 0)};
   const int64_t mirrored = mode == Mode::target && a.mirrored;
   for (int64_t i = 0; i < a.rows * (mirrored ? 2 : 1); ++i) {
     const int64_t row = i % a.rows;
@@ -76,13 +76,20 @@ void in_registers(const Arguments<S>& a) {
     path_words(a.first_path + row, process.noise.stream, c0, c1);
     const PathCounters<uint32_t> path(c0, c1);
     if constexpr (mode == Mode::reverse) {
-      S y[D];
-      const int n = static_cast<int>(a.steps[0]);
-      const S s = a.noise_std[n];
-      for (int j = 0; j < D; ++j) y[j] = j < d ? a.start[row * d + j] : S(0);
-      reverse_step<kind, D>(process, path, n, S(a.mirrored ? 0.5 : 1.0) * s * s, a.mirrored || n == 0 ? S(0) : s,
-                            a.score + row * d, y);
-      for (int j = 0; j < d; ++j) a.x[row * d + j] = y[j];
+      S held[D], slope[D];
+      RegisterTrajectory<S, kind, D, false> sample(nullptr, 1);
+      for (int j = 0; j < D; ++j) {
+        sample.x[j] = j < d ? a.start[row * d + j] : S(0), held[j] = j < d ? a.held[row * d + j] : S(0);
+        slope[j] = a.slope && j < d ? a.slope[row * d + j] : S(0);
+      }
+      const ReverseTable<S> table{a.coefficients, a.n_steps};
+      for (int64_t n = a.steps[0] - 1; n >= a.steps[1]; --n) {
+        const auto counters = path.at(static_cast<uint32_t>(n), process.noise.key);
+        const ReverseStep<S> step = table[n];
+        const SampleStep<S> own = a.own ? step.rated(a.own[row]) : step.unrated();
+        sample.step_back(process.mixture, d, step, own, counters, held, slope, 1, nullptr);
+      }
+      for (int j = 0; j < d; ++j) a.x[row * d + j] = sample.x[j];
     } else {
       constexpr bool target = mode == Mode::target;
       S h[D], z[D];
@@ -91,7 +98,7 @@ void in_registers(const Arguments<S>& a) {
       for (int n = 0; n < a.steps[row]; ++n) {
         const auto counters = path.at(static_cast<uint32_t>(n), process.noise.key);
         const bool last = !target && a.second && n + 1 == a.steps[row];
-        if constexpr (target) sample.draw(process, counters, z);
+        if constexpr (target) sample.draw(d, counters, z);
         sample.step(process, counters, n, z, S(i < a.rows ? 1 : -1), true, [&](int j, S mean, S noise) {
           if (last && j < d) a.second[i * d + j] = mean, a.third[i * d + j] = noise;
         });
@@ -132,8 +139,15 @@ void in_warps(const Arguments<S>& a) {
                                 a.noise_std,
                                 NoiseStream(a.seed, mode == Mode::reverse ? 2 : 0)};
   constexpr bool target = mode == Mode::target;
-  const TiledArrays<S> arrays{a.start, a.score, a.x, target ? nullptr : a.second, target ? nullptr : a.third,
-                              target ? a.second : nullptr, target ? a.third : nullptr};
+  const TiledArrays<S> arrays{a.start,
+                              a.held,
+                              a.slope,
+                              a.own,
+                              a.x,
+                              target ? nullptr : a.second,
+                              target ? nullptr : a.third,
+                              target ? a.second : nullptr,
+                              target ? a.third : nullptr};
   const int64_t samples = a.rows * (target && a.mirrored ? 2 : 1);
   for (int64_t first = 0; first < samples; first += N) {
     TiledRows<S, N> rows;
@@ -141,15 +155,13 @@ void in_warps(const Arguments<S>& a) {
     for (int s = 0; s < N; ++s) {
       const int64_t i = s < rows.count ? first + s : first, row = i % a.rows;
       rows.path[s] = a.first_path + row, rows.from[s] = row, rows.to[s] = i;
-      rows.steps[s] = mode == Mode::reverse ? 1 : int(a.steps[row]), rows.sign[s] = S(i < a.rows ? 1 : -1);
+      rows.steps[s] = mode == Mode::reverse ? 0 : int(a.steps[row]), rows.sign[s] = S(i < a.rows ? 1 : -1);
     }
     // exactly what it should need, for the sanitizer, and not cleared
     std::vector<S> memory(Warp::floats(process.mixture.n_components, process.padded), std::numeric_limits<S>::quiet_NaN());
     Warp warp(process, rows, arrays, memory.data(), {});
     if constexpr (mode == Mode::reverse) {
-      const int n = static_cast<int>(a.steps[0]);
-      const S s = a.noise_std[n];
-      warp.reverse(n, S(a.mirrored ? 0.5 : 1.0) * s * s, a.mirrored || n == 0 ? S(0) : s);
+      warp.reverse({a.coefficients, a.n_steps}, int(a.steps[0]), int(a.steps[1]));
     } else {
       warp.simulate();
     }
@@ -224,8 +236,8 @@ void emulate(Mode mode, const Arguments<float>& a, const int64_t* order, int64_t
   const int64_t each = N > 0 ? N * kEmulatedWarps : cuda::kThreads;
   const unsigned blocks = unsigned((samples + each - 1) / each), threads = N > 0 ? kEmulatedWarps * kWarp : cuda::kThreads;
   if (mode == Mode::reverse) {
-    const cuda::ReverseStep step{block, a.drift_scale, a.noise_std, a.seed, a.first_path, a.rows,
-                                 a.steps, a.start, a.score, a.x, a.mirrored != 0};
+    const cuda::Reverse step{block,   a.coefficients, int(a.n_steps), a.seed,  a.first_path, a.rows,
+                             a.steps, a.start,        a.held,         a.slope, a.own,        a.x};
     if constexpr (N > 0) {
       emulation::launch(cuda::reverse_tiled_kernel<kind, N>, blocks, threads, step);
     } else {
@@ -250,11 +262,11 @@ void emulate(Mode mode, const Arguments<float>& a, const int64_t* order, int64_t
                               target ? a.third : nullptr,
                               a.mirrored != 0};
   if constexpr (N > 0) {
-    emulation::launch(target ? cuda::simulate_tiled_kernel<kind, true, N> : cuda::simulate_tiled_kernel<kind, false, N>, blocks,
-                      threads, noising);
+    emulation::launch(target ? cuda::simulate_tiled_kernel<kind, true, N> : cuda::simulate_tiled_kernel<kind, false, N>,
+                      blocks, threads, noising);
   } else {
-    emulation::launch(target ? cuda::simulate_kernel<kind, D, true> : cuda::simulate_kernel<kind, D, false>, blocks, threads,
-                      noising);
+    emulation::launch(target ? cuda::simulate_kernel<kind, D, true> : cuda::simulate_kernel<kind, D, false>, blocks,
+                      threads, noising);
   }
 }
 
@@ -264,7 +276,8 @@ void emulate(Mode mode, const Arguments<float>& a, const int64_t* order, int64_t
 extern "C" {
 
 // As run_float, but by the kernel; of those in registers spherical with 4 and 32, diag with 2 and full with 4 dimensions.
-void run_kernel(int kind, int mode, int samples_a_warp, const fastndsm::Arguments<float>* a, const int64_t* order, int64_t floats) {
+void run_kernel(int kind, int mode, int samples_a_warp, const fastndsm::Arguments<float>* a, const int64_t* order,
+                int64_t floats) {
   using namespace fastndsm;
   const Mode m = static_cast<Mode>(mode);
   constexpr Covariance spherical = Covariance::spherical, diag = Covariance::diag;
@@ -282,10 +295,12 @@ void run_kernel(int kind, int mode, int samples_a_warp, const fastndsm::Argument
 }
 
 struct Sampling {
-  const float *parameters, *drift_scale, *noise_std, *inverse_std, *network, *scales, *shifts, *y;
+  const float *parameters, *coefficients, *evaluations, *network, *scales, *shifts, *y;
+  const int64_t* bounds;
   float* out;
   int64_t* failed;
-  int64_t kind, n_components, dim, n_steps, seed, first_path, rows, network_floats, n_hidden, width, inputs, ode, resident, tile;
+  int64_t kind, n_components, dim, n_steps, n_evaluations, seed, first_path, rows, network_floats, n_hidden, width, inputs;
+  int64_t resident, tile;
   double feature_scale;
 };
 
@@ -293,14 +308,15 @@ void sample_mlp_kernel(const Sampling* a) {
   using namespace fastndsm::cuda;
   const int d = int(a->dim);
   const MlpSampling arguments{{static_cast<Kind>(a->kind), int(a->n_components), d, d, a->parameters, 0},
-                              a->drift_scale,
-                              a->noise_std,
-                              a->inverse_std,
-                              float(a->feature_scale),
+                              a->coefficients,
                               int(a->n_steps),
                               a->seed,
                               a->first_path,
                               a->rows,
+                              a->bounds,
+                              int(a->n_evaluations),
+                              reinterpret_cast<const fastndsm::Evaluation<float>*>(a->evaluations),
+                              float(a->feature_scale),
                               a->network,
                               int(a->network_floats),
                               int(a->n_hidden),
@@ -310,8 +326,7 @@ void sample_mlp_kernel(const Sampling* a) {
                               a->shifts,
                               a->y,
                               a->out,
-                              a->failed,
-                              a->ode != 0};
+                              a->failed};
   const int tile = int(a->tile);
   const unsigned blocks = unsigned((a->rows + tile - 1) / tile), threads = unsigned(tile / kSamples * (a->width / kOut));
   auto kernel = a->resident ? sample_kernel<128, true> : sample_kernel<128, false>;
@@ -325,8 +340,14 @@ int64_t pack_double(const fastndsm::Packing<double>* a) { return fastndsm::pack(
 // As pack_float, by the kernel, of `size` numbers.
 void pack_kernel(const fastndsm::Packing<float>* a, int64_t size) {
   using namespace fastndsm;
-  const cuda::Packing arguments{static_cast<cuda::Kind>(a->kind), int(a->n_components), int(a->dim), int(a->padded),
-                                a->means, a->precisions, a->log_scale, a->parameters};
+  const cuda::Packing arguments{static_cast<cuda::Kind>(a->kind),
+                                int(a->n_components),
+                                int(a->dim),
+                                int(a->padded),
+                                a->means,
+                                a->precisions,
+                                a->log_scale,
+                                a->parameters};
   const unsigned blocks = unsigned((size + cuda::kPackThreads - 1) / cuda::kPackThreads);
   auto kernel = cuda::pack_kernel<Covariance::full>;
   if (a->kind == int(Covariance::spherical)) kernel = cuda::pack_kernel<Covariance::spherical>;
