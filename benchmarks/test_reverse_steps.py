@@ -77,7 +77,7 @@ def eager(problem: Problem, score: Score, table: list[list[float]], given: Opera
     y, held, slope = given
     y, buffer = y.clone(), torch.empty_like(y)
     for n in reversed(range(problem.steps)):
-        decay, drift, weight, position, std = table[n]
+        decay, drift, weight, position, std, _ = table[n]
         g = score(y)
         y.mul_(decay).add_(g, alpha=drift).add_(held, alpha=weight).add_(slope, alpha=weight * position)
         if std != 0.0:

@@ -299,7 +299,7 @@ def _reverse_steps(a: Arguments, backend: str, *, method: str, prediction: str, 
     last = 0 if to_the_end else high // 2
     options: dict[str, Any] = {"seed": a.seed, "first_path": a.first_path, "method": method, "prediction": prediction}
     if prediction == "linear":
-        options["rate"] = a.v.square().flatten(1).mean(1)
+        options["rate"] = a.v.abs().flatten(1).amax(1)  # exact in every dtype
     return functional.reverse_steps(a.x, a.v, slope, a.process, high, last, backend=backend, **options)
 
 
@@ -337,7 +337,7 @@ CALLS = (
     Call("reverse_step", partial(_reverse_step, method="ode", last=False), "ode"),
     Call("reverse_steps", partial(_reverse_steps, method="sde", prediction="data", to_the_end=False), "data"),
     Call("reverse_steps", partial(_reverse_steps, method="sde", prediction="score", to_the_end=False), "score"),
-    Call("reverse_steps", partial(_reverse_steps, method="sde", prediction="data", to_the_end=True), "to t_0"),
+    Call("reverse_steps", partial(_reverse_steps, method="sde", prediction="score", to_the_end=True), "to t_0"),
     Call("reverse_steps", partial(_reverse_steps, method="ode", prediction="data", to_the_end=False), "ode"),
     Call("reverse_steps", partial(_reverse_steps, method="sde", prediction="linear", to_the_end=False), "linear"),
     Call("reverse_steps", partial(_reverse_steps, method="ode", prediction="linear", to_the_end=True), "linear ode"),

@@ -188,24 +188,24 @@ def trajectory(
 
 
 @functools.cache
-def way_back(shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw coefficients [5, N], held and slope, exact in float32; no noise at step 0, no mixture at step 1."""
+def way_back(shape: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw coefficients [6, N], held, slope and rates, exact in float32; no noise at step 0, no mixture at step 1."""
     rows, dim, _, n_steps = shape
-    coefficients = torch.rand(5, n_steps, generator=torch.Generator().manual_seed(dim))
-    coefficients = torch.tensor([[0.9], [0.02], [0.1], [-0.5], [0.1]]) * (1.0 + 0.1 * coefficients)
+    coefficients = torch.rand(6, n_steps, generator=torch.Generator().manual_seed(dim))
+    coefficients = torch.tensor([[0.9], [0.02], [0.1], [-0.5], [0.1], [0.5]]) * (1.0 + 0.1 * coefficients)
     coefficients[4, 0] = 0.0
     coefficients[1, 1:2] = 0.0
     held, slope = (normals(rows, dim, seed=i, dtype=torch.float32).double() for i in (2, 3))
-    return coefficients.double(), held, slope
+    return coefficients.double(), held, slope, slope.abs().amax(1)
 
 
 def back(kind: str, shape: Shape, what: str, dtype: str, *, rows: slice | None = None, tiles: int = 1 << 30) -> Request:
     m, y, *_ = case(kind, shape)
-    coefficients, held, slope = way_back(shape)
+    coefficients, held, slope, rate = way_back(shape)
     first, last, _ = (rows or slice(None)).indices(len(y))
     sloped = what == "back with slope"
-    tables = coefficients, *(t[first:last] for t in ((y, held, slope) if sloped else (y, held)))
-    parts = last - first, coefficients.shape[1], SEED, FIRST_PATH + first, tiles, int(sloped), *tables
+    tables = coefficients, *(t[first:last] for t in ((y, held, slope, rate) if sloped else (y, held)))
+    parts = last - first, coefficients.shape[1], SEED, FIRST_PATH + first, tiles, int(sloped), int(sloped), *tables
     return Request(packed(6, size_of(dtype), *mixture_parts(m), *parts), ((last - first, y.shape[1]),))
 
 

@@ -80,10 +80,11 @@ def test_mixture_ops_do_not_depend_on_the_order_of_rows(kind: str, dtype: torch.
 
 def walk_back(c: Arguments, y: Tensor, slope: Tensor | None, method: str, cuts: Sequence[int]) -> Tensor:
     """Go from t_cuts[0] to t_cuts[-1] by a call for each part."""
-    coefficients = c.process.reverse_scheme(method, "data").coefficients(12, 0).to(y.dtype)
+    coefficients = c.process.reverse_scheme(method, "linear").coefficients(12, 0).to(y.dtype)
+    rate = None if slope is None else c.v.square().mean(1)
     for first, last in itertools.pairwise(cuts):
         bounds, paths = torch.tensor([first, last]), (torch.tensor(SEED), FIRST_PATH)
-        y = c.process.dynamics.reverse_steps(y, c.v, slope, bounds, coefficients, *paths, "cpp")
+        y = c.process.dynamics.reverse_steps(y, c.v, slope, rate, bounds, coefficients, *paths, "cpp")
     return y
 
 

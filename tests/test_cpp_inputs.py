@@ -176,7 +176,7 @@ def test_compiles_to_one_graph() -> None:
             functional.simulate(x, p, 3, seed=seed, **named),
             *functional.simulate_target(x, p, 3, seed=seed, antithetic=True, **named),
             functional.reverse_step(x, v, p, 2, seed=seed, **named),
-            p.dynamics.reverse_steps(x, v, x, bounds, coefficients, seed, 0, "cpp"),
+            p.dynamics.reverse_steps(x, v, x, v[:, 0].abs(), bounds, coefficients, seed, 0, "cpp"),
             functional.ndsm_loss(x, v, v[:, 0].abs() + 0.1, estimator="plain", **named),
             functional.dsm_loss(x, v, **named),
         )

@@ -13,7 +13,7 @@ X, SEED = torch.zeros(4, 2), torch.tensor(1)
 MEANS, PRECISIONS, LOG_SCALE = torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(3)
 MIXTURE = (MEANS, PRECISIONS, LOG_SCALE, "diag")
 A, S = torch.full((5,), 0.01), torch.ones(5)  # drift_scale, noise_std
-TABLE, BOUNDS = torch.ones(5, 5), torch.tensor([4, 1])  # of reverse_steps
+TABLE, BOUNDS = torch.ones(6, 5), torch.tensor([4, 1])  # of reverse_steps
 STEPS, ROWS = torch.ones(4, dtype=torch.int64), torch.ones(4)
 PATHS = (*MIXTURE, SEED, 0)
 WEIGHTS = torch.tensor([0.2, 0.5, 1.0], dtype=torch.float64)  # cumulative
@@ -62,14 +62,15 @@ def processes() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
     yield "simulate", expected, (X, STEPS, A, S, *MIXTURE, SEED[None], 0)
     for first, last in ((6, 0), (1, 2), (2, -1)):
         expected = f"bounds: expected 5 >= first >= last >= 0, found {first} and {last}"
-        yield back, expected, (X, X, None, torch.tensor([first, last]), TABLE, *PATHS)
+        yield back, expected, (X, X, None, None, torch.tensor([first, last]), TABLE, *PATHS)
     expected = r"bounds: expected int64 \[2\], found Long of shape \[3\]"
-    yield back, expected, (X, X, None, STEPS[:3], TABLE, *PATHS)
-    yield back, r"held: expected shape \[4, 2\], found \[3, 2\]", (X, X[:3], None, BOUNDS, TABLE, *PATHS)
-    yield back, r"slope: expected shape \[4, 2\], found \[3, 2\]", (X, X, X[:3], BOUNDS, TABLE, *PATHS)
-    yield back, r"coefficients: expected shape \[5, N\], found \[4, 5\]", (X, X, None, BOUNDS, TABLE[:4], *PATHS)
+    yield back, expected, (X, X, None, None, STEPS[:3], TABLE, *PATHS)
+    yield back, r"held: expected shape \[4, 2\], found \[3, 2\]", (X, X[:3], None, None, BOUNDS, TABLE, *PATHS)
+    yield back, r"slope: expected shape \[4, 2\], found \[3, 2\]", (X, X, X[:3], None, BOUNDS, TABLE, *PATHS)
+    yield back, r"rate: expected shape \[4\], found \[3\]", (X, X, None, ROWS[:3], BOUNDS, TABLE, *PATHS)
+    yield back, r"coefficients: expected shape \[6, N\], found \[4, 5\]", (X, X, None, None, BOUNDS, TABLE[:4], *PATHS)
     expected = r"seed: expected a 0-d int64 tensor, found Long of shape \[1\]"
-    yield back, expected, (X, X, None, BOUNDS, TABLE, *MIXTURE, SEED[None], 0)
+    yield back, expected, (X, X, None, None, BOUNDS, TABLE, *MIXTURE, SEED[None], 0)
 
 
 def samplers() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
@@ -83,8 +84,7 @@ def samplers() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
         "feature_scale": 0.0,
         "bounds": torch.tensor([5, 2, 0]),
         "coefficients": TABLE,
-        "gains": torch.ones(2, 3),
-        "inverse_gap": torch.zeros(2),
+        "evaluations": torch.ones(2, 8),
     }
     for argument, value, message in (
         ("y", X[:, :1], r"y: expected shape \[B, d\] as means \[K, d\] \[3, 2\], found \[4, 1\]"),
@@ -94,9 +94,8 @@ def samplers() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
         ("bounds", torch.tensor([6, 2, 0]), "bounds: expected 5 at most, then ever less, 0 at least"),
         ("bounds", torch.tensor([5, 2, 3]), "bounds: expected 5 at most, then ever less, 0 at least"),
         ("bounds", torch.tensor([5, 2, -1]), "bounds: expected 5 at most, then ever less, 0 at least"),
-        ("coefficients", TABLE[0], r"coefficients: expected shape \[5, N\], found \[5\]"),
-        ("gains", torch.ones(2, 2), r"gains: expected shape \[2, 3\], found \[2, 2\]"),
-        ("inverse_gap", torch.ones(3), r"inverse_gap: expected shape \[2\], found \[3\]"),
+        ("coefficients", TABLE[0], r"coefficients: expected shape \[6, N\], found \[5\]"),
+        ("evaluations", torch.ones(2, 2), r"evaluations: expected shape \[2, 8\], found \[2, 2\]"),
     ):
         yield name, message, (*(good | {argument: value}).values(), *PATHS)
 
@@ -161,7 +160,7 @@ def test_no_rows_are_served() -> None:
         raw("simulate", x, steps, A, S, *PATHS),
         *raw("simulate_transition", x, steps, A, S, *PATHS),
         *raw("simulate_target", x, steps, A, S, *PATHS, True),
-        raw("reverse_steps", x, x, x, BOUNDS, TABLE, *PATHS),
+        raw("reverse_steps", x, x, x, std, BOUNDS, TABLE, *PATHS),
         raw("philox_normal", 0, 2, *NOISE),
         raw("ndsm_loss", x, x, std, "plain", True),
         raw("ndsm_loss_backward", std, x, x, std, "plain", False),

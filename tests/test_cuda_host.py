@@ -94,6 +94,8 @@ BACK = [
     ("sde", "score", 6, 5),
     ("ode", "data", 6, 1),
     ("sde", "data", 2, 2),
+    ("sde", "linear", 5, 2),
+    ("ode", "linear", 4, 0),
 ]
 
 
@@ -108,15 +110,17 @@ def test_reverse_steps(
     samples, *shape = case
     p, y, held, _ = problem(*shape)
     slope = 0.25 * held.flip(1) if sloped else None
+    rate = held.square().mean(1) if sloped and prediction == "linear" else None
     bounds = torch.tensor([first, last])
     coefficients = p.reverse_scheme(method, prediction).coefficients(first, last).float().double()
     network = {"held": held.to(dtype), "slope": None if slope is None else slope.to(dtype)}
+    network["rate"] = None if rate is None else rate.to(dtype)
     process = p.dynamics.operands(dtype), SEED, FIRST_PATH
     table = coefficients.to(dtype)
     found = run("reverse", samples, y.to(dtype), bounds, *process, coefficients=table, **network)
     mixture = p.dynamics.operands(torch.float64).mixture
     seed = torch.tensor(SEED)
-    expected = reference.reverse_steps(y, held, slope, bounds, coefficients, mixture, seed, FIRST_PATH)
+    expected = reference.reverse_steps(y, held, slope, rate, bounds, coefficients, mixture, seed, FIRST_PATH)
     assert_agree(found, (expected,))
 
 
@@ -183,13 +187,18 @@ def test_emulated_kernels_give_what_their_headers_give(case: Case) -> None:
     x, score = x.float(), score.float()
     process = p.dynamics.operands(torch.float32), SEED, FIRST_PATH
     bounds, taken = torch.tensor([5, 1]), steps.clamp(min=1)
-    back: dict[str, Tensor] = {"held": score, "coefficients": p.reverse_scheme().coefficients(5, 1).float()}
+    back: dict[str, Tensor] = {
+        "held": score,
+        "coefficients": p.reverse_scheme("sde", "linear").coefficients(5, 1).float(),
+    }
     for call in (
         lambda emulated: run("state", samples, x, steps, *process, emulated=emulated),
         lambda emulated: run("state", samples, x, taken, *process, transition=True, emulated=emulated),
         lambda emulated: run("target", samples, x, steps, *process, antithetic=True, emulated=emulated),
         lambda emulated: run("reverse", samples, x, bounds, *process, **back, emulated=emulated),
-        lambda emulated: run("reverse", samples, x, bounds, *process, **back, slope=0.1 * x, emulated=emulated),
+        lambda emulated: run(
+            "reverse", samples, x, bounds, *process, **back, slope=0.1 * x, rate=x[:, 0].abs(), emulated=emulated
+        ),
     ):
         for found, expected in zip(call(True), call(False), strict=True):
             if samples == 0:
@@ -219,7 +228,7 @@ def test_the_emulated_sampler_gives_the_samples_of_the_module(
     y = p.prior.sample(n, seed=3, first_path=FIRST_PATH).float()
     mixture = p.reference.operands(torch.float32)
     found, failed = sample_mlp(y, network, schedule, mixture, 3, FIRST_PATH, resident=resident, tile=tile)
-    options: dict[str, Any] = {"order": order, "prediction": "data", "grid": p.times[[1, 2, 4]], "fused": False}
+    options: dict[str, Any] = {"order": order, "prediction": "linear", "grid": p.times[[1, 2, 4]], "fused": False}
     with use_backend("reference"):
         expected = sample(score_net, p, n, method=method, seed=3, first_path=FIRST_PATH, **options)
     torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
@@ -229,7 +238,7 @@ def test_the_emulated_sampler_gives_the_samples_of_the_module(
 def scheduled(
     score_net: ResidualScore, p: LangevinProcess, method: str, order: int, indices: list[int]
 ) -> tuple[Schedule, FusedNetwork]:
-    schedule = p.reverse_scheme(method, "data").schedule(indices, order)
+    schedule = p.reverse_scheme(method, "linear").schedule(indices, order)
     network = fused_network(score_net, p, schedule, torch.float32)
     assert isinstance(network, FusedNetwork)
     return schedule, network

@@ -142,9 +142,10 @@ def expected_mixture(kind: str, shape: Shape) -> list[Tensor]:
 def expected_trajectory(kind: str, shape: Shape, what: str) -> list[Tensor]:
     m, x, _, steps, drift_scale, noise_std = case(kind, shape)
     if what.startswith("back"):
-        coefficients, held, slope = way_back(shape)
+        coefficients, held, slope, rate = way_back(shape)
         rest = torch.tensor([shape[3], 0]), coefficients, m.operands(torch.float64), torch.tensor(SEED), FIRST_PATH
-        return [reference.reverse_steps(x, held, slope if what == "back with slope" else None, *rest)]
+        network = (slope, rate) if what == "back with slope" else (None, None)
+        return [reference.reverse_steps(x, held, *network, *rest)]
     process = reference.ProcessOperands(drift_scale, noise_std, m.operands(torch.float64))
     arguments = x, steps, process, torch.tensor(SEED), FIRST_PATH
     if what == "state":

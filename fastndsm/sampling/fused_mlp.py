@@ -6,6 +6,7 @@ computed here, by the network's own modules and for all evaluations at once; the
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,12 +64,13 @@ def fused_network(
     # r as a combination of grad log pi and the network's output
     ones = torch.ones_like(t)
     parts = [-ones, ones] if residual is None else [0.0 * ones, residual.process.variance_at(t).rsqrt()]
-    film = net.film(t)
+    # in float64, whose rounding to float32 does not depend on how many threads multiply
+    film = copy.deepcopy(net.film).double()(t.double())
     return FusedNetwork(
         weights=[layer.weight.detach() for layer in layers],
         biases=[layer.bias.detach() for layer in layers],
-        scales=torch.cat([scale for scale, _ in film], dim=1).detach(),
-        shifts=torch.cat([shift for _, shift in film], dim=1).detach(),
+        scales=torch.cat([scale for scale, _ in film], dim=1).detach().to(dtype),
+        shifts=torch.cat([shift for _, shift in film], dim=1).detach().to(dtype),
         feature_scale=residual.feature_scale if residual is not None and residual.features else 0.0,
         evaluations=torch.cat([torch.stack(parts, dim=1).to(dtype), schedule.evaluations.to(dtype)], dim=1),
     )
