@@ -15,7 +15,6 @@ from .store import Config, Row
 from .tables import NOT_RUN, Results, short, shown
 
 ROWS = (trained.PATH, trained.EDM, trained.SKIP, trained.FLOW, trained.I_CFM, trained.OT_CFM, trained.VP)
-MAIN = ("PCA 32", "AE 16")
 PICTURED, PICTURED_CALLS = (trained.PATH, trained.EDM, trained.SKIP, trained.I_CFM), (1, 2, 3, 5, 10)
 _HUES = ("tab:blue", "tab:red", "tab:purple", "tab:green", "tab:olive", "tab:brown", "tab:orange")
 COLOURS = dict(zip(ROWS, _HUES, strict=True))
@@ -149,7 +148,7 @@ def curves(results: Results) -> Figure | None:
     if not results.rows:
         return None
     figure = figures.blank(12.0, 5.0)
-    for axis, space in zip(figure.subplots(1, len(MAIN), sharey=True), MAIN, strict=True):
+    for axis, space in zip(figure.subplots(1, len(evaluations.MAIN), sharey=True), evaluations.MAIN, strict=True):
         ends: dict[str, tuple[float, str]] = {}
         for row in ROWS:
             known = [(m, cell) for m in evaluations.CALLS if (cell := best(results, space, row, m)) is not None]

@@ -2,8 +2,8 @@
 
 All rows have the network, the optimizer steps, the batches, the moving average and the evaluations in sampling in
 common. MNIST in 32 principal components and in an autoencoder's 16 dimensions (all 60,000 training images, K = 50,
-MLP 3x256, 8,000 steps of 256), scikit-learn's digits in 64 pixels, and the plane. Seed 0 has every try of every row's
-knobs; the other seeds have those that were best for some number of evaluations.
+MLP 3x256, 8,000 steps of 256), three seeds; scikit-learn's digits in 64 pixels and the plane, one. The first space has
+every try of the baselines' knobs on seed 0; all others have those that were best there for some number of evaluations.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from . import images, methods, planar, solvers, trained
 from .trained import EDM, FLOW, I_CFM, OT_CFM, PATH, SKIP, VP, Config, Model
 
 NAME, VERSION = "evaluations", 1
-CALLS = (1, 2, 3, 5, 10, 20, 50, 100)  # of the network, for each sample
+CALLS = (1, 2, 3, 5, 7, 10, 20, 50, 100)  # of the network, for each sample
 TABLED = (5, 10, 20, 100)  # with second figures
-SPACES = ("PCA 32", "AE 16", "digits", *trained.PLANE)
+MAIN = ("PCA 32", "AE 16")  # of three seeds
+SPACES = (*MAIN, "digits", *trained.PLANE)
+SAMPLER = 2  # path's, so that rows of an earlier one are no longer used
 IMAGES: Config = {"source": "mnist", "n": 60_000, "encoder_steps": 4000, "evaluated": 4000, "drawn": 4000}
 IMAGES |= {"hidden": [256, 256, 256], "steps": 8000, "components": 50}
 DIGITS: Config = {"n": 1100, "evaluated": 348, "drawn": 2000, "hidden": [256, 256, 256], "steps": 4000}
@@ -36,19 +38,14 @@ QUICK_IMAGES: Config = {"source": "digits", "n": 1000, "encoder_steps": 20, "eva
 QUICK: Config = {"hidden": [32], "steps": 10, "components": 4}
 EM = "Euler-Maruyama"
 PLAIN = "one step an evaluation"
-# The multirate sampler of path, by what it holds or extrapolates between evaluations, along which grid of them.
+# The multirate sampler of path, by what it holds or extrapolates between evaluations; the first is its default.
 OF_PATH: dict[str, dict[str, Any]] = {
     "linear": {"prediction": "linear", "order": 2, "grid": "quadratic"},
-    "linear, order 1": {"prediction": "linear", "order": 1, "grid": "quadratic"},
-    "linear, cubic": {"prediction": "linear", "order": 2, "grid": "cubic"},
+    "linear, flow": {"method": "ode", "prediction": "linear", "order": 2, "grid": "quadratic"},
     "data": {"prediction": "data", "order": 2, "grid": "quadratic"},
-    "data, order 1": {"prediction": "data", "order": 1, "grid": "quadratic"},
     "score": {"prediction": "score", "order": 2, "grid": "cubic"},
-    "flow": {"method": "ode", "prediction": "data", "order": 2, "grid": "quadratic"},
-    "flow, cubic": {"method": "ode", "prediction": "data", "order": 2, "grid": "cubic"},
     PLAIN: {"prediction": "score", "order": 1},
 }
-KEPT_OF_PATH = ("linear", "linear, order 1", "flow, cubic", PLAIN)
 # sigma at the start and before the last step; the mixture as source needs less noise
 WIDE, NARROW, SHORT, SHORT_SKIP = [80.0, 0.002], [10.0, 0.03], [5.0, 0.1], [3.0, 0.1]
 CONTROL = ", untrained"
@@ -67,7 +64,7 @@ def _vp(horizon: float, smallest: float) -> list[float]:
 
 # Those that were best at some number of evaluations: every space and seed has them.
 KEPT: dict[str, list[Config]] = {
-    PATH: [{"solver": solver} for solver in KEPT_OF_PATH],
+    PATH: [{"solver": solver} for solver in OF_PATH],
     EDM: _levels([(SDE, NARROW), (SDE, SHORT)], p_mean=P_MEAN),
     SKIP: _levels([(SDE, NARROW), (SDE, SHORT_SKIP)], p_mean=P_MEAN_SKIP),
     VP: [*_levels([(SDE, _vp(HORIZON, 0.03))], T=HORIZON), {"T": HORIZON, "solver": EM}],
@@ -77,7 +74,6 @@ KEPT: dict[str, list[Config]] = {
 }
 # The others, on the first space and seed alone, by one draw each.
 DROPPED: dict[str, list[Config]] = {
-    PATH: [{"solver": solver} for solver in OF_PATH if solver not in KEPT_OF_PATH],
     EDM: [
         *_levels([(SDE, WIDE), (ODE, WIDE), (ODE, NARROW), (ODE, SHORT), (HEUN, WIDE), (HEUN, NARROW)], p_mean=P_MEAN),
         *(setting for p_mean in (-1.2, -0.5) for setting in _levels([(SDE, NARROW), (SDE, SHORT)], p_mean=p_mean)),
@@ -102,7 +98,7 @@ DROPPED: dict[str, list[Config]] = {
 def configs(seed: int, quick: bool = False) -> list[Config]:
     """Return one configuration for each run of a seed."""
     made = []
-    for space in ("PCA 32", "four_modes") if quick else SPACES:
+    for space in ("PCA 32", "four_modes") if quick else MAIN if seed else SPACES:
         base: Config = {"space": space, "seed": seed, "evaluations": methods.DEFAULTS["evaluations"]}
         if space in trained.PLANE:
             base |= POINTS | {"components": planar.COMPONENTS[space]}
@@ -113,9 +109,10 @@ def configs(seed: int, quick: bool = False) -> list[Config]:
         made += [base | {"row": row, "steps": 0, "calls": 0, "draws": 2} for row in (methods.PI, methods.HELD_OUT)]
         for row in trained.TRAINED:
             own = base if row in trained.WITH_MIXTURE else {k: v for k, v in base.items() if k != "components"}
-            own |= {"row": row}
+            own |= {"row": row} | ({"sampler": SAMPLER} if row == PATH else {})
+            calls = CALLS if row == PATH or (space in MAIN and seed == 0) else TABLED
             kept = KEPT[row][:1] if quick else KEPT[row]
-            for setting, m in itertools.product(kept, (1, 20) if quick else CALLS):
+            for setting, m in itertools.product(kept, (1, 20) if quick else calls):
                 made.append(own | setting | {"calls": m, "draws": 3 if m in TABLED[:3] else 2})
                 if row in trained.WITH_MIXTURE and setting == kept[0] and m in TABLED:
                     made.append(made[-1] | {"steps": 0, "draws": 2})
