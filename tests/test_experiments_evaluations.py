@@ -14,7 +14,7 @@ from fastndsm import GaussianMixture, networks
 from fastndsm.training.trainer import TrainConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
-from experiments import baselines, best, evaluations, methods, solvers, tables, trained
+from experiments import baselines, best, claims, evaluations, methods, solvers, tables, trained
 from experiments.store import Store
 
 VARIANCE = 0.36  # of Gaussian data, whose denoiser, score and velocity are known
@@ -192,10 +192,20 @@ def test_the_best_setting_is_of_the_least_mean_and_of_most_seeds(tmp_path: Path)
             if (config["space"], config["row"], config["calls"]) == ("PCA 32", trained.EDM, 5) and config["steps"]:
                 kept = config["draws"] > 1 and config["levels"] == evaluations.NARROW
                 draws = [2.0] if config["draws"] == 1 else values[evaluations.SDE][seed] if kept else [9.0]
-                store.add("evaluations", config, evaluations.VERSION, {"draws": draws, "cpu_seconds": 1.0}, None)
+                result = {"draws": draws, "frechet": sum(draws) / len(draws), "cpu_seconds": 1.0}
+                store.add("evaluations", config, evaluations.VERSION, result, None)
+            elif (config["space"], config["row"], config["calls"]) == ("PCA 32", trained.PATH, 5):
+                mean = 2.0 + seed if config["solver"] == "data" else 6.0
+                result = {"draws": [mean], "frechet": mean, "cpu_seconds": 1.0}
+                store.add("evaluations", config, evaluations.VERSION, result, None)
     results = tables.Results("evaluations", store, 2)
     found = best.best(results, "PCA 32", trained.EDM, 5)
     assert found is not None and (found.mean, found.low, found.high) == (3.75, 3.0, 5.0)
     assert found.setting == "SDE-DPM-Solver++ 2M, sigma 10 to 0.03"
     assert best.best(results, "PCA 32", trained.EDM, 10) is None and best.best(results, "PCA 32", methods.PI, 0) is None
     assert "| EDM | p_mean = -1.2 |" in best.tries(results)
+
+    claim = next(c for c in claims.all_claims() if c.text == "Best settings, frechet: path below EDM")
+    assert claims.judge(claim, {"evaluations": results}) == {
+        "PCA 32, 5 evaluations": ("undecided so far (2 of 3 seeds)", "2.5 (2 to 3) against 3.75 (3 to 4.5)")
+    }

@@ -12,7 +12,7 @@ from fastndsm.cli.tables import markdown
 
 from . import evaluations, figures, methods, trained
 from .store import Config, Row
-from .tables import NOT_RUN, Results, short, shown
+from .tables import NOT_RUN, Results, Spread, short, shown, spread
 
 ROWS = (trained.PATH, trained.EDM, trained.SKIP, trained.FLOW, trained.I_CFM, trained.OT_CFM, trained.VP)
 PICTURED, PICTURED_CALLS = (trained.PATH, trained.EDM, trained.SKIP, trained.I_CFM), (1, 2, 3, 5, 10)
@@ -54,10 +54,14 @@ class Best(NamedTuple):
         """The solver and its noise levels."""
         return setting(self.rows[0]["config"])
 
+    def spread(self, metric: str) -> Spread | None:
+        """Return a figure over training seeds, if it was measured."""
+        return spread(self.rows, metric)
+
     def figure(self, metric: str) -> str:
         """Return the mean of another figure, empty where it was not measured."""
-        values = [row["result"][metric] for row in self.rows if row["result"].get(metric) is not None]
-        return short(sum(values) / len(values)) if values else ""
+        found = self.spread(metric)
+        return "" if found is None else short(found.mean)
 
 
 def setting(config: Config) -> str:
@@ -66,11 +70,15 @@ def setting(config: Config) -> str:
     return config.get("solver", "") + (f", sigma {levels[0]:.3g} to {levels[1]:g}" if levels else "")
 
 
-def best(results: Results, space: str, row: str, calls: int, control: bool = False) -> Best | None:
-    """Return the best of a row's kept settings; of those alone that have most seeds."""
+def best(
+    results: Results, space: str, row: str, calls: int, control: bool = False, solver: str | None = None
+) -> Best | None:
+    """Return the best of a row's kept settings, or of a solver's; of those alone that have most seeds."""
     groups: dict[str, list[Row]] = {}
     for found in results.select(space=space, row=row, calls=calls):
         config = found["config"]
+        if solver not in (None, config.get("solver")):
+            continue
         if config["draws"] > 1 and (row not in ROWS or (config["steps"] == 0) == control):
             groups.setdefault(setting(config), []).append(found)
     if not groups:

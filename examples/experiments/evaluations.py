@@ -3,7 +3,7 @@
 All rows have the network, the optimizer steps, the batches, the moving average and the evaluations in sampling in
 common. MNIST in 32 principal components and in an autoencoder's 16 dimensions (all 60,000 training images, K = 50,
 MLP 3x256, 8,000 steps of 256), three seeds; scikit-learn's digits in 64 pixels and the plane, one. The first space has
-every try of the baselines' knobs on seed 0; all others have those that were best there for some number of evaluations.
+every try of every row's knobs on seed 0; all others have those that were best there for some number of evaluations.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ OF_PATH: dict[str, dict[str, Any]] = {
     "score": {"prediction": "score", "order": 2, "grid": "cubic"},
     PLAIN: {"prediction": "score", "order": 1},
 }
+KEPT_OF_PATH = ("linear", "linear, flow", PLAIN)
 # sigma at the start and before the last step; the mixture as source needs less noise
 WIDE, NARROW, SHORT, SHORT_SKIP = [80.0, 0.002], [10.0, 0.03], [5.0, 0.1], [3.0, 0.1]
 CONTROL = ", untrained"
@@ -64,7 +65,7 @@ def _vp(horizon: float, smallest: float) -> list[float]:
 
 # Those that were best at some number of evaluations: every space and seed has them.
 KEPT: dict[str, list[Config]] = {
-    PATH: [{"solver": solver} for solver in OF_PATH],
+    PATH: [{"solver": solver} for solver in KEPT_OF_PATH],
     EDM: _levels([(SDE, NARROW), (SDE, SHORT)], p_mean=P_MEAN),
     SKIP: _levels([(SDE, NARROW), (SDE, SHORT_SKIP)], p_mean=P_MEAN_SKIP),
     VP: [*_levels([(SDE, _vp(HORIZON, 0.03))], T=HORIZON), {"T": HORIZON, "solver": EM}],
@@ -74,6 +75,7 @@ KEPT: dict[str, list[Config]] = {
 }
 # The others, on the first space and seed alone, by one draw each.
 DROPPED: dict[str, list[Config]] = {
+    PATH: [{"solver": solver} for solver in OF_PATH if solver not in KEPT_OF_PATH],
     EDM: [
         *_levels([(SDE, WIDE), (ODE, WIDE), (ODE, NARROW), (ODE, SHORT), (HEUN, WIDE), (HEUN, NARROW)], p_mean=P_MEAN),
         *(setting for p_mean in (-1.2, -0.5) for setting in _levels([(SDE, NARROW), (SDE, SHORT)], p_mean=p_mean)),
@@ -114,7 +116,7 @@ def configs(seed: int, quick: bool = False) -> list[Config]:
             kept = KEPT[row][:1] if quick else KEPT[row]
             for setting, m in itertools.product(kept, (1, 20) if quick else calls):
                 made.append(own | setting | {"calls": m, "draws": 3 if m in TABLED[:3] else 2})
-                if row in trained.WITH_MIXTURE and setting == kept[0] and m in TABLED:
+                if row in trained.WITH_MIXTURE and setting == kept[0] and m in TABLED and seed == 0:
                     made.append(made[-1] | {"steps": 0, "draws": 2})
             if space == SPACES[0] and seed == 0 and not quick:
                 made += [own | s | {"calls": m, "draws": 1} for s in DROPPED.get(row, []) for m in TABLED]
