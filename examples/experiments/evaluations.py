@@ -111,7 +111,7 @@ def configs(seed: int, quick: bool = False) -> list[Config]:
         made += [base | {"row": row, "steps": 0, "calls": 0, "draws": 2} for row in (methods.PI, methods.HELD_OUT)]
         for row in trained.TRAINED:
             own = base if row in trained.WITH_MIXTURE else {k: v for k, v in base.items() if k != "components"}
-            own |= {"row": row} | ({"sampler": SAMPLER} if row == PATH else {})
+            own = own | {"row": row} | ({"sampler": SAMPLER} if row == PATH else {})
             calls = CALLS if row == PATH or (space in MAIN and seed == 0) else TABLED
             kept = KEPT[row][:1] if quick else KEPT[row]
             for setting, m in itertools.product(kept, (1, 20) if quick else calls):
