@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from . import images, imbalance, latent_space, methods, planar, small, symmetry
+from . import evaluations, images, imbalance, latent_space, methods, planar, small, symmetry
 from .store import Row
 from .tables import Results
 
@@ -40,6 +40,8 @@ def write(folder: Path, results: Mapping[str, Results]) -> list[tuple[str, Row]]
     A figure that lacks samples stays as it is.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    from . import best  # which draws by this module's parts
+
     found = {
         "planar-samples": lambda: plane_samples(results[planar.NAME]),
         "planar-energy": lambda: plane_energy(results[planar.NAME]),
@@ -53,6 +55,8 @@ def write(folder: Path, results: Mapping[str, Results]) -> list[tuple[str, Row]]
         "small-samples": lambda: sheets(results[small.NAME], {"n": 200}, _all_rows()),
         "latent-cost": lambda: cost(results[latent_space.NAME]),
         "latent-samples": lambda: spaces(results[latent_space.NAME]),
+        "evaluations-frechet": lambda: best.curves(results[evaluations.NAME]),
+        "evaluations-samples": lambda: best.few(results[evaluations.NAME]),
     }
     missing: dict[str, tuple[str, Row]] = {}
     for name, draw in found.items():
@@ -74,7 +78,8 @@ def _mirrored_rows() -> tuple[str, ...]:
     return (methods.HELD_OUT, symmetry.PI_SYMMETRIC, methods.LINEAR, methods.PATH, symmetry.SYMMETRIC, symmetry.EXACT)
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> Figure:
+    """Return an empty figure of that size in inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -84,7 +89,7 @@ def plane_samples(results: Results, n: int = 500) -> Figure | None:
     names = results.values("data", n=n)
     if not names:
         return None
-    figure = _figure(2.0 * len(rows), 2.1 * len(names))
+    figure = blank(2.0 * len(rows), 2.1 * len(names))
     axes = figure.subplots(len(names), len(rows), squeeze=False)
     for i, name in enumerate(names):
         for j, row in enumerate(rows):
@@ -105,7 +110,7 @@ def plane_energy(results: Results) -> Figure | None:
     names = results.values("data")
     if not names:
         return None
-    figure = _figure(4.2 * len(names), 3.6)
+    figure = blank(4.2 * len(names), 3.6)
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         _lines(axis, results, "energy", "n", sorted(planar.SIZES), floor=1e-5, data=name)
         axis.set(title=name, xlabel="training points", ylabel="energy distance")
@@ -145,7 +150,7 @@ def bars(results: Results, metric: str, label: str, cases: Sequence[Any]) -> Fig
     rows = [row for row in COLOURS if results.select(row=row)]
     if not rows:
         return None
-    figure = _figure(4.6 * len(cases), 3.8)
+    figure = blank(4.6 * len(cases), 3.8)
     for axis, case in zip(figure.subplots(1, len(cases), squeeze=False, sharey=True)[0], cases, strict=True):
         _bars(axis, results, metric, rows, case)
         axis.set(title=case, xlabel=label)
@@ -167,7 +172,7 @@ def orientation(results: Results) -> Figure | None:
     """Plot the share of mirrored digits in each row, and the data's."""
     if not results.rows:
         return None
-    figure = _figure(9.5, 4.2)
+    figure = blank(9.5, 4.2)
     rows = [row for row in symmetry.ROWS if results.select(row=row)]
     for axis, case in zip(figure.subplots(1, 2, sharey=True), symmetry.CASES, strict=True):
         _bars(axis, results, "mirrored", rows, case)
@@ -182,7 +187,7 @@ def few_images(results: Results) -> Figure | None:
     """Plot Frechet distance, distance to the nearest training image and copies against n."""
     if not results.rows:
         return None
-    figure = _figure(13.5, 3.8)
+    figure = blank(13.5, 3.8)
     titles = {
         "frechet_raw": "Frechet distance to held-out images",
         "nearest_ratio": "distance to nearest training image,\nrelative to held-out images",
@@ -200,7 +205,7 @@ def cost(results: Results) -> Figure | None:
     """Plot Frechet distance against processor seconds of encoder and training, for every space."""
     if not results.rows:
         return None
-    figure = _figure(7.5, 4.4)
+    figure = blank(7.5, 4.4)
     axis = figure.subplots()
     palette = [f"C{i}" for i in range(10)]
     for colour, encoder in zip(palette, latent_space.ENCODERS, strict=False):
@@ -225,7 +230,7 @@ def cost(results: Results) -> Figure | None:
 def sheets(results: Results, wanted: dict[str, Any], rows: Sequence[str]) -> Figure | None:
     """Show the kept images of each row."""
     found = {row: results.samples(row=row, **wanted) for row in rows}
-    return _sheets({row: x for row, x in found.items() if x is not None})
+    return sheets_of({row: x for row, x in found.items() if x is not None})
 
 
 def spaces(results: Results) -> Figure | None:
@@ -243,16 +248,16 @@ def spaces(results: Results) -> Figure | None:
         found = results.samples(encoder=encoder, row=methods.PATH, steps=latent_space.LENGTHS[-1])
         if found is not None:
             panels[f"path, {encoder}"] = found
-    return _sheets(panels)
+    return sheets_of(panels)
 
 
-def _sheets(panels: Mapping[str, Tensor], columns: int = 8) -> Figure | None:
+def sheets_of(panels: Mapping[str, Tensor], columns: int = 8, across: int = 4) -> Figure | None:
     """Show panels of 40 images, 8 a line."""
     if not panels:
         return None
-    across = min(4, len(panels))
+    across = min(across, len(panels))
     down = -(-len(panels) // across)
-    figure = _figure(3.0 * across, 2.15 * down)
+    figure = blank(3.0 * across, 2.15 * down)
     axes = figure.subplots(down, across, squeeze=False).reshape(-1)
     for axis in axes:
         axis.axis("off")

@@ -7,7 +7,7 @@ only the generation counts; `frechet_raw` against the images themselves, so that
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +28,12 @@ class Pool(NamedTuple):
     images: Tensor
     labels: Tensor
     n_train: int
-    judge: metrics.FeatureClassifier
+    source: str
+
+    @property
+    def judge(self) -> metrics.FeatureClassifier:
+        """The classifier that judges images of the source."""
+        return judge(self.source)
 
 
 @lru_cache(maxsize=2)
@@ -36,10 +41,16 @@ def pool(source: str) -> Pool:
     """Return MNIST, or scikit-learn's 8x8 digits for quick runs."""
     dataset = data.load(source)
     assert dataset.labels is not None and dataset.test_labels is not None
-    steps = 2000 if source == "mnist" else 1000
-    judge = metrics.FeatureClassifier.fit(dataset.train, dataset.labels, n_classes=10, steps=steps)
     images, labels = torch.cat([dataset.train, dataset.test]), torch.cat([dataset.labels, dataset.test_labels])
-    return Pool(images, labels, len(dataset.train), judge)
+    return Pool(images, labels, len(dataset.train), source)
+
+
+@lru_cache(maxsize=2)
+def judge(source: str) -> metrics.FeatureClassifier:
+    """Train the classifier on a source's training images."""
+    given = pool(source)
+    images, labels = given.images[: given.n_train], given.labels[: given.n_train]
+    return metrics.FeatureClassifier.fit(images, labels, n_classes=10, steps=2000 if source == "mnist" else 1000)
 
 
 def parts(labels: Tensor, weights: Tensor, sizes: tuple[int, ...], seed: int) -> list[Tensor]:
@@ -69,17 +80,30 @@ class Scene:
     def __init__(
         self, train: Tensor, labels: Tensor, reference: Tensor, held_out: Tensor, encoder: latent.Encoder, given: Pool
     ) -> None:
-        self.encoder, self.judge = encoder, given.judge
+        self.encoder, self.pool, self.reference = encoder, given, reference
         self.z, self.z_reference, self.z_held_out = (encoder.encode(x) for x in (train, reference, held_out))
         self.weights = torch.bincount(labels, minlength=10).double() / len(labels)
-        self.decoded = encoder.decode(self.z_reference)
-        self.features, self.raw = self.judge.features(self.decoded), self.judge.features(reference)
-        self.fresh = float(metrics.nearest_distance(self.z_held_out[:NEAREST], self.z).mean())
+
+    @cached_property
+    def features(self) -> Tensor:
+        """The judge's features of the reference images, as the encoder passes them."""
+        return self.pool.judge.features(self.encoder.decode(self.z_reference))
+
+    @cached_property
+    def raw(self) -> Tensor:
+        """The judge's features of the reference images themselves."""
+        return self.pool.judge.features(self.reference)
+
+    @cached_property
+    def fresh(self) -> float:
+        """The mean distance of held-out images to the nearest training image."""
+        return float(metrics.nearest_distance(self.z_held_out[:NEAREST], self.z).mean())
 
     def measure(self, z: Tensor) -> dict[str, float]:
         """Measure samples z [n, d], latent vectors."""
         images = self.encoder.decode(z)
-        features, probabilities = self.judge.features(images), self.judge.probabilities(images)
+        judge = self.pool.judge
+        features, probabilities = judge.features(images), judge.probabilities(images)
         weights = metrics.class_balance(probabilities)
         return {
             "frechet": metrics.frechet_distance(features, self.features),
@@ -90,6 +114,15 @@ class Scene:
             "nearest_ratio": float(metrics.nearest_distance(z[:NEAREST], self.z).mean()) / self.fresh,
             "copies": copies(z[:NEAREST], self.z),
         }
+
+    def diversity(self, z: Tensor) -> dict[str, float]:
+        """Measure fidelity and diversity of samples z [n, d] apart, in the judge's features."""
+        features = self.pool.judge.features(self.encoder.decode(z))
+        pair, balls = (
+            metrics.precision_recall(features, self.features),
+            metrics.density_coverage(features, self.features),
+        )
+        return {**pair._asdict(), **balls._asdict()}
 
 
 def perform(config: dict[str, Any], scene: Scene, **options: Any) -> tuple[Tensor, dict[str, Any]]:

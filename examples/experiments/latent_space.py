@@ -98,13 +98,24 @@ def make_encoder(name: str, x: Tensor, steps: int, seed: int) -> tuple[latent.En
 @lru_cache(maxsize=1)
 def scene(source: str, encoder: str, n: int, evaluated: int, steps: int, seed: int) -> tuple[images.Scene, float]:
     """Return the data of a run, and what the encoder cost."""
+    fitted, seconds = make_encoder(encoder, training_images(source, n, seed), steps, seed)
+    return scene_of(fitted, source, n, evaluated, seed), seconds
+
+
+def training_images(source: str, n: int, seed: int) -> Tensor:
+    """Return n of the training images."""
+    given = images.pool(source)
+    return given.images[torch.randperm(given.n_train, generator=torch.Generator().manual_seed(seed))[:n]]
+
+
+def scene_of(encoder: latent.Encoder, source: str, n: int, evaluated: int, seed: int) -> images.Scene:
+    """Return the images of a run in the encoder's space."""
     given = images.pool(source)
     generator = torch.Generator().manual_seed(seed)
     train = torch.randperm(given.n_train, generator=generator)[:n]
     others = given.n_train + torch.randperm(len(given.labels) - given.n_train, generator=generator)
-    fitted, seconds = make_encoder(encoder, given.images[train], steps, seed)
     picked = (given.images[part] for part in (others[:evaluated], others[evaluated : 2 * evaluated]))
-    return images.Scene(given.images[train], given.labels[train], *picked, fitted, given), seconds
+    return images.Scene(given.images[train], given.labels[train], *picked, encoder, given)
 
 
 def perform(config: Config) -> tuple[dict[str, Any], Tensor | None]:

@@ -195,17 +195,25 @@ def fit(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # EM at its last iteration; q slightly above its bound is reported by sweeps
         process = build(row, z, settings, seed, reference)
+    score_net = untrained(process, settings, seed)
+    return train(row, score_net if wrap is None else wrap(score_net), process, z, settings, seed)
+
+
+def untrained(process: NoisingProcess, settings: dict[str, Any], seed: int) -> nn.Module:
+    """Return the score network of a row's process, its output zero."""
     torch.manual_seed(seed)
-    dim = z.shape[1]
-    features = settings["features"]
+    dim, features = process.dim, settings["features"]
     net = networks.MLP(dim, settings["hidden"], in_dim=2 * dim if features else dim, horizon=process.T)
-    score_net: nn.Module
     if isinstance(process, LinearMixtureProcess):
-        score_net = LinearMixtureScore(net, process, features)
-    else:
-        score_net = ResidualScore(net, process, features) if settings["residual"] else Plain(net, process)
-    score_net = score_net if wrap is None else wrap(score_net)
-    loss = NDSMLoss(process, **ESTIMATORS[PATH if row == ONE else row]) if not _linear(row) else DSMLoss(process)
+        return LinearMixtureScore(net, process, features)
+    return ResidualScore(net, process, features) if settings["residual"] else Plain(net, process)
+
+
+def train(
+    row: str, score_net: nn.Module, process: NoisingProcess, z: Tensor, settings: dict[str, Any], seed: int
+) -> Fitted:
+    """Train a row's score network on z [n, d]."""
+    loss = DSMLoss(process) if _linear(row) else NDSMLoss(process, **ESTIMATORS[PATH if row == ONE else row])
     evaluations = settings["evaluations"]
     batch = evaluations // 2 if row in TWO_EVALUATIONS else evaluations
     trainer = Trainer(score_net, loss, z, TrainConfig(steps=settings["steps"], batch_size=batch, seed=seed))
@@ -227,7 +235,7 @@ def draw(
         return mixture.sample(n, seed).to(z), {"components": mixture.n_components}
     fitted = fit(row, z, settings, seed, reference)
     started = time.process_time()
-    samples = fastndsm.sample(fitted.score_net, fitted.process, n, seed=seed, batch_size=4000)
+    samples = euler_maruyama(fitted.score_net, fitted.process, n, seed)
     return samples, {
         "train_seconds": round(fitted.seconds, 2),
         "sample_seconds": round(time.process_time() - started, 2),
@@ -235,6 +243,12 @@ def draw(
         "sample_evaluations": fitted.process.n_steps,
         "T": round(fitted.process.T, 4),
     }
+
+
+def euler_maruyama(score_net: nn.Module, process: NoisingProcess, n: int, seed: int) -> Tensor:
+    """Draw n samples by one evaluation for each of the process's steps."""
+    options: dict[str, Any] = {"n_evaluations": process.n_steps, "order": 1, "prediction": "score"}
+    return fastndsm.sample(score_net, process, n, seed=seed, batch_size=4000, **options)
 
 
 def extremes(mixture: GaussianMixture) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,9 @@ from fastndsm.cli.tables import markdown
 
 from . import (
     EXPERIMENTS,
+    best,
     claims,
+    evaluations,
     figures,
     imbalance,
     latent_space,
@@ -72,6 +74,11 @@ def tables(results: dict[str, Results]) -> dict[str, Callable[[], str]]:
     }
     for data in planar.COMPONENTS:
         made[f"planar {data}"] = lambda data=data: by_size(results[planar.NAME], data)  # type: ignore[misc]
+    calls = results[evaluations.NAME]
+    made["evaluations tries"] = lambda: best.tries(calls)
+    for space in evaluations.SPACES:
+        made[f"evaluations {space}"] = lambda space=space: best.by_calls(calls, space)  # type: ignore[misc]
+        made[f"evaluations {space}, second"] = lambda space=space: best.second(calls, space)  # type: ignore[misc]
     for case in imbalance.CASES:
         made[f"imbalance {case}"] = lambda case=case: table(unequal, rare, case=case)  # type: ignore[misc]
     for case in symmetry.CASES:

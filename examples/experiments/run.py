@@ -29,7 +29,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from experiments import EXPERIMENTS  # noqa: E402
+from experiments import EXPERIMENTS, trained  # noqa: E402
 from experiments.store import Config, Store, key  # noqa: E402
 
 
@@ -49,7 +49,7 @@ def pending(store: Store, names: Sequence[str], seeds: int, quick: bool) -> list
 def perform(folder: Path, runs: list[tuple[str, Config]], samples_alone: bool = False) -> None:
     """Run one after the other, each written as soon as it is done; of the samples alone no row."""
     torch.set_num_threads(1)
-    store = Store(folder)
+    store, trained.folder = Store(folder), folder / "networks"
     for name, config in runs:
         experiment, started = EXPERIMENTS[name], time.process_time()
         result, samples = experiment.perform(config)
@@ -65,7 +65,7 @@ def perform(folder: Path, runs: list[tuple[str, Config]], samples_alone: bool = 
 def together(run: tuple[str, Config]) -> tuple[Any, ...]:
     """Return a key: runs equal in it follow each other and share data, encoder and reference."""
     name, config = run
-    return (name, config["seed"], *(str(config.get(part)) for part in ("data", "case", "n", "encoder")))
+    return (name, config["seed"], *(str(config.get(part)) for part in ("data", "case", "n", "encoder", "space")))
 
 
 def perform_all(folder: Path, runs: list[tuple[str, Config]], jobs: int, samples_alone: bool = False) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import fastndsm
 from fastndsm import GaussianMixture, data, latent, metrics
 
 from . import images, methods
@@ -164,7 +163,7 @@ def exactly_symmetric(config: Config, given: Mirrored) -> tuple[Tensor, dict[str
     fitted = methods.fit(
         methods.PATH, given.z, settings, config["seed"], pi, wrap=lambda net: Symmetric(net, given.map.float())
     )
-    z = fastndsm.sample(fitted.score_net, fitted.process, config["evaluated"], seed=config["seed"], batch_size=4000)
+    z = methods.euler_maruyama(fitted.score_net, fitted.process, config["evaluated"], config["seed"])
     return z, {
         "train_seconds": round(fitted.seconds, 2),
         "train_evaluations": 2 * fitted.evaluations,

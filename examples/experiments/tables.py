@@ -34,6 +34,12 @@ def short(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
+def spread(rows: Sequence[Row], metric: str) -> Spread | None:
+    """Return a figure of rows that differ in the seed, if there is one."""
+    values = [row["result"][metric] for row in rows if row["result"].get(metric) is not None]
+    return Spread(sum(values) / len(values), min(values), max(values), len(values)) if values else None
+
+
 class Results:
     """The rows of one experiment that belong to its present configurations."""
 
@@ -51,8 +57,7 @@ class Results:
 
     def spread(self, metric: str, **wanted: Any) -> Spread | None:
         """Return a figure over seeds, if there is one."""
-        values = [r["result"][metric] for r in self.select(**wanted) if r["result"].get(metric) is not None]
-        return Spread(sum(values) / len(values), min(values), max(values), len(values)) if values else None
+        return spread(self.select(**wanted), metric)
 
     def values(self, field: str, **wanted: Any) -> list[Any]:
         """Return the values that a field of the configuration takes, in order."""
