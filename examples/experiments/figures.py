@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from . import evaluations, images, imbalance, latent_space, methods, planar, small, symmetry
+from . import images, imbalance, latent_space, methods, planar, small, symmetry
 from .store import Row
 from .tables import Results
 
@@ -34,14 +34,14 @@ COLOURS = {
 }
 
 
-def write(folder: Path, results: Mapping[str, Results]) -> list[tuple[str, Row]]:
-    """Draw every figure that has its rows and samples; return experiment and row of the samples that are missing.
+def write(
+    folder: Path, results: Mapping[str, Results], others: Mapping[str, Callable[[], Figure | None]]
+) -> list[tuple[str, Row]]:
+    """Draw every figure that has its rows and samples, `others` by name; return what lacks samples, by experiment.
 
     A figure that lacks samples stays as it is.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    from . import best  # which draws by this module's parts
-
     found = {
         "planar-samples": lambda: plane_samples(results[planar.NAME]),
         "planar-energy": lambda: plane_energy(results[planar.NAME]),
@@ -55,8 +55,7 @@ def write(folder: Path, results: Mapping[str, Results]) -> list[tuple[str, Row]]
         "small-samples": lambda: sheets(results[small.NAME], {"n": 200}, _all_rows()),
         "latent-cost": lambda: cost(results[latent_space.NAME]),
         "latent-samples": lambda: spaces(results[latent_space.NAME]),
-        "evaluations-frechet": lambda: best.curves(results[evaluations.NAME]),
-        "evaluations-samples": lambda: best.few(results[evaluations.NAME]),
+        **others,
     }
     missing: dict[str, tuple[str, Row]] = {}
     for name, draw in found.items():

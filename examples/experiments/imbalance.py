@@ -80,11 +80,11 @@ def perform(config: Config) -> tuple[dict[str, Any], Tensor | None]:
     given, rare = scene(*(config[k] for k in ("case", "source", "dim", "n", "evaluated", "seed")))
     z, cost = images.perform(config | {"row": config["row"].removesuffix(FIFTY).removesuffix(FOUR)}, given)
     decoded = given.encoder.decode(z)
-    found = given.judge.probabilities(decoded).argmax(1)
+    found = given.pool.judge.probabilities(decoded).argmax(1)
     label = RARE[config["case"]]
     result = given.measure(z) | {
         "rare_weight": float((found == label).double().mean()),
         "rare_expected": float(given.weights[label]),
-        "rare_coverage": coverage(given.judge.features(decoded), rare),
+        "rare_coverage": coverage(given.pool.judge.features(decoded), rare),
     }
     return result | cost, images.kept(config, given, z)

@@ -41,7 +41,9 @@ IMAGE_COLUMNS = {
 def write(folder: Path, store: Store, seeds: int, quick: bool = False) -> list[tuple[str, Row]]:
     """Redraw the figures in folder/figures and rewrite folder/README.md; return what `figures.write` does."""
     results = {name: Results(name, store, seeds, quick) for name in EXPERIMENTS}
-    missing = figures.write(folder / "figures", results)
+    found = results[evaluations.NAME]
+    few = {"evaluations-frechet": lambda: best.curves(found), "evaluations-samples": lambda: best.few(found)}
+    missing = figures.write(folder / "figures", results, few)
     made = tables(results)
 
     def fill(match: re.Match[str]) -> str:
