@@ -38,9 +38,10 @@ COVARIANCES = {"spherical": 0, "diag": 1, "full": 3}
 REGISTER_DIMENSIONS = {"spherical": (2, 4, 8, 16, 32), "diag": (2, 4, 8, 16), "full": (2, 4, 8)}
 
 
-# The most registers a thread may use. In registers 128 threads are a block: 96 let five blocks be resident, 128 four.
-IN_REGISTERS = {2: 96, 4: 128, 8: 184, 16: 255, 32: 255}
-REVERSE = {2: 72, 4: 96, 8: 144, 16: 184, 32: 255}
+# The most registers a thread may use. In registers 128 threads are a block: 96 let five blocks be resident, 128 four,
+# 168 three, anything above two.
+IN_REGISTERS = {2: 96, 4: 128, 8: 192, 16: 255, 32: 255}
+REVERSE = {2: 80, 4: 112, 8: 168, 16: 200, 32: 255}
 IN_WARPS = 232  # 256 threads
 SAMPLER = 200  # 256 threads
 PACKING = 64
