@@ -116,12 +116,11 @@ def sample(
     with evaluating(score_net), tqdm(total=total, disable=not progress, desc="sample", unit="evaluation") as bar:
         network = _fused(score_net, process, schedule, fused, cuda_graph, state)
         check_process(score_net, process)
+        times, dynamics = process.times[schedule.bounds[:-1]], process.dynamics
         for start in range(0, n, batch_size):
             rows = min(batch_size, n - start)
-            times = process.times[schedule.bounds[:-1]]
             reverse = _Reverse(
-                *(score_net, process, process.dynamics, schedule, times, prediction, order, key, first_path + start),
-                evaluated or state,
+                *(score_net, dynamics, schedule, times, prediction, order, key, first_path + start, evaluated or state)
             )
             y = process.prior.sample(rows, seed=key, first_path=reverse.first_path)
             y = y.to(device=process.times.device, dtype=state)
@@ -168,7 +167,6 @@ class _Reverse:
     """The reverse process of a batch. An evaluation k is a 0-d tensor on the device of y."""
 
     score_net: ScoreNet
-    process: NoisingProcess
     dynamics: Dynamics
     schedule: Schedule
     times: Tensor  # of evaluation [M]
@@ -197,17 +195,16 @@ class _Reverse:
         reference = self.dynamics.drift_score(y, bounds[0] - 1)
         score = self.score(y, k)
         residual = score - reference
-        held, rate = of_y * y + of_reference * reference + of_residual * residual, None
-        if self.prediction == "linear":
-            rate = torch.linalg.vecdot(residual.flatten(1), score.flatten(1)) / self.process.dim
-            rate = torch.minimum(rate.clamp(min=0.0), limit)
-            held = residual
-        slope = None
+        held = of_y * y + of_reference * reference + of_residual * residual
+        slope, rate = None, None
         if self.order == 2:
             slope = inverse_gap * (held - ratio * (before - rate_before * y))
-        if rate is not None:
+        if self.prediction == "linear":
+            flat = residual.flatten(1)
+            rate = torch.linalg.vecdot(flat, score.flatten(1)) / flat.shape[1]
+            rate = torch.minimum(rate.clamp(min=0.0), limit)
             rate_before = rate.reshape(rate_before.shape)
-            held = residual + rate_before * y
+            held = held + rate_before * y
         after = self.dynamics.reverse_steps(
             y, held, slope, rate, bounds, self.schedule.coefficients, self.seed, self.first_path, "auto"
         )
