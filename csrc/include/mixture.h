@@ -72,13 +72,17 @@ class MixtureTile {
     if (!resident()) clear(t_.a, t_.r, t_.b, t_.s);
   }
 
-  FASTNDSM_HD int64_t block_size() const { return kind == Covariance::full ? 1 : kResident; }
+  FASTNDSM_HD int64_t block_size() const { return kPairs ? 2 : kind == Covariance::full ? 1 : kResident; }
 
   FASTNDSM_HD void absorb(const V* x, const V* z, int64_t k0) {
     const int64_t k1 = std::min<int64_t>(k0 + block_size(), m_.n_components);
-    all_logits(x, z, k0, k1);
-    weigh(k0, k1);
-    accumulate(k0, k1);
+    if constexpr (kPairs) {
+      k1 - k0 == 2 ? absorb_full<2>(x, k0) : absorb_full<1>(x, k0);
+    } else {
+      all_logits(x, z, k0, k1);
+      weigh(k0, k1);
+      accumulate(k0, k1);
+    }
   }
 
   FASTNDSM_HD void finish() {
@@ -229,7 +233,7 @@ class MixtureTile {
   // Logits of k0..k1 and g_k . z, into the weights and products.
   FASTNDSM_HD void all_logits(const V* x, const V* z, int64_t k0, int64_t k1) {
     if constexpr (kind == Covariance::full) {
-      full_logit(x, z, k0);
+      full_logits<1>(x, z, k0);
     } else {
       general_logits(x, z, k0, k1);
     }
@@ -289,8 +293,12 @@ class MixtureTile {
     if (!any_lane(factor != S(1))) return;
     total_ *= factor, rate_ *= factor, along_ *= factor, slope_ *= factor;
     for (int64_t j = 0; j < dim(); ++j) {
-      t_.a[j] *= factor, t_.r[j] *= factor;
-      if constexpr (with_product) t_.b[j] *= factor, t_.s[j] *= factor;
+      t_.a[j] *= factor;
+      if constexpr (with_product) t_.b[j] *= factor;
+      if constexpr (kind == Covariance::diag) {
+        t_.r[j] *= factor;
+        if constexpr (with_product) t_.s[j] *= factor;
+      }
     }
   }
 
@@ -404,50 +412,80 @@ class MixtureTile {
     }
   }
 
-  // Rows of a matrix that go together: as many independent sums as the latency needs and registers hold.
-  static constexpr int kFullRows = kRegisters >= 32 || !with_product ? 8 : 4;
+  // Full components go in pairs where there is no P z: twice as many independent sums, and one visit to a for both.
+  static constexpr bool kPairs = kind == Covariance::full && !with_product;
+  // Rows of a matrix that go together: as many sums, of two vectors or two components, as registers hold.
+  static constexpr int kFullRows = kRegisters >= 32 ? 8 : 4;
 
-  // R rows of a full component's u and w from i0 on.
-  template <int R>
-  FASTNDSM_HD void full_rows(const V* x, const V* z, const S* mean, const S* precision, int64_t i0) {
+  // R rows of u = P (m - x) of N full components, the second of which has its own in w; or of one component's u and w = P z.
+  template <int N, int R>
+  FASTNDSM_HD void full_rows(const V* x, const V* z, int64_t k, int64_t i0) {
     const int64_t d = dim();
+    const S *mean = m_.means + k * d, *precision = m_.precisions + (k * d + i0) * d;
     V u[R], w[R];
     FASTNDSM_UNROLL
     for (int i = 0; i < R; ++i) u[i] = V{}, w[i] = V{};
     for (int64_t j = 0; j < d; ++j) {
       const V t = mean[j] - x[j];
+      V other = V{};
+      if constexpr (N == 2) other = mean[d + j] - x[j];
       FASTNDSM_UNROLL
       for (int i = 0; i < R; ++i) {
-        const V p = splat<V>(precision[(i0 + i) * d + j]);
+        const V p = splat<V>(precision[i * d + j]);
         u[i] = fma(t, p, u[i]);
+        if constexpr (N == 2) w[i] = fma(other, splat<V>(precision[(d + i) * d + j]), w[i]);
         if constexpr (with_product) w[i] = fma(z[j], p, w[i]);
       }
     }
     FASTNDSM_UNROLL
     for (int i = 0; i < R; ++i) {
       t_.u[i0 + i] = u[i];
-      if constexpr (with_product) t_.w[i0 + i] = w[i];
+      if constexpr (N == 2 || with_product) t_.w[i0 + i] = w[i];
     }
   }
 
-  // One full component: u = P (m - x), w = P z.
-  FASTNDSM_OUTLINE void full_logit(const V* x, const V* z, int64_t k) {
+  // Logits of N full components from k on, and g_k . z, into the weights and products.
+  template <int N>
+  FASTNDSM_OUTLINE void full_logits(const V* x, const V* z, int64_t k) {
     const int64_t d = dim();
-    const S* mean = m_.means + k * d;
-    const S* precision = m_.precisions + k * d * d;
     int64_t i = 0;
+    for (; i + kFullRows <= d; i += kFullRows) full_rows<N, kFullRows>(x, z, k, i);
     if constexpr (kFullRows > 4) {
-      for (; i + kFullRows <= d; i += kFullRows) full_rows<kFullRows>(x, z, mean, precision, i);
+      for (; i + 4 <= d; i += 4) full_rows<N, 4>(x, z, k, i);
     }
-    for (; i + 4 <= d; i += 4) full_rows<4>(x, z, mean, precision, i);
-    for (; i < d; ++i) full_rows<1>(x, z, mean, precision, i);
-    V q = V{}, along = V{};
+    for (; i < d; ++i) full_rows<N, 1>(x, z, k, i);
+    const S* mean = m_.means + k * d;
+    V q = V{}, other = V{}, along = V{};
     for (int64_t j = 0; j < d; ++j) {
       q = fma(V(mean[j] - x[j]), t_.u[j], q);
+      if constexpr (N == 2) other = fma(V(mean[d + j] - x[j]), t_.w[j], other);
       if constexpr (with_product) along = fma(t_.u[j], z[j], along);
     }
     t_.weights[0] = fma(q, splat<V>(-kHalfLog2e), splat<V>(m_.log_scale[k]));
+    if constexpr (N == 2) t_.weights[1] = fma(other, splat<V>(-kHalfLog2e), splat<V>(m_.log_scale[k + 1]));
     if constexpr (with_product) t_.products[0] = along;
+  }
+
+  // The same of their weights, and added to its sums: as if one came after the other, to the bit.
+  template <int N>
+  FASTNDSM_HD void absorb_full(const V* x, int64_t k) {
+    full_logits<N>(x, nullptr, k);
+    const V* const u[2] = {t_.u, t_.w};
+    V shrink[N], e[N];
+    FASTNDSM_UNROLL
+    for (int n = 0; n < N; ++n) {
+      const V peak = fastndsm::max(t_.weights[n], maximum_);
+      shrink[n] = exp2_nonpositive(V(maximum_ - peak)), e[n] = exp2_nonpositive(V(t_.weights[n] - peak));
+      maximum_ = peak;
+      const V shrunk = fused(total_, shrink[n], V{});  // rounded: a product would become one with the sum
+      total_ = shrunk + e[n];
+    }
+    for (int64_t j = 0; j < dim(); ++j) {
+      V a = t_.a[j];
+      FASTNDSM_UNROLL
+      for (int n = 0; n < N; ++n) a = fused(e[n], u[n][j], V(a * shrink[n]));
+      t_.a[j] = a;
+    }
   }
 
   // out = P x for one [d, d] matrix.
