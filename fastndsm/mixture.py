@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _checks, functional
+from . import _checks, _em, functional
 from ._state import KeepsDtype
 from .reference.components import MixtureOperands, PrincipalAxes, component_scores
 from .reference.far import far_rows, with_far_rows
@@ -196,23 +196,28 @@ class GaussianMixture(KeepsDtype):
         random_state: int | None = None,
         *,
         eigenvalue_floor: builtins.float | None = None,
+        sample_weight: Any = None,
         **sklearn_options: Any,
     ) -> GaussianMixture:
-        """Fit by expectation maximisation, through scikit-learn's GaussianMixture, in float64.
+        """Fit by expectation maximisation in float64, on the device of X, as scikit-learn's GaussianMixture does.
 
         Args:
-            X: data [n, ...], finite, n >= n_components; the event shape is kept.
+            X: data [n, ...], finite, n >= max(2, n_components); the event shape is kept.
             reg_covar: added to the covariances' diagonal, in squared units of the data; 1e-2 suits data of unit scale.
                 Warns where it exceeds a tenth of the data's variance.
-            random_state, sklearn_options: as scikit-learn's.
+            random_state, sklearn_options: as scikit-learn's (n_init, tol, max_iter, init_params, means_init, ...).
             eigenvalue_floor: in (0, 1]; the fit's eigenvalues below this fraction of the mean variance are raised to
                 it, as by `conditioned`. It takes stiffness away at less cost than a large reg_covar.
+            sample_weight: how much each row counts for, [n], not negative; default equally.
         """
+        from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture as Estimator
 
         _checks.count("n_components", n_components)
         _checks.choice("covariance_type", covariance_type, COVARIANCE_TYPES)
         points, event_shape = _checks.points("X", X)
+        if len(points) < 2:
+            raise ValueError(f"X: expected at least 2 samples, found {len(points)}")
         if len(points) < n_components:
             raise ValueError(
                 f"n_components: expected at most the number of samples, {len(points)}, found {n_components}"
@@ -220,6 +225,11 @@ class GaussianMixture(KeepsDtype):
         _checks.non_negative("reg_covar", reg_covar)
         if eigenvalue_floor is not None:
             _checks.fraction("eigenvalue_floor", eigenvalue_floor)
+        if sample_weight is not None:
+            sample_weight = _checks.parameter("sample_weight", sample_weight)
+            _checks.shape("sample_weight", sample_weight, (len(points),))
+            if float(sample_weight.min()) < 0.0 or float(sample_weight.max()) == 0.0:
+                raise ValueError("sample_weight: expected non-negative values, not all 0, found others")
         spread = float(points.var(axis=0).mean())
         if reg_covar > 0.1 * spread:
             warnings.warn(
@@ -227,20 +237,30 @@ class GaussianMixture(KeepsDtype):
                 f"{reg_covar:g}, which widens every component; give a smaller one, or standardise the data",
                 stacklevel=2,
             )
-        estimator = Estimator(
+        options = Estimator(
             n_components,
             covariance_type=covariance_type,
-            reg_covar=reg_covar,
+            reg_covar=float(reg_covar),
             random_state=random_state,
             **sklearn_options,
         )
+        _em.check(options, points.shape[1])
         # About the mean: far from 0, variances would be differences of large numbers.
-        centre = points.mean(axis=0)
-        if estimator.means_init is not None:
-            estimator.means_init = np.asarray(estimator.means_init, dtype=np.float64) - centre
-        estimator.fit(points - centre)
-        estimator.means_ += centre
-        fitted = cls.from_sklearn(estimator, event_shape=event_shape)
+        centre = torch.from_numpy(points.mean(axis=0))
+        if options.means_init is not None:
+            options.means_init -= centre
+        device = X.device if isinstance(X, Tensor) else torch.device("cpu")
+        x = (torch.from_numpy(points) - centre).to(device)
+        found = _em.fit(x, options, None if sample_weight is None else sample_weight.to(x))
+        if not found.converged and options.max_iter > 0:
+            warnings.warn(
+                f"max_iter: expected convergence to tol = {options.tol:g}, found none after {options.max_iter} "
+                "iterations; give a larger max_iter or tol, or look for degenerate data",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        weights, means, covariances = found.parameters
+        fitted = cls(weights, means + centre.to(device), covariances, covariance_type, event_shape=event_shape)
         return fitted if eigenvalue_floor is None else fitted.conditioned(eigenvalue_floor)
 
     @classmethod
