@@ -12,8 +12,9 @@ library's defaults are made.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -23,15 +24,17 @@ from torch import Tensor, nn
 
 from . import _checks
 from ._state import ordinary_modes
+from .data import Standardizer
 from .mixture import GaussianMixture
 from .networks import MLP
 from .objective import NDSMLoss
 from .process import LangevinProcess
 from .sampling.sampler import sample
 from .score import ResidualScore
+from .training import checkpoint
 from .training.trainer import History, TrainConfig, Trainer
 
-__all__ = ["PCA", "Autoencoder", "Encoder", "LatentModel"]
+__all__ = ["PCA", "Autoencoder", "Encoder", "LatentModel", "encoder_from", "encoder_parts"]
 
 _CHUNK = 4096  # samples encoded or decoded at a time
 
@@ -41,6 +44,7 @@ class Coordinates(Protocol):
     """The protocol of an encoder: an `Encoder`, or `data.Standardizer`, whose z have the event's shape."""
 
     dim: int
+    event_shape: tuple[int, ...]
 
     def encode(self, x: Tensor) -> Tensor:
         """Return z [n, ...] of dim values each for x [n, *event]."""
@@ -170,12 +174,12 @@ class Autoencoder(Encoder):
         super().__init__(dim, event_shape)
         _checks.non_negative("kl_weight", kl_weight, "a number >= 0")
         self.kl_weight = float(kl_weight)
-        hidden = _checks.integers("hidden", hidden)
+        self.hidden = hidden = _checks.integers("hidden", hidden)
         size = math.prod(self.event_shape)
         self.encoder = _layers([size, *hidden, 2 * dim if kl_weight else dim])
         self.decoder = _layers([dim, *reversed(hidden), size])
-        for name in ("low", "shift"):
-            self.register_buffer(name, torch.zeros(()))
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("shift", torch.zeros(dim))
         for name in ("high", "scale"):
             self.register_buffer(name, torch.ones(()))
 
@@ -298,9 +302,67 @@ class LatentModel(nn.Module):
         model.history = history
         return model
 
+    def save(self, path: str | Path, *, meta: Mapping[str, Any] | None = None) -> None:
+        """Write encoder, network, mixture and process to a folder, as `checkpoint.save_model` does."""
+        parts = encoder_parts(self.encoder)
+        checkpoint.save_model(path, self.score_net, self.process, meta=meta, encoder=parts)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu", **options: Any) -> LatentModel:
+        """Return the model that `save` wrote, in eval mode; options are those of `checkpoint.load_model`.
+
+        Raises:
+            CheckpointError: if a file is missing, truncated, altered or foreign, or no encoder is stored, naming it.
+        """
+        score_net, process, _ = checkpoint.load_model(path, device, **options)
+        parts = checkpoint.load_encoder(path)
+        if parts is None:
+            raise checkpoint.CheckpointError(f"{path}: expected a model with an encoder, found one without")
+        return cls(encoder_from(*parts).to(device), score_net, process).eval()
+
     def sample(self, n: int, method: str = "sde", **options: Any) -> Tensor:
         """Draw n decoded samples [n, *event]; arguments as for `fastndsm.sample`."""
         return self.encoder.decode(sample(self.score_net, self.process, n, method, **options))
+
+
+def encoder_parts(encoder: Coordinates) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return a PCA, Autoencoder or Standardizer as a JSON-able dict and named tensors; `encoder_from` rebuilds it."""
+    if type(encoder) is Standardizer:
+        return {"kind": "standardizer", **encoder.to_dict()}, {}
+    if type(encoder) not in (PCA, Autoencoder):
+        expected = "a PCA, an Autoencoder or a Standardizer"
+        raise TypeError(f"encoder: expected {expected}, found {type(encoder).__name__}")
+    assert isinstance(encoder, PCA | Autoencoder)
+    described: dict[str, Any] = {"event_shape": list(encoder.event_shape)}
+    if isinstance(encoder, PCA):
+        described |= {"kind": "pca", "explained": encoder.explained}
+    else:
+        own = {"dim": encoder.dim, "hidden": list(encoder.hidden), "kl_weight": encoder.kl_weight}
+        described |= {"kind": "autoencoder", **own}
+    return described, dict(encoder.state_dict())
+
+
+def encoder_from(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+    """Rebuild the encoder of `encoder_parts`, in eval mode.
+
+    Raises:
+        CheckpointError: if they describe none.
+    """
+    values = dict(described)
+    kind = values.pop("kind", None)
+    try:
+        if kind == "standardizer":
+            return Standardizer.from_dict(values)
+        if kind == "pca":
+            mean, components, scale = (tensors[name] for name in ("mean", "components", "scale"))
+            return PCA(mean, components, scale, **values).eval()
+        if kind == "autoencoder":
+            made = Autoencoder(**values).to(tensors["shift"])
+            made.load_state_dict(dict(tensors))
+            return made.requires_grad_(False).eval()
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise checkpoint.CheckpointError(f"encoder: expected one of this version, found: {error}") from error
+    raise checkpoint.CheckpointError(f"encoder: expected a pca, autoencoder or standardizer, found {kind!r}")
 
 
 def _layers(widths: Sequence[int]) -> nn.Sequential:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -29,6 +30,7 @@ from fastndsm.data import Dataset, Standardizer, load
 from fastndsm.jit import cuda
 from fastndsm.jit.cache import make_private
 from fastndsm.jit.toolchain import find_compiler
+from fastndsm.latent import PCA, Autoencoder, LatentModel
 from fastndsm.networks import UNet
 from fastndsm.training import checkpoint
 from fastndsm.training.checkpoint import load_model
@@ -155,6 +157,7 @@ class TestTrain:
     def test_images_get_a_unet(self, tmp_path: Path, run: Any) -> None:
         np.save(tmp_path / "mine.npy", np.random.default_rng(0).normal(size=(40, 1, 16, 16)))
         options = ["--data", tmp_path / "mine.npy", "--components", 1, "--base", 8, "--features", "--no-progress"]
+        options += ["--latent", "none"]
         sizes = ["--steps", 2, "--batch-size", 4, "--samples", 4, "--n-steps", 20]
         result = run("train", "--out", tmp_path / "r", *options, *sizes)
         assert result.status == 0, result.err
@@ -166,6 +169,41 @@ class TestTrain:
             run("train", "--out", tmp_path / "s", *options, "--hidden", "8"),
             "--hidden: expected with --network mlp, found unet",
         )
+
+    @pytest.mark.parametrize("latent", [None, "pca"])
+    def test_large_images_are_trained_on_in_a_latent_space(
+        self, latent: str | None, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        generator = np.random.default_rng(0)
+        bars = np.zeros((80, 16, 16), np.uint8)  # one bar each, at a height of its own, lit from below
+        for image, place in zip(bars, generator.integers(0, 14, 80), strict=True):
+            image[place : place + 2] = 200
+        np.save(tmp_path / "mine.npy", bars)
+        fit = functools.partial(Autoencoder.fit, steps=200, batch_size=32)
+        monkeypatch.setattr(Autoencoder, "fit", fit)
+        options = [] if latent is None else ["--latent", latent, "--latent-dim", 3]
+        train = ["train", "--data", tmp_path / "mine.npy", "--out", tmp_path / "r", *options, "--components", 2, *TINY]
+        result = run(*train, "--checkpoint-every", 5, "--n-steps", 600)
+        assert result.status == 0, result.err
+        dim = 16 if latent is None else 3
+        model = LatentModel.load(tmp_path / "r" / "model")
+        assert model.process.event_shape == (dim,) and isinstance(model.encoder, Autoencoder if latent is None else PCA)
+        images = model.sample(5, seed=3)
+        assert images.shape == (5, 1, 16, 16)
+        sample = ["sample", tmp_path / "r", "--n", 5, "--seed", 3, "--no-progress"]
+        assert run(*sample, "--out", tmp_path / "a.npy", "--png", tmp_path / "a.png").status == 0
+        np.testing.assert_allclose(np.load(tmp_path / "a.npy"), images.numpy(), atol=1e-3)
+        found = run("evaluate", tmp_path / "r", "--n", 40, "--no-progress")
+        assert found.status == 0, found.err
+        document = json.loads((tmp_path / "r" / "report" / "report.json").read_text())
+        assert "fit the encoder" in document["seconds"]
+        monkeypatch.setattr(Autoencoder, "fit", lambda *_, **__: pytest.fail("trained again"))
+        for folder in ("model", "report", "checkpoints/step-000012"):  # as if killed between steps 10 and 12
+            shutil.rmtree(tmp_path / "r" / folder)
+        result = run("train", "--out", tmp_path / "r", "--resume", "--no-progress")
+        assert result.status == 0 and "resumed at step 10 of 12" in result.out, result.err
+        assert run(*sample, "--out", tmp_path / "b.npy").status == 0
+        assert np.array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
 
     def test_resume_takes_up_the_run_and_ends_like_it(self, tmp_path: Path, run: Any) -> None:
         options = ["--data", "ring", "--n-train", 100, "--estimator", "plain", "--antithetic", *TINY]
@@ -248,6 +286,11 @@ class TestTrain:
             (["--sigma", "-1"], "sigma: expected a finite positive number, found -1.0"),
             (["--T", "300"], "q = a_n lambda_max(P_k)"),
             (["--network", "unet", "--data", "ring"], "--network: expected mlp"),
+            (["--network", "unet", "--latent", "pca"], "--network: expected mlp with --latent pca, found unet"),
+            (["--latent", "none", "--latent-dim", "4"], "--latent-dim: expected with --latent autoencoder or pca"),
+            (["--latent", "pca", "--no-standardize"], "--no-standardize: expected with --latent none, found pca"),
+            (["--latent-dim", "0"], "--latent-dim: expected"),
+            (["--latent", "pca", "--latent-dim", "65"], "--latent-dim: expected at most"),
             (["--features"], "--features: expected --network unet"),
             (["--no-residual", "--features", "--data", "ring"], "--features: expected with --residual"),
             (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _checks, data
+from .. import _checks, data, latent
 from .._scheme import PREDICTIONS
 from ..backends import registry
 from ..process import LangevinProcess
 from ..sampling.sampler import sample
-from ..training.checkpoint import load_model
+from ..training import checkpoint
 from .report import Evaluation
 
 SAMPLE_ROWS = 1000  # samples held at once unless told otherwise
@@ -95,35 +96,58 @@ def find_model(path: str) -> Path:
 
 @dataclass(frozen=True)
 class Units:
-    """A change of units: from the data's to those of network, mixture and process, and back into the data's dtype."""
+    """An encoder: from the data to what network, mixture and process see, and back into the data's dtype."""
 
-    standardizer: data.Standardizer
+    encoder: latent.Coordinates
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, dataset: data.Dataset, standardize: bool) -> Units:
-        """Return the units of a data set; the data's own if they are not to be standardised."""
-        made = data.Standardizer.fit(dataset.train) if standardize else _unchanged(dataset.event_shape)
-        return cls(made, dataset.train.dtype)
+    def of(cls, dataset: data.Dataset, kind: str, dim: int | None = None, seed: int = 0) -> Units:
+        """Return the units of a data set: by one of ENCODERS, of dim values; seed is that of a training."""
+        x = dataset.train
+        if kind == "none":
+            return cls(_unchanged(dataset.event_shape), x.dtype)
+        if kind == "standardizer":
+            return cls(data.Standardizer.fit(x), x.dtype)
+        assert dim is not None
+        flat = x.to(torch.promote_types(x.dtype, torch.float32))
+        made = latent.PCA.fit(flat, dim) if kind == "pca" else latent.Autoencoder.fit(flat, dim, seed=seed)
+        return cls(made, x.dtype)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any] | None, event_shape: tuple[int, ...]) -> Units:
-        """Return the units that `to_dict` described; None: the data's own, as in models from before others."""
-        if values is None:
+    def from_stored(
+        cls, units: Mapping[str, Any] | None, encoder: checkpoint.Parts | None, event_shape: tuple[int, ...]
+    ) -> Units:
+        """Return the units that `units` and `encoder` described; None, None: the data's own, as in models of before."""
+        if units is None:
             return cls(_unchanged(event_shape), torch.float32)
-        return cls(data.Standardizer.from_dict(values), getattr(torch, values["dtype"]))
+        dtype = getattr(torch, units["dtype"])
+        made = data.Standardizer.from_dict(units) if encoder is None else latent.encoder_from(*encoder)
+        return cls(made, dtype)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the defining values, JSON-able."""
-        return {**self.standardizer.to_dict(), "dtype": str(self.dtype).removeprefix("torch.")}
+        """Return the values that define the dtype and a standardizer, JSON-able."""
+        values = self.encoder.to_dict() if isinstance(self.encoder, data.Standardizer) else {}
+        return {**values, "dtype": str(self.dtype).removeprefix("torch.")}
+
+    def encoder_parts(self) -> checkpoint.Parts | None:
+        """Return the parts of an encoder to a latent space, if it is one."""
+        return None if isinstance(self.encoder, data.Standardizer) else latent.encoder_parts(self.encoder)
+
+    @property
+    def dim(self) -> int:
+        """Values of a sample of the data."""
+        return math.prod(self.encoder.event_shape)
 
     def inner(self, x: Tensor) -> Tensor:
-        """Return data in the network's units."""
-        return self.standardizer.encode(x)
+        """Return data as the network sees them, floating point."""
+        return self.encoder.encode(x.to(torch.promote_types(x.dtype, torch.float32)))
 
     def outer(self, z: Tensor) -> Tensor:
         """Return draws on the CPU in the data's units."""
-        return self.standardizer.decode(z.cpu().to(self.dtype))
+        if isinstance(self.encoder, latent.Encoder):
+            return self.encoder.decode(z.cpu().float()).to(self.dtype)
+        return self.encoder.decode(z.cpu().to(self.dtype))
 
 
 def _unchanged(event_shape: tuple[int, ...]) -> data.Standardizer:
@@ -134,8 +158,10 @@ def load(
     arguments: argparse.Namespace, device: torch.device
 ) -> tuple[nn.Module, LangevinProcess, Units, dict[str, Any]]:
     """Load the model of the command line; return network, process, units, and the metadata stored with it."""
-    score_net, process, meta = load_model(find_model(arguments.model), device)
-    return score_net, process, Units.from_dict(meta.get("units"), process.event_shape), meta
+    path = find_model(arguments.model)
+    score_net, process, meta = checkpoint.load_model(path, device)
+    units = Units.from_stored(meta.get("units"), checkpoint.load_encoder(path), process.event_shape)
+    return score_net, process, units, meta
 
 
 def draw(

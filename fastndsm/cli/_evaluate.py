@@ -38,8 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.layout or meta.get("settings", {}).get("layout", "auto"),
             arguments.label_column or known.get("label_column"),
         )
-        if dataset.dim != process.dim:
-            raise ValueError(f"--data: expected {process.dim} values a sample as the model has, found {dataset.dim}")
+        if dataset.dim != units.dim:
+            raise ValueError(f"--data: expected {units.dim} values a sample as the model has, found {dataset.dim}")
         options = _common.sampling_options(arguments)
         samples = _common.draw(score_net, process, units, arguments.n, arguments, **options)
         reference = _common.draw_reference(process, units, arguments.n, arguments.seed)

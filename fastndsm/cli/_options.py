@@ -17,6 +17,7 @@ _ALIASES = {
     "n": "n_train",
     "horizon": "T",
     "n_evaluations": "evaluations",
+    "dim": "latent_dim",
 }
 _NO_WORDS = ("T", "sigma", "lr", "ema")  # names without an underscore that are no words of a sentence either
 _LEAD = re.compile(r"[A-Za-z]\w*(?:, [A-Za-z]\w*)*(?=: )")

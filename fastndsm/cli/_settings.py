@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -19,7 +20,9 @@ from ..score import ResidualScore
 from ..training.trainer import TrainConfig
 
 PLANAR = 3  # up to this many values a sample: quadratic grid, features, a narrower network
-UNET_SIDE = 16  # pixels from which images get a U-Net
+LARGE_SIDE = 16  # pixels from which images get an autoencoder, or a U-Net
+LATENTS = ("auto", "none", "autoencoder", "pca")
+LATENT_DIM = {"autoencoder": 16, "pca": 32}
 OU_HORIZON = 10.0
 
 
@@ -32,6 +35,8 @@ class Settings:
     layout: str = "auto"
     label_column: str | None = None
     standardize: bool = True
+    latent: str = "auto"
+    latent_dim: int | None = None
     components: int | None = None
     covariance: str = "spherical"
     reg_covar: float = 1e-2
@@ -56,9 +61,10 @@ class Settings:
         _checks.count("base", self.base)
         if self.samples < 2:
             raise ValueError(f"samples: expected at least 2, found {self.samples}")
-        for name, least in (("components", 1), ("n_train", 2), ("n_steps", 1)):
+        for name, least in (("components", 1), ("n_train", 2), ("n_steps", 1), ("latent_dim", 1)):
             if getattr(self, name) is not None:
                 _checks.count(name, getattr(self, name), least)
+        _checks.choice("latent", self.latent, LATENTS)
         _checks.positive("sigma", self.sigma)
         _checks.non_negative("reg_covar", self.reg_covar)
         if self.eigenvalue_floor is not None:
@@ -77,8 +83,8 @@ class Settings:
 
     @classmethod
     def from_stored(cls, values: Mapping[str, Any]) -> Settings:
-        """Make the settings of a run's folder, which standardised nothing if it is from before that was there."""
-        return cls.from_flat({"standardize": False, **values})
+        """Make the settings of a run's folder; one from before standardising, or encoders, had none."""
+        return cls.from_flat({"standardize": False, "latent": "none", **values})
 
     def flat(self) -> dict[str, Any]:
         """Return every value by name; `from_flat` makes the settings again."""
@@ -88,27 +94,32 @@ class Settings:
 
     def resolved(self, dataset: Dataset) -> Settings:
         """Return the settings with every choice made."""
-        image = len(dataset.event_shape) == 3
-        planar = dataset.dim <= PLANAR
+        latent, event_shape = self._latent(dataset), dataset.event_shape
+        latent_dim = None
+        if latent != "none":
+            latent_dim = LATENT_DIM[latent] if self.latent_dim is None else self.latent_dim
+            event_shape = (latent_dim,)
+        image = len(event_shape) == 3
+        planar = math.prod(event_shape) <= PLANAR
         network = self.network
         if network == "auto":
-            network = "unet" if image and min(dataset.event_shape[1:]) >= UNET_SIDE else "mlp"
+            network = "unet" if image and min(event_shape[1:]) >= LARGE_SIDE else "mlp"
         if network == "unet" and not image:
-            raise ValueError(f"--network: expected mlp for samples of shape {dataset.event_shape}, found unet")
+            raise ValueError(f"--network: expected mlp for samples of shape {event_shape}, found unet")
         if network == "unet" and self.hidden is not None:
             raise ValueError("--hidden: expected with --network mlp, found unet")
         features = planar and self.residual if self.features is None else self.features
         if features and not self.residual:
             raise ValueError("--features: expected with --residual, found --no-residual")
-        if features and network == "mlp" and len(dataset.event_shape) > 1:
-            raise ValueError(
-                f"--features: expected --network unet for samples of shape {dataset.event_shape}, found mlp"
-            )
+        if features and network == "mlp" and len(event_shape) > 1:
+            raise ValueError(f"--features: expected --network unet for samples of shape {event_shape}, found mlp")
         if self.process == "ou" and (self.estimator is not None or self.antithetic):
             raise ValueError("--estimator, --antithetic: expected with --process langevin, found ou")
         classes = dataset.n_classes
         return dataclasses.replace(
             self,
+            latent=latent,
+            latent_dim=latent_dim,
             components=(classes if classes > 1 else 10) if self.components is None else self.components,
             T=OU_HORIZON if self.process == "ou" and self.T is None else self.T,
             grid=("quadratic" if planar else "uniform") if self.grid == "auto" else self.grid,
@@ -117,6 +128,30 @@ class Settings:
             hidden=self.hidden or ([128] * 3 if planar else [256] * 3) if network == "mlp" else None,
             features=features,
         )
+
+    def _latent(self, dataset: Dataset) -> str:
+        """Return the encoder: for large images an autoencoder, unless what was asked for needs pixels."""
+        if self.latent == "auto":
+            pixels = self.network == "unet" or not self.standardize
+            shape = dataset.event_shape
+            large = len(shape) == 3 and min(shape[1:]) >= LARGE_SIDE and not pixels
+            latent = "autoencoder" if large or self.latent_dim is not None else "none"
+        else:
+            latent = self.latent
+        if latent == "none" and self.latent_dim is not None:
+            raise ValueError("--latent-dim: expected with --latent autoencoder or pca, found none")
+        if latent != "none" and not self.standardize:
+            raise ValueError(
+                f"--no-standardize: expected with --latent none, found {latent}, which has a scale of its own"
+            )
+        if latent != "none" and self.network == "unet":
+            raise ValueError(f"--network: expected mlp with --latent {latent}, found unet")
+        return latent
+
+    @property
+    def encoder(self) -> str:
+        """How the data are encoded, of resolved settings."""
+        return self.latent if self.latent != "none" else "standardizer" if self.standardize else "none"
 
 
 def make_process(settings: Settings, x: Tensor) -> LangevinProcess:
@@ -136,16 +171,16 @@ def make_process(settings: Settings, x: Tensor) -> LangevinProcess:
     return LangevinProcess(reference, **options)
 
 
-def make_network(settings: Settings, dataset: Dataset, process: LangevinProcess) -> nn.Module:
+def make_network(settings: Settings, process: LangevinProcess) -> nn.Module:
     """Make the untrained score network of resolved settings."""
     width = 2 if settings.features else 1
     net: nn.Module
     if settings.network == "unet":
-        channels, *size = dataset.event_shape
+        channels, *size = process.event_shape
         net = networks.UNet(channels, size, settings.base, in_channels=width * channels, horizon=process.T)
     else:
         assert settings.hidden is not None
-        net = networks.MLP(dataset.dim, settings.hidden, in_dim=width * dataset.dim, horizon=process.T)
+        net = networks.MLP(process.dim, settings.hidden, in_dim=width * process.dim, horizon=process.T)
     return ResidualScore(net, process, bool(settings.features)) if settings.residual else net
 
 
@@ -176,6 +211,13 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "train at mean 0 and deviation 1, of each feature or of all pixels, and undo it in samples; default yes",
         action=argparse.BooleanOptionalAction,
     )
+    add(
+        "--latent",
+        "train in a latent space: of an autoencoder, trained first, or of principal components; auto: autoencoder for "
+        f"images from {LARGE_SIDE} x {LARGE_SIDE} pixels on, unless --network unet",
+        choices=LATENTS,
+    )
+    add("--latent-dim", "values of a latent vector; default 16 of an autoencoder, 32 principal components", type=int)
     add("--components", "K of the mixture; default the number of labels, else 10", type=int)
     add("--covariance", "of the mixture", choices=COVARIANCE_TYPES)
     add("--reg-covar", "added to variances, squared units of the standardised data", type=float)

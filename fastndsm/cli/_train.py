@@ -32,6 +32,7 @@ PURPOSE = "Fit the mixture, train a score network, sample, and write a report."
 EXAMPLE = "fastndsm train --data digits --out runs/demo --components 10"
 
 FOLDERS = ("setup", "checkpoints", "model", "report")
+SETUP_FILES = ("reference.safetensors", "encoder.safetensors")
 CHANGEABLE = ("samples", "checkpoint_every")  # by a resumed run
 
 
@@ -58,13 +59,21 @@ def run(arguments: argparse.Namespace) -> int:
         config = settings.training
         seconds: dict[str, float] = {}
         began = time.perf_counter()
-        units = _common.Units.of(dataset, settings.standardize) if stored is None else stored[2]
+        if stored is None:
+            if settings.latent == "autoencoder":
+                print(f"training an autoencoder to {settings.latent_dim} values", flush=True)
+            units = _common.Units.of(dataset, settings.encoder, settings.latent_dim, config.seed)
+        else:
+            units = stored[2]
         x = units.inner(dataset.train)
+        if settings.latent != "none":
+            seconds["fit the encoder"] = time.perf_counter() - began
+        began = time.perf_counter()
         process = make_process(settings, x) if stored is None else stored[1]
         seconds["fit the mixture"] = time.perf_counter() - began
         described, tensors = checkpoint.process_parts(process)
         torch.manual_seed(config.seed)
-        score_net = make_network(settings, dataset, process).to(device)
+        score_net = make_network(settings, process).to(device)
         process = process.to(device)
         trainer = Trainer(
             score_net,
@@ -74,8 +83,12 @@ def run(arguments: argparse.Namespace) -> int:
             directory=out / "checkpoints",
             meta=settings.flat(),
         )
+        encoder = units.encoder_parts()
         document = {"settings": asked.flat(), "process": described, "units": units.to_dict()}
-        write_folder(out / "setup", "setup.json", "setup", document, {"reference.safetensors": tensors})
+        files = {SETUP_FILES[0]: tensors}
+        if encoder is not None:
+            document["encoder"], files[SETUP_FILES[1]] = encoder
+        write_folder(out / "setup", "setup.json", "setup", document, files)
         _announce(dataset, settings, process, score_net, device)
         if arguments.resume and (step := trainer.resume()):
             print(f"resumed at step {step:,} of {config.steps:,}")
@@ -87,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
             "settings": settings.flat(),
             "units": units.to_dict(),
         }
-        checkpoint.save_model(out / "model", trainer.ema_net, process, meta=meta)
+        checkpoint.save_model(out / "model", trainer.ema_net, process, meta=meta, encoder=encoder)
         began = time.perf_counter()
         options = {"seed": config.seed, "batch_size": _common.SAMPLE_ROWS}
         samples = _common.draw(trainer.ema_net, process, units, settings.samples, arguments, **options)
@@ -141,10 +154,11 @@ def _stored(out: Path, resume: bool, overwrite: bool) -> Stored | None:
         if not checkpoint.latest(out / "checkpoints") and not any((out / name).exists() for name in FOLDERS[2:]):
             return None  # it failed before its first checkpoint
         raise ValueError(f"--out: expected a new folder, found a run in {out}; add --resume or --overwrite")
-    document, tensors = read_folder(out / "setup", "setup.json", "setup", ("reference.safetensors",))
+    document, tensors = read_folder(out / "setup", "setup.json", "setup", SETUP_FILES[:1], SETUP_FILES[1:])
     try:
-        process = checkpoint.process_from(document["process"], tensors["reference.safetensors"])
-        units = _common.Units.from_dict(document.get("units"), process.event_shape)
+        process = checkpoint.process_from(document["process"], tensors[SETUP_FILES[0]])
+        encoder = (document["encoder"], tensors[SETUP_FILES[1]]) if "encoder" in document else None
+        units = _common.Units.from_stored(document.get("units"), encoder, process.event_shape)
         return Settings.from_stored(document["settings"]), process, units
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{out / 'setup'}: expected settings of this version, found: {error}") from error
@@ -176,7 +190,10 @@ def _announce(
     reference = process.reference
     parameters = sum(p.numel() for p in score_net.parameters())
     shape = " x ".join(map(str, dataset.event_shape))
-    scale = "standardised" if settings.standardize else "scale kept"
+    encoders = {"standardizer": "standardised", "none": "scale kept", "pca": "principal components"}
+    scale = encoders.get(settings.encoder, settings.encoder)
+    if settings.latent_dim is not None:
+        scale += f" of {settings.latent_dim}"
     lines = {
         "data": f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.test):,} held-out, {shape}, {scale}",
         "reference": f"{reference.n_components} {reference.covariance_type} components",

@@ -1,7 +1,7 @@
 """Checkpoints of a training run, and trained models, as folders of safetensors and JSON.
 
     DIRECTORY/step-000500/     model.safetensors  ema.safetensors  optimizer.safetensors  state.json
-    MODEL/                     model.safetensors  reference.safetensors  model.json
+    MODEL/                     model.safetensors  reference.safetensors  [encoder.safetensors]  model.json
 
 Both are written whole or not at all and verified when read; nothing is ever unpickled.
 """
@@ -33,6 +33,7 @@ __all__ = [
     "checkpoints",
     "latest",
     "load_checkpoint",
+    "load_encoder",
     "load_model",
     "process_from",
     "process_parts",
@@ -44,6 +45,8 @@ _STATE_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 # The methods that leave complex and integer tensors alone, as `to` does not.
 _CASTS = {"float16": "half", "bfloat16": "bfloat16", "float32": "float", "float64": "double"}
 _MODEL_FILES = ("model.safetensors", "reference.safetensors")
+_ENCODER_FILE = "encoder.safetensors"
+Parts = tuple[dict[str, Any], dict[str, Tensor]]  # JSON-able values, and tensors by name
 
 
 class Checkpoint(NamedTuple):
@@ -134,7 +137,12 @@ def clear(directory: str | Path) -> None:
 
 
 def save_model(
-    path: str | Path, score_net: nn.Module, process: NoisingProcess, *, meta: Mapping[str, Any] | None = None
+    path: str | Path,
+    score_net: nn.Module,
+    process: NoisingProcess,
+    *,
+    meta: Mapping[str, Any] | None = None,
+    encoder: Parts | None = None,
 ) -> None:
     """Write a self-contained model folder: network, mixture, process, and `meta` (JSON-able).
 
@@ -143,6 +151,7 @@ def save_model(
             and, if it has an attribute `config` that is a dict, that: what its constructor is called with when the
             model is loaded.
         process: a LangevinProcess or OUProcess; a sigma that is a callable is stored as its values on the grid.
+        encoder: `latent.encoder_parts` of what decodes the process's samples; `load_encoder` reads them again.
     """
     outer = unwrapped(_checks.instance("score_net", score_net, nn.Module, "a torch.nn.Module"))
     residual = type(outer) is ResidualScore
@@ -158,7 +167,19 @@ def save_model(
         "meta": json_object("meta", meta),
     }
     groups = dict(zip(_MODEL_FILES, (weights, reference), strict=True))
+    if encoder is not None:
+        document["encoder"], groups[_ENCODER_FILE] = json_object("encoder", encoder[0]), encoder[1]
     write_folder(Path(path), "model.json", "model", document, groups)
+
+
+def load_encoder(path: str | Path) -> Parts | None:
+    """Return the parts of the encoder that `save_model` stored with a model, if there is one: a dict, and tensors.
+
+    Raises:
+        CheckpointError: if a file is missing, truncated, altered or foreign, naming it.
+    """
+    document, tensors = read_folder(Path(path), "model.json", "model", _MODEL_FILES, (_ENCODER_FILE,))
+    return (document["encoder"], tensors[_ENCODER_FILE]) if _ENCODER_FILE in tensors else None
 
 
 def _network_document(net: nn.Module) -> dict[str, Any]:
@@ -210,7 +231,7 @@ def load_model(
     if network is not None and not callable(network):
         raise TypeError(f"network: expected a class or a function that makes a network, found {network!r}")
     allowed = _names("allow_import", allow_import)
-    document, tensors = read_folder(path, "model.json", "model", _MODEL_FILES)
+    document, tensors = read_folder(path, "model.json", "model", _MODEL_FILES, (_ENCODER_FILE,))
     weights, reference = (tensors[name] for name in _MODEL_FILES)
     try:
         described = dict(document["network"])
@@ -274,7 +295,7 @@ def _imported(path: Path, name: str, allowed: tuple[str, ...]) -> Callable[..., 
     return _checks.instance("allow_import", found, type, "the name of a class")  # type: ignore[no-any-return]
 
 
-def process_parts(process: NoisingProcess) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def process_parts(process: NoisingProcess) -> Parts:
     """Return a process as a JSON-able dict and named tensors; `process_from` rebuilds it."""
     if type(process) not in (LangevinProcess, OUProcess):
         raise TypeError(f"process: expected a LangevinProcess or OUProcess, found {type(process).__name__}")

@@ -115,9 +115,9 @@ def _storable(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_folder(
-    path: Path, document_name: str, kind: str, files: tuple[str, ...]
+    path: Path, document_name: str, kind: str, files: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """Return the document and the tensors of each of `files`, on the CPU.
+    """Return the document and the tensors of each of `files`, and of those of `optional` that there are, on the CPU.
 
     Raises:
         CheckpointError: naming the file, if one is missing, truncated, altered or of another kind.
@@ -128,6 +128,8 @@ def read_folder(
     path = Path(path)
     document = _read_document(path / document_name, kind)
     listed = document.get("files")
+    if isinstance(listed, dict):
+        files += tuple(name for name in optional if name in listed)
     if not isinstance(listed, dict) or sorted(listed) != sorted(files):
         raise CheckpointError(f"{path / document_name}: expected it to list {', '.join(files)}, found {listed}")
     tensors = {}
