@@ -342,6 +342,7 @@ def encoder_parts(encoder: Coordinates) -> tuple[dict[str, Any], dict[str, Tenso
     return described, dict(encoder.state_dict())
 
 
+@ordinary_modes()
 def encoder_from(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
     """Rebuild the encoder of `encoder_parts`, in eval mode.
 

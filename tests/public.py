@@ -386,6 +386,11 @@ def saved_model(given: Given) -> Path:
     return given.folder / "model"
 
 
+def saved_latent(given: Given) -> Path:
+    latent_model().save(given.folder / "latent")
+    return given.folder / "latent"
+
+
 def saved_checkpoint(given: Given) -> Path:
     folder = given.folder / "checkpoints"
     return checkpoint.save_checkpoint(folder, 3, {"w": points()}, {"w": points(seed=1)}, {"lr": [0.1]}, {"a": 1})
@@ -471,11 +476,14 @@ FUNCTIONS: dict[Any, Callable[[Given], Any]] = {
     ],
     checkpoint.latest: lambda given: str(checkpoint.latest(saved_checkpoint(given).parent)),
     checkpoint.load_checkpoint: lambda given: checkpoint.load_checkpoint(saved_checkpoint(given)),
+    checkpoint.load_encoder: lambda given: checkpoint.load_encoder(saved_latent(given)),
     checkpoint.load_model: lambda given: values(checkpoint.load_model(saved_model(given))[0]),
     checkpoint.process_from: lambda given: see_process(checkpoint.process_from(*PARTS(langevin()))),
     checkpoint.process_parts: lambda given: PARTS(langevin()),
     checkpoint.save_checkpoint: lambda given: str(saved_checkpoint(given)),
     checkpoint.save_model: lambda given: str(saved_model(given)),
+    latent.encoder_from: lambda given: see_encoder(latent.encoder_from(*latent.encoder_parts(autoencoder()))),
+    latent.encoder_parts: lambda given: latent.encoder_parts(pca()),
     data.digits: lambda given: data.digits(),
     data.four_modes: lambda given: two_dimensional(),
     data.from_arrays: lambda given: data.from_arrays(points(30, 4).numpy(), [1, 7, 7] * 10),

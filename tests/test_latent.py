@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 import fastndsm
-from fastndsm import data, latent, metrics
+from fastndsm import GaussianMixture, LangevinProcess, ResidualScore, checkpoint, data, latent, metrics
+from fastndsm.networks import MLP
 from fastndsm.training.trainer import TrainConfig
 
 Make = Callable[[Tensor], latent.Encoder]
@@ -206,3 +208,29 @@ def test_bad_input_is_named(case: str) -> None:
     call, error, message = BAD[case]
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", [*ENCODERS, "standardizer"])
+def test_a_model_is_stored_with_its_encoder(name: str, digits: data.Dataset, tmp_path: Path) -> None:
+    encoder = data.Standardizer.fit(digits.train) if name == "standardizer" else ENCODERS[name](digits.train[:200])
+    config = TrainConfig(steps=2, batch_size=8)
+    model = latent.LatentModel.fit(digits.train[:200], encoder, 2, hidden=(8,), config=config, progress=False, T=0.1)
+    model.save(tmp_path / "m", meta={"a": 1})
+    again = latent.LatentModel.load(tmp_path / "m")
+    assert not again.training and torch.equal(again.sample(6, seed=1), model.sample(6, seed=1))
+    assert torch.equal(again.encoder.encode(digits.test), encoder.encode(digits.test))
+    assert checkpoint.load_model(tmp_path / "m")[2] == {"a": 1}
+    file = tmp_path / "m" / "encoder.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    with pytest.raises(checkpoint.CheckpointError, match=r"encoder\.safetensors"):
+        latent.LatentModel.load(tmp_path / "m")
+
+
+def test_a_model_without_an_encoder_is_refused(tmp_path: Path) -> None:
+    process = LangevinProcess(GaussianMixture.standard_normal(2))
+    checkpoint.save_model(tmp_path / "m", ResidualScore(MLP(2, (4,)), process), process)
+    with pytest.raises(checkpoint.CheckpointError, match="expected a model with an encoder, found one without"):
+        latent.LatentModel.load(tmp_path / "m")
+    for described, message in (({"kind": "vae"}, "found 'vae'"), ({"kind": "pca"}, "of this version")):
+        with pytest.raises(checkpoint.CheckpointError, match=message):
+            latent.encoder_from(described, {})

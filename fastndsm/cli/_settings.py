@@ -150,7 +150,7 @@ class Settings:
 
     @property
     def encoder(self) -> str:
-        """How the data are encoded, of resolved settings."""
+        """The kind of encoder, of resolved settings."""
         return self.latent if self.latent != "none" else "standardizer" if self.standardize else "none"
 
 
