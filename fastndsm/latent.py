@@ -12,6 +12,7 @@ library's defaults are made.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +32,7 @@ from .objective import NDSMLoss
 from .process import LangevinProcess
 from .sampling.sampler import sample
 from .score import ResidualScore
+from .selection import Selection
 from .training import checkpoint
 from .training.trainer import History, TrainConfig, Trainer
 
@@ -247,6 +249,7 @@ class LatentModel(nn.Module):
     Attributes:
         encoder, process, score_net: the parts; `fastndsm.sample(score_net, process, n)` gives latent vectors.
         history: the training's.
+        selection: how the mixture was chosen; None where its K was given.
     """
 
     def __init__(self, encoder: Coordinates, score_net: nn.Module, process: LangevinProcess) -> None:
@@ -255,6 +258,7 @@ class LatentModel(nn.Module):
             raise ValueError(f"process: expected {encoder.dim} dimensions as encoder has, found {process.dim}")
         self.encoder, self.score_net, self.process = encoder, score_net, process
         self.history: History = []
+        self.selection: Selection[GaussianMixture] | None = None
 
     @classmethod
     @ordinary_modes()
@@ -262,11 +266,12 @@ class LatentModel(nn.Module):
         cls,
         X: Tensor,
         encoder: Coordinates,
-        n_components: int,
+        n_components: int | str = "auto",
         *,
         covariance_type: str = "spherical",
         reg_covar: float = 1e-2,
-        n_init: int = 5,
+        eigenvalue_floor: float | None = None,
+        n_init: int | None = None,
         hidden: Sequence[int] = (256, 256, 256),
         config: TrainConfig | None = None,
         progress: bool = True,
@@ -277,8 +282,10 @@ class LatentModel(nn.Module):
 
         Args:
             encoder: fitted, on X's device: an Encoder, or data.Standardizer.
-            n_components, covariance_type, reg_covar: of the mixture; reg_covar in units of the latent vectors.
+            n_components: of the mixture; "auto" takes that of `GaussianMixture.select`, which is kept in `selection`.
+            covariance_type, reg_covar, eigenvalue_floor: of the mixture; reg_covar in units of the latent vectors.
             n_init: starts of expectation maximisation; the most likely fit is taken, as one start may merge two modes.
+                None is 5, or what `select` takes.
             hidden: widths of the MLP.
             config: of the training; its seed is that of the mixture and of the network too.
             loss_options, process_options: as NDSMLoss and LangevinProcess take them (estimator; n_steps, T, grid).
@@ -289,9 +296,19 @@ class LatentModel(nn.Module):
             X = X.to(torch.get_default_dtype())  # pixels, say, which a Standardizer takes
         _training(X)
         z = encoder.encode(X)
-        reference = GaussianMixture.fit(
-            z, n_components, covariance_type, reg_covar, random_state=config.seed % 2**32, n_init=n_init
-        )
+        options: dict[str, Any] = {"reg_covar": reg_covar, "random_state": config.seed % 2**32}
+        if eigenvalue_floor is not None:
+            options["eigenvalue_floor"] = eigenvalue_floor
+        selection = None
+        if isinstance(n_components, str):
+            _checks.choice("n_components", n_components, ("auto",))
+            selection = GaussianMixture.select(z, None, covariance_type, n_init=n_init, **options)
+            reference = selection.mixture
+            if selection.warning:
+                warnings.warn(selection.warning, stacklevel=3)
+        else:
+            starts = 5 if n_init is None else n_init
+            reference = GaussianMixture.fit(z, n_components, covariance_type, n_init=starts, **options)
         process = LangevinProcess(reference.to(z.device), **process_options)
         with torch.random.fork_rng([z.device] if z.device.type == "cuda" else []):
             torch.manual_seed(config.seed)
@@ -299,7 +316,7 @@ class LatentModel(nn.Module):
         trainer = Trainer(net, NDSMLoss(process, **(loss_options or {})), z, config)
         history = trainer.fit(progress=progress)
         model = cls(encoder, trainer.ema_net, process)
-        model.history = history
+        model.history, model.selection = history, selection
         return model
 
     def save(self, path: str | Path, *, meta: Mapping[str, Any] | None = None) -> None:

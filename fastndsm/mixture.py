@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _checks, _em, functional
+from . import _checks, _em, functional, selection
 from ._state import KeepsDtype
 from .reference.components import MixtureOperands, PrincipalAxes, component_scores
 from .reference.far import far_rows, with_far_rows
+from .selection import Selection
 
 if TYPE_CHECKING:
     import sklearn.mixture
@@ -262,6 +263,50 @@ class GaussianMixture(KeepsDtype):
         weights, means, covariances = found.parameters
         fitted = cls(weights, means + centre.to(device), covariances, covariance_type, event_shape=event_shape)
         return fitted if eigenvalue_floor is None else fitted.conditioned(eigenvalue_floor)
+
+    @classmethod
+    def select(
+        cls,
+        X: Any,
+        n_components: int | Sequence[int] | None = None,
+        covariance_types: str | Sequence[str] = "spherical",
+        *,
+        by: str = "held-out",
+        reg_covar: builtins.float = 1e-2,
+        eigenvalue_floor: builtins.float | None = 0.03,
+        n_init: int | None = None,
+        max_steps: int = 300,
+        random_state: int | None = None,
+        **options: Any,
+    ) -> Selection[GaussianMixture]:
+        """Choose K and covariance type by the likelihood of held-out rows; return the mixture fitted to all rows.
+
+        Taken is the simplest candidate within one standard error of the best. Likelihood is best at 10 to 20 rows a
+        component (MNIST, 32 principal components, 1,000 to 50,000 rows); at 5 and fewer, draws repeat training rows.
+
+        Args:
+            X: data [n, ...], finite, n >= 4; below 2,000 rows five folds take turns, else at most 10,000 are held out.
+            n_components: K to try; default 1 to 1,000, as many as leave ten values of data to a parameter.
+            covariance_types: to try; "auto" is all four. Spherical references of many components train best.
+            by: "held-out", or "bic" for the Bayesian information criterion of fits to all rows.
+            reg_covar, eigenvalue_floor, options: as for `fit`, for every candidate.
+            n_init: starts; default 5 for few components, 1 from a hundred on.
+            max_steps: the most noising steps that a candidate may ask for (T = 3 lambda_max / sigma^2, q = 0.2).
+            random_state: of starts and of the split; with an int the mixture is that of `fit` with the same options.
+        """
+        return selection.select(
+            cls.fit,
+            X,
+            n_components,
+            covariance_types,
+            by=by,
+            reg_covar=reg_covar,
+            eigenvalue_floor=eigenvalue_floor,
+            n_init=n_init,
+            max_steps=max_steps,
+            random_state=random_state,
+            **options,
+        )
 
     @classmethod
     def from_sklearn(

@@ -27,6 +27,7 @@ LAYERS = (
     (
         "fastndsm.mixture",
         "fastndsm._em",
+        "fastndsm.selection",
         "fastndsm.process",
         "fastndsm.objective",
         "fastndsm.networks",

@@ -17,6 +17,7 @@ from ..mixture import COVARIANCE_TYPES, GaussianMixture
 from ..objective import ESTIMATORS, DSMLoss, NDSMLoss
 from ..process import LangevinProcess, OUProcess
 from ..score import ResidualScore
+from ..selection import Selection
 from ..training.trainer import TrainConfig
 
 PLANAR = 3  # up to this many values a sample: quadratic grid, features, a narrower network
@@ -24,6 +25,7 @@ LARGE_SIDE = 16  # pixels from which images get an autoencoder, or a U-Net
 LATENTS = ("auto", "none", "autoencoder", "pca")
 LATENT_DIM = {"autoencoder": 16, "pca": 32}
 OU_HORIZON = 10.0
+UNIFORM_STEPS = 100  # a LangevinProcess's, without a number given
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Settings:
     standardize: bool = True
     latent: str = "auto"
     latent_dim: int | None = None
-    components: int | None = None
+    components: int | str = "auto"
     covariance: str = "spherical"
     reg_covar: float = 1e-2
     eigenvalue_floor: float | None = None
@@ -61,7 +63,9 @@ class Settings:
         _checks.count("base", self.base)
         if self.samples < 2:
             raise ValueError(f"samples: expected at least 2, found {self.samples}")
-        for name, least in (("components", 1), ("n_train", 2), ("n_steps", 1), ("latent_dim", 1)):
+        if self.components != "auto":
+            _checks.count("components", self.components)
+        for name, least in (("n_train", 2), ("n_steps", 1), ("latent_dim", 1)):
             if getattr(self, name) is not None:
                 _checks.count(name, getattr(self, name), least)
         _checks.choice("latent", self.latent, LATENTS)
@@ -84,6 +88,8 @@ class Settings:
     @classmethod
     def from_stored(cls, values: Mapping[str, Any]) -> Settings:
         """Make the settings of a run's folder; one from before standardising, or encoders, had none."""
+        if values.get("components", "auto") is None:  # how a choice was called before there was one
+            values = {**values, "components": "auto"}
         return cls.from_flat({"standardize": False, "latent": "none", **values})
 
     def flat(self) -> dict[str, Any]:
@@ -93,7 +99,7 @@ class Settings:
         return {**values, **training}
 
     def resolved(self, dataset: Dataset) -> Settings:
-        """Return the settings with every choice made."""
+        """Return the settings with every choice made that does not wait for the mixture."""
         latent, event_shape = self._latent(dataset), dataset.event_shape
         latent_dim = None
         if latent != "none":
@@ -115,12 +121,10 @@ class Settings:
             raise ValueError(f"--features: expected --network unet for samples of shape {event_shape}, found mlp")
         if self.process == "ou" and (self.estimator is not None or self.antithetic):
             raise ValueError("--estimator, --antithetic: expected with --process langevin, found ou")
-        classes = dataset.n_classes
         return dataclasses.replace(
             self,
             latent=latent,
             latent_dim=latent_dim,
-            components=(classes if classes > 1 else 10) if self.components is None else self.components,
             T=OU_HORIZON if self.process == "ou" and self.T is None else self.T,
             grid=("quadratic" if planar else "uniform") if self.grid == "auto" else self.grid,
             estimator=None if self.process == "ou" else self.estimator or "path",
@@ -154,21 +158,38 @@ class Settings:
         return self.latent if self.latent != "none" else "standardizer" if self.standardize else "none"
 
 
-def make_process(settings: Settings, x: Tensor) -> LangevinProcess:
-    """Make the noising process of resolved settings; fit the mixture to x [n, *event]."""
-    options: dict[str, Any] = {name: getattr(settings, name) for name in ("T", "n_steps", "sigma", "grid")}
+def make_process(
+    settings: Settings, x: Tensor, free: bool = False
+) -> tuple[Settings, LangevinProcess, Selection[GaussianMixture] | None]:
+    """Make the noising process of resolved settings; choose the mixture, or fit the one asked for, to x [n, *event].
+
+    free: whether number and times of the steps were left open, so that a chosen mixture may have more than usual.
+
+    Returns:
+        the settings with what was chosen, the process, and the choice (None where there was none).
+    """
+    options: dict[str, Any] = {name: getattr(settings, name) for name in ("T", "n_steps", "sigma")}
     if settings.process == "ou":
-        return OUProcess(x[0].numel(), event_shape=tuple(x.shape[1:]), **options)
-    assert settings.components is not None
-    reference = GaussianMixture.fit(
-        x,
-        settings.components,
-        settings.covariance,
-        settings.reg_covar,
-        random_state=settings.training.seed % 2**32,
-        eigenvalue_floor=settings.eigenvalue_floor,
+        shape = tuple(x.shape[1:])
+        return settings, OUProcess(x[0].numel(), event_shape=shape, grid=settings.grid, **options), None
+    given: dict[str, Any] = {"reg_covar": settings.reg_covar, "random_state": settings.training.seed % 2**32}
+    if settings.eigenvalue_floor is not None:
+        given["eigenvalue_floor"] = settings.eigenvalue_floor
+    components = None if isinstance(settings.components, str) else settings.components
+    if components is not None and settings.covariance != "auto":
+        reference = GaussianMixture.fit(x, components, settings.covariance, **given)
+        return settings, LangevinProcess(reference, grid=settings.grid, **options), None
+    if settings.n_steps is not None:
+        given["max_steps"] = settings.n_steps
+    choice = GaussianMixture.select(x, components, settings.covariance, **given)
+    chosen = choice.chosen
+    settings = dataclasses.replace(
+        settings,
+        components=chosen.n_components,
+        covariance=chosen.covariance_type,
+        grid="stiff" if free and chosen.n_steps > UNIFORM_STEPS else settings.grid,
     )
-    return LangevinProcess(reference, **options)
+    return settings, LangevinProcess(choice.mixture, grid=settings.grid, **options), choice
 
 
 def make_network(settings: Settings, process: LangevinProcess) -> nn.Module:
@@ -218,12 +239,12 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         choices=LATENTS,
     )
     add("--latent-dim", "values of a latent vector; default 16 of an autoencoder, 32 principal components", type=int)
-    add("--components", "K of the mixture; default the number of labels, else 10", type=int)
-    add("--covariance", "of the mixture", choices=COVARIANCE_TYPES)
+    add("--components", "K of the mixture, or auto: chosen by the likelihood of held-out rows", type=_components)
+    add("--covariance", "of the mixture; auto: chosen as K is", choices=(*COVARIANCE_TYPES, "auto"))
     add("--reg-covar", "added to variances, squared units of the standardised data", type=float)
     add(
         "--eigenvalue-floor",
-        "raise the covariances' eigenvalues to this fraction of the mean variance; default none",
+        "raise the covariances' eigenvalues to this fraction of the mean variance; default none, 0.03 if K is chosen",
         type=float,
     )
 
@@ -269,6 +290,13 @@ def _widths(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected widths such as 256,256,256, found {text!r}") from None
+
+
+def _components(text: str) -> str | int:
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected auto or a number, found {text!r}") from None
 
 
 def _paths(text: str) -> str | int:

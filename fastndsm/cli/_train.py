@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import shutil
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,14 @@ import torch
 from ..backends import registry
 from ..data import Dataset
 from ..process import LangevinProcess
+from ..selection import Candidate, Selection
 from ..training import checkpoint
 from ..training.lock import LOCK_NAME, locked
 from ..training.storage import CheckpointError, read_folder, write_folder
 from ..training.trainer import Trainer
 from . import _common
 from ._settings import Settings, add_settings, make_loss, make_network, make_process
-from .report import STRICT, write_report
+from .report import STRICT, selection_table, write_report
 
 NAME = "train"
 PURPOSE = "Fit the mixture, train a score network, sample, and write a report."
@@ -69,7 +72,12 @@ def run(arguments: argparse.Namespace) -> int:
         if settings.latent != "none":
             seconds["fit the encoder"] = time.perf_counter() - began
         began = time.perf_counter()
-        process = make_process(settings, x) if stored is None else stored[1]
+        if stored is None:
+            free = asked.grid == "auto" and asked.n_steps is None
+            settings, process, choice = make_process(settings, x, free)
+        else:
+            process, choice = stored[1], stored[3]
+            settings = dataclasses.replace(settings, **stored[4])
         seconds["fit the mixture"] = time.perf_counter() - began
         described, tensors = checkpoint.process_parts(process)
         torch.manual_seed(config.seed)
@@ -83,12 +91,23 @@ def run(arguments: argparse.Namespace) -> int:
             directory=out / "checkpoints",
             meta=settings.flat(),
         )
+        made = {name: getattr(settings, name) for name in ("components", "covariance", "grid")}
+        document = {"settings": asked.flat(), "process": described, "units": units.to_dict(), "made": made}
+        if choice is not None:
+            document["choice"] = {
+                "table": [dataclasses.asdict(row) for row in choice.table],
+                "chosen": choice.table.index(choice.chosen),
+                "warning": choice.warning,
+            }
         encoder = units.encoder_parts()
-        document = {"settings": asked.flat(), "process": described, "units": units.to_dict()}
         files = {SETUP_FILES[0]: tensors}
         if encoder is not None:
             document["encoder"], files[SETUP_FILES[1]] = encoder
         write_folder(out / "setup", "setup.json", "setup", document, files)
+        if choice is not None and stored is None:
+            print(f"{selection_table(choice)}\n", flush=True)
+            if choice.warning:
+                warnings.warn(choice.warning, stacklevel=1)
         _announce(dataset, settings, process, score_net, device)
         if arguments.resume and (step := trainer.resume()):
             print(f"resumed at step {step:,} of {config.steps:,}")
@@ -115,6 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
             config={**settings.flat(), "T": process.T},
             seconds=seconds,
             seed=config.seed,
+            selection=choice,
         )
     if "missing" in report.pictures:
         print(f"no pictures: {report.pictures['missing']}")
@@ -125,7 +145,8 @@ def run(arguments: argparse.Namespace) -> int:
     return _common.verdict(report.evaluation, arguments)
 
 
-Stored = tuple[Settings, LangevinProcess, _common.Units]
+# Settings, process and units, the mixture's choice, and the settings that were chosen.
+Stored = tuple[Settings, LangevinProcess, _common.Units, Selection[Any] | None, dict[str, Any]]
 
 
 @contextlib.contextmanager
@@ -159,7 +180,13 @@ def _stored(out: Path, resume: bool, overwrite: bool) -> Stored | None:
         process = checkpoint.process_from(document["process"], tensors[SETUP_FILES[0]])
         encoder = (document["encoder"], tensors[SETUP_FILES[1]]) if "encoder" in document else None
         units = _common.Units.from_stored(document.get("units"), encoder, process.event_shape)
-        return Settings.from_stored(document["settings"]), process, units
+        asked, choice = Settings.from_stored(document["settings"]), None
+        made = document.get("made", {})
+        if "choice" in document:
+            table = tuple(Candidate(**row) for row in document["choice"]["table"])
+            chosen = table[document["choice"]["chosen"]]
+            choice = Selection(process.reference, chosen, table, document["choice"]["warning"])
+        return asked, process, units, choice, made
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{out / 'setup'}: expected settings of this version, found: {error}") from error
 

@@ -5,6 +5,7 @@ FOLDER/report.json  report.md  samples.png  curve.png
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,13 +18,22 @@ from torch import Tensor
 
 from .. import metrics
 from ..data import Dataset
+from ..selection import Selection
 from ..training.config import Row
 from ..training.storage import write_text
 from .diagnosis import machine, versions
 from .pictures import PicturesMissingError, draw_curve, draw_samples
 from .tables import markdown
 
-__all__ = ["Evaluation", "PicturesMissingError", "Report", "draw_samples", "evaluate_samples", "write_report"]
+__all__ = [
+    "Evaluation",
+    "PicturesMissingError",
+    "Report",
+    "draw_samples",
+    "evaluate_samples",
+    "selection_table",
+    "write_report",
+]
 
 STRICT = "fail (status 1) if the samples are worse than draws from the reference"
 ROWS = {"samples": "samples", "reference": "draws from the reference", "held_out": "held-out data"}
@@ -105,6 +115,7 @@ def write_report(
     config: Mapping[str, Any] | None = None,
     seconds: Mapping[str, float] | None = None,
     seed: int = 0,
+    selection: Selection[Any] | None = None,
 ) -> Report:
     """Evaluate samples [n, *event] and write the report folder; without matplotlib all but the pictures.
 
@@ -114,6 +125,7 @@ def write_report(
         config: JSON-able, of the run.
         seconds: what took how long.
         seed: of the metrics.
+        selection: how the reference was chosen.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,13 +145,33 @@ def write_report(
         "config": dict(config or {}),
         "seconds": dict(seconds or {}),
         "history": [row._asdict() for row in history],
+        "selection": None if selection is None else [dataclasses.asdict(row) for row in selection.table],
         "pictures": pictures,
         "versions": versions(),
         "machine": machine(),
     }
     write_text(folder / "report.json", json.dumps(_finite(document), indent=1, allow_nan=False) + "\n")
-    write_text(folder / "report.md", _prose(dataset, evaluation, pictures, document))
+    write_text(folder / "report.md", _prose(dataset, evaluation, pictures, document, selection))
     return Report(folder, evaluation, pictures)
+
+
+def selection_table(selection: Selection[Any]) -> str:
+    """Return the candidates as a Markdown table, one a line, log-densities in nats a sample."""
+    head = ("components", "covariance", "held-out", "behind the best", "training", "variances", "noising steps", "s")
+    body = [
+        (
+            f"{row.n_components:,}{' (chosen)' if row == selection.chosen else ''}",
+            row.covariance_type,
+            "-" if row.held_out is None else f"{row.held_out:.2f}",
+            f"{row.behind:.2f} +- {row.error:.2f}",
+            f"{row.train:.2f}",
+            f"{row.smallest_variance:.3g} to {row.largest_variance:.3g}",
+            f"{row.n_steps:,}",
+            f"{row.seconds:.1f}",
+        )
+        for row in selection.table
+    ]
+    return markdown(head, body, aligned=True)
 
 
 def _worse(
@@ -197,7 +229,13 @@ def _draw(
     return pictures
 
 
-def _prose(dataset: Dataset, evaluation: Evaluation, pictures: Mapping[str, str], document: Mapping[str, Any]) -> str:
+def _prose(
+    dataset: Dataset,
+    evaluation: Evaluation,
+    pictures: Mapping[str, str],
+    document: Mapping[str, Any],
+    selection: Selection[Any] | None,
+) -> str:
     parts = [f"# {dataset.name}", f"{dataset.description}. {len(dataset.train):,} training samples."]
     parts += ["## Metrics", evaluation.table()]
     parts.append("Held-out data are compared with the training data. Compare figures of equal n.")
@@ -205,6 +243,9 @@ def _prose(dataset: Dataset, evaluation: Evaluation, pictures: Mapping[str, str]
         parts.append(f"**{evaluation.worse}**")
     if evaluation.weights:
         parts += ["## Label weights", evaluation.weights_table()]
+    if selection is not None:
+        parts += ["## Choice of the reference", selection_table(selection)]
+        parts += [f"**{selection.warning}**"] if selection.warning else []
     if document["seconds"]:
         body = [[name, f"{value:.1f}"] for name, value in document["seconds"].items()]
         parts += ["## Seconds", markdown(["", "s"], body, aligned=True)]
