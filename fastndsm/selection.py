@@ -28,9 +28,8 @@ _GRID = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100, 300, 1000)
 _VALUES = 10  # of data to a parameter, at least
 _SPAN = 100  # candidates are of 1 and of the largest number over this up to it
 _FEW, _FOLDS, _HELD_OUT = 2000, 5, 10_000  # rows below which folds take turns; rows held out at most
-_GAP = (
-    0.25  # nats a dimension between training and held-out rows from which a mixture is told to know its rows by heart
-)
+_EQUAL = 0.01  # nats a dimension, within which candidates are equal, for components cost time
+_GAP = 0.25  # nats a dimension from training rows to held-out ones, beyond which the former are known by heart
 _STEPS = 3.0 / (2.0 * 0.2)  # T = 3 lambda_max over steps of q = 0.2, 2 q lambda_min: a LangevinProcess's
 
 
