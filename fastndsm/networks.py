@@ -4,6 +4,12 @@ Both map (x, t) to an array like x, see the time through one embedding that modu
 (FiLM, Perez et al. 2018), and start at exactly zero, so that a residual score starts at the score of its
 reference. `net.config` is a JSON-able dict of constructor arguments; `build(net.architecture, **net.config)`
 makes an untrained network like it.
+
+With `classes` or `condition_dim` they are called (x, t, condition), and an embedding of the condition is added to that
+of the time. (x, t) is then under the null condition, that of samples without one, which `null_condition` gives too. A
+network of your own takes part in condition dropout and in guidance if it has that method:
+
+    null_condition(condition) -> like condition, for any rows: what stands for no condition (a dict for a dict)
 """
 
 from __future__ import annotations
@@ -66,7 +72,97 @@ class TimeEmbedding(ExtraState, KeepsDtype):
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-class MLP(nn.Module):
+class ConditionEmbedding(nn.Module):
+    """The array added to the embedded time for a condition; [B, dim].
+
+    Class k has row k of a table; a vector goes through a linear map. The null condition is class number `classes`, or a
+    learnt vector, each of them zero at the start: it is trained by samples whose condition was replaced by it.
+    """
+
+    def __init__(self, classes: int | None, width: int | None, dim: int) -> None:
+        super().__init__()
+        if classes is not None and width is not None:
+            raise ValueError(f"classes, condition_dim: expected one of them, found {classes} and {width}")
+        self.classes, self.width = classes, width
+        if classes is not None:
+            self.table = nn.Embedding(_checks.integer("classes", classes) + 1, dim)
+            nn.init.zeros_(self.table.weight[-1])
+        else:
+            self.linear = nn.Linear(_checks.integer("condition_dim", width), dim)
+            self.null = nn.Parameter(torch.zeros_like(self.linear.weight[0]))
+
+    @property
+    def null_trained(self) -> bool:
+        """True once the null condition has left its start."""
+        return bool((self.null if self.classes is None else self.table.weight[-1]).any())
+
+    def null_condition(self, condition: Tensor) -> Tensor:
+        """Return the null condition, of the shape of `condition`."""
+        if self.classes is not None:
+            return torch.full_like(condition, self.classes)
+        return self.null.expand(len(condition), -1).reshape(condition.shape)
+
+    def forward(self, condition: Tensor | None, rows: int) -> Tensor:
+        if condition is None:
+            given = self.table.weight[-1] if self.classes is not None else self.linear(self.null)
+            return given.expand(rows, -1)
+        condition = self._checked(condition, rows)
+        out: Tensor
+        if self.classes is not None:
+            out = self.table(condition.long())
+        else:
+            out = self.linear(condition.reshape(rows, -1).to(self.linear.weight.dtype))
+        return out
+
+    def _checked(self, condition: Any, rows: int) -> Tensor:
+        """Check that a condition can be embedded: labels in 0..classes, where they can be looked at, or vectors."""
+        shape = f"[{rows}]" if self.classes is not None else f"[{rows}, ...] of {self.width} values each"
+        _checks.tensor("condition", condition, f"a Tensor {shape}")
+        if self.classes is None:
+            if condition.ndim < 1 or len(condition) != rows or condition.numel() != rows * (self.width or 0):
+                raise ValueError(f"condition: expected shape {shape}, found {tuple(condition.shape)}")
+            _checks.tensor("condition", condition, "floating point values", _checks.FLOATS)
+            return condition
+        _checks.tensor("condition", condition, "integer labels", (torch.int64, torch.int32, torch.int16, torch.uint8))
+        _checks.shape("condition", condition, (rows,))
+        if condition.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = (int(value) for value in torch.aminmax(condition))
+            if low < 0 or high > self.classes:
+                raise ValueError(
+                    f"condition: expected labels in 0..{self.classes - 1}, or {self.classes} for none, "
+                    f"found {low}..{high}"
+                )
+        return condition
+
+
+class _Conditional(nn.Module):
+    """A network that takes a condition, if it was made for one; the conditions are its FiLM's."""
+
+    film: FiLM
+
+    @property
+    def takes_condition(self) -> bool:
+        """True if it was made with classes or condition_dim."""
+        return self.film.condition is not None
+
+    @property
+    def null_trained(self) -> bool:
+        """True if it was trained on samples under the null condition."""
+        return self.film.condition is not None and self.film.condition.null_trained
+
+    def null_condition(self, condition: Tensor) -> Tensor:
+        """Return the null condition, of the shape of `condition`; see `ConditionEmbedding`."""
+        if self.film.condition is None:
+            raise ValueError("condition: expected None for a network without classes and condition_dim, found one")
+        return self.film.condition.null_condition(condition)
+
+    def _condition_config(self) -> dict[str, int | None]:
+        made = self.film.condition
+        classes, width = (None, None) if made is None else (made.classes, made.width)
+        return {"classes": classes, "condition_dim": width}
+
+
+class MLP(_Conditional):
     """A residual multilayer perceptron with the time in every hidden layer.
 
     With E the embedded time and (scale_l, shift_l) one linear map of E per layer,
@@ -81,8 +177,10 @@ class MLP(nn.Module):
         in_dim: values per input if different from dim (2 * dim where score features are concatenated).
         horizon: T, the largest time, in the units of t.
         embedding_dim: size of the time embedding, a multiple of 4.
+        classes: number of classes; a condition is then integer labels [B].
+        condition_dim: instead, number of values of a condition, floating point [B, ...].
 
-    Call: x [B, *event] with prod(event) = in_dim, t [B] -> [B, *event]. If in_dim = k dim, and k divides the
+    Call: x [B, *event] with prod(event) = in_dim, t [B], condition -> [B, *event]. If in_dim = k dim, and k divides the
     first side of the event, as where k arrays are concatenated along it, the output is shaped like one of
     them; else it is [B, dim].
     """
@@ -97,12 +195,14 @@ class MLP(nn.Module):
         in_dim: int | None = None,
         horizon: float = 1.0,
         embedding_dim: int = 64,
+        classes: int | None = None,
+        condition_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.dim = _checks.integer("dim", dim)
         self.in_dim = _checks.integer("in_dim", dim if in_dim is None else in_dim)
         self.hidden = _checks.integers("hidden", hidden)
-        self.film = FiLM(self.hidden, embedding_dim, horizon)
+        self.film = FiLM(self.hidden, embedding_dim, horizon, classes, condition_dim)
         self.layers = nn.ModuleList(
             nn.Linear(a, b) for a, b in zip((self.in_dim, *self.hidden[:-1]), self.hidden, strict=True)
         )
@@ -117,14 +217,15 @@ class MLP(nn.Module):
             "in_dim": self.in_dim,
             "horizon": self.film.embedding.horizon,
             "embedding_dim": self.film.embedding_dim,
+            **self._condition_config(),
         }
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         _checks.network_inputs(x, t, self.last.weight)
         if x.ndim < 2 or x[0].numel() != self.in_dim:
             raise ValueError(f"x: expected [B, *event] of {self.in_dim} values each, found {tuple(x.shape)}")
         h = x.flatten(1)
-        for layer, (scale, shift) in zip(self.layers, self.film(t), strict=True):
+        for layer, (scale, shift) in zip(self.layers, self.film(t, condition), strict=True):
             step = F.silu(torch.addcmul(shift, layer(h), scale))
             h = h + step if h.shape == step.shape else step
         out: Tensor = self.last(h).to(x.dtype)
@@ -134,7 +235,7 @@ class MLP(nn.Module):
         return out.reshape(x.shape[0], x.shape[1] // parts, *x.shape[2:])
 
 
-class UNet(nn.Module):
+class UNet(_Conditional):
     """A small U-Net (Ronneberger et al. 2015) of residual blocks, with the time in every block.
 
     Each level has one block on the way down and one on the way up and halves the image, unless that would
@@ -147,9 +248,9 @@ class UNet(nn.Module):
         base: channels of the first level.
         multipliers: channels of each level over base.
         in_channels: channels of the input if different from C (2 * C where score features are concatenated).
-        horizon, embedding_dim: as for `MLP`.
+        horizon, embedding_dim, classes, condition_dim: as for `MLP`.
 
-    Call: x [B, in_channels, H, W], t [B] -> [B, C, H, W]; flat x [B, in_channels * H * W] -> [B, C * H * W].
+    Call: x [B, in_channels, H, W], t [B], condition -> [B, C, H, W]; flat x [B, in_channels * H * W] -> [B, C * H * W].
     """
 
     architecture: ClassVar[str] = "unet"
@@ -164,6 +265,8 @@ class UNet(nn.Module):
         in_channels: int | None = None,
         horizon: float = 1.0,
         embedding_dim: int = 128,
+        classes: int | None = None,
+        condition_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.channels = _checks.integer("channels", channels)
@@ -191,7 +294,9 @@ class UNet(nn.Module):
         )
         self.middle = nn.ModuleList(_Block(widths[-1], widths[-1]) for _ in range(2))
         self.up = nn.ModuleList(_Block(2 * b, a) for a, b in zip(before[::-1], widths[::-1], strict=True))
-        self.film = FiLM([*widths, widths[-1], widths[-1], *before[::-1]], embedding_dim, horizon)
+        self.film = FiLM(
+            [*widths, widths[-1], widths[-1], *before[::-1]], embedding_dim, horizon, classes, condition_dim
+        )
         self.last_norm = _group_norm(self.base)
         self.last = _zeroed(nn.Conv2d(self.base, self.channels, 3, padding=1))
 
@@ -206,15 +311,16 @@ class UNet(nn.Module):
             "in_channels": self.in_channels,
             "horizon": self.film.embedding.horizon,
             "embedding_dim": self.film.embedding_dim,
+            **self._condition_config(),
         }
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         _checks.network_inputs(x, t, self.last.weight)
         image = (self.in_channels, *self.size)
         if tuple(x.shape[1:]) not in (image, (math.prod(image),)):
             listed = ", ".join(map(str, image))
             raise ValueError(f"x: expected [B, {listed}] or [B, {math.prod(image)}], found {tuple(x.shape)}")
-        film = iter(self.film(t))
+        film = iter(self.film(t, condition))
         h = self.stem(x.reshape(-1, *image))
         skips: list[Tensor] = []
         for block, shrink in zip(self.down, self.shrink, strict=True):
@@ -247,9 +353,16 @@ def build(name: str, **config: Any) -> MLP | UNet:
 
 
 class FiLM(nn.Module):
-    """t [B] -> a scale and a shift [B, width] for each width, all from one product of the embedded time."""
+    """t [B] and a condition -> a scale and a shift [B, width] for each width, from one product of what embeds them."""
 
-    def __init__(self, widths: Sequence[int], embedding_dim: int, horizon: float) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int],
+        embedding_dim: int,
+        horizon: float,
+        classes: int | None = None,
+        condition_dim: int | None = None,
+    ) -> None:
         super().__init__()
         self.embedding_dim = _multiple_of_4("embedding_dim", embedding_dim)
         self.embedding = TimeEmbedding(embedding_dim, horizon)
@@ -259,9 +372,15 @@ class FiLM(nn.Module):
         with torch.no_grad():  # scales start around one, shifts around zero
             self.out.bias.zero_()
             self.out.bias[: sum(widths)] = 1.0
+        conditional = classes is not None or condition_dim is not None
+        self.condition = ConditionEmbedding(classes, condition_dim, embedding_dim) if conditional else None
 
-    def forward(self, t: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def forward(self, t: Tensor, condition: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
         embedded = self.embedding(t).to(self.hidden.weight.dtype)
+        if self.condition is not None:
+            embedded = embedded + self.condition(condition, len(t))
+        elif condition is not None:
+            raise ValueError("condition: expected None for a network without classes and condition_dim, found one")
         parts = self.out(F.silu(self.hidden(embedded))).split(self.widths * 2, dim=1)
         n = len(self.widths)
         return list(zip(parts[:n], parts[n:], strict=True))

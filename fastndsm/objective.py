@@ -7,6 +7,7 @@ Per sample, with x = x_{n+1}, t = t_{n+1} and weight lambda_n:
     path             lambda 1/2 |s(x, t) - target|^2, one evaluation of the network; the default
 
 All have the same expected gradient in s. The variance of plain's gradient grows as 1/dt; that of the others does not.
+Under a condition y, s(x, t) is s(x, t, y) throughout, and so is h.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks, functional
+from ._condition import Condition, repeated
 from .process import Noised, NoisingProcess, OUProcess, Transition
-from .score import check_process
+from .score import check_condition, check_process, score_at
 
-ScoreNet = Callable[[Tensor, Tensor], Tensor]
+ScoreNet = Callable[..., Tensor]  # (x, t) or (x, t, condition) -> like x
 Weighting = str | None | Callable[[Tensor], Tensor]
 ESTIMATORS = ("path", "control_variate", "plain")
 RANK_STRIDE = 1 << 40  # paths set aside for each data-parallel rank
@@ -68,8 +70,8 @@ class _Loss(nn.Module):
         """Draw what `evaluate` needs of x0 [B, ...]: noised samples. No network is called."""
         raise NotImplementedError
 
-    def evaluate(self, score_net: ScoreNet, drawn: Any) -> Tensor:
-        """Return the loss of a network on drawn samples."""
+    def evaluate(self, score_net: ScoreNet, drawn: Any, condition: Condition | None = None) -> Tensor:
+        """Return the loss of a network on drawn samples; the condition has the rows of the x0 that they are of."""
         raise NotImplementedError
 
     def forward(
@@ -79,18 +81,30 @@ class _Loss(nn.Module):
         seed: int | Tensor | None = None,
         step: int | Tensor | None = None,
         first_path: int | None = None,
+        *,
+        condition: Condition | None = None,
     ) -> Tensor:
         """Noise x0 [B, ...] afresh and return the loss: a scalar, or [B] for reduction "none".
 
         Args:
-            score_net: callable (x [B, ...], t [B]) -> like x.
+            score_net: callable (x [B, ...], t [B]) -> like x, or with a condition (x, t, condition) -> like x.
             seed: of the noise and of the drawn steps; None draws one from PyTorch's default generator.
             step: n in 0..N-1, int or [B]; drawn uniformly if None.
             first_path: number of the first path; default 0, or a range of its own for each torch.distributed rank.
+            condition: of x0, a tensor [B, ...] or a dict of them, on its device.
         """
         _checks.network("score_net", score_net)
         check_process(score_net, self.process)
-        return self.evaluate(score_net, self.draw(x0, seed, step, first_path))
+        if condition is not None:
+            rows = len(_checks.batch("x0", x0, self.process.dim))
+            self.check_condition(score_net, condition, rows, self.process.times.device)
+        return self.evaluate(score_net, self.draw(x0, seed, step, first_path), condition)
+
+    def check_condition(
+        self, score_net: ScoreNet, condition: Condition | None, rows: int, device: torch.device | None
+    ) -> None:
+        """Refuse a condition that is not one of `rows` samples on that device, or that a network does not take."""
+        check_condition(score_net, condition, rows, device)
 
 
 class NDSMLoss(_Loss):
@@ -100,8 +114,9 @@ class NDSMLoss(_Loss):
         process: a noising process.
         estimator: "path" (one network evaluation a sample), "control_variate" (two) or "plain".
         antithetic: two samples from each x0 with mirrored noise; not with "control_variate".
-        control_variate: a separate network h(x, t) instead of the score network itself; the score's parameters then
-            receive the gradient of the mean loss and h's that of its second moment.
+        control_variate: a separate network h(x, t), which takes a condition where the score network does, instead of
+            the score network itself; the score's parameters then receive the gradient of the mean loss and h's that of
+            its second moment.
         weighting: "variance" (v_{n+1}), None (1) or a callable(t [B]) -> [B].
         reduction: "mean", "sum" or "none" ([B], an antithetic pair averaged).
 
@@ -143,20 +158,29 @@ class NDSMLoss(_Loss):
             return self.process.noised(x0, step, seed, start, self.antithetic)
         return self.process.transition(x0, step, seed, start, self.antithetic)
 
-    def evaluate(self, score_net: ScoreNet, drawn: Noised | Transition) -> Tensor:
+    def check_condition(
+        self, score_net: ScoreNet, condition: Condition | None, rows: int, device: torch.device | None
+    ) -> None:
+        super().check_condition(score_net, condition, rows, device)
+        if self.control_variate is not None:
+            check_condition(self.control_variate, condition, rows, device, "control_variate")
+
+    def evaluate(self, score_net: ScoreNet, drawn: Noised | Transition, condition: Condition | None = None) -> Tensor:
+        if self.antithetic:
+            condition = repeated(condition, 2)
         if isinstance(drawn, Noised):
-            return self._path(score_net, drawn)
+            return self._path(score_net, drawn, condition)
         rows = len(drawn.x) // 2 if self.antithetic else len(drawn.x)
         weight = self.weight(drawn.t[:rows], drawn.step[:rows])
         if self.estimator == "plain":
-            scores = _checks.score_output(score_net(drawn.x, drawn.t), drawn.x)
+            scores = score_at(score_net, drawn.x, drawn.t, condition)
             return self._loss(scores, drawn, rows, weight, self.reduction)
         if self.control_variate is None or self.control_variate is score_net:
-            x = torch.cat([drawn.x, drawn.mean])
-            scores = _checks.score_output(score_net(x, torch.cat([drawn.t, drawn.t])), x)
+            x, t = torch.cat([drawn.x, drawn.mean]), torch.cat([drawn.t, drawn.t])
+            scores = score_at(score_net, x, t, repeated(condition, 2))
             return self._loss(scores, drawn, rows, weight, self.reduction)
-        s = _checks.score_output(score_net(drawn.x, drawn.t), drawn.x)
-        h = _checks.score_output(self.control_variate(drawn.mean, drawn.t), drawn.x)
+        s = score_at(score_net, drawn.x, drawn.t, condition)
+        h = score_at(self.control_variate, drawn.mean, drawn.t, condition)
         losses = self._loss(torch.cat([s, h.detach()]), drawn, rows, weight, "none")
         # Value zero: gives h the gradient of the second moment and the score none of it.
         square = self._loss(torch.cat([s.detach(), h]), drawn, rows, weight, "none").square()
@@ -173,8 +197,8 @@ class NDSMLoss(_Loss):
             reduction=reduction,
         )
 
-    def _path(self, score_net: ScoreNet, drawn: Noised) -> Tensor:
-        score = _checks.score_output(score_net(drawn.x, drawn.t), drawn.x)
+    def _path(self, score_net: ScoreNet, drawn: Noised, condition: Condition | None) -> Tensor:
+        score = score_at(score_net, drawn.x, drawn.t, condition)
         losses = functional.dsm_loss(score, drawn.target, self.weight(drawn.t, drawn.step), reduction="none")
         if self.antithetic:
             losses = losses.reshape(2, -1).mean(0)
@@ -208,7 +232,7 @@ class DSMLoss(_Loss):
         """Draw exactly noised samples of x0 [B, ...]."""
         return self.ou_process.exact_noised(x0, step, seed, _first_path(first_path))
 
-    def evaluate(self, score_net: ScoreNet, drawn: Noised) -> Tensor:
-        score = _checks.score_output(score_net(drawn.x, drawn.t), drawn.x)
+    def evaluate(self, score_net: ScoreNet, drawn: Noised, condition: Condition | None = None) -> Tensor:
+        score = score_at(score_net, drawn.x, drawn.t, condition)
         weight = drawn.variance if self.weighting == "variance" else self.weight(drawn.t, drawn.step)
         return functional.dsm_loss(score, drawn.target, weight, self.reduction)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks
+from ._condition import Condition, checked
 from .process import NoisingProcess
 
 
@@ -19,6 +21,7 @@ class ResidualScore(nn.Module):
 
     Args:
         net: module (x [B, ...], t [B]) -> like x; a last layer initialised to zero starts it at the reference's score.
+            A condition goes on to it, as (x, t, condition).
         process: a LangevinProcess; v is its noise_variance, linear between grid points.
         features: give the network torch.cat([x, grad log pi(x) sqrt(lambda_max)], dim=1), twice the channels of x.
             Helps in small d.
@@ -38,11 +41,25 @@ class ResidualScore(nn.Module):
         """sqrt(lambda_max) of the process's mixture, also after another one was loaded into it."""
         return float(self.process.reference.largest_variance) ** 0.5
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    @property
+    def takes_condition(self) -> bool:
+        """True if its network takes a condition."""
+        return takes_condition(self.net)
+
+    @property
+    def null_trained(self) -> bool:
+        """True if its network was trained on samples under its null condition, or does not tell."""
+        return null_trained(self.net)
+
+    def null_condition(self, condition: Condition) -> Condition:
+        """Return its network's null condition, like `condition`."""
+        return null_condition(self.net, condition)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """Return the score at x [B, ...] and t [B] -> like x."""
         reference = self.process.reference.score(x)
         inputs = torch.cat([x, reference * self.feature_scale], dim=1) if self.features else x
-        correction = _checks.score_output(self.net(inputs, t), x)
+        correction = _checks.score_output(called(self.net, inputs, t, condition), x)
         scale = self.process.variance_at(t).rsqrt().reshape(-1, *[1] * (x.ndim - 1))
         return (reference + correction * scale).to(x.dtype)
 
@@ -54,6 +71,66 @@ def unwrapped(net: Any) -> Any:
         if inner is net:
             return net
         net = inner
+
+
+def called(net: Any, x: Tensor, t: Tensor, condition: Condition | None) -> Any:
+    """Return net(x, t), or net(x, t, condition) if there is one."""
+    return net(x, t) if condition is None else net(x, t, condition)
+
+
+def score_at(score_net: Any, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+    """Return the score at x [B, ...] and t [B], under a condition if there is one -> like x."""
+    return _checks.score_output(called(score_net, x, t, condition), x)
+
+
+def takes_condition(score_net: Any) -> bool:
+    """Return whether a network can be called as (x, t, condition): by what it says of itself, else by its signature."""
+    net = unwrapped(score_net)
+    own = getattr(net, "takes_condition", None)
+    return _callable_with(net, 3) if own is None else bool(own)
+
+
+def null_trained(score_net: Any) -> bool:
+    """Return whether a network knows its null condition; one that does not tell is believed to."""
+    return bool(getattr(unwrapped(score_net), "null_trained", True))
+
+
+def null_condition(score_net: Any, condition: Condition) -> Condition:
+    """Return the network's null condition, like `condition`; raise TypeError if it has none."""
+    net = unwrapped(score_net)
+    own = getattr(net, "null_condition", None)
+    if own is None:
+        raise TypeError(
+            f"score_net: expected a network with a method null_condition(condition), found {type(net).__name__}"
+        )
+    return own(condition)  # type: ignore[no-any-return]
+
+
+def check_condition(
+    score_net: Any, condition: Any, rows: int, device: torch.device | None, net_name: str = "score_net"
+) -> None:
+    """Refuse a condition that is not one of `rows` samples on that device, or that the network does not take."""
+    if torch.compiler.is_compiling():
+        return
+    found = type(unwrapped(score_net)).__name__
+    if condition is None:
+        if not _callable_with(score_net, 2) and takes_condition(score_net):
+            raise ValueError(f"condition: expected one, as {net_name}, {found}, takes three arguments; found None")
+        return
+    checked("condition", condition, rows, device)
+    if not takes_condition(score_net):
+        raise ValueError(f"condition: expected None, as {net_name} takes none; found one for {found} (x, t)")
+
+
+def _callable_with(net: Any, n_arguments: int) -> bool:
+    net = unwrapped(net)
+    try:
+        inspect.signature(net.forward if isinstance(net, nn.Module) else net).bind(*[None] * n_arguments)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature that can be read
+        return True
+    return True
 
 
 def network_dtype(net: Any) -> torch.dtype | None:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     ("fastndsm.reference", "fastndsm._version", "fastndsm._state"),
     ("fastndsm.kernels", "fastndsm.jit"),
-    ("fastndsm.backends", "fastndsm._checks"),
+    ("fastndsm.backends", "fastndsm._checks", "fastndsm._condition"),
     ("fastndsm._ops", "fastndsm._grid", "fastndsm._scheme"),
     ("fastndsm.dynamics",),
     ("fastndsm.functional",),
@@ -28,6 +28,7 @@ LAYERS = (
         "fastndsm.mixture",
         "fastndsm._em",
         "fastndsm.selection",
+        "fastndsm._prior",
         "fastndsm.process",
         "fastndsm.objective",
         "fastndsm.networks",
