@@ -14,7 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._condition import Condition, mapped
 from ..objective import RANK_STRIDE, DSMLoss, NDSMLoss
+from ..reference import philox
+from ..score import null_condition
 
 
 def derived_seed(*parts: int | str) -> int:
@@ -34,6 +37,8 @@ class Batches:
         pool: None, or the number of paths drawn together and used `passes` times before the next are drawn.
         rank, world: of the process in a data-parallel run; each takes rows and paths of its own.
         device: where the batches are made.
+        conditions: of the data, on their device, or None.
+        dropout: share of the paths whose condition is the null one.
     """
 
     def __init__(
@@ -50,7 +55,10 @@ class Batches:
         rank: int = 0,
         world: int = 1,
         device: torch.device,
+        conditions: Condition | None = None,
+        dropout: float = 0.0,
     ) -> None:
+        self.conditions, self.dropout = conditions, dropout
         self.data, self.loss, self.device = data, loss, device
         self.steps, self.batch_size, self.seed = steps, batch_size, seed
         self.group = noised_ahead * batch_size
@@ -60,23 +68,49 @@ class Batches:
         self.antithetic = bool(getattr(loss, "antithetic", False))
         self._orders: dict[int, Tensor] = {}
         self._held: tuple[int, Any] = (-1, None)
+        self._origins: list[Any] = []  # of the paths held: rows of the data [paths], whether dropped [paths]
 
     def __call__(self, step: int) -> Any:
         """Return `Noised` or `Transition` of batch_size paths (twice the rows if antithetic)."""
+        rows = self._hold(step)
+        return self._rows(self._held[1], rows)
+
+    def condition(self, step: int, score_net: Any) -> Any:
+        """Return the condition of the step's paths [batch_size, ...], the network's null one where it is dropped."""
+        if self.conditions is None:
+            return None
+        rows = self._hold(step)
+        origin, dropped = self._origins[0]
+        picked = origin[rows if isinstance(rows, slice) else rows.to(origin.device)]
+        condition = mapped(lambda part: part.index_select(0, picked).to(self.device), self.conditions)
+        if not self.dropout:
+            return condition
+        without = dropped[rows]
+
+        def drop(part: Tensor, null: Tensor) -> Tensor:
+            return torch.where(without.reshape(-1, *[1] * (part.ndim - 1)), null, part)
+
+        return mapped(drop, condition, null_condition(score_net, condition))
+
+    def _hold(self, step: int) -> slice | Tensor:
+        """Draw the paths that the step is among, if they are not held; return which of them it takes."""
         if self.pool is not None:
-            return self._from_pool(step, self.pool)
+            return self._hold_pool(step, self.pool)
         number, within = divmod(step, self.ahead)
         if self._held[0] != number:
             batches = min(self.ahead, self.steps - number * self.ahead)
+            self._origins = []
             self._held = number, self._noised(number * self.group, batches * self.batch_size)
         first = within * self.batch_size
-        return self._rows(self._held[1], slice(first, first + self.batch_size))
+        return slice(first, first + self.batch_size)
 
-    def _from_pool(self, step: int, pool: int) -> Any:
+    def _hold_pool(self, step: int, pool: int) -> Tensor:
         number, within = divmod(step, self.pool_steps)
         if self._held[0] != number:
             starts = range(0, pool, self.group)
+            self._origins = []
             parts = [self._noised(number * pool + start, min(self.group, pool - start)) for start in starts]
+            self._origins = [tuple(map(torch.cat, zip(*self._origins, strict=True)))]
             self._held = number, self._joined(parts)
         rows = []
         position, end = within * self.batch_size, (within + 1) * self.batch_size
@@ -86,13 +120,23 @@ class Batches:
             order = _permutation(pool, derived_seed(self.seed, "pool", self.rank, number, turn))
             rows.append(order[first : first + count])
             position += count
-        return self._rows(self._held[1], torch.cat(rows).to(self.device))
+        return torch.cat(rows).to(self.device)
 
     def _noised(self, start: int, count: int) -> Any:
         """Draw paths start .. start + count - 1 of this process."""
-        x0 = self.data.index_select(0, self._indices(start, count)).to(self.device)
+        indices = self._indices(start, count)
+        x0 = self.data.index_select(0, indices).to(self.device)
+        first_path = self.rank * RANK_STRIDE + start
+        if self.conditions is not None:
+            self._origins.append((indices, self._dropped(first_path, count)))
         with torch.no_grad():
-            return self.loss.draw(x0, seed=self.seed, first_path=self.rank * RANK_STRIDE + start)
+            return self.loss.draw(x0, seed=self.seed, first_path=first_path)
+
+    def _dropped(self, first_path: int, count: int) -> Tensor:
+        """Return which paths have the null condition, bool [count]; that of a path depends on seed and number alone."""
+        paths = philox.path_range(count, first_path, self.device)
+        word = philox.philox_words(paths, 1, self.seed, 0, philox.DROPOUT)[0][:, 0]
+        return philox.uniform(word) < self.dropout
 
     def _indices(self, start: int, count: int) -> Tensor:
         n = len(self.data)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .. import _checks
+from .._condition import checked
 from ..objective import DSMLoss, NDSMLoss
-from ..score import network_dtype
+from ..score import network_dtype, unwrapped
 
 SMALLEST_POOL = 1000
 
@@ -36,6 +37,8 @@ class TrainConfig:
             they save time.
         pool_passes: see `paths`.
         grad_clip: largest norm of the gradient, or None.
+        condition_dropout: share of the paths whose condition is replaced by the network's null condition, which trains
+            the network to do without: what guidance needs. 0 for a network without `null_condition`.
     """
 
     steps: int = 4000
@@ -48,6 +51,7 @@ class TrainConfig:
     paths: str | int = "fresh"
     pool_passes: int = 4
     grad_clip: float | None = None
+    condition_dropout: float = 0.1
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "checkpoint_every", "noised_ahead", "pool_passes"):
@@ -62,6 +66,8 @@ class TrainConfig:
             _checks.count("paths", self.paths)
         if self.grad_clip is not None:
             _checks.positive("grad_clip", self.grad_clip)
+        if _checks.non_negative("condition_dropout", self.condition_dropout, "a number in [0, 1]") > 1.0:
+            raise ValueError(f"condition_dropout: expected a number in [0, 1], found {self.condition_dropout}")
 
 
 class Row(NamedTuple):
@@ -136,7 +142,7 @@ def made_optimizer(make: Any, parameters: list[Tensor], others: list[Tensor]) ->
     return made
 
 
-def check_arguments(score_net: Any, loss: Any, data: Any, config: Any) -> None:
+def check_arguments(score_net: Any, loss: Any, data: Any, config: Any, conditions: Any) -> None:
     if not isinstance(score_net, nn.Module):
         raise TypeError(f"score_net: expected a torch.nn.Module, found {type(score_net).__name__}")
     if not isinstance(loss, NDSMLoss | DSMLoss):
@@ -156,6 +162,14 @@ def check_arguments(score_net: Any, loss: Any, data: Any, config: Any) -> None:
     if data.dtype != (dtype := network_dtype(score_net) or data.dtype):
         raise TypeError(f"data: expected {dtype}, the network's dtype, found {data.dtype}")
     _checks.same_device("score_net", parameters[0], "loss.process", loss.process.times.device)
+    if conditions is not None:
+        checked("conditions", conditions, len(data), data.device, "data")
+        loss.check_condition(score_net, conditions, len(data), None)
+        if config.condition_dropout and not hasattr(unwrapped(score_net), "null_condition"):
+            raise ValueError(
+                f"condition_dropout: expected 0 for {type(unwrapped(score_net)).__name__}, which has no "
+                f"null_condition(condition), found {config.condition_dropout}"
+            )
     smallest = max(len(data), SMALLEST_POOL)
     if not isinstance(config.paths, str) and config.paths < smallest:
         raise ValueError(

@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._condition import Condition
 from .._state import ExtraState
 from ..objective import DSMLoss, NDSMLoss
 from ..process import NoisingProcess
 from .storage import tensor_digest
+
+_NOT_NOISING = ("_extra_state", "class_weights")  # of a process's state
 
 
 def state_tensors(*modules: tuple[str, nn.Module]) -> dict[str, Tensor]:
@@ -58,15 +61,18 @@ def shapes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for name, t in tensors.items()}
 
 
-def fingerprint(loss: NDSMLoss | DSMLoss, data: Tensor) -> dict[str, Any]:
+def fingerprint(loss: NDSMLoss | DSMLoss, data: Tensor, conditions: Condition | None = None) -> dict[str, Any]:
     """Describe data, process and loss of a run, JSON-able; callables (a weighting, a drift) only by their presence."""
     weighting = loss.weighting
     buffers = loss.process.state_dict()
+    parts = dict(sorted(conditions.items())) if isinstance(conditions, Mapping) else {"": conditions}
+    described = {name: tensor_digest(part) for name, part in parts.items() if part is not None}
     return {
+        **({"conditions": described} if described else {}),
         "data": {"shape": list(data.shape), "dtype": str(data.dtype), "sha256": tensor_digest(data)},
         "process": {
             "type": type(loss.process).__name__,
-            "sha256": tensor_digest(*(t for name, t in buffers.items() if not name.endswith("_extra_state"))),
+            "sha256": tensor_digest(*(t for name, t in buffers.items() if not name.endswith(_NOT_NOISING))),
         },
         "loss": {
             "type": type(loss).__name__,

@@ -26,6 +26,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from .. import _checks
+from .._condition import Condition
 from ..objective import DSMLoss, NDSMLoss
 from ..process import NoisingProcess
 from ..score import unwrapped
@@ -48,8 +49,8 @@ class Trainer:
     Weights in bfloat16 and float16 are stepped, and averaged, in float32: those dtypes lose small changes.
 
     Args:
-        score_net: module (x [B, ...], t [B]) -> like x. In a torch.distributed run, wrapped in
-            DistributedDataParallel; each rank then takes rows and paths of its own.
+        score_net: module (x [B, ...], t [B]) -> like x, with conditions (x, t, condition) -> like x. In a
+            torch.distributed run, wrapped in DistributedDataParallel; each rank then takes rows and paths of its own.
         loss: NDSMLoss or DSMLoss with reduction "mean" or "sum". A separate control variate is trained along.
         data: [n, ...], finite, in the network's dtype; batches are moved to the network's device.
         config: see `TrainConfig`.
@@ -57,6 +58,8 @@ class Trainer:
             follow the cosine. Default Adam.
         directory: where checkpoints go; None writes none. One process at a time trains in it.
         meta: JSON-able, stored in the checkpoints.
+        conditions: of the data, a tensor [n, ...] or a dict of them, on their device. Those of condition_dropout of the
+            paths are replaced by the network's null condition.
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what was found.
@@ -72,9 +75,10 @@ class Trainer:
         optimizer: Callable[[Iterable[Tensor]], Optimizer] | None = None,
         directory: str | Path | None = None,
         meta: dict[str, Any] | None = None,
+        conditions: Condition | None = None,
     ) -> None:
         config = TrainConfig() if config is None else config
-        check_arguments(score_net, loss, data, config)
+        check_arguments(score_net, loss, data, config, conditions)
         self.score_net, self.loss, self.data, self.config = score_net, loss, data, config
         self.directory = None if directory is None else check_directory(directory)
         self.meta = json_object("meta", meta)
@@ -118,6 +122,8 @@ class Trainer:
             rank=self._rank,
             world=world,
             device=self.device,
+            conditions=conditions,
+            dropout=config.condition_dropout,
         )
         self._recent: list[tuple[Tensor, Tensor]] = []
 
@@ -184,8 +190,8 @@ class Trainer:
 
     def _train_step(self) -> None:
         self._seed_dropout()
-        drawn = self._batches(self.step)
-        loss = self.loss.evaluate(self.score_net, drawn)
+        drawn, condition = self._batches(self.step), self._batches.condition(self.step, self.score_net)
+        loss = self.loss.evaluate(self.score_net, drawn, condition)
         for p in self._parameters:
             p.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
@@ -347,12 +353,15 @@ class Trainer:
 
     @cached_property
     def _fixed(self) -> dict[str, Any]:
-        return fingerprint(self.loss, self.data)
+        return fingerprint(self.loss, self.data, self._batches.conditions)
 
     def _fingerprint(self) -> dict[str, Any]:
         """Return the description that must be equal in a run and its continuation."""
+        free = {"checkpoint_every"}
+        if self._batches.conditions is None:
+            free.add("condition_dropout")  # which nothing depends on, nor earlier checkpoints have
         return {
-            "config": {k: v for k, v in asdict(self.config).items() if k != "checkpoint_every"},
+            "config": {k: v for k, v in asdict(self.config).items() if k not in free},
             "optimizer": {"type": type(self.optimizer).__name__, "settings": self._settings},
             "ranks": self._batches.world,
             **self._fixed,
