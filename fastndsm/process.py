@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 
 from . import _checks, functional
+from ._condition import Condition
 from ._grid import stiff_grid, time_grid, variance_recursion
 from ._ops import ops
+from ._prior import fitted_weights, is_labels, log_prob_by_class, sample_by_class
 from ._scheme import METHODS, PREDICTIONS, ReverseScheme, reverse_scheme
 from ._state import ExtraState, KeepsDtype
 from .dynamics import CallableDrift, CallableDynamics, Dynamics, MixtureDynamics
@@ -32,6 +34,7 @@ from .reference import philox
 Sigma = float | Callable[[float], float]
 STABLE, REFUSED = 0.2, 1.0  # bounds on q = a_n lambda_max(P_k)
 GRIDS = ("uniform", "quadratic", "stiff")
+FORGOTTEN = 0.1  # of a mean at T, below which one component's prior is taken for that under any condition
 LARGEST_FLOOR = 0.1  # of eigenvalues, in units of the mean variance: beyond, draws from pi are worse
 
 
@@ -319,6 +322,20 @@ class NoisingProcess(ExtraState, KeepsDtype):
         """The variance of the reference if it is one spherical component, else None."""
         return None
 
+    def draw_prior(
+        self, n: int, seed: int | Tensor | None = None, first_path: int = 0, condition: Condition | None = None
+    ) -> Tensor:
+        """Draw n samples [n, ...] to start from at T, under a condition of n rows as far as the prior knows it."""
+        return self.prior.sample(n, seed=seed, first_path=first_path)  # type: ignore[no-any-return]
+
+    def prior_log_prob(self, x: Tensor, condition: Condition | None = None) -> Tensor:
+        """Return log p(x) [B] at T for x [B, ...], under a condition as far as the prior knows it."""
+        return self.prior.log_prob(x)  # type: ignore[no-any-return]
+
+    def prior_knows(self, condition: Condition) -> bool:
+        """Return whether the prior is that under the condition, or the noising forgets it; True where none can tell."""
+        return True
+
     def same_law(self, other: NoisingProcess) -> bool:
         """Return whether the other process noises data alike, grids aside: one mixture or drift, one sigma, one T."""
         return self is other or (self._law() == other._law() and self._same_sigma(other))
@@ -367,8 +384,13 @@ class LangevinProcess(NoisingProcess):
     Warns:
         UserWarning: if q exceeds 0.2, where the stationary variance is 1 / (1 - q/2) of the true one.
 
+    Attributes:
+        class_weights: weights of the components at T for each class [C, K], from `fit_prior`; else None.
+
     Source: Birrell et al., arXiv 2405.15625.
     """
+
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -391,6 +413,7 @@ class LangevinProcess(NoisingProcess):
             grid = stiff_grid(T, n_steps, longest)
         super().__init__(reference.dim, T, n_steps, sigma, grid)
         self.reference = reference
+        self.register_buffer("class_weights", None)
         self._register_noise_variance(1.0 - self.drift_scale / slowest)
         self._check_stability(1.0 / smallest, grid)
         with torch.inference_mode(False):
@@ -446,8 +469,44 @@ class LangevinProcess(NoisingProcess):
 
     @property
     def prior(self) -> GaussianMixture:  # type: ignore[override]
-        """The law that sampling starts from: pi itself."""
+        """The law that sampling starts from: pi itself; under a class, with the weights that `fit_prior` found."""
         return self.reference
+
+    def fit_prior(self, x0: Tensor, labels: Tensor, n_classes: int | None = None) -> None:
+        """Fit the law at T of each class: weights of the components, to x0 [n, ...] noised to T; kept as class_weights.
+
+        Noising within T forgets a sample's place in a mode, not the mode. Sampling under a class starts from its
+        weights, and log_likelihood ends there.
+
+        Args:
+            labels: int64 [n], from 0.
+            n_classes: default the largest label and one.
+        """
+        _checks.data("x0", x0, self.dim)
+        _checks.labels("labels", labels, len(x0))
+        found = int(labels.max()) + 1
+        n_classes = found if n_classes is None else _checks.count("n_classes", n_classes, found)
+        with torch.inference_mode(False), torch.no_grad():
+            noised = self.simulate(x0, seed=0)
+            self.class_weights = fitted_weights(self.reference, noised, labels.to(noised.device), n_classes)
+
+    def draw_prior(
+        self, n: int, seed: int | Tensor | None = None, first_path: int = 0, condition: Condition | None = None
+    ) -> Tensor:
+        if self.class_weights is None or not is_labels(condition):
+            return super().draw_prior(n, seed, first_path)
+        assert isinstance(condition, Tensor)
+        return sample_by_class(self.reference, self.class_weights, condition, seed, first_path)
+
+    def prior_log_prob(self, x: Tensor, condition: Condition | None = None) -> Tensor:
+        if self.class_weights is None or not is_labels(condition):
+            return super().prior_log_prob(x)
+        assert isinstance(condition, Tensor)
+        return log_prob_by_class(self.reference, self.class_weights, condition, x)
+
+    def prior_knows(self, condition: Condition) -> bool:
+        forgets = self.reference.n_components == 1 and math.exp(-0.5 * float(self._growth().sum())) < FORGOTTEN
+        return forgets or (self.class_weights is not None and is_labels(condition))
 
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
         score = self.reference.score(x)

@@ -311,6 +311,8 @@ def process_parts(process: NoisingProcess) -> Parts:
     tensors = {"times": process.times, **{name: getattr(reference, name) for name in names}}
     if callable(process.sigma):
         tensors["sigma"] = process.sigma_on_grid()
+    if process.class_weights is not None:
+        tensors["class_weights"] = process.class_weights
     return described, tensors
 
 
@@ -322,15 +324,19 @@ def process_from(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if described["type"] == "OUProcess":
-            return OUProcess(tensors["means"].shape[1], sigma=sigma, grid=times, event_shape=event_shape)
-        reference = GaussianMixture(
-            tensors["weights"],
-            tensors["means"],
-            tensors["covariances"],
-            described["covariance_type"],
-            event_shape=event_shape,
-        )
-        return LangevinProcess(reference, sigma=sigma, grid=times)
+            dim = tensors["means"].shape[1]
+            process: LangevinProcess = OUProcess(dim, sigma=sigma, grid=times, event_shape=event_shape)
+        else:
+            reference = GaussianMixture(
+                tensors["weights"],
+                tensors["means"],
+                tensors["covariances"],
+                described["covariance_type"],
+                event_shape=event_shape,
+            )
+            process = LangevinProcess(reference, sigma=sigma, grid=times)
+    process.class_weights = tensors.get("class_weights")
+    return process
 
 
 def _encode(node: Any, tensors: dict[str, Tensor], argument: str, name: str) -> Any:
