@@ -49,9 +49,9 @@ class Schedule(NamedTuple):
     """M evaluations and what lies between them.
 
     bounds int64 [M+1]: evaluation k is at t_n, n = bounds[k], and serves the steps down to bounds[k+1]. coefficients
-    [6, N]: rows A, B, C, X, S, R. evaluations [M, 6]: what is held is e_0 y + e_1 grad log pi(y) + e_2 r + omega y; its
-    slope e_3 (held - omega y - e_4 (before - omega_before y)), `before` what was held last; omega = r . s / d, kept in
-    0..e_5.
+    [6, bounds[0]]: rows A, B, C, X, S, R. evaluations [M, 6]: what is held is e_0 y + e_1 grad log pi(y) + e_2 r +
+    omega y; its slope e_3 (held - omega y - e_4 (before - omega_before y)), `before` what was held last; omega = r . s
+    / d, kept in 0..e_5.
     """
 
     bounds: Tensor
@@ -83,7 +83,7 @@ class ReverseScheme:
         return self._table(self.position - self.at[first], self.scale[first])
 
     def schedule(self, indices: Sequence[int], order: int) -> Schedule:
-        """Return the schedule of evaluations at these grid points, N first."""
+        """Return the schedule of evaluations at these grid points, from the latest, which is N or where one starts."""
         device = self.steps.device
         bounds = torch.tensor([*indices, 0], dtype=torch.int64, device="cpu")
         origin = torch.repeat_interleave(bounds[:-1].flip(0), (bounds[:-1] - bounds[1:]).flip(0)).to(device)
@@ -94,12 +94,12 @@ class ReverseScheme:
             inverse_gap[1:] = 1.0 / self.at[evaluated].diff()
             if self.endless:
                 inverse_gap[-1] = 0.0
-        coefficients = self._table(self.position - self.at[origin], self.scale[origin])
+        coefficients = self._table(self.position[: len(origin)] - self.at[origin], self.scale[origin])
         row = self.gains[evaluated], inverse_gap[:, None], ratio[:, None], self.limit[evaluated, None]
         return Schedule(bounds.to(device), coefficients, torch.cat(row, dim=1))
 
     def _table(self, position: Tensor, scale: Tensor) -> Tensor:
-        decay, mixture, weight, std, rate = self.steps
+        decay, mixture, weight, std, rate = self.steps[:, : len(position)]
         return torch.stack([decay, mixture, scale * weight, position, std, scale * rate])
 
 

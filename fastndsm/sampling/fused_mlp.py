@@ -79,6 +79,8 @@ def fused_network(
 def _refuses_network(net: Any, dtype: torch.dtype) -> str | None:
     if type(net) is not MLP:
         return f"the network is no fastndsm.networks.MLP but {type(net).__name__}"
+    if net.takes_condition:
+        return "the network takes a condition"
     expected = [(net.film, FiLM), (net.film.embedding, TimeEmbedding), (net.film.hidden, nn.Linear)]
     expected += [(layer, nn.Linear) for layer in (net.film.out, *net.layers, net.last)]
     for module, kind in expected:

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from .. import _checks, functional
+from .._condition import Condition
 from .._scheme import evaluation_indices
 from ..objective import ScoreNet
 from ..process import NoisingProcess
 from ..reference import philox
-from ..score import check_process, evaluating, network_dtype
+from ..score import check_condition, check_process, evaluating, network_dtype, score_at
+from .guidance import check_prior
 
 EXACT_DIVERGENCE_DIM = 16
 
@@ -32,8 +34,9 @@ def log_likelihood(
     n_evaluations: int | None = None,
     n_probes: int = 8,
     seed: int | Tensor | None = 0,
+    condition: Condition | None = None,
 ) -> Tensor:
-    """Return log p(x) in nats under the probability-flow ODE, x [B, ...] -> [B].
+    """Return log p(x) in nats under the probability-flow ODE, x [B, ...] -> [B]; with a condition y, log p(x | y).
 
     The result has the wider of x's and the network's dtypes.
 
@@ -41,7 +44,8 @@ def log_likelihood(
     (default one a step of the process's); the first is at t_1, the earliest time it was trained at. The divergence is
     exact up to 16 dimensions and by Hutchinson's estimator with `n_probes` Rademacher probes (from `seed`) beyond.
 
-    A module is evaluated in eval mode and in its own dtype, and left in the modes it came in.
+    A module is evaluated in eval mode and in its own dtype, and left in the modes it came in. A condition is a tensor
+    [B, ...] or a dict of them, on the device of x.
 
     Source: Song et al. 2021; Hutchinson 1989.
     """
@@ -53,12 +57,20 @@ def log_likelihood(
     _checks.count("n_probes", n_probes)
     points = [0, *evaluation_indices(process.times, n_evaluations, "cubic")[::-1]]
     key = _checks.seed(seed)
+    check_condition(score_net, condition, len(x), process.times.device)
+    check_prior(process, condition)
     with torch.inference_mode(False), torch.no_grad(), evaluating(score_net):
-        return _integrated(score_net, process, x, points, n_probes, key)
+        return _integrated(score_net, process, x, points, n_probes, key, condition)
 
 
 def _integrated(
-    score_net: ScoreNet, process: NoisingProcess, x: Tensor, points: list[int], n_probes: int, seed: Tensor
+    score_net: ScoreNet,
+    process: NoisingProcess,
+    x: Tensor,
+    points: list[int],
+    n_probes: int,
+    seed: Tensor,
+    condition: Condition | None,
 ) -> Tensor:
     evaluated = network_dtype(score_net) or x.dtype
     dtype = torch.promote_types(torch.promote_types(x.dtype, evaluated), torch.float32)
@@ -77,7 +89,7 @@ def _integrated(
             shaped = y.reshape(shape)
             point = shaped.to(evaluated)
             t = process.times[n].to(torch.promote_types(evaluated, torch.float32)).expand(len(y))
-            score = _checks.score_output(score_net(point, t), point).to(dtype)
+            score = score_at(score_net, point, t, condition).to(dtype)
             step = torch.tensor(n - 1, device=y.device)
             value = (score - process.dynamics.drift_score(shaped, step)).reshape(y.shape)
             divergence = torch.zeros_like(value[:, 0])
@@ -99,7 +111,7 @@ def _integrated(
         )
         y, integral = y - step * velocity, integral - step * divergence
         before = now
-    return process.prior.log_prob(y.reshape(shape)) + integral
+    return process.prior_log_prob(y.reshape(shape), condition) + integral
 
 
 def _exact(x: Tensor) -> bool:

@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import _checks
+from .._condition import Condition, rows_of
 from .._scheme import METHODS, PREDICTIONS, Schedule, evaluation_indices
 from ..backends import registry
 from ..dynamics import Dynamics
@@ -29,6 +30,7 @@ from ..process import NoisingProcess
 from ..score import check_process, evaluating, network_dtype
 from . import cuda_graph as graphs
 from .fused_mlp import FusedNetwork, fused_network
+from .guidance import Guidance, Guide, check_prior
 
 FEWEST_EVALUATIONS_FOR_A_GRAPH = 10  # by itself: recording takes the time of a few
 EVALUATIONS = 10  # by default
@@ -55,12 +57,19 @@ def sample(
     cuda_graph: str | bool = "auto",
     fused: str | bool = "auto",
     dtype: torch.dtype | None = None,
+    condition: Condition | None = None,
+    guidance: float | None = None,
+    guide: Guide | None = None,
+    start: tuple[Tensor, float] | None = None,
+    x_T: Tensor | None = None,
+    callback: Callable[[dict[str, Any]], object] | None = None,
+    trajectory: int | None = None,
 ) -> Tensor:
     """Draw n samples [n, *event_shape]; sample i's noise depends on seed and first_path + i alone, not on batch_size.
 
     Args:
-        score_net: callable (x [B, ...], t [B]) -> like x. A module is evaluated in eval mode, and left in the modes it
-            came in.
+        score_net: callable (x [B, ...], t [B]) -> like x, with a condition (x, t, condition) -> like x. A module is
+            evaluated in eval mode, and left in the modes it came in.
         process: the noising process it was trained on, or one of the same mixture, sigma and T on another grid.
         method: "sde", or "ode" (probability flow).
         n_evaluations: M, of the network for each sample, at most process.n_steps; default 10, or all steps if fewer.
@@ -85,11 +94,26 @@ def sample(
             network.
         dtype: of the samples; default that of the network's parameters, or PyTorch's default dtype where it has none.
             The network is evaluated in its own; what is carried from step to step is at least float32.
+        condition: of the samples, a tensor [n, ...] or a dict of them, on the process's device.
+        guidance: w in s(x, t, 0) + w (s(x, t, y) - s(x, t, 0)), 0 the null condition: 0 is unconditional, 1 as without
+            it, more stresses the condition. One evaluation is then one call with twice the rows. The network needs
+            `null_condition`, and training with condition_dropout.
+        guide: callable (x [B, ...], t [B]) -> like x, added to the score, in which x may be differentiated: of a
+            classifier or an inverse problem, grad log p(y | x) at time t.
+        start: (x [n, ...], t): go on from noised x at time t, taken to the nearest of the process's, in place of the
+            prior's draws at T; n_evaluations are made from there on. x_T: the same at T.
+        callback: called at each evaluation of a batch with {"step": k, "t": its time, "x": the samples there, "score":
+            theirs}, in tensors that are not to be written into; not with a CUDA graph or the fused network.
+        trajectory: k, to return states [k + 1, n, *event_shape], the first at the start, the last the samples, after
+            every M / k evaluations (to the nearest); not with the fused network.
+
+    Warns where a null condition is called for that was never trained, and where the prior does not know the condition,
+    though the noising has not forgotten it by T: `process.fit_prior` fits one of classes; for others there is x_T.
 
     Raises:
         FloatingPointError: if the samples become non-finite, naming the evaluation and its time.
         ValueError: if n_evaluations exceeds the process's steps.
-        ValueError: if cuda_graph is True and the process is not on a CUDA device.
+        ValueError: if cuda_graph is True and the process is not on a CUDA device, or there is a callback.
         RuntimeError: if cuda_graph is True and the network or the process cannot be recorded, with the reason.
         ValueError: if fused is True and the network, the process or the backend is not one for it, with the reason.
     """
@@ -97,9 +121,13 @@ def sample(
     _checks.instance("process", process, NoisingProcess, "a noising process")
     _checks.count("n", n)
     _checks.choice("method", method, METHODS)
-    _check_cuda_graph(cuda_graph, process)
+    _check_cuda_graph(cuda_graph, process, callback)
     prediction = _prediction(process, prediction)
-    schedule = _schedule(process, method, n_evaluations, order, prediction, grid)
+    first, last_index = _start(process, n, start, x_T)
+    schedule = _schedule(process, method, n_evaluations, order, prediction, grid, last_index)
+    followed = Guidance.of(score_net, condition, guidance, guide, n, process.times.device)
+    if first is None:
+        check_prior(process, followed.condition)
     evaluated = network_dtype(score_net)
     default = evaluated or torch.get_default_dtype()
     dtype = default if dtype is None else _checks.floating_dtype("dtype", dtype)
@@ -111,24 +139,69 @@ def sample(
     key = _checks.seed(seed)
     schedule = _cast(schedule, state)
     n_evaluations = len(schedule.evaluations)
+    kept = _kept(trajectory, n_evaluations)
     batches = []
     total = len(range(0, n, batch_size)) * n_evaluations
     with evaluating(score_net), tqdm(total=total, disable=not progress, desc="sample", unit="evaluation") as bar:
-        network = _fused(score_net, process, schedule, fused, cuda_graph, state)
+        reason = None if followed.plain else "the network alone is evaluated there, without a condition or a guide"
+        if callback is not None or trajectory is not None:
+            reason = "there are no states on the way for a callback or a trajectory"
+        network = _fused(score_net, process, schedule, fused, cuda_graph, state, reason)
         check_process(score_net, process)
         times, dynamics = process.times[schedule.bounds[:-1]], process.dynamics
-        for start in range(0, n, batch_size):
-            rows = min(batch_size, n - start)
+        for begin in range(0, n, batch_size):
+            rows = slice(begin, min(begin + batch_size, n))
+            score, path = followed.score(score_net, rows), first_path + begin
             reverse = _Reverse(
-                *(score_net, dynamics, schedule, times, prediction, order, key, first_path + start, evaluated or state)
+                *(score, dynamics, schedule, times, prediction, order, key, path, evaluated or state, callback)
             )
-            y = process.prior.sample(rows, seed=key, first_path=reverse.first_path)
+            if first is None:
+                y = process.draw_prior(rows.stop - begin, key, path, rows_of(followed.condition, rows))
+            else:
+                y = first[rows]
             y = y.to(device=process.times.device, dtype=state)
             done = None if network is None else _run_fused(reverse, process, y, fused, *network)
             if done is not None:
                 bar.update(n_evaluations)
-            batches.append((_run(reverse, y, cuda_graph, bar.update) if done is None else done).to(dtype))
-    return torch.cat(batches)
+            states = _run(reverse, y, cuda_graph, bar.update, kept) if done is None else [done]
+            batches.append(torch.stack(states).to(dtype))
+    made = torch.cat(batches, dim=1)
+    return made[-1] if trajectory is None else made
+
+
+def _start(
+    process: NoisingProcess, n: int, start: tuple[Tensor, float] | None, x_T: Tensor | None
+) -> tuple[Tensor | None, int]:
+    """Return the states to start from, None for draws of the prior, and the grid point that they are at."""
+    if x_T is not None:
+        if start is not None:
+            raise ValueError("start, x_T: expected one of them, found both")
+        name, x, index = "x_T", x_T, process.n_steps
+    elif start is not None:
+        if not isinstance(start, tuple | list) or len(start) != 2:
+            raise TypeError(f"start: expected (x, t), found {_checks.shown(start)}")
+        time = start[1].item() if isinstance(start[1], Tensor) and start[1].numel() == 1 else start[1]
+        name, x, t = "start", start[0], _checks.positive("start", time)
+        if t > process.T * (1.0 + 1e-6):
+            raise ValueError(f"start: expected a time of at most T = {process.T:.6g}, found {t:.6g}")
+        index = int((process.times[1:] - t).abs().argmin()) + 1
+    else:
+        return None, process.n_steps
+    _checks.data(name, x, process.dim)
+    if len(x) != n:
+        raise ValueError(f"{name}: expected {n} rows, one for each sample, found shape {tuple(x.shape)}")
+    _checks.same_device(name, x, "process", process.times.device)
+    return x.detach(), index
+
+
+def _kept(trajectory: int | None, n_evaluations: int) -> list[int]:
+    """Return after how many evaluations a state is kept: after all of them, and of a trajectory before and between."""
+    if trajectory is None:
+        return [n_evaluations]
+    k = _checks.count("trajectory", trajectory)
+    if k > n_evaluations:
+        raise ValueError(f"trajectory: expected at most n_evaluations = {n_evaluations}, found {k}")
+    return [round(j * n_evaluations / k) for j in range(k + 1)]
 
 
 def _prediction(process: NoisingProcess, prediction: str) -> str:
@@ -146,15 +219,16 @@ def _schedule(
     order: int,
     prediction: str,
     grid: str | Sequence[float] | Tensor | None,
+    start: int,
 ) -> Schedule:
-    """Return when the network is evaluated and what is done in between; checks the arguments that say so."""
+    """Return when the network is evaluated and what is done in between, from grid point `start` down."""
     if _checks.count("order", order) > 2:
         raise ValueError(f"order: expected 1 or 2, found {order}")
     if grid is None:
         grid = "cubic" if prediction == "score" or process.stiffness > STIFF else "quadratic"
     if n_evaluations is None and isinstance(grid, str):
-        n_evaluations = min(EVALUATIONS, process.n_steps)
-    indices = evaluation_indices(process.times, n_evaluations, grid)
+        n_evaluations = min(EVALUATIONS, start)
+    indices = evaluation_indices(process.times[: start + 1], n_evaluations, grid)
     return process.reverse_scheme(method, prediction).schedule(indices, order)
 
 
@@ -175,6 +249,7 @@ class _Reverse:
     seed: Tensor
     first_path: int
     evaluated: torch.dtype  # of the network
+    callback: Callable[[dict[str, Any]], object] | None
 
     def score(self, y: Tensor, k: Tensor) -> Tensor:
         """Evaluate the network at its time k, in its own dtype but for t."""
@@ -194,6 +269,8 @@ class _Reverse:
         of_y, of_reference, of_residual, inverse_gap, ratio, limit = self.schedule.evaluations.index_select(0, row)[0]
         reference = self.dynamics.drift_score(y, bounds[0] - 1)
         score = self.score(y, k)
+        if self.callback is not None:
+            self.callback({"step": int(k), "t": float(self.times[k]), "x": y, "score": score})
         residual = score - reference
         held = of_y * y + of_reference * reference + of_residual * residual
         slope, rate = None, None
@@ -212,25 +289,30 @@ class _Reverse:
         return after, held, rate_before, failed, k + 1
 
 
-def _run(reverse: _Reverse, y: Tensor, cuda_graph: str | bool, done: Callable[[], object]) -> Tensor:
-    """Run all of it, y_N -> y_0; done is called after each evaluation."""
+def _run(
+    reverse: _Reverse, y: Tensor, cuda_graph: str | bool, done: Callable[[], object], kept: Sequence[int]
+) -> list[Tensor]:
+    """Run all of it, y_N -> y_0, and return the states after so many evaluations; done is called after each."""
     n_evaluations = len(reverse.schedule.evaluations)
     failed = torch.full((), -1, device=y.device)
     rate = y.new_zeros(len(y), *[1] * (y.ndim - 1))
     state: State = y, torch.zeros_like(y), rate, failed, torch.zeros_like(failed)
     replay = None
     enough = n_evaluations >= FEWEST_EVALUATIONS_FOR_A_GRAPH or cuda_graph is True
-    if cuda_graph and enough and graphs.supports(y.device):
+    if cuda_graph and enough and reverse.callback is None and graphs.supports(y.device):
         state = (y.clone(), *state[1:])  # to be written into
         replay = _recorded(reverse, state, cuda_graph)
-    for _ in range(n_evaluations):
+    states = [y] if kept[0] == 0 else []
+    for k in range(n_evaluations):
         if replay is not None:
             replay()
         else:
             state = reverse.advance(*state)
+        if k + 1 in kept:
+            states.append(state[0] if replay is None else state[0].clone())  # a replay writes into it
         done()
     _check_finite(state[3], reverse.times)
-    return state[0]
+    return states
 
 
 def _check_finite(failed: Tensor, times: Tensor) -> None:
@@ -249,12 +331,16 @@ def _fused(
     fused: str | bool,
     cuda_graph: str | bool,
     dtype: torch.dtype,
+    reason: str | None,
 ) -> tuple[Callable[..., tuple[Tensor, Tensor]], FusedNetwork] | None:
-    """Return the function that evaluates the network, and its parameters; None where the network is to be called."""
+    """Return the function that evaluates the network, and its parameters; None where the network is to be called.
+
+    reason: why it is, if that is settled.
+    """
     _checks.flag_or_auto("fused", fused)
     if fused is False or (fused == "auto" and cuda_graph is True):
         return None
-    network = fused_network(score_net, process, schedule, dtype)
+    network = reason or fused_network(score_net, process, schedule, dtype)
     serve = network if isinstance(network, str) else registry.find("sample_mlp", process.times.device, dtype)
     if not isinstance(network, str) and not isinstance(serve, str):
         return serve, network
@@ -310,8 +396,12 @@ def _recorded(reverse: _Reverse, state: tuple[Tensor, ...], cuda_graph: str | bo
         return None
 
 
-def _check_cuda_graph(cuda_graph: str | bool, process: NoisingProcess) -> None:
+def _check_cuda_graph(cuda_graph: str | bool, process: NoisingProcess, callback: Any) -> None:
     _checks.flag_or_auto("cuda_graph", cuda_graph)
+    if callback is not None:
+        _checks.function("callback", callback, "a callable of a dict")
+        if cuda_graph is True:
+            raise ValueError("cuda_graph: expected 'auto' or False with a callback, found True")
     device = process.times.device
     if cuda_graph is True and not graphs.supports(device):
         raise ValueError(
