@@ -106,7 +106,7 @@ class ConditionEmbedding(nn.Module):
         if condition is None:
             given = self.table.weight[-1] if self.classes is not None else self.linear(self.null)
             return given.expand(rows, -1)
-        condition = self._checked(condition, rows)
+        condition = self.checked(condition, rows)
         out: Tensor
         if self.classes is not None:
             out = self.table(condition.long())
@@ -114,7 +114,7 @@ class ConditionEmbedding(nn.Module):
             out = self.linear(condition.reshape(rows, -1).to(self.linear.weight.dtype))
         return out
 
-    def _checked(self, condition: Any, rows: int) -> Tensor:
+    def checked(self, condition: Any, rows: int) -> Tensor:
         """Check that a condition can be embedded: labels in 0..classes, where they can be looked at, or vectors."""
         shape = f"[{rows}]" if self.classes is not None else f"[{rows}, ...] of {self.width} values each"
         _checks.tensor("condition", condition, f"a Tensor {shape}")

@@ -21,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fastndsm import DriftProcess, GaussianMixture, LangevinProcess, _checks, sample
 from fastndsm.backends import registry
+from fastndsm.networks import MLP, ConditionEmbedding
 from fastndsm.sampling import cuda_graph
 
 WEIGHT = normals(6, 6, dtype=torch.float32) / 4
@@ -84,6 +85,8 @@ CASES: dict[str, dict[str, Any]] = {
     "later paths": {"n": 3, "first_path": 2**33},
     "one step": {"n": 3, "process": {"n_steps": 1}},
     "images": {"n": 3, "process": {"event_shape": (1, 2, 3)}},
+    "trajectory": {"n": 5, "batch_size": 2, "trajectory": 3, "n_evaluations": 7},
+    "guide": {"n": 5, "guide": lambda x, t: 0.5 - x * t[0]},
 }
 
 
@@ -100,6 +103,30 @@ def test_replays_give_what_the_plain_loop_gives(case: str, method: str, graphs: 
     batches = math.ceil(options["n"] / options.get("batch_size", options["n"]))
     assert Program.made == batches
     assert network.calls == batches * 3  # to warm up, to rehearse, to record
+
+
+@pytest.mark.parametrize("guidance", [None, 0.0, 3.0])
+def test_conditions_and_guidance_are_replayed(
+    guidance: float | None, graphs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # labels are looked at on a CPU alone, too
+    monkeypatch.setattr(ConditionEmbedding, "checked", lambda self, condition, rows: condition)
+    torch.manual_seed(0)
+    net = MLP(6, (8,), embedding_dim=8, classes=3)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    y, p = torch.tensor([2, 0, 1, 1, 0]), process()
+    p.fit_prior(p.prior.sample(9, seed=1), torch.arange(9) % 3)
+    options: dict[str, Any] = {"condition": y, "guidance": guidance, "batch_size": 3, "seed": 1}
+    plain = sample(net, p, 5, cuda_graph=False, **options)
+    assert torch.equal(sample(net, p, 5, cuda_graph=True, **options), plain)
+    assert Program.made == 2
+
+
+def test_a_callback_keeps_to_the_plain_loop(graphs: None) -> None:
+    seen: list[Any] = []
+    sample(Network(), process(), 3, seed=1, callback=seen.append)
+    assert Program.made == 0 and len(seen) == 10
 
 
 def test_auto_records_from_ten_steps_on(graphs: None) -> None:
