@@ -23,7 +23,7 @@ import torch
 import fastndsm
 from fastndsm import reference
 from fastndsm.backends import registry
-from fastndsm.cli import COMMANDS, _options, comparison, main, parser, report
+from fastndsm.cli import COMMANDS, _common, _options, comparison, main, parser, report
 from fastndsm.cli._settings import Settings
 from fastndsm.cli.comparison import CASES
 from fastndsm.data import Dataset, Standardizer, load
@@ -84,6 +84,14 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def moons_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("runs") / "moons"
+    assert main(["train", "--data", "moons", "--n-train", "300", "--labels", "auto", "--out", str(out), *TINY]) == 0
+    return out
+
+
 class TestTrain:
     def test_digits_by_default(self, digits_run: Path) -> None:
         assert sorted(path.name for path in digits_run.iterdir()) == [
@@ -93,8 +101,8 @@ class TestTrain:
             "setup",
         ]
         files = {path.name for path in (digits_run / "report").iterdir()}
-        assert files == {"report.json", "report.md", "samples.png", "curve.png"}
-        for name in ("samples.png", "curve.png"):
+        assert files == {"report.json", "report.md", "samples.png", "paths.png", "curve.png"}
+        for name in ("samples.png", "paths.png", "curve.png"):
             assert (digits_run / "report" / name).read_bytes().startswith(b"\x89PNG")
         found = json.loads((digits_run / "report" / "report.json").read_text())
         assert set(found["metrics"]) == {"samples", "reference", "held_out"}
@@ -412,6 +420,84 @@ SCALES = [
     "uint8 images",
     "uint8 colour",
 ]
+
+
+class TestLabels:
+    def test_a_model_of_the_data_s_classes(self, moons_run: Path, tmp_path: Path, run: Any) -> None:
+        net, process, meta = load_model(moons_run / "model")
+        assert net.takes_condition and net.null_trained and process.class_weights is not None
+        assert meta["classes"]["names"] == ["0", "1"] and sum(meta["classes"]["weights"]) == pytest.approx(1.0)
+        assert (meta["settings"]["labels"], meta["settings"]["condition_dropout"]) == ("auto", 0.1)
+
+        def drawn(*options: object) -> Any:
+            result = run("sample", moons_run, "--n", 7, "--no-progress", "--out", tmp_path / "s.npy", *options)
+            assert result.status == 0, result.err
+            return np.load(tmp_path / "s.npy")
+
+        def expected(**options: Any) -> Any:
+            z = fastndsm.sample(net, process, 7, seed=0, **options)
+            return Standardizer.from_dict(meta["units"]).decode(z).numpy()
+
+        ones, turns = torch.ones(7, dtype=torch.int64), torch.arange(7) % 2
+        np.testing.assert_array_equal(drawn("--label", 1), expected(condition=ones))
+        np.testing.assert_array_equal(drawn("--label", 1, "--guidance", 1), expected(condition=ones))
+        np.testing.assert_array_equal(drawn("--label", 0, 1), expected(condition=turns))
+        np.testing.assert_array_equal(drawn("--label", 1, "--guidance", 3), expected(condition=ones, guidance=3.0))
+        np.testing.assert_array_equal(drawn("--guidance", 0), expected())
+        assert not np.allclose(drawn(), drawn("--label", 1))
+        result = run("evaluate", moons_run, "--n", 80, "--guidance", 2, "--no-progress")
+        assert result.status == 0, result.err
+
+    @pytest.mark.parametrize("n", [1, 7, 100])
+    def test_without_names_classes_are_drawn_in_their_shares(self, n: int) -> None:
+        shares = {"names": ["a", "b", "c"], "weights": [0.02, 0.68, 0.3]}
+        labels = _common.conditions(shares, n, 3)["condition"]
+        counts = torch.bincount(labels, minlength=3)
+        assert bool(((counts - n * torch.tensor(shares["weights"])).abs() < 1.0).all())
+        assert torch.equal(labels, _common.conditions(shares, n, 3)["condition"])
+
+    @pytest.mark.parametrize("suffix", [".npy", ".txt"])
+    def test_labels_from_a_file(self, suffix: str, tmp_path: Path, run: Any) -> None:
+        x = np.random.default_rng(0).normal(size=(60, 2))
+        names = np.where(x[:, 0] > 0, "right side", "left")
+        np.save(tmp_path / "x.npy", x)
+        labels = tmp_path / f"labels{suffix}"
+        if suffix == ".npy":
+            np.save(labels, names)
+        else:
+            labels.write_text("\n".join(names) + "\n")
+        options = ("train", "--data", tmp_path / "x.npy", "--labels", labels, "--out", tmp_path / "r", *TINY)
+        assert run(*options).status == 0
+        _, process, meta = load_model(tmp_path / "r" / "model")
+        assert meta["classes"]["names"] == ["left", "right side"] and process.class_weights.shape == (2, 2)
+        out = tmp_path / "s.npy"
+        assert run("sample", tmp_path / "r", "--label", "right side", "--out", out, "--no-progress").status == 0
+        assert run("evaluate", tmp_path / "r", "--n", 80, "--no-progress").status == 0
+        assert run(*options, "--resume").status == 0
+        refused(
+            run(*options[:4], "auto", *options[5:], "--resume"), "--resume: expected the settings of the run, found"
+        )
+        refused(
+            run("sample", tmp_path / "r", "--label", "left", "up", "--out", out),
+            "--label: expected among left, right side, found up",
+        )
+
+    def test_what_is_refused(self, digits_run: Path, tmp_path: Path, run: Any) -> None:
+        x = np.random.default_rng(0).normal(size=(60, 2))
+        np.save(tmp_path / "x.npy", x)
+        train = ("train", "--out", tmp_path / "r", "--data")
+        mine = (*train, tmp_path / "x.npy", "--labels")
+        refused(run(*mine, "auto"), "--labels: expected data with labels, or a file of them, found x without")
+        refused(run(*mine, tmp_path / "none.npy"), "--labels: expected auto or a file, found none at")
+        (tmp_path / "few.txt").write_text("a\nb\n")
+        refused(run(*mine, tmp_path / "few.txt"), "--labels: expected [60], one for each sample, found shape (2,)")
+        refused(run(*mine, tmp_path / "x.npy"), "--labels: expected integer labels, found dtype float64")
+        (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY")
+        refused(run(*mine, tmp_path / "cut.npy"), "--labels: expected a plain array in")
+        refused(run(*train, "moons", "--labels", tmp_path / "few.txt"), "--labels: expected with a file, found 'moons'")
+        for option in (("--label", 3), ("--guidance", 2)):
+            message = f"{option[0]}: expected a model trained with --labels, found one without"
+            refused(run("sample", digits_run, "--out", tmp_path / "s.npy", *option), message)
 
 
 class TestScale:

@@ -7,11 +7,12 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -36,7 +37,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling_options(parser: argparse.ArgumentParser, n: int) -> None:
-    """Add MODEL, --n, what `fastndsm.sample` takes, --seed and --batch-size."""
+    """Add MODEL, --n, what `fastndsm.sample` takes, --guidance among it, --seed and --batch-size."""
     parser.add_argument("model", metavar="MODEL", help="folder of a run, or of its model")
     parser.add_argument("--n", type=int, default=n, help=f"number of samples; default {n}")
     parser.add_argument(
@@ -53,6 +54,11 @@ def add_sampling_options(parser: argparse.ArgumentParser, n: int) -> None:
         choices=("auto", *PREDICTIONS),
         help="what of the network is held between evaluations; default auto",
     )
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        help="weight of the class, of a model trained with --labels: 0 is without, default 1, more stresses it",
+    )
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument("--batch-size", type=int, default=SAMPLE_ROWS, help=f"default {SAMPLE_ROWS}")
 
@@ -61,6 +67,39 @@ def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what `add_sampling_options` gave for `fastndsm.sample`."""
     names = {"n_evaluations": "evaluations"} | {n: n for n in ("method", "order", "prediction", "seed", "batch_size")}
     return {name: getattr(arguments, option) for name, option in names.items()}
+
+
+def classes_of(dataset: data.Dataset) -> dict[str, Any]:
+    """Return names and shares of a data set's classes, JSON-able, as a model trained on its labels stores them."""
+    assert dataset.class_weights is not None
+    names = dataset.label_names or tuple(map(str, range(dataset.n_classes)))
+    return {"names": list(names), "weights": dataset.class_weights.tolist()}
+
+
+def conditions(
+    classes: Mapping[str, Any] | None, n: int, seed: int, guidance: float | None = None, named: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return condition and guidance of n samples for `fastndsm.sample`; none for a model without classes.
+
+    Labels are those named, in turn, or else all, in the shares of the training data and an order of the seed's.
+    """
+    if classes is None:
+        for option, value in (("--label", named), ("--guidance", guidance)):
+            if value not in (None, (), []):
+                raise ValueError(f"{option}: expected a model trained with --labels, found one without")
+        return {}
+    names = classes["names"]
+    if unknown := [name for name in named if name not in names]:
+        raise ValueError(f"--label: expected among {', '.join(names)}, found {', '.join(unknown)}")
+    if named:
+        given = torch.tensor([names.index(name) for name in named])
+        labels = given[torch.arange(n) % len(given)]
+    else:
+        shares = torch.tensor(classes["weights"], dtype=torch.float64).cumsum(0)
+        labels = torch.searchsorted(shares, (torch.arange(n) + 0.5) / n).clamp(max=len(names) - 1)
+        generator = torch.Generator().manual_seed(int(_checks.seed(seed)))
+        labels = labels[torch.randperm(n, generator=generator)]
+    return {"condition": labels} if guidance is None else {"condition": labels, "guidance": guidance}
 
 
 def set_threads(threads: int | None) -> None:
@@ -172,8 +211,12 @@ def draw(
     arguments: argparse.Namespace,
     **options: Any,
 ) -> Tensor:
-    """Draw samples [n, *event], on the CPU in the data's units."""
-    return units.outer(sample(score_net, process, n, progress=arguments.progress, **options))
+    """Draw samples [n, *event], or a trajectory of them, on the CPU in the data's units."""
+    if "condition" in options:
+        options["condition"] = options["condition"].to(process.times.device)
+    drawn = sample(score_net, process, n, progress=arguments.progress, **options)
+    made = units.outer(drawn.reshape(-1, *process.event_shape))
+    return made.reshape(*drawn.shape[: -len(process.event_shape)], *made.shape[1:])
 
 
 def draw_reference(process: LangevinProcess, units: Units, n: int, seed: int) -> Tensor:
@@ -187,20 +230,37 @@ def absolute(name: str) -> str:
 
 
 def load_data(
-    name: str, n_train: int | None = None, layout: str = "auto", label_column: str | None = None
+    name: str,
+    n_train: int | None = None,
+    layout: str = "auto",
+    label_column: str | None = None,
+    labels: str | None = None,
 ) -> data.Dataset:
-    """Load a data set, with the number of training samples where it can be chosen."""
+    """Load a data set, with the number of training samples where it can be chosen; labels: "auto", or a file's name."""
     options: dict[str, Any] = {}
     if n_train is not None:
         if name not in ("four_modes", "ring", "moons", "mnist"):
             raise ValueError(f"--n-train: expected with four_modes, ring, moons or mnist, found {name!r}")
         options["n"] = n_train
-    for option, value, default in (("layout", layout, "auto"), ("label_column", label_column, None)):
-        if value != default:
+    given = {"layout": layout, "label_column": label_column, "labels": None if labels == "auto" else labels}
+    for option, value in given.items():
+        if value not in (None, "auto"):
             if name in data.NAMES:
                 raise ValueError(f"{option}: expected with a file, found {name!r}")
-            options[option] = value
+            options[option] = _read_labels(value) if option == "labels" else value
     return data.load(name, **options)
+
+
+def _read_labels(path: str) -> np.ndarray[Any, Any]:
+    """Read labels [n] from a .npy file, or from a text file with one a line."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--labels: expected auto or a file, found none at {path}")
+    if Path(path).suffix == ".npy":
+        try:
+            return np.asarray(np.load(path, allow_pickle=False))
+        except (EOFError, OSError, ValueError) as error:
+            raise ValueError(f"--labels: expected a plain array in {path}, found: {error}") from error
+    return np.array([line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()])
 
 
 def verdict(evaluation: Evaluation, arguments: argparse.Namespace) -> int:

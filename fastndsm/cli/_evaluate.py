@@ -37,10 +37,12 @@ def run(arguments: argparse.Namespace) -> int:
             known.get("n_train"),
             arguments.layout or meta.get("settings", {}).get("layout", "auto"),
             arguments.label_column or known.get("label_column"),
+            known.get("labels"),
         )
         if dataset.dim != units.dim:
             raise ValueError(f"--data: expected {units.dim} values a sample as the model has, found {dataset.dim}")
         options = _common.sampling_options(arguments)
+        options |= _common.conditions(meta.get("classes"), arguments.n, arguments.seed, arguments.guidance)
         samples = _common.draw(score_net, process, units, arguments.n, arguments, **options)
         reference = _common.draw_reference(process, units, arguments.n, arguments.seed)
     found = evaluate_samples(samples, dataset, reference, seed=arguments.seed)

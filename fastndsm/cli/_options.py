@@ -18,6 +18,7 @@ _ALIASES = {
     "horizon": "T",
     "n_evaluations": "evaluations",
     "dim": "latent_dim",
+    "condition": "label",
 }
 _NO_WORDS = ("T", "sigma", "lr", "ema")  # names without an underscore that are no words of a sentence either
 _LEAD = re.compile(r"[A-Za-z]\w*(?:, [A-Za-z]\w*)*(?=: )")

@@ -17,6 +17,13 @@ EXAMPLE = "fastndsm sample runs/demo --n 64 --out samples.npy --png samples.png"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     _common.add_sampling_options(parser, 64)
+    parser.add_argument(
+        "--label",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="classes to draw, in turn, of a model trained with --labels; default all, in the shares of its data",
+    )
     parser.add_argument("--out", default="samples.npy", help="file to write, .npy; default samples.npy")
     parser.add_argument("--png", help="picture to write, .png")
     _common.add_run_options(parser)
@@ -31,8 +38,11 @@ def run(arguments: argparse.Namespace) -> int:
             if not Path(value).resolve().parent.is_dir():
                 raise ValueError(f"{option}: expected an existing folder, found {str(Path(value).parent)!r}")
     with _common.running(arguments) as device:
-        score_net, process, units, _ = _common.load(arguments, device)
+        score_net, process, units, meta = _common.load(arguments, device)
         options = _common.sampling_options(arguments)
+        options |= _common.conditions(
+            meta.get("classes"), arguments.n, arguments.seed, arguments.guidance, arguments.label
+        )
         samples = _common.draw(score_net, process, units, arguments.n, arguments, **options)
     np.save(arguments.out, samples.numpy())
     print(f"{arguments.out}: {tuple(samples.shape)} {str(samples.dtype).removeprefix('torch.')}")

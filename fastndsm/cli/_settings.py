@@ -36,6 +36,7 @@ class Settings:
     n_train: int | None = None
     layout: str = "auto"
     label_column: str | None = None
+    labels: str | None = None
     standardize: bool = True
     latent: str = "auto"
     latent_dim: int | None = None
@@ -121,6 +122,8 @@ class Settings:
             raise ValueError(f"--features: expected --network unet for samples of shape {event_shape}, found mlp")
         if self.process == "ou" and (self.estimator is not None or self.antithetic):
             raise ValueError("--estimator, --antithetic: expected with --process langevin, found ou")
+        if self.labels is not None and dataset.labels is None:
+            raise ValueError(f"--labels: expected data with labels, or a file of them, found {dataset.name} without")
         return dataclasses.replace(
             self,
             latent=latent,
@@ -192,16 +195,17 @@ def make_process(
     return settings, LangevinProcess(choice.mixture, grid=settings.grid, **options), choice
 
 
-def make_network(settings: Settings, process: LangevinProcess) -> nn.Module:
+def make_network(settings: Settings, process: LangevinProcess, n_classes: int) -> nn.Module:
     """Make the untrained score network of resolved settings."""
     width = 2 if settings.features else 1
+    options: dict[str, Any] = {"horizon": process.T, "classes": n_classes if settings.labels else None}
     net: nn.Module
     if settings.network == "unet":
         channels, *size = process.event_shape
-        net = networks.UNet(channels, size, settings.base, in_channels=width * channels, horizon=process.T)
+        net = networks.UNet(channels, size, settings.base, in_channels=width * channels, **options)
     else:
         assert settings.hidden is not None
-        net = networks.MLP(process.dim, settings.hidden, in_dim=width * process.dim, horizon=process.T)
+        net = networks.MLP(process.dim, settings.hidden, in_dim=width * process.dim, **options)
     return ResidualScore(net, process, bool(settings.features)) if settings.residual else net
 
 
@@ -227,6 +231,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add("--n-train", "training samples, where they can be chosen", type=int)
     add("--layout", "of a file's images, which become NCHW; rows: as they are", choices=LAYOUTS)
     add("--label-column", "of a table, the one that tells classes; default label")
+    add(
+        "--labels",
+        "train under the classes of the samples: auto, those that the data have, or a .npy or text file, a label a row",
+        metavar="auto|FILE",
+    )
     add(
         "--standardize",
         "train at mean 0 and deviation 1, of each feature or of all pixels, and undo it in samples; default yes",
@@ -280,6 +289,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add("--grad-clip", "largest norm of the gradient; default no limit", type=float)
     add("--paths", "fresh, or the size of a pool of reused paths", type=_paths)
     add("--noised-ahead", "batches simulated by one call", type=int)
+    add("--condition-dropout", "share of the paths trained without their class, for guidance", type=float)
     add("--checkpoint-every", "steps between checkpoints", type=int)
     add("--seed", "of everything random", type=int)
     add("--samples", "samples for the report", type=int)

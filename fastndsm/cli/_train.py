@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import os
 import shutil
 import time
 import warnings
@@ -21,6 +22,7 @@ import torch
 from ..backends import registry
 from ..data import Dataset
 from ..process import LangevinProcess
+from ..sampling.sampler import EVALUATIONS
 from ..selection import Candidate, Selection
 from ..training import checkpoint
 from ..training.lock import LOCK_NAME, locked
@@ -28,7 +30,7 @@ from ..training.storage import CheckpointError, read_folder, write_folder
 from ..training.trainer import Trainer
 from . import _common
 from ._settings import Settings, add_settings, make_loss, make_network, make_process
-from .report import STRICT, selection_table, write_report
+from .report import PATHS, STRICT, selection_table, write_report
 
 NAME = "train"
 PURPOSE = "Fit the mixture, train a score network, sample, and write a report."
@@ -55,9 +57,11 @@ def run(arguments: argparse.Namespace) -> int:
     explicit = {name: getattr(arguments, name) for name in Settings().flat() if hasattr(arguments, name)}
     if "data" in explicit:
         explicit["data"] = _common.absolute(explicit["data"])
+    if explicit.get("labels") not in (None, "auto"):
+        explicit["labels"] = os.path.abspath(explicit["labels"])
     with _common.running(arguments) as device, _open(out, arguments.resume, arguments.overwrite) as stored:
         asked = Settings.from_flat(explicit) if stored is None else _merged(stored[0], explicit)
-        dataset = _common.load_data(asked.data, asked.n_train, asked.layout, asked.label_column)
+        dataset = _common.load_data(asked.data, asked.n_train, asked.layout, asked.label_column, asked.labels)
         settings = asked.resolved(dataset)
         config = settings.training
         seconds: dict[str, float] = {}
@@ -72,16 +76,19 @@ def run(arguments: argparse.Namespace) -> int:
         if settings.latent != "none":
             seconds["fit the encoder"] = time.perf_counter() - began
         began = time.perf_counter()
+        labels = dataset.labels if settings.labels else None
         if stored is None:
             free = asked.grid == "auto" and asked.n_steps is None
             settings, process, choice = make_process(settings, x, free)
+            if labels is not None:
+                process.fit_prior(x, labels, dataset.n_classes)
         else:
             process, choice = stored[1], stored[3]
             settings = dataclasses.replace(settings, **stored[4])
         seconds["fit the mixture"] = time.perf_counter() - began
         described, tensors = checkpoint.process_parts(process)
         torch.manual_seed(config.seed)
-        score_net = make_network(settings, process).to(device)
+        score_net = make_network(settings, process, dataset.n_classes).to(device)
         process = process.to(device)
         trainer = Trainer(
             score_net,
@@ -90,6 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
             config,
             directory=out / "checkpoints",
             meta=settings.flat(),
+            conditions=labels,
         )
         made = {name: getattr(settings, name) for name in ("components", "covariance", "grid")}
         document = {"settings": asked.flat(), "process": described, "units": units.to_dict(), "made": made}
@@ -113,17 +121,23 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"resumed at step {step:,} of {config.steps:,}")
         trainer.fit(progress=arguments.progress)
         seconds["train"] = trainer.seconds
-        meta = {
+        meta: dict[str, Any] = {
             "data": settings.data,
             "n_train": settings.n_train,
             "settings": settings.flat(),
             "units": units.to_dict(),
+            "classes": None if labels is None else _common.classes_of(dataset),
         }
         checkpoint.save_model(out / "model", trainer.ema_net, process, meta=meta, encoder=encoder)
         began = time.perf_counter()
-        options = {"seed": config.seed, "batch_size": _common.SAMPLE_ROWS}
+        options: dict[str, Any] = {"seed": config.seed, "batch_size": _common.SAMPLE_ROWS}
+        options |= _common.conditions(meta["classes"], settings.samples, config.seed)
         samples = _common.draw(trainer.ema_net, process, units, settings.samples, arguments, **options)
         seconds["sample"] = time.perf_counter() - began
+        few = min(PATHS, settings.samples)
+        options |= _common.conditions(meta["classes"], few, config.seed)
+        options |= {"method": "ode", "trajectory": min(EVALUATIONS, process.n_steps)}  # whose paths are smooth
+        paths = _common.draw(trainer.ema_net, process, units, few, arguments, **options)
         reference = _common.draw_reference(process, units, settings.samples, config.seed)
         report = write_report(
             out / "report",
@@ -131,6 +145,7 @@ def run(arguments: argparse.Namespace) -> int:
             dataset,
             reference=reference,
             history=trainer.history,
+            paths=paths,
             config={**settings.flat(), "T": process.T},
             seconds=seconds,
             seed=config.seed,
@@ -217,6 +232,7 @@ def _announce(
     reference = process.reference
     parameters = sum(p.numel() for p in score_net.parameters())
     shape = " x ".join(map(str, dataset.event_shape))
+    classes = f", under {dataset.n_classes} classes" if settings.labels else ""
     encoders = {"standardizer": "standardised", "none": "scale kept", "pca": "principal components"}
     scale = encoders.get(settings.encoder, settings.encoder)
     if settings.latent_dim is not None:
@@ -226,7 +242,7 @@ def _announce(
         "reference": f"{reference.n_components} {reference.covariance_type} components",
         "process": f"{settings.process}, T = {process.T:.4g}, {process.n_steps} steps, {settings.grid} grid",
         "objective": settings.estimator or "classical DSM",
-        "network": f"{settings.network}, {parameters:,} parameters",
+        "network": f"{settings.network}, {parameters:,} parameters{classes}",
         "backend": f"{serving} on {device}",
     }
     for name, text in lines.items():

@@ -52,6 +52,35 @@ def draw_samples(path: Path, panels: Mapping[str, Tensor], title: str = "") -> N
     figure.savefig(path, dpi=120)
 
 
+def draw_paths(path: Path, states: Tensor) -> None:
+    """Draw states [k + 1, m, *event] on the way from the reference, first, to samples, last.
+
+    Images in a row for each sample; points of the plane, or their first two principal components at the end, joined
+    from one end to the other; numbers against the state.
+    """
+    event = tuple(states.shape[2:])
+    if len(event) == 3 and event[0] in (1, 3):
+        shown = states[:, :GRID].transpose(0, 1)
+        figure = _figure(0.9 * len(states), 0.9 * len(shown))
+        axis = figure.subplots()
+        low, high = float(shown[:, -1].min()), float(shown[:, -1].max())
+        sheet = _image_sheet(shown.flatten(0, 1), len(shown), len(states), low, high)
+        axis.imshow(sheet, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+        axis.axis("off")
+    else:
+        figure = _figure(4.6, 4.6)
+        axis = figure.subplots()
+        points = np.stack(_planar(list(states.flip(0)))[::-1])
+        if points.shape[2] == 1:
+            points = np.stack(np.broadcast_arrays(np.arange(len(points))[:, None], points[..., 0]), axis=-1)
+        axis.plot(points[..., 0], points[..., 1], color="0.6", linewidth=0.5, alpha=0.5)
+        for k, name in ((0, "from the reference"), (-1, "samples")):
+            axis.plot(points[k, :, 0], points[k, :, 1], ".", markersize=3, label=name)
+        axis.set_title("paths of the probability flow")
+        axis.legend(loc="upper right", fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
 def draw_curve(path: Path, history: Sequence[Row]) -> None:
     """Draw the training loss against the step, as recorded and smoothed."""
     figure = _figure(7.0, 4.2)
@@ -79,12 +108,16 @@ def _figure(width: float, height: float) -> Any:
 
 def _image_grid(samples: Tensor, low: float, high: float) -> np.ndarray[Any, Any]:
     """Return the first images, [n, C, H, W], as one array in [0, 1] with a line between them."""
-    count = min(len(samples), GRID * GRID)
-    channels, height, width = samples.shape[1:]
-    sheet = torch.ones(channels, GRID * (height + 1) - 1, GRID * (width + 1) - 1, device="cpu")
-    scaled = ((samples[:count].detach().cpu().float() - low) / max(high - low, 1e-12)).clamp(0.0, 1.0)
+    return _image_sheet(samples[: GRID * GRID], GRID, GRID, low, high)
+
+
+def _image_sheet(images: Tensor, rows: int, columns: int, low: float, high: float) -> np.ndarray[Any, Any]:
+    """Return images [n, C, H, W], row by row, as one array in [0, 1] with a line between them."""
+    channels, height, width = images.shape[1:]
+    sheet = torch.ones(channels, rows * (height + 1) - 1, columns * (width + 1) - 1, device="cpu")
+    scaled = ((images.detach().cpu().float() - low) / max(high - low, 1e-12)).clamp(0.0, 1.0)
     for i, image in enumerate(scaled):
-        y, x = (i // GRID) * (height + 1), (i % GRID) * (width + 1)
+        y, x = (i // columns) * (height + 1), (i % columns) * (width + 1)
         sheet[:, y : y + height, x : x + width] = image
     return np.asarray(sheet[0] if channels == 1 else sheet.permute(1, 2, 0))
 

@@ -1,6 +1,6 @@
 """The report of a run: metrics beside those of the reference's own draws and of held-out data, and pictures.
 
-FOLDER/report.json  report.md  samples.png  curve.png
+FOLDER/report.json  report.md  samples.png  paths.png  curve.png
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from ..selection import Selection
 from ..training.config import Row
 from ..training.storage import write_text
 from .diagnosis import machine, versions
-from .pictures import PicturesMissingError, draw_curve, draw_samples
+from .pictures import PicturesMissingError, draw_curve, draw_paths, draw_samples
 from .tables import markdown
 
 __all__ = [
+    "PATHS",
     "Evaluation",
     "PicturesMissingError",
     "Report",
@@ -37,6 +38,7 @@ __all__ = [
 
 STRICT = "fail (status 1) if the samples are worse than draws from the reference"
 ROWS = {"samples": "samples", "reference": "draws from the reference", "held_out": "held-out data"}
+PATHS = 200  # samples whose way from the reference is drawn
 _PARTS, _JUDGED = 20, 5000  # of each set: parts for the spread of a distance, and how many are looked at
 _PLANAR = 3  # up to this many values a sample no classifier is needed
 
@@ -112,6 +114,7 @@ def write_report(
     *,
     reference: Tensor | None = None,
     history: Sequence[Row] = (),
+    paths: Tensor | None = None,
     config: Mapping[str, Any] | None = None,
     seconds: Mapping[str, float] | None = None,
     seed: int = 0,
@@ -122,6 +125,8 @@ def write_report(
     Args:
         reference: draws from the reference mixture, like samples.
         history: of the Trainer.
+        paths: states [k + 1, m, *event] of samples on their way, as `fastndsm.sample(trajectory=k)` gives them, here
+            by the probability flow.
         config: JSON-able, of the run.
         seconds: what took how long.
         seed: of the metrics.
@@ -130,7 +135,7 @@ def write_report(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     evaluation = evaluate_samples(samples, dataset, reference, seed=seed)
-    pictures = _draw(folder, samples, dataset, reference, history)
+    pictures = _draw(folder, samples, dataset, reference, history, paths)
     document = {
         "data": {
             "name": dataset.name,
@@ -212,7 +217,12 @@ def _mean_distances(x: list[Tensor], y: list[Tensor]) -> Tensor:
 
 
 def _draw(
-    folder: Path, samples: Tensor, dataset: Dataset, reference: Tensor | None, history: Sequence[Row]
+    folder: Path,
+    samples: Tensor,
+    dataset: Dataset,
+    reference: Tensor | None,
+    history: Sequence[Row],
+    paths: Tensor | None,
 ) -> dict[str, str]:
     panels = {"training data": dataset.train, "samples": samples}
     if reference is not None:
@@ -221,6 +231,9 @@ def _draw(
     try:
         draw_samples(folder / "samples.png", panels)
         pictures["samples"] = "samples.png"
+        if paths is not None:
+            draw_paths(folder / "paths.png", paths)
+            pictures["paths"] = "paths.png"
         if history:
             draw_curve(folder / "curve.png", history)
             pictures["curve"] = "curve.png"

@@ -27,6 +27,7 @@ def from_file(
     *,
     layout: str = "auto",
     label_column: str | None = None,
+    labels: Any = None,
 ) -> Dataset:
     """Read the user's samples from a .npy, .npz, .csv, .tsv or .parquet file, as `from_arrays` makes them.
 
@@ -38,6 +39,7 @@ def from_file(
         path: of the file. Pickled objects are refused.
         test_fraction, seed, layout: see `from_arrays`.
         label_column: of a table, by name, in place of `label`.
+        labels: [n], the class of each sample, in place of the file's.
 
     Raises FileNotFoundError without the file; ValueError or TypeError, naming the array, or the row and the column,
     for a missing or non-finite value, for text among numbers, and for what `from_arrays` refuses; ImportError for
@@ -59,6 +61,9 @@ def from_file(
         table = (read_csv if suffix in _CSV else read_parquet)(path, label_column)
         named = {"x": ("x", table.x)} | ({} if table.labels is None else {"labels": ("labels", table.labels)})
     arrays = {argument: array for argument, (_, array) in named.items()}
+    if labels is not None:
+        arrays["labels"] = labels
+        named.pop("labels", None)
     called = {argument: f"{path}: {name}" for argument, (name, _) in named.items()}
     return make_dataset(arrays, called, test_fraction, seed, layout, path.stem, path.name)
 
