@@ -506,7 +506,8 @@ class LangevinProcess(NoisingProcess):
 
     def prior_knows(self, condition: Condition) -> bool:
         forgets = self.reference.n_components == 1 and math.exp(-0.5 * float(self._growth().sum())) < FORGOTTEN
-        return forgets or (self.class_weights is not None and is_labels(condition))
+        several = self.reference.n_components > 1
+        return forgets or (several and self.class_weights is not None and is_labels(condition))
 
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
         score = self.reference.score(x)

@@ -103,7 +103,7 @@ def test_noised_data_come_back_from_any_time(method: str) -> None:
         assert abs(float(y.mean()) - mean) < 4 * deviation / math.sqrt(n) + 0.01
         assert abs(float(y.std()) / deviation - 1) < 4 / math.sqrt(2 * n) + 0.02
         correlations.append(float(torch.corrcoef(torch.cat([x0, y], 1).T)[0, 1]))
-    assert correlations[0] > 0.7 > correlations[1] > correlations[2]
+    assert correlations[0] > 0.5 > correlations[1] > correlations[2]
     assert len(sample(exact, p, 3, method, start=(x0[:3], p.times[4]))) == 3  # 4 steps, fewer than 10 evaluations
 
 
