@@ -1,4 +1,4 @@
-"""What is seen of a sample on its way, and where it may start: callback, trajectory, start, x_T."""
+"""Samples on their way, and where they may start: callback, trajectory, start, x_T."""
 
 from __future__ import annotations
 

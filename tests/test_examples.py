@@ -1,0 +1,58 @@
+"""The recipes of examples/, shortened: that they run, and that what they show is so."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parent.parent / "examples"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
+
+
+def run(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    return importlib.import_module(name).main()
+
+
+def test_the_loop_of_ones_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run("own_training_loop", monkeypatch, "--steps", "60")
+    assert "mean distance from the arcs" in capsys.readouterr().out
+
+
+def test_class_conditional(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run("class_conditional", monkeypatch, "--steps", "600")
+    assert found["error at guidance 0"] > 0.4  # which asks for no class
+    for guidance in (1, 2):
+        assert found[f"error at guidance {guidance}"] <= found["error of held-out data"] + 0.02
+    assert found["energy distance to class 0"] < 0.03 and found["energy distance to class 1"] < 0.03
+    assert found["mean log-likelihood under the right class"] > found["under the other"] + 3.0
+
+
+def test_inpainting(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run("inpainting", monkeypatch, "--steps", "300")
+    for name in ("guide", "guide and start"):
+        assert found[f"{name}: known"] < 0.1 < found["unguided: known"]
+    best = found["guide and start: filled in"]
+    assert best < found["guide: filled in"] - 0.1 and best < found["unguided: filled in"] - 0.1
+
+
+def test_paths_and_edits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = run("paths_and_edits", monkeypatch, "--steps", "300", "--png", str(tmp_path / "p.png"))
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    at = [value for name, value in found.items() if name.startswith("distance from the data at")]
+    assert len(at) == 11 and at[-1] < 0.5 * at[0]
+    from_data, from_sketch = (
+        [found[f"distance from the {what}: after {share}%"] for share in (25, 50, 100)] for what in ("data", "sketch")
+    )
+    assert found["distance from the data: sketch"] > 2.0 * from_data[0]
+    assert from_sketch == sorted(from_sketch)
+
+
+def test_every_recipe_is_run_here() -> None:
+    tested = {name.removeprefix("test_") for name in globals()} | {"own_training_loop"}
+    assert set(NAMES) <= tested
