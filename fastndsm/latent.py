@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import _checks
+from ._condition import checked
+from ._prior import is_labels
 from ._state import ordinary_modes
 from .data import Standardizer
 from .mixture import GaussianMixture
@@ -276,6 +278,7 @@ class LatentModel(nn.Module):
         config: TrainConfig | None = None,
         progress: bool = True,
         loss_options: dict[str, Any] | None = None,
+        conditions: Tensor | None = None,
         **process_options: Any,
     ) -> LatentModel:
         """Encode X [n, *event], fit a mixture, train a residual MLP by the path estimator.
@@ -288,6 +291,7 @@ class LatentModel(nn.Module):
                 None is 5, or what `select` takes.
             hidden: widths of the MLP.
             config: of the training; its seed is that of the mixture and of the network too.
+            conditions: of X, labels int64 [n] from 0, or vectors [n, ...]; `sample` then takes condition=.
             loss_options, process_options: as NDSMLoss and LangevinProcess take them (estimator; n_steps, T, grid).
         """
         _checks.instance("encoder", encoder, Coordinates, "an Encoder")
@@ -310,10 +314,18 @@ class LatentModel(nn.Module):
             starts = 5 if n_init is None else n_init
             reference = GaussianMixture.fit(z, n_components, covariance_type, n_init=starts, **options)
         process = LangevinProcess(reference.to(z.device), **process_options)
+        taken: dict[str, int] = {}
+        if conditions is not None:
+            checked("conditions", _checks.tensor("conditions", conditions), len(z), z.device, "X")
+            if is_labels(conditions):
+                process.fit_prior(z, conditions)
+                taken["classes"] = int(conditions.max()) + 1
+            else:
+                taken["condition_dim"] = conditions[:1].numel()
         with torch.random.fork_rng([z.device] if z.device.type == "cuda" else []):
             torch.manual_seed(config.seed)
-            net = ResidualScore(MLP(encoder.dim, hidden, horizon=process.T), process).to(z)
-        trainer = Trainer(net, NDSMLoss(process, **(loss_options or {})), z, config)
+            net = ResidualScore(MLP(encoder.dim, hidden, horizon=process.T, **taken), process).to(z)
+        trainer = Trainer(net, NDSMLoss(process, **(loss_options or {})), z, config, conditions=conditions)
         history = trainer.fit(progress=progress)
         model = cls(encoder, trainer.ema_net, process)
         model.history, model.selection = history, selection
@@ -338,8 +350,11 @@ class LatentModel(nn.Module):
         return cls(encoder_from(*parts).to(device), score_net, process).eval()
 
     def sample(self, n: int, method: str = "sde", **options: Any) -> Tensor:
-        """Draw n decoded samples [n, *event]; arguments as for `fastndsm.sample`."""
-        return self.encoder.decode(sample(self.score_net, self.process, n, method, **options))
+        """Draw n decoded samples [n, *event], or their trajectory; arguments as for `fastndsm.sample`, latent ones."""
+        z = sample(self.score_net, self.process, n, method, **options)
+        if options.get("trajectory") is None:
+            return self.encoder.decode(z)
+        return torch.stack([self.encoder.decode(state) for state in z])
 
 
 def encoder_parts(encoder: Coordinates) -> tuple[dict[str, Any], dict[str, Tensor]]:

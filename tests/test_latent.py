@@ -168,6 +168,27 @@ def test_a_latent_model_repeats_by_its_configuration_alone(digits: data.Dataset)
     assert torch.equal(samples(), samples())
 
 
+def test_a_latent_model_of_classes(digits: data.Dataset) -> None:
+    x, y = digits.train, digits.labels
+    assert y is not None
+    encoder = latent.PCA.fit(x, 8)
+    config = TrainConfig(steps=400, batch_size=128)
+    model = latent.LatentModel.fit(
+        x, encoder, 20, hidden=(64, 64), config=config, conditions=y, n_init=1, progress=False
+    )
+    wanted = torch.arange(200) % 10
+    drawn = model.sample(200, condition=wanted, seed=1)
+    nearest = y[torch.cdist(drawn.flatten(1), x.flatten(1)).argmin(1)]
+    assert float((nearest == wanted).float().mean()) > 0.85
+    states = model.sample(5, condition=wanted[:5], guidance=2.0, seed=1, trajectory=4)
+    assert states.shape == (5, 5, 1, 8, 8)
+    vectors = latent.LatentModel.fit(
+        x, encoder, 4, hidden=(8,), config=TrainConfig(steps=2), conditions=x[:, 0, :2], n_init=1, progress=False
+    )
+    assert vectors.score_net.net.config["condition_dim"] == 16
+    assert vectors.sample(3, condition=x[:3, 0, :2], x_T=encoder.encode(x[:3])).shape == (3, 1, 8, 8)
+
+
 def test_float64_stays_float64(digits: data.Dataset) -> None:
     x = digits.train[:200].double()
     for made in (latent.PCA.fit(x, 3), latent.Autoencoder.fit(x, 3, hidden=(8,), steps=3)):
