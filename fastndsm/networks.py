@@ -111,7 +111,8 @@ class ConditionEmbedding(nn.Module):
         if self.classes is not None:
             out = self.table(condition.long())
         else:
-            out = self.linear(condition.reshape(rows, -1).to(self.linear.weight.dtype))
+            vectors = condition.reshape(rows, -1).to(self.linear.weight.dtype)
+            out = self.linear(vectors + 0.0 * self.null)  # DistributedDataParallel wants every parameter used
         return out
 
     def checked(self, condition: Any, rows: int) -> Tensor:

@@ -109,6 +109,17 @@ def test_gradients_reach_the_embedding_and_the_null_condition(make: Any) -> None
         assert p.grad is not None and bool(p.grad.isfinite().all()) and float(p.grad.abs().amax()) > 0, name
 
 
+@pytest.mark.parametrize("make", [classifying, vectorial])
+def test_every_parameter_is_used_where_nothing_is_dropped(make: Any) -> None:
+    """As data-parallel training demands; the null condition then stays as it is."""
+    net = make()
+    y = LABELS if make is classifying else normals(5, 4, seed=1, dtype=torch.float32)
+    net(normals(5, 2, dtype=torch.float32), torch.full((5,), 0.3), y).square().sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+    null = net.film.condition.null if make is vectorial else net.film.condition.table.weight
+    assert not bool(null.grad[-1].any())
+
+
 @pytest.mark.parametrize("options", [{"classes": 3}, {"condition_dim": 4}], ids=str)
 def test_the_null_condition_starts_at_zero_and_tells_whether_it_was_trained(options: Any) -> None:
     net = MLP(2, (8,), embedding_dim=8, **options)
