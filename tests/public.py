@@ -94,13 +94,23 @@ def trained(net: nn.Module, seed: int = 0) -> Any:
     return net
 
 
-def mlp(horizon: float = 0.5, seed: int = 0) -> networks.MLP:
-    return trained(networks.MLP(2, (6,), horizon=horizon, embedding_dim=8), seed)
+def mlp(horizon: float = 0.5, seed: int = 0, **options: Any) -> networks.MLP:
+    return trained(networks.MLP(2, (6,), horizon=horizon, embedding_dim=8, **options), seed)
 
 
-def unet(horizon: float = 0.5, seed: int = 0) -> networks.UNet:
-    net = networks.UNet(1, 8, base=4, multipliers=(1, 2), horizon=horizon, embedding_dim=8)
+def unet(horizon: float = 0.5, seed: int = 0, **options: Any) -> networks.UNet:
+    net = networks.UNet(1, 8, base=4, multipliers=(1, 2), horizon=horizon, embedding_dim=8, **options)
     return trained(net, seed)
+
+
+def labels(rows: int = 5) -> Tensor:
+    return torch.arange(rows, device="cpu") % 3
+
+
+def with_prior() -> fastndsm.LangevinProcess:
+    process = langevin()
+    process.fit_prior(points(9), labels(9))
+    return process
 
 
 def residual(seed: int = 0, features: bool = False, **options: Any) -> fastndsm.ResidualScore:
@@ -206,7 +216,8 @@ def see_network(net: Any) -> Any:
     p = next(net.parameters())
     x = points(3, 64).reshape(3, 1, 8, 8) if isinstance(net, networks.UNet) else points(3, 2)
     x, t = x.to(p.dtype).requires_grad_(), torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64, device="cpu").to(p.dtype)
-    out = net(x, t)
+    conditions = () if not net.takes_condition else (points(3, 4) if net.config["condition_dim"] else labels(3),)
+    out = net(x, t, *conditions)
     return out, torch.autograd.grad(out.square().sum(), [x, *net.parameters()])
 
 
@@ -333,8 +344,18 @@ EXAMPLES: dict[Any, list[Example]] = {
     fastndsm.Transition: [Example(lambda: langevin().transition(points(), seed=SEED))],
     fastndsm.BackendError: [Example(lambda: fastndsm.BackendError("no"), see_error)],
     fastndsm.use_backend: [Example(made_backend, see_backend)],
-    networks.MLP: [Example(mlp, see_network, (lambda: mlp(2.0, 1),), parameters=True)],
-    networks.UNet: [Example(unet, see_network, (lambda: unet(2.0, 1),), parameters=True)],
+    **{
+        kind: [
+            Example(
+                lambda make=make, options=options: make(**options),
+                see_network,
+                (lambda make=make, options=options: make(2.0, 1, **options),),
+                parameters=True,
+            )
+            for options in ({}, {"classes": 3}, {"condition_dim": 4})
+        ]
+        for kind, make in ((networks.MLP, mlp), (networks.UNet, unet))
+    },
     networks.TimeEmbedding: [
         Example(lambda: networks.TimeEmbedding(8, 0.5), see_embedding, (lambda: networks.TimeEmbedding(8, 3.0),), True)
     ],
@@ -371,9 +392,9 @@ def two_dimensional(n: int = 30, **options: Any) -> data.Dataset:
 
 
 @cache
-def once() -> tuple[Any, Any]:
+def once() -> tuple[Any, Any, Any]:
     """Return networks that are the same whatever mode they are used in."""
-    return residual(), mlp()
+    return residual(), mlp(), mlp(classes=3)
 
 
 def values(net: Any) -> Tensor:
@@ -413,7 +434,7 @@ def call_sample(given: Given) -> Any:
         for process in (langevin(), drifting())
         for net in (pull, once()[1])
         for method in F.METHODS
-    ]
+    ] + [fastndsm.sample(once()[2], with_prior(), 5, seed=SEED, dtype=torch.float32, condition=labels(), guidance=2.0)]
 
 
 def call_log_likelihood(given: Given) -> Any:
@@ -421,7 +442,7 @@ def call_log_likelihood(given: Given) -> Any:
     return [
         fastndsm.log_likelihood(pull, process, points(3, process.dim), seed=SEED)
         for process in (langevin(), drifting(), wide)
-    ]
+    ] + [fastndsm.log_likelihood(once()[2], with_prior(), points(), condition=labels())]
 
 
 def call_evaluate(given: Given) -> Any:

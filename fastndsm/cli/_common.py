@@ -92,13 +92,14 @@ def conditions(
     if unknown := [name for name in named if name not in names]:
         raise ValueError(f"--label: expected among {', '.join(names)}, found {', '.join(unknown)}")
     if named:
-        given = torch.tensor([names.index(name) for name in named])
-        labels = given[torch.arange(n) % len(given)]
+        given = torch.tensor([names.index(name) for name in named], device="cpu")
+        labels = given[torch.arange(n, device="cpu") % len(given)]
     else:
-        shares = torch.tensor(classes["weights"], dtype=torch.float64).cumsum(0)
-        labels = torch.searchsorted(shares, (torch.arange(n) + 0.5) / n).clamp(max=len(names) - 1)
-        generator = torch.Generator().manual_seed(int(_checks.seed(seed)))
-        labels = labels[torch.randperm(n, generator=generator)]
+        shares = torch.tensor(classes["weights"], dtype=torch.float64, device="cpu").cumsum(0)
+        middles = (torch.arange(n, dtype=torch.float64, device="cpu") + 0.5) / n
+        labels = torch.searchsorted(shares, middles).clamp(max=len(names) - 1)
+        generator = torch.Generator("cpu").manual_seed(int(_checks.seed(seed)))
+        labels = labels[torch.randperm(n, generator=generator, device="cpu")]
     return {"condition": labels} if guidance is None else {"condition": labels, "guidance": guidance}
 
 

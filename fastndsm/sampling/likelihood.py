@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks, functional
-from .._condition import Condition
+from .._condition import Condition, mapped
 from .._scheme import evaluation_indices
 from ..objective import ScoreNet
 from ..process import NoisingProcess
@@ -76,6 +76,7 @@ def _integrated(
     dtype = torch.promote_types(torch.promote_types(x.dtype, evaluated), torch.float32)
     process.check_dtype("x", dtype)
     x = x.detach().to(dtype, copy=True)  # an inference tensor could not be part of a gradient
+    condition = None if condition is None else mapped(torch.clone, condition)  # for the same reason
     flat, shape = x.flatten(1), x.shape
     probes = _probes(flat, n_probes, seed)
     scheme = process.reverse_scheme("ode", "score")
