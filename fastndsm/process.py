@@ -490,6 +490,11 @@ class LangevinProcess(NoisingProcess):
             noised = self.simulate(x0, seed=0)
             self.class_weights = fitted_weights(self.reference, noised, labels.to(noised.device), n_classes)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        stored = state_dict.get(f"{prefix}class_weights")
+        self.class_weights = None if stored is None else torch.empty_like(stored, device=self.times.device)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def draw_prior(
         self, n: int, seed: int | Tensor | None = None, first_path: int = 0, condition: Condition | None = None
     ) -> Tensor:

@@ -95,15 +95,15 @@ def null_trained(score_net: Any) -> bool:
     return bool(getattr(unwrapped(score_net), "null_trained", True))
 
 
-def null_condition(score_net: Any, condition: Condition) -> Condition:
-    """Return the network's null condition, like `condition`; raise TypeError if it has none."""
+def has_null_condition(score_net: Any) -> bool:
+    """Return whether there is a null condition: a method of the network's, or of that of a ResidualScore."""
     net = unwrapped(score_net)
-    own = getattr(net, "null_condition", None)
-    if own is None:
-        raise TypeError(
-            f"score_net: expected a network with a method null_condition(condition), found {type(net).__name__}"
-        )
-    return own(condition)  # type: ignore[no-any-return]
+    return has_null_condition(net.net) if isinstance(net, ResidualScore) else hasattr(net, "null_condition")
+
+
+def null_condition(score_net: Any, condition: Condition) -> Condition:
+    """Return the network's null condition, like `condition`."""
+    return unwrapped(score_net).null_condition(condition)  # type: ignore[no-any-return]
 
 
 def check_condition(
@@ -125,11 +125,13 @@ def check_condition(
 def _callable_with(net: Any, n_arguments: int) -> bool:
     net = unwrapped(net)
     try:
-        inspect.signature(net.forward if isinstance(net, nn.Module) else net).bind(*[None] * n_arguments)
+        signature = inspect.signature(net.forward if isinstance(net, nn.Module) else net)
+    except (TypeError, ValueError):  # it has none that can be read
+        return True
+    try:
+        signature.bind(*[None] * n_arguments)
     except TypeError:
         return False
-    except ValueError:  # it has no signature that can be read
-        return True
     return True
 
 

@@ -289,6 +289,8 @@ def test_a_network_of_ones_own_trains_under_a_dict() -> None:
     trainer(Bare(), y=y, condition_dropout=0.0).fit(progress=False)
     with pytest.raises(ValueError, match=r"^condition_dropout: expected 0 for Bare, which has no null_condition"):
         trainer(Bare(), y=y)
+    with pytest.raises(ValueError, match=r"^condition_dropout: expected 0 for ResidualScore, which has no null_condit"):
+        trainer(ResidualScore(Bare(), process()), y=y)
 
 
 # --- sampling ----------------------------------------------------------------------------------------------------
@@ -436,6 +438,17 @@ def test_the_prior_of_a_class_is_the_law_of_its_samples_at_T() -> None:
         assert torch.equal(p.draw_prior(1, 5, 2 + i, torch.tensor([c]))[0], drawn[i])
     assert torch.equal(p.draw_prior(8, 5, 2), m.sample(8, 5, first_path=2))
     assert torch.equal(p.draw_prior(8, 5, 2, torch.full((8,), 4)), m.sample(8, 5, first_path=2))  # the null class
+
+
+def test_the_weights_of_classes_are_part_of_the_state() -> None:
+    p, other = process(), process()
+    p.fit_prior(*data())
+    other.load_state_dict(p.state_dict())
+    assert torch.equal(other.class_weights, p.class_weights)  # type: ignore[arg-type]
+    other.load_state_dict(process().state_dict())
+    assert other.class_weights is None
+    cast = ResidualScore(classifying(), p).half()
+    assert cast.process.class_weights.dtype == torch.float64
 
 
 def test_a_start_that_does_not_know_the_condition_is_warned_of() -> None:

@@ -21,7 +21,15 @@ from .. import _checks
 from .._condition import Condition, mapped, rows_of
 from ..objective import ScoreNet
 from ..process import NoisingProcess
-from ..score import check_condition, null_condition, null_trained, score_at, takes_condition, unwrapped
+from ..score import (
+    check_condition,
+    has_null_condition,
+    null_condition,
+    null_trained,
+    score_at,
+    takes_condition,
+    unwrapped,
+)
 
 NO_PRIOR = (
     "condition: expected a prior that knows it, found that of all the data, and noising that has not forgotten by T "
@@ -54,7 +62,7 @@ class Guidance:
             condition = None
         doubled = condition is not None and weight not in (None, 1.0)
         net = unwrapped(score_net)
-        if doubled and not hasattr(net, "null_condition"):
+        if doubled and not has_null_condition(net):
             raise ValueError(
                 "guidance: expected 0 or 1 for a network without null_condition(condition), "
                 f"found {weight:g} for {type(net).__name__}"

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from .. import _checks
 from .._condition import checked
 from ..objective import DSMLoss, NDSMLoss
-from ..score import network_dtype, unwrapped
+from ..score import has_null_condition, network_dtype, unwrapped
 
 SMALLEST_POOL = 1000
 
@@ -165,7 +165,7 @@ def check_arguments(score_net: Any, loss: Any, data: Any, config: Any, condition
     if conditions is not None:
         checked("conditions", conditions, len(data), data.device, "data")
         loss.check_condition(score_net, conditions, len(data), None)
-        if config.condition_dropout and not hasattr(unwrapped(score_net), "null_condition"):
+        if config.condition_dropout and not has_null_condition(score_net):
             raise ValueError(
                 f"condition_dropout: expected 0 for {type(unwrapped(score_net)).__name__}, which has no "
                 f"null_condition(condition), found {config.condition_dropout}"
