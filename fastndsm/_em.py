@@ -22,7 +22,7 @@ from torch import Tensor
 
 from . import _checks
 
-__all__ = ["Fit", "Parameters", "check", "fit"]
+__all__ = ["Fit", "Parameters", "check", "fit", "random_state"]
 
 INITS = ("kmeans", "k-means++", "random", "random_from_data")
 _ENTRIES = 1 << 19  # responsibilities, or features, that are held at a time: what a cache holds
@@ -51,24 +51,29 @@ class Fit:
     converged: bool
 
 
+def random_state(value: Any) -> Any:
+    """Check what scikit-learn takes for a random state; return the numpy.random.RandomState of it."""
+    from sklearn.utils import check_random_state
+
+    try:
+        return check_random_state(value)
+    except ValueError as error:
+        expected = "an int in [0, 2^32), a numpy.random.RandomState or None"
+        raise ValueError(f"random_state: expected {expected}, found {_checks.shown(value)}") from error
+
+
 def check(options: Any, dim: int) -> None:
     """Check the options of scikit-learn's estimator for data of `dim` values; make tensors of given starts.
 
     Raises:
         ValueError, TypeError: naming the option, what was expected and what was found.
     """
-    from sklearn.utils import check_random_state
-
     k, kind = options.n_components, options.covariance_type
     _checks.non_negative("tol", options.tol)
     _checks.count("max_iter", options.max_iter, 0)
     _checks.count("n_init", options.n_init)
     _checks.choice("init_params", options.init_params, INITS)
-    try:
-        check_random_state(options.random_state)
-    except ValueError as error:
-        expected = "an int in [0, 2^32), a numpy.random.RandomState or None"
-        raise ValueError(f"random_state: expected {expected}, found {_checks.shown(options.random_state)}") from error
+    random_state(options.random_state)
     precisions = {"spherical": (k,), "diag": (k, dim), "tied": (dim, dim), "full": (k, dim, dim)}[kind]
     for name, shape in (("weights_init", (k,)), ("means_init", (k, dim)), ("precisions_init", precisions)):
         if getattr(options, name) is not None:
@@ -96,13 +101,11 @@ def fit(x: Tensor, options: Any, sample_weight: Tensor | None = None) -> Fit:
     Raises:
         ValueError: if a covariance is not positive definite.
     """
-    from sklearn.utils import check_random_state
-
-    random_state = check_random_state(options.random_state)
+    generator = random_state(options.random_state)
     model = _Model(x, options.covariance_type, options.n_components, options.reg_covar, sample_weight)
     best: Fit | None = None
     for start in range(options.n_init):
-        made = _iterate(model, _start(model, options, random_state), options.max_iter, options.tol)
+        made = _iterate(model, _start(model, options, generator), options.max_iter, options.tol)
         if best is None or made.lower_bounds[-1:] > best.lower_bounds[-1:]:
             best = made
         if options.verbose:
@@ -232,7 +235,7 @@ def _check_definite(bad: Tensor) -> None:
         )
 
 
-def _start(model: _Model, options: Any, random_state: Any) -> Parameters:
+def _start(model: _Model, options: Any, generator: Any) -> Parameters:
     """Return the parameters that iterations start from: what options give of them, the rest by their method."""
     covariances = options.precisions_init
     if covariances is not None:
@@ -241,11 +244,11 @@ def _start(model: _Model, options: Any, random_state: Any) -> Parameters:
     given = (options.weights_init, options.means_init, covariances)
     found: Any = given
     if any(value is None for value in given):
-        found = model.m_step(_start_sums(model, options.init_params, random_state))
+        found = model.m_step(_start_sums(model, options.init_params, generator))
     return Parameters(*(theirs if own is None else own.to(model.x) for own, theirs in zip(given, found, strict=True)))
 
 
-def _start_sums(model: _Model, method: str, random_state: Any) -> Tensor:
+def _start_sums(model: _Model, method: str, generator: Any) -> Tensor:
     """Return the sums [K, F] of the responsibilities by which a method starts, drawn as scikit-learn draws them."""
     from sklearn import cluster
 
@@ -254,21 +257,21 @@ def _start_sums(model: _Model, method: str, random_state: Any) -> Tensor:
     row_weights = None if weights is None else weights.cpu().numpy()
     if method in ("k-means++", "random_from_data"):
         if method == "k-means++":
-            _, chosen = cluster.kmeans_plusplus(rows, k, sample_weight=row_weights, random_state=random_state)
+            _, chosen = cluster.kmeans_plusplus(rows, k, sample_weight=row_weights, random_state=generator)
         else:
-            chosen = random_state.choice(model.n, size=k, replace=False)
+            chosen = generator.choice(model.n, size=k, replace=False)
         chosen = torch.as_tensor(chosen, device=x.device)
         sums = model.features(x[chosen])
         return sums if weights is None else sums * weights[chosen, None]
     sums = x.new_zeros(k, model.n_features)
     if method == "kmeans":
-        means = cluster.KMeans(k, n_init=1, random_state=random_state).fit(rows, sample_weight=row_weights)
+        means = cluster.KMeans(k, n_init=1, random_state=generator).fit(rows, sample_weight=row_weights)
         labels = torch.as_tensor(means.labels_, dtype=torch.int64, device=x.device)
     for chunk in model.chunks():
         features = model.weighed(chunk)
         if method == "kmeans":
             sums.index_add_(0, labels[chunk], features)
         else:
-            drawn = torch.as_tensor(random_state.uniform(size=(len(features), k)), device=x.device)
+            drawn = torch.as_tensor(generator.uniform(size=(len(features), k)), device=x.device)
             sums += (drawn / drawn.sum(1, keepdim=True)).T @ features
     return sums

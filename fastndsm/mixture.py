@@ -290,7 +290,7 @@ class GaussianMixture(KeepsDtype):
             covariance_types: to try; "auto" is all four. Spherical references of many components train best.
             by: "held-out", or "bic" for the Bayesian information criterion of fits to all rows.
             reg_covar, eigenvalue_floor, options: as for `fit`, for every candidate.
-            n_init: starts; default 5 for few components, 1 from a hundred on.
+            n_init: starts; default 5 for few components, 1 from sixteen on.
             max_steps: the most noising steps that a candidate may ask for (T = 3 lambda_max / sigma^2, q = 0.2).
             random_state: of starts and of the split; with an int the mixture is that of `fit` with the same options.
         """

@@ -18,7 +18,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from . import _checks
+from . import _checks, _em
 
 __all__ = ["CRITERIA", "Candidate", "Selection", "default_components", "default_starts", "select"]
 
@@ -113,7 +113,7 @@ def default_components(n: int, dim: int, covariance_type: str = "spherical") -> 
 
 def default_starts(n_components: int) -> int:
     """Return the number of starts: one may merge two of a few modes, while fits of many components are alike."""
-    return 1 if n_components == 1 else max(1, min(5, 100 // n_components))
+    return 1 if n_components == 1 else max(1, min(5, 30 // n_components))
 
 
 def select(
@@ -129,8 +129,6 @@ def select(
     **options: Any,
 ) -> Selection[M]:
     """Choose among candidates made by `fit`; see `GaussianMixture.select`."""
-    from sklearn.utils import check_random_state
-
     points, event_shape = _checks.points("X", X)
     n, dim = points.shape
     if n < 4:
@@ -140,7 +138,7 @@ def select(
     if n_init is not None:
         _checks.count("n_init", n_init)
     x = torch.from_numpy(points).to(X.device if isinstance(X, Tensor) else "cpu")
-    order = torch.from_numpy(check_random_state(random_state).permutation(n)).to(x.device)
+    order = torch.from_numpy(_em.random_state(random_state).permutation(n)).to(x.device)
     splits = [(order, order)] if by == "bic" else list(_splits(order))
     pairs = _pairs(n_components, covariance_types, min(len(train) for train, _ in splits), dim)
 

@@ -18,6 +18,7 @@ from . import (
     latent_space,
     methods,
     planar,
+    reference,
     small,
     stiff,
     sweeps,
@@ -73,6 +74,7 @@ def tables(results: dict[str, Results]) -> dict[str, Callable[[], str]]:
         "latent-all": lambda: every_row(results[latent_space.NAME]),
         "stiff": lambda: references(results[stiff.NAME]),
         "sweeps": lambda: swept(results[sweeps.NAME]),
+        "reference": lambda: borne(results[reference.NAME]),
     }
     for data in planar.COMPONENTS:
         made[f"planar {data}"] = lambda data=data: by_size(results[planar.NAME], data)  # type: ignore[misc]
@@ -196,6 +198,25 @@ def swept(results: Results) -> str:
     if held is not None:
         body.append(["held-out data", "", "", "", str(held), "", "", "", "", str(held.seeds)])
     return markdown([*head, "seeds"], body) if body else NOT_RUN
+
+
+def borne(results: Results) -> str:
+    """Tabulate likelihood and copies by rows and components."""
+    names = {
+        "training": "train",
+        "held-out": "held_out",
+        "nearest, relative": "nearest_ratio",
+        "copies": "copies",
+        "fit, processor s": "fit_seconds",
+    }
+    body = []
+    for n in results.values("n"):
+        for k in results.values("components"):
+            found = [results.spread(metric, n=n, components=k) for metric in names.values()]
+            if found[0] is not None:
+                body.append([f"{n:,}", f"{k:,}", f"{n / k:,.1f}", *map(shown, found), str(found[0].seeds)])
+    head = ["rows", "components", "rows a component", *names, "seeds"]
+    return markdown(head, body) if body else NOT_RUN
 
 
 def _setting(name: str, value: object) -> str:

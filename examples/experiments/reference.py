@@ -70,6 +70,7 @@ def perform(config: Config) -> tuple[dict[str, Any], Tensor | None]:
     draws = pi.sample(images.NEAREST, seed=config["seed"]).to(z)
     near = [float(metrics.nearest_distance(x[: images.NEAREST], train).mean()) for x in (draws, held_out)]
     return {
+        "trained": False,
         "train": float(pi.log_prob(train).mean()),
         "held_out": float(pi.log_prob(held_out).mean()),
         "nearest_ratio": near[0] / near[1],
