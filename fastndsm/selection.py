@@ -83,7 +83,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Selection(Generic[M]):
-    """What `GaussianMixture.select` chose, and from what.
+    """The choice of `GaussianMixture.select`, and the candidates it is from.
 
     Attributes:
         mixture: fitted to all rows.

@@ -67,7 +67,7 @@ def test_candidates_have_ten_values_to_a_parameter(n: int, dim: int, kind: str, 
 
 
 def test_a_large_mixture_of_few_rows_is_behind() -> None:
-    """What memorises is not chosen, though its training rows like it best."""
+    """A mixture that memorises is not chosen, though its training rows like it best."""
     x = np.random.default_rng(0).standard_normal((200, 8))
     x[:100, 0] += 12.0
     found = GaussianMixture.select(x, (1, 2, 20, 100), reg_covar=1e-4, eigenvalue_floor=None, random_state=0)
