@@ -30,9 +30,8 @@ def test_finds_the_number_of_separated_clusters(n: int) -> None:
 
 def test_by_bic_types_compete() -> None:
     x = clusters(600) * np.array([3.0, 1.0, 0.2])
-    found = GaussianMixture.select(
-        x, (1, 4, 6), "auto", by="bic", reg_covar=1e-6, eigenvalue_floor=None, random_state=0
-    )
+    options = {"reg_covar": 1e-6, "eigenvalue_floor": None, "max_steps": 10**6, "random_state": 0}
+    found = GaussianMixture.select(x, (1, 4, 6), "auto", by="bic", **options)
     assert (found.chosen.n_components, found.chosen.covariance_type) == (4, "tied")
     assert all(row.held_out is None for row in found.table)
     assert found.chosen.bic == min(row.bic for row in found.table)
