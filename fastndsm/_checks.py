@@ -412,9 +412,16 @@ def instance(name: str, value: Any, kind: type, expected: str) -> Any:
 
 
 def steps(
-    name: str, value: Any, rows: int | None, maximum: int, device: torch.device | None, minimum: int = 0
+    name: str,
+    value: Any,
+    rows: int | None,
+    maximum: int,
+    device: torch.device | None,
+    minimum: int = 0,
+    *,
+    records: bool = False,
 ) -> Tensor:
-    """Check steps in minimum..maximum; return them as int64, 0-d or [rows] (rows None: 0-d alone).
+    """Check steps in minimum..maximum; return them as int64, 0-d, [rows] (rows None: 0-d alone) or [rows, R] of records.
 
     A tensor stays where it is if device is None. Values are looked at where that costs no synchronisation.
     """
@@ -422,8 +429,10 @@ def steps(
     if isinstance(value, Tensor):
         if value.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
             raise TypeError(f"{name}: expected integers, found {value.dtype}")
-        if value.ndim > 1 or (value.ndim == 1 and value.shape[0] != rows):
-            expected = "one integer" if rows is None else f"an integer or shape [{rows}]"
+        several = records and value.ndim == 2 and value.shape[1] > 0
+        if (value.ndim > 1 and not several) or (value.ndim > 0 and value.shape[0] != rows):
+            more = f" or [{rows}, R]" if records else ""
+            expected = "one integer" if rows is None else f"an integer or shape [{rows}]{more}"
             raise ValueError(f"{name}: expected {expected}, found shape {tuple(value.shape)}")
         out = value.to(device=value.device if device is None else device, dtype=torch.int64)
         looks = looks and out.device.type == "cpu"

@@ -48,3 +48,10 @@ def rows_of(condition: Any, rows: slice | Tensor) -> Any:
 def repeated(condition: Any, times: int) -> Any:
     """Return all rows, then all of them again, `times` times in all; None of None."""
     return condition if condition is None or times == 1 else mapped(lambda part: torch.cat([part] * times), condition)
+
+
+def interleaved(condition: Any, times: int) -> Any:
+    """Return each row `times` times, one after the other; None of None."""
+    if condition is None or times == 1:
+        return condition
+    return mapped(lambda part: part.repeat_interleave(times, 0), condition)

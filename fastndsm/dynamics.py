@@ -25,7 +25,7 @@ from .reference.simulate import Frame, antithetic_pairs, walk, walk_with_target
 class Dynamics(Protocol):
     """Steps of a noising process and of its reverse; arguments are checked already.
 
-    x0 and y [B, ...]; steps int64 [B], those that each row takes; step 0-d; seed 0-d int64.
+    x0 and y [B, ...]; steps int64 [B], those that each row takes, of the target also [B, R]; step 0-d; seed 0-d int64.
     """
 
     def simulate(self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, backend: str) -> Tensor:
@@ -39,7 +39,10 @@ class Dynamics(Protocol):
     def simulate_target(
         self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, antithetic: bool, backend: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return x and target like x0 and the variance, [B] or like x0; 2B rows if antithetic."""
+        """Return x and target like x0 and the variance, [B] or like x0; 2B rows if antithetic.
+
+        With steps [B, R], R records of each path: x and target [B, R, ...], variance [B, R] or like them.
+        """
 
     def drift_score(self, y: Tensor, step: Tensor) -> Tensor:
         """Return F / a_n dt_n, like y: grad log pi of a mixture, and what stands in its place for another drift."""
@@ -218,7 +221,7 @@ class CallableDynamics:
 
 
 def _shaped(made: tuple[Tensor, Tensor, Tensor], x0: Tensor, scalar_variance: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Give x, target and variance [., d] (the variance [., 1] if it is scalar) the event shape of x0."""
+    """Give x, target and variance [..., d] (the variance [..., 1] if it is scalar) the event shape of x0."""
     x, target, variance = made
-    shape = (len(x), *x0.shape[1:])
-    return x.reshape(shape), target.reshape(shape), variance[:, 0] if scalar_variance else variance.reshape(shape)
+    shape = (*x.shape[:-1], *x0.shape[1:])
+    return x.reshape(shape), target.reshape(shape), variance[..., 0] if scalar_variance else variance.reshape(shape)

@@ -69,6 +69,7 @@ class Process(Protocol):
         *,
         least: int = 0,
         antithetic: bool = False,
+        records: bool = False,
     ) -> tuple[Tensor, Tensor, int]: ...
 
 
@@ -217,12 +218,17 @@ def simulate_target(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return x as `simulate` gives it, the path estimator's target, and its reference variance v.
 
+    Args:
+        steps: an int, [B], or [B, R] in any order for R records of each path, in about the time of the one of most
+            steps: outputs are [B, R, ...] then, each record the bits of a call with its steps alone.
+
     Returns:
         x and target [B, ...], variance [B] (spherical mixtures) or like x; 2B rows if antithetic, the B paths driven
         by z first, then those driven by -z. E[target | x] is the score of the law of x. Where steps = 0, target = 0
         and v = 0.
     """
-    taken, key, start = _process(process).check_paths(x0, steps, seed, first_path, antithetic=antithetic)
+    options = {"antithetic": antithetic, "records": True}
+    taken, key, start = _process(process).check_paths(x0, steps, seed, first_path, **options)
     return process.dynamics.simulate_target(x0, taken, key, start, antithetic, _name(backend))
 
 

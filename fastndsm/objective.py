@@ -12,6 +12,7 @@ Under a condition y, s(x, t) is s(x, t, y) throughout, and so is h.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks, functional
-from ._condition import Condition, repeated
+from ._condition import Condition, interleaved, repeated
 from .process import Noised, NoisingProcess, OUProcess, Transition
 from .score import check_condition, check_process, score_at
 
@@ -89,7 +90,8 @@ class _Loss(nn.Module):
         Args:
             score_net: callable (x [B, ...], t [B]) -> like x, or with a condition (x, t, condition) -> like x.
             seed: of the noise and of the drawn steps; None draws one from PyTorch's default generator.
-            step: n in 0..N-1, int or [B]; drawn uniformly if None.
+            step: n in 0..N-1, int or [B], of "path" also [B, R]: R records of each path, as `process.noised` gives
+                them; drawn uniformly if None.
             first_path: number of the first path; default 0, or a range of its own for each torch.distributed rank.
             condition: of x0, a tensor [B, ...] or a dict of them, on its device.
         """
@@ -151,11 +153,17 @@ class NDSMLoss(_Loss):
         seed: int | Tensor | None = None,
         step: int | Tensor | None = None,
         first_path: int | None = None,
+        records: int | None = None,
     ) -> Noised | Transition:
-        """Draw noised samples of x0 [B, ...]: `Noised` for "path", else `Transition`; 2B rows if antithetic."""
+        """Draw noised samples of x0 [B, ...]: `Noised` for "path", else `Transition`; 2B rows if antithetic.
+
+        step, records: as for `process.noised`; [B, R, ...] of several records a path is for "path" alone.
+        """
         start = _first_path(first_path)
         if self.estimator == "path":
-            return self.process.noised(x0, step, seed, start, self.antithetic)
+            return self.process.noised(x0, step, seed, start, self.antithetic, records)
+        if records is not None:
+            raise ValueError(f"records: expected None with estimator {self.estimator!r}, found {records}")
         return self.process.transition(x0, step, seed, start, self.antithetic)
 
     def check_condition(
@@ -198,10 +206,13 @@ class NDSMLoss(_Loss):
         )
 
     def _path(self, score_net: ScoreNet, drawn: Noised, condition: Condition | None) -> Tensor:
-        score = score_at(score_net, drawn.x, drawn.t, condition)
-        losses = functional.dsm_loss(score, drawn.target, self.weight(drawn.t, drawn.step), reduction="none")
+        shape = drawn.step.shape  # [B], or [B, R], whose records the network sees as so many rows
+        t, step = drawn.t.flatten(), drawn.step.flatten()
+        x, target = (part.reshape(*t.shape, *part.shape[len(shape) :]) for part in (drawn.x, drawn.target))
+        score = score_at(score_net, x, t, interleaved(condition, math.prod(shape[1:])))
+        losses = functional.dsm_loss(score, target, self.weight(t, step), reduction="none").reshape(shape)
         if self.antithetic:
-            losses = losses.reshape(2, -1).mean(0)
+            losses = losses.reshape(2, -1, *shape[1:]).mean(0)
         return functional.reduce(losses, None, self.reduction)
 
 

@@ -80,7 +80,7 @@ class Noised(NamedTuple):
     """A noised sample and a regression target whose conditional mean is the score of its law.
 
     x, target [B, ...]; variance v_{n+1} [B] or like x; t [B], float32 at least; step [B]. Antithetic: 2B rows, as in
-    `Transition`.
+    `Transition`. Of R records a path, [B, R, ...] and [B, R].
     """
 
     x: Tensor
@@ -215,10 +215,16 @@ class NoisingProcess(ExtraState, KeepsDtype):
         """Return x after `steps` (int or [B], 0..N; default N) steps from x0 [B, ...] -> like x0."""
         return functional.simulate(x0, self, steps, seed=seed, first_path=first_path)
 
-    def draw_steps(self, n: int, seed: int | Tensor | None = None, first_path: int = 0) -> Tensor:
-        """Draw steps uniform on 0..N-1, int64 [n]; that of a path depends on the seed and its number alone."""
+    def draw_steps(
+        self, n: int, seed: int | Tensor | None = None, first_path: int = 0, records: int | None = None
+    ) -> Tensor:
+        """Draw steps uniform on 0..N-1, int64 [n]; that of a path depends on the seed and its number alone.
+
+        records: R, for [n, R]: R steps a path, each uniform and together spread over the grid; the first is that of [n].
+        """
         rows, start = _checks.count("n", n), _checks.first_path(first_path)
-        return philox.uniform_steps(rows, self.n_steps, _checks.seed(seed), start, self.times.device)
+        records = None if records is None else _checks.count("records", records)
+        return philox.uniform_steps(rows, self.n_steps, _checks.seed(seed), start, self.times.device, records)
 
     def check_paths(
         self,
@@ -231,15 +237,16 @@ class NoisingProcess(ExtraState, KeepsDtype):
         least: int = 0,
         most: int | None = None,
         antithetic: bool = False,
+        records: bool = False,
     ) -> tuple[Tensor, Tensor, int]:
         """Check what paths from x0 are asked for with; return steps [B], N if None, seed and first path.
 
-        steps lie in least..most (default N), and go by `name` in messages.
+        steps lie in least..most (default N), and go by `name` in messages; [B, R] is for several records of a path.
         """
         key, start = self._check_start(x0, seed, first_path, antithetic)
         most = self.n_steps if most is None else most
-        taken = _checks.steps(name, most if steps is None else steps, len(x0), most, x0.device, least)
-        return taken.expand(len(x0)), key, start
+        taken = _checks.steps(name, most if steps is None else steps, len(x0), most, x0.device, least, records=records)
+        return taken if taken.ndim == 2 else taken.expand(len(x0)), key, start
 
     def _check_start(
         self, x0: Tensor, seed: int | Tensor | None, first_path: int, antithetic: bool
@@ -249,14 +256,29 @@ class NoisingProcess(ExtraState, KeepsDtype):
         return key, start
 
     def _draw(
-        self, x0: Tensor, step: int | Tensor | None, seed: int | Tensor | None, first_path: int, antithetic: bool
+        self,
+        x0: Tensor,
+        step: int | Tensor | None,
+        seed: int | Tensor | None,
+        first_path: int,
+        antithetic: bool = False,
+        records: int | None = None,
+        *,
+        several: bool = False,
     ) -> tuple[Tensor, Tensor, int]:
-        """Return steps [B] in 0..N-1, drawn if None; seed and first path; all checked."""
+        """Return steps [B] in 0..N-1, drawn if None; seed and first path; all checked.
+
+        several: [B, R] will do, or is drawn if records is R.
+        """
+        if records is not None:
+            _checks.count("records", records)
+            if step is not None:
+                raise ValueError("records: expected None where `step` gives the steps, found both")
         if step is not None:
             options: dict[str, Any] = {"name": "step", "most": self.n_steps - 1, "antithetic": antithetic}
-            return self.check_paths(x0, step, seed, first_path, **options)
+            return self.check_paths(x0, step, seed, first_path, records=several, **options)
         key, start = self._check_start(x0, seed, first_path, antithetic)
-        return philox.uniform_steps(len(x0), self.n_steps, key, start, x0.device), key, start
+        return philox.uniform_steps(len(x0), self.n_steps, key, start, x0.device, records), key, start
 
     def transition(
         self,
@@ -288,12 +310,18 @@ class NoisingProcess(ExtraState, KeepsDtype):
         seed: int | Tensor | None = None,
         first_path: int = 0,
         antithetic: bool = False,
+        records: int | None = None,
     ) -> Noised:
         """Draw the path estimator's pair at t_{n+1}: E[target | x] = grad log p_{n+1}(x), variance about 1 / v_{n+1}.
 
         The same x as `transition` gives for the same seed and step. Antithetic: two whole paths, driven by z and by -z.
+
+        Args:
+            step: n in 0..N-1: int, [B], or [B, R] for R records of each path, [B, R, ...], at about the cost of one.
+                Those of one path are correlated: a batch should hold few of them. Drawn uniformly if None.
+            records: R, to have [B, R] steps drawn as `draw_steps` does; None draws [B].
         """
-        n, key, start = self._draw(x0, step, seed, first_path, antithetic)
+        n, key, start = self._draw(x0, step, seed, first_path, antithetic, records, several=True)
         x, target, variance = self.dynamics.simulate_target(x0, n + 1, key, start, antithetic, "auto")
         n = torch.cat([n, n]) if antithetic else n
         return Noised(x, target, variance, self.times[n + 1].to(coordinate_dtype(x.dtype)), n)
@@ -567,7 +595,7 @@ class OUProcess(LangevinProcess):
         first_path: int = 0,
     ) -> Noised:
         """Draw x_{t_{n+1}} at once, target -z / sqrt(v): the pair of classical denoising score matching."""
-        n, key, start = self._draw(x0, step, seed, first_path, False)
+        n, key, start = self._draw(x0, step, seed, first_path)
         z = ops.philox_normal(
             len(x0), self.dim, key, n.cpu(), philox.NOISING, start, x0.dtype, x0.device, "auto"
         ).reshape(x0.shape)

@@ -50,14 +50,14 @@ template <typename S>
 Schedule schedule_of(const ProcessView<S>& process, const Batch<S>& batch) {
   const MixtureView<S>& m = process.mixture;
   std::vector<int64_t> rows(batch.n_steps + 1, 0);
-  for (int64_t i = 0; i < batch.n_rows; ++i) ++rows[batch.steps[i]];
+  for (int64_t i = 0; i < batch.n_rows; ++i) ++rows[batch.last[i]];
   int64_t in_tiles = 0;  // rows with company of as many steps
   for (int64_t n = kFewSteps; n <= batch.n_steps; ++n) in_tiles += rows[n] >= 2 * kLanes<S> ? rows[n] : 0;
   if (!sorts_components(m) || 2 * in_tiles < batch.n_rows) {
-    return Schedule(batch.steps, batch.n_rows, batch.n_steps, kLanes<S>);
+    return Schedule(batch.last, batch.n_rows, batch.n_steps, kLanes<S>);
   }
   const std::vector<int32_t> component = first_components(m, batch.x0, batch.n_rows);
-  return Schedule(batch.steps, batch.n_rows, batch.n_steps, kLanes<S>, component.data(), m.n_components);
+  return Schedule(batch.last, batch.n_rows, batch.n_steps, kLanes<S>, component.data(), m.n_components);
 }
 
 }  // namespace fastndsm

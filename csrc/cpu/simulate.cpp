@@ -1,4 +1,5 @@
-// simulate, simulate_transition, simulate_target: whole trajectories in one call, each row with its own last step.
+// simulate, simulate_transition, simulate_target: whole trajectories in one call, each row with its own last step; of the
+// last one, several records of each.
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -44,14 +45,25 @@ void run(const at::Tensor& x0, const at::Tensor& steps, const at::Tensor& drift_
   const auto pointer = [](const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr<S>() : nullptr; };
   const ProcessView<S> process{mixture.view(), a.const_data_ptr<S>(), s.const_data_ptr<S>(),
                                NoiseStream(seed_value(seed), 0), axes};
-  const Batch<S> batch{
-      n_rows,         n_steps,           first_path,         start.const_data_ptr<S>(), counts.const_data_ptr<int64_t>(),
-      pointer(out.x), pointer(out.mean), pointer(out.noise), pointer(out.target),       pointer(out.variance),
-      mirrored};
-  for (int64_t i = 0; i < n_rows; ++i) {
-    TORCH_CHECK_VALUE(batch.steps[i] >= 0 && batch.steps[i] <= n_steps, "steps: expected values in 0..", n_steps,
-                      ", found ", batch.steps[i]);
+  const int64_t* taken = counts.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < counts.numel(); ++i) {
+    TORCH_CHECK_VALUE(taken[i] >= 0 && taken[i] <= n_steps, "steps: expected values in 0..", n_steps, ", found ", taken[i]);
   }
+  const int64_t n_records = counts.numel() / n_rows;
+  const std::vector<int64_t> last = last_steps(taken, n_rows, n_records);
+  const Batch<S> batch{n_rows,
+                       n_records,
+                       n_steps,
+                       first_path,
+                       start.const_data_ptr<S>(),
+                       taken,
+                       last.data(),
+                       pointer(out.x),
+                       pointer(out.mean),
+                       pointer(out.noise),
+                       pointer(out.target),
+                       pointer(out.variance),
+                       mirrored};
   const Schedule schedule = schedule_of(process, batch);
   at::parallel_for(0, schedule.n_tiles(), 1, [&](int64_t begin, int64_t end) {
     const auto run = batch.target ? run_tiles<S, true> : run_tiles<S, false>;
@@ -66,11 +78,14 @@ void simulate_into(const at::Tensor& x0, const at::Tensor& steps, const at::Tens
   TORCH_CHECK_VALUE(means.dim() == 2, "means: expected shape [K, d], found ", means.sizes());
   TORCH_CHECK_VALUE(x0.dim() == 2 && x0.size(1) == means.size(1), "x0: expected shape [B, ", means.size(1), "], found ",
                     x0.sizes());
-  TORCH_CHECK_VALUE(steps.scalar_type() == at::kLong && steps.dim() == 1 && steps.size(0) == x0.size(0),
-                    "steps: expected int64 [", x0.size(0), "], found ", steps.scalar_type(), " of shape ", steps.sizes());
+  const bool records = out.target.defined() && steps.dim() == 2;
+  TORCH_CHECK_VALUE(
+      steps.scalar_type() == at::kLong && (records || steps.dim() == 1) && steps.size(0) == x0.size(0), "steps: expected int64 [",
+      x0.size(0), out.target.defined() ? "] or [" : "]", out.target.defined() ? std::to_string(x0.size(0)) + ", R]" : "",
+      ", found ", steps.scalar_type(), " of shape ", steps.sizes());
   TORCH_CHECK_VALUE(drift_scale.dim() == 1, "drift_scale: expected shape [N], found ", drift_scale.sizes());
   check_shape("noise_std", noise_std, drift_scale.sizes());
-  if (x0.size(0) == 0) return;
+  if (steps.numel() == 0) return;
   AT_DISPATCH_FLOATING_TYPES(x0.scalar_type(), "fastndsm::simulate", [&] {
     const MixtureArgument<scalar_t> mixture(means, precisions, log_scale, covariance_type);
     const AxesView<scalar_t> view = axes.view<scalar_t>(x0.size(1));
@@ -107,11 +122,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_target(
     int64_t first_path, bool antithetic) {
   TORCH_CHECK_VALUE(means.dim() == 2, "means: expected shape [K, d], found ", means.sizes());
   const Axes axes(rotations, rates, covariance_kind(covariance_type), means.sizes());
-  const int64_t rows = x0.size(0) * (antithetic ? 2 : 1), d = x0.size(1);
+  std::vector<int64_t> shape = steps.sizes().vec();
+  TORCH_CHECK_VALUE(!shape.empty(), "steps: expected shape [B] or [B, R], found []");
+  shape[0] *= antithetic ? 2 : 1, shape.push_back(x0.size(1));
   Outputs out;
-  out.x = at::empty({rows, d}, x0.options());
-  out.target = at::empty({rows, d}, x0.options());
-  out.variance = at::empty({rows, covariance_kind(covariance_type) == Covariance::spherical ? 1 : d}, x0.options());
+  out.x = at::empty(shape, x0.options());
+  out.target = at::empty(shape, x0.options());
+  if (covariance_kind(covariance_type) == Covariance::spherical) shape.back() = 1;
+  out.variance = at::empty(shape, x0.options());
   simulate_into(x0, steps, drift_scale, noise_std, means, precisions, log_scale, covariance_type, seed, first_path,
                 antithetic, axes, out);
   return {out.x, out.target, out.variance};

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "reverse_tile.h"
@@ -11,16 +12,23 @@ namespace fastndsm {
 
 template <typename S>
 struct Batch {
-  int64_t n_rows, n_steps, first_path;
+  int64_t n_rows, n_records, n_steps, first_path;
   const S* x0;  // [n_rows, d]
-  const int64_t* steps;  // [n_rows], 0..n_steps
-  S* x;  // [n_rows, d], or [2 n_rows, d] if mirrored
-  S* mean;  // [n_rows, d] or null
+  const int64_t* steps;  // [n_rows, n_records], 0..n_steps: after how many of them a path's records are taken
+  const int64_t* last;  // [n_rows], the most of them
+  S* x;  // [n_rows, n_records, d], or [2 n_rows, n_records, d] if mirrored
+  S* mean;  // like x, or null
   S* noise;
   S* target;  // like x, or null
-  S* variance;  // [rows of x, 1] spherical, else like x
+  S* variance;  // [rows of x, n_records, 1] spherical, else like x
   bool mirrored;
 };
+
+inline std::vector<int64_t> last_steps(const int64_t* steps, int64_t n_rows, int64_t n_records) {
+  std::vector<int64_t> last(n_rows);
+  for (int64_t i = 0; i < n_rows; ++i) last[i] = *std::max_element(steps + i * n_records, steps + (i + 1) * n_records);
+  return last;
+}
 
 // Rows that take all the same number of steps where `steps` is null; else by descending number of steps, so that the lanes of a tile finish together, and among equals by component (0 ..
 // n_components - 1), so that the lanes of a tile leave the same ones out; then long and short tiles in turn, so that every
@@ -86,12 +94,14 @@ struct TileRows {
     }
   }
 
-  void scatter(const V* from, int64_t shift, int64_t d, S* to) const {
-    const S* lanes = reinterpret_cast<const S*>(from);
-    for (int l = 0; l < count; ++l) {
-      S* destination = to + (row[l] + shift) * d;
-      for (int64_t j = 0; j < d; ++j) destination[j] = lanes[j * W + l];
-    }
+  void scatter(const V* from, int64_t d, S* to) const {
+    for (int l = 0; l < count; ++l) take(from, l, d, to + row[l] * d);
+  }
+
+  // The values of one lane.
+  static void take(const V* from, int lane, int64_t d, S* to) {
+    const S* values = reinterpret_cast<const S*>(from) + lane;
+    for (int64_t j = 0; j < d; ++j) to[j] = values[j * W];
   }
 };
 
@@ -106,83 +116,164 @@ struct BatchRows : TileRows<vec<S, kLanes<S>>> {
   }
 
   Lanes<V> lanes(const NoiseStream& noise) const {
-    Lanes<V> lanes;
-    S steps[lanes_of<V>];
-    lanes.first = batch.n_steps, lanes.last = 0;
-    for (int l = 0; l < lanes_of<V>; ++l) {
-      const int64_t n = batch.steps[this->at(l)];
-      steps[l] = S(n);
+    Lanes<V> lanes{this->paths(batch.first_path, noise.stream), batch.n_steps, 0};
+    for (int l = 0; l < this->count; ++l) {
+      const int64_t n = batch.last[this->row[l]];
       lanes.first = std::min(lanes.first, n), lanes.last = std::max(lanes.last, n);
     }
-    lanes.paths = this->paths(batch.first_path, noise.stream), lanes.steps = load<V>(steps);
     return lanes;
+  }
+
+  const int64_t* steps(int lane) const { return batch.steps + this->row[lane] * batch.n_records; }
+
+  // Where record r of a lane is in the outputs, of the mirrored path with a shift of n_rows.
+  int64_t record(int lane, int64_t shift, int64_t r) const { return (this->row[lane] + shift) * batch.n_records + r; }
+
+  // Record `at` of x; and of h and v for the target, or mean and noise. d may be a constant.
+  template <typename Dim>
+  void write(int lane, int64_t at, Dim d, int64_t rates, const V* x, const V* second, const V* third) const {
+    this->take(x, lane, d, batch.x + at * d);
+    if (batch.target) {
+      this->take(second, lane, d, batch.target + at * d);
+      this->take(third, lane, rates, batch.variance + at * rates);
+    } else if (batch.mean) {
+      this->take(second, lane, d, batch.mean + at * d);
+      this->take(third, lane, d, batch.noise + at * d);
+    }
+  }
+
+  // Makes -h / v of h in n records from `at` on; 0 where no step was taken: nothing to regress on.
+  void divide(int64_t at, int64_t n, int64_t d, int64_t rates) const {
+    const auto targets = [](S* h, int64_t size, auto variance) {
+      for (int64_t j = 0; j < size; ++j) {
+        const S v = variance(j), target = -h[j] / v;
+        h[j] = v > S(0) ? target : S(0);
+      }
+    };
+    S* const h = batch.target + at * d;
+    const S* const v = batch.variance + at * rates;
+    if (rates == d) return targets(h, n * d, [v](int64_t j) { return v[j]; });
+    for (int64_t r = 0; r < n; ++r) targets(h + r * d, d, [v = v[r]](int64_t) { return v; });
   }
 };
 
-// Tiles of known dimension, their state in registers.
+// The records of a tile, listed by their step.
+class RecordLists {
+ public:
+  template <typename S>
+  void fill(const BatchRows<S>& rows, int64_t last) {
+    n_records_ = static_cast<int32_t>(rows.batch.n_records);
+    head_.assign(last + 1, kNone), next_.resize(rows.count * n_records_);
+    int32_t entry = 0;
+    for (int l = 0; l < rows.count; ++l) {
+      const int64_t* steps = rows.steps(l);
+      for (int32_t r = 0; r < n_records_; ++r, ++entry) next_[entry] = std::exchange(head_[steps[r]], entry);
+    }
+  }
+
+  bool any(int64_t n) const { return head_[n] != kNone; }
+
+  // body(lane, r) of the records of step n.
+  template <typename Body>
+  void each(int64_t n, const Body& body) const {
+    for (int32_t entry = head_[n]; entry != kNone; entry = next_[entry]) body(entry / n_records_, entry % n_records_);
+  }
+
+ private:
+  static constexpr int32_t kNone = -1;
+  int32_t n_records_ = 1;
+  std::vector<int32_t> head_, next_;
+};
+
+// Tiles of known dimension, their state in registers. What it was after each step is kept, and the records are taken from
+// there a history at a time: to look for them in every step would cost more than a step does.
 template <typename S, Covariance kind, int D, bool target>
 struct RegisterRunner {
   using V = typename BatchRows<S>::V;
   using Sample = RegisterTrajectory<V, kind, D, target>;
+  static constexpr int64_t kHistory = 128, kState = target ? 2 * D + Sample::kRates : 3 * D;
 
   static void run(const ProcessView<S>& view, const Batch<S>& batch, const Schedule& schedule, int64_t begin, int64_t end) {
     const RegisterProcess<S> process{known_mixture(view.mixture), D, view.drift_scale, view.noise_std, view.noise};
+    const bool pairs = target && batch.mirrored;
+    std::vector<V> history((pairs ? 2 : 1) * kHistory * kState);
     for (int64_t tile = begin; tile < end; ++tile) {
       const BatchRows<S> rows(batch, schedule, tile);
-      if (target && batch.mirrored) {
-        both(process, rows);
+      if (pairs) {
+        walk<2>(process, rows, history.data());
       } else {
-        one(process, rows);
+        walk<1>(process, rows, history.data());
       }
     }
   }
 
  private:
-  static void one(const RegisterProcess<S>& process, const BatchRows<S>& rows) {
+  struct Own {
+    V h[D];
+    Sample sample{h, 1};
+  };
+
+  // A tile, or it and its antithetic one by the same noise.
+  template <int members>
+  static void walk(const RegisterProcess<S>& process, const BatchRows<S>& rows, V* history) {
     const Lanes<V> lanes = rows.lanes(process.noise);
-    V x0[D], h[D], z[D], mean[D], noise[D];
-    rows.gather(rows.batch.x0, D, x0);
-    Sample sample(h, 1);
     const bool keeps = !target && rows.batch.mean;
-    for (int j = 0; j < D; ++j) sample.x[j] = mean[j] = x0[j], noise[j] = V{};
+    V x0[D], z[D];
+    rows.gather(rows.batch.x0, D, x0);
+    Own own[members];
+    for (int i = 0; i < members; ++i) {
+      V* const state = history + i * kHistory * kState;
+      for (int j = 0; j < D; ++j) own[i].sample.x[j] = x0[j];
+      if (keeps) {
+        for (int j = 0; j < D; ++j) state[D + j] = x0[j], state[2 * D + j] = V{};
+      }
+      put(own[i].sample, state);
+    }
+    int64_t first = 0;  // number of steps before the state that the history starts with
     for (int64_t n = 0; n < lanes.last; ++n) {
+      if (n + 1 == first + kHistory) take<members>(rows, history, first, kHistory), first += kHistory;
       const auto counters = lanes.paths.at(static_cast<uint32_t>(n), process.noise.key);
       if constexpr (Sample::kAhead) Sample::draw(process.dim, counters, z);
-      const auto last = lanes.steps == S(n + 1);
-      sample.step(process, counters, static_cast<int>(n), z, S(1), lanes.steps > S(n), [&](int j, V at, V drawn) {
-        if (keeps) mean[j] = select(last, at, mean[j]), noise[j] = select(last, drawn, noise[j]);
-      });
-    }
-    finish(rows, sample, 0);
-    if (keeps) rows.scatter(mean, 0, D, rows.batch.mean), rows.scatter(noise, 0, D, rows.batch.noise);
-  }
-
-  // A tile and its antithetic one, by the same noise.
-  static void both(const RegisterProcess<S>& process, const BatchRows<S>& rows) {
-    const Lanes<V> lanes = rows.lanes(process.noise);
-    V x0[D], h[2][D], z[D];
-    rows.gather(rows.batch.x0, D, x0);
-    Sample sample[2] = {Sample(h[0], 1), Sample(h[1], 1)};
-    for (int j = 0; j < D; ++j) sample[0].x[j] = sample[1].x[j] = x0[j];
-    for (int64_t n = 0; n < lanes.last; ++n) {
-      const auto counters = lanes.paths.at(static_cast<uint32_t>(n), process.noise.key);
-      Sample::draw(process.dim, counters, z);
-      for (int i = 0; i < 2; ++i) {
-        sample[i].step(process, counters, static_cast<int>(n), z, S(1 - 2 * i), lanes.steps > S(n), [](int, V, V) {});
+      for (int i = 0; i < members; ++i) {
+        V* const state = history + (i * kHistory + n + 1 - first) * kState;
+        own[i].sample.step(process, counters, static_cast<int>(n), z, S(1 - 2 * i), [&](int j, V mean, V noise) {
+          if (keeps) state[D + j] = mean, state[2 * D + j] = noise;
+        });
+        put(own[i].sample, state);
       }
     }
-    for (int i = 0; i < 2; ++i) finish(rows, sample[i], i * rows.batch.n_rows);
+    take<members>(rows, history, first, lanes.last + 1 - first);
+    if constexpr (target) {
+      for (int i = 0; i < members; ++i) {
+        for (int l = 0; l < rows.count; ++l) {
+          rows.divide(rows.record(l, i * rows.batch.n_rows, 0), rows.batch.n_records, D, Sample::kRates);
+        }
+      }
+    }
   }
 
-  static void finish(const BatchRows<S>& rows, const Sample& sample, int64_t shift) {
-    V values[D];  // a copy: whose address is taken does not stay in registers
-    for (int j = 0; j < D; ++j) values[j] = sample.x[j];
-    rows.scatter(values, shift, D, rows.batch.x);
+  static void put(const Sample& sample, V* state) {
+    for (int j = 0; j < D; ++j) state[j] = sample.x[j];
     if constexpr (target) {
-      for (int j = 0; j < D; ++j) values[j] = sample.target_value(j);
-      rows.scatter(values, shift, D, rows.batch.target);
-      for (int r = 0; r < Sample::kRates; ++r) values[r] = sample.v[r];
-      rows.scatter(values, shift, Sample::kRates, rows.batch.variance);
+      for (int j = 0; j < D; ++j) state[D + j] = sample.h[j];
+      for (int r = 0; r < Sample::kRates; ++r) state[2 * D + r] = sample.v[r];
+    }
+  }
+
+  // The records after `first` steps and up to n - 1 more.
+  template <int members>
+  static void take(const BatchRows<S>& rows, const V* history, int64_t first, int64_t n) {
+    constexpr std::integral_constant<int, D> d;
+    for (int i = 0; i < members; ++i) {
+      for (int l = 0; l < rows.count; ++l) {
+        const int64_t* steps = rows.steps(l);
+        const int64_t at = rows.record(l, i * rows.batch.n_rows, 0);
+        for (int64_t r = 0; r < rows.batch.n_records; ++r) {
+          if (steps[r] < first || steps[r] >= first + n) continue;
+          const V* state = history + (i * kHistory + steps[r] - first) * kState;
+          rows.write(l, at + r, d, Sample::kRates, state, state + D, state + 2 * D);
+        }
+      }
     }
   }
 };
@@ -204,6 +295,7 @@ struct TileRunner {
     const int64_t copies = kTurns && kind == Covariance::full ? TileAxes<V>::vectors(d) : 0;
     std::vector<V> memory(members * own + copies);
     std::vector<int32_t> lists(members * Screen<V>::integers(k));
+    RecordLists due;
     for (int64_t tile = begin; tile < end; ++tile) {
       const BatchRows<S> rows(batch, schedule, tile);
       Member<V> member[2];
@@ -228,8 +320,11 @@ struct TileRunner {
                      !mirror};
         load_state(rows, member[i].state, d, rates);
       }
-      Trajectory<V, kind, target ? Output::target : Output::state>{process}.run(member, members);
-      for (int i = 0; i < members; ++i) store_state(rows, member[i], i * batch.n_rows, d, rates);
+      due.fill(rows, member[0].lanes.last);
+      Trajectory<V, kind, target ? Output::target : Output::state>{process}.run(member, members, [&](int64_t n) {
+        if (!due.any(n)) return;
+        for (int i = 0; i < members; ++i) record(rows, due, n, member[i], i * batch.n_rows, d, rates);
+      });
     }
   }
 
@@ -244,22 +339,24 @@ struct TileRunner {
     }
   }
 
-  static void store_state(const BatchRows<S>& rows, Member<V>& member, int64_t shift, int64_t d, int64_t rates) {
-    const Batch<S>& batch = rows.batch;
-    TileState<V>& t = member.state;
-    rows.scatter(t.x, shift, d, batch.x);
-    if constexpr (target) {
+  // Those of step n.
+  static void record(const BatchRows<S>& rows, const RecordLists& due, int64_t n, const Member<V>& member, int64_t shift,
+                     int64_t d, int64_t rates) {
+    const TileState<V>& t = member.state;
+    const V *second = target ? t.h : t.mean, *third = target ? t.v : t.noise;
+    if constexpr (kTurns) {
+      V *turned = t.turned, *variance = turned + d;  // what a step leaves there is done with
       for (int64_t j = 0; j < d; ++j) {
-        const V v = t.v[kind == Covariance::spherical ? 0 : j];
-        t.h[j] = select(v > S(0), V(-t.h[j] / v), V{});  // no step taken: nothing to regress on
+        turned[j] = select(t.v[j] > S(0), V(-t.h[j] / t.v[j]), V{}), variance[j] = t.v[j];
       }
-      if constexpr (kTurns) member.axes.turn_back(t.h, t.v, t.turned);
-      rows.scatter(t.h, shift, d, batch.target);
-      rows.scatter(t.v, shift, rates, batch.variance);
-    } else if (t.mean) {
-      rows.scatter(t.mean, shift, d, batch.mean);
-      rows.scatter(t.noise, shift, d, batch.noise);
+      member.axes.turn_back(turned, variance, variance + d);
+      second = turned, third = variance;
     }
+    due.each(n, [&](int lane, int64_t r) {
+      const int64_t at = rows.record(lane, shift, r);
+      rows.write(lane, at, d, rates, t.x, second, third);
+      if constexpr (target && !kTurns) rows.divide(at, 1, d, rates);
+    });
   }
 };
 
@@ -314,7 +411,7 @@ void run_tiles_back(const ReverseView<S>& view, const ReverseBatch<S>& batch, co
       if (batch.own) rows.gather(batch.own, 1, &tile.own);
       tile.start(rows.paths(batch.first_path, view.noise.stream));
       tile.run(batch.first, batch.last, batch.slope != nullptr, batch.own != nullptr);
-      rows.scatter(tile.y, 0, d, batch.out);
+      rows.scatter(tile.y, d, batch.out);
     }
   });
 }

@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads, 1) simulate_kernel(const __grid_cons
     const bool last = !target && n + 1 == steps && a.mean;
     float z[target ? D : 1];
     if constexpr (target) sample.draw(d, counters, z);
-    sample.step(process, counters, n, z, sign, true, [&](int j, float mean, float noise) {
+    sample.step(process, counters, n, z, sign, [&](int j, float mean, float noise) {
       if (last && j < d) a.mean[out * d + j] = mean, a.noise[out * d + j] = noise;
     });
   }

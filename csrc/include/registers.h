@@ -293,10 +293,9 @@ struct RegisterTrajectory {
     for (int j = 0; j < D; j += kCounter<D>) padded_normals<kCounter<D>, V>(counters, j, dim, z + j);
   }
 
-  // Step n, in lanes that are active (a mask, or true). drawn is its noise if kAhead, to be multiplied by sign.
-  // keep(j, mean, noise) sees both.
-  template <typename Mask, typename Keep>
-  FASTNDSM_HD void step(const RegisterProcess<S>& p, const Counters& counters, int n, const V* drawn, S sign, Mask active,
+  // Step n. drawn is its noise if kAhead, to be multiplied by sign. keep(j, mean, noise) sees both.
+  template <typename Keep>
+  FASTNDSM_HD void step(const RegisterProcess<S>& p, const Counters& counters, int n, const V* drawn, S sign,
                         const Keep& keep) {
     constexpr int C = kCounter<D>;
     const S a = p.drift_scale[n], s = p.noise_std[n];
@@ -319,22 +318,22 @@ struct RegisterTrajectory {
           product[j] = mixture.product(j, score, x, z);
         } else if constexpr (target) {
           if (n == 0) rate[r] = mixture.precision(j);
-          add_to_target(p, n, j, r, zj, mixture.product(j, score, x, z), active);
+          add_to_target(p, n, j, r, zj, mixture.product(j, score, x, z));
         }
         const V mean = fused(splat<V>(a), score, x[j]);
         keep(j, mean, zj);
-        x[j] = select(active, fused(splat<V>(s), zj, mean), x[j]);
+        x[j] = fused(splat<V>(s), zj, mean);
       }
     }
     if constexpr (kTurns) {
       if (n == 0) choose_axes(p, static_cast<int>(mixture.heaviest()));
-      turned_target(p, n, product, z, active);
+      turned_target(p, n, product, z);
     }
     if constexpr (target) {
       FASTNDSM_UNROLL
       for (int r = 0; r < kRates; ++r) {
         const V c = S(1) - a * rate[r];
-        v[r] = select(active, fused(V(c * c), v[r], splat<V>(s * s)), v[r]);
+        v[r] = fused(V(c * c), v[r], splat<V>(s * s));
       }
     }
   }
@@ -421,18 +420,15 @@ struct RegisterTrajectory {
   }
 
   // h of dimension j, whose v and p are at r.
-  template <typename Mask>
-  FASTNDSM_HD void add_to_target(const RegisterProcess<S>& p, int n, int j, int r, V noise, V product, Mask active) {
+  FASTNDSM_HD void add_to_target(const RegisterProcess<S>& p, int n, int j, int r, V noise, V product) {
     const S a = p.drift_scale[n], s = p.noise_std[n];
     const V c = S(1) - a * rate[r];
     const V own = s - c * (S(1) - c) * v[r] * (S(1) / s);
-    const V next = fused(c, h[j * stride], fused(own, noise, V(c * v[r] * (-a / s) * product)));
-    h[j * stride] = select(active, next, h[j * stride]);
+    h[j * stride] = fused(c, h[j * stride], fused(own, noise, V(c * v[r] * (-a / s) * product)));
   }
 
   // h along the axes, from z and H z turned.
-  template <typename Mask>
-  FASTNDSM_HD void turned_target(const RegisterProcess<S>& p, int n, const V (&product)[D], const V (&z)[D], Mask active) {
+  FASTNDSM_HD void turned_target(const RegisterProcess<S>& p, int n, const V (&product)[D], const V (&z)[D]) {
     // Row by row, none before the last one is used: all of U at once would cost a GPU as many registers.
     V noise[D], turned[D];
     FASTNDSM_UNROLL
@@ -449,7 +445,7 @@ struct RegisterTrajectory {
       row += p.dim;
     }
     FASTNDSM_UNROLL
-    for (int j = 0; j < D; ++j) add_to_target(p, n, j, j, noise[j], turned[j], active);
+    for (int j = 0; j < D; ++j) add_to_target(p, n, j, j, noise[j], turned[j]);
   }
 };
 

@@ -42,15 +42,14 @@ struct ReverseView {
 template <typename V>
 struct Lanes {
   PathCounters<words_of<V>> paths;
-  V steps;              // steps each lane takes
-  int64_t first, last;  // the smallest and the largest of them
+  int64_t first, last;  // the fewest and the most steps that a lane is to take; all take the most
 };
 
 // Arrays of [d] vectors each.
 template <typename V>
 struct TileState {
   V* x;
-  V* mean = nullptr;   // mean and noise of the last step, or null
+  V* mean = nullptr;   // mean and noise of this step, or null
   V* noise = nullptr;
   V* h = nullptr;      // target: v H
   V* v = nullptr;      // target: [d], or [1] where the mixture is spherical
@@ -89,10 +88,13 @@ struct Trajectory {
   // The noise of a step: all of it at once where the logits need it, for the target, else with the update.
   using Counters = typename PathCounters<words_of<V>>::AtStep;
 
-  // One tile, or an antithetic pair.
-  FASTNDSM_HD void run(Member<V>* member, int n_members) const {
+  // One tile, or an antithetic pair; record(n) sees it after n steps, n = 0, 1, ...
+  template <typename Record>
+  FASTNDSM_HD void run(Member<V>* member, int n_members, const Record& record) const {
+    record(0);
     for (int64_t n = 0; n < member[0].lanes.last; ++n) {
       for (int i = 0; i < n_members; ++i) step(n, member[i]);
+      record(n + 1);
     }
   }
 
@@ -181,7 +183,7 @@ struct Trajectory {
     for (; j < d; ++j) body(one, j, z + j);
   }
 
-  // x, and what goes with it, from step n to n + 1; only in lanes that have not taken their last step.
+  // x, and what goes with it, from step n to n + 1.
   FASTNDSM_HD void advance(int64_t n, Member<V>& member, Mixture& mixture, const Counters& counters) const {
     in_chunks(true, member.z, counters, [&](auto size, int64_t j, const V* z) FASTNDSM_INLINE {
       update<decltype(size)::value>(n, member, mixture, j, z);
@@ -190,7 +192,7 @@ struct Trajectory {
       const S a = p.drift_scale[n], s = p.noise_std[n];
       TileState<V>& t = member.state;
       const V c = S(1) - a * t.rate[0];
-      t.v[0] = select(member.lanes.steps > S(n), fused(V(c * c), t.v[0], splat<V>(s * s)), t.v[0]);
+      t.v[0] = fused(V(c * c), t.v[0], splat<V>(s * s));
     }
   }
 
@@ -203,36 +205,30 @@ struct Trajectory {
     if (n == 0) member.axes.choose(kind == Covariance::full ? mixture.heaviest() : V{}, t.rate);
     member.axes.turn(member.z, product, z, turned_product);
     const S a = p.drift_scale[n], s = p.noise_std[n], sign = member.sign;
-    const auto active = member.lanes.steps > S(n);
     for (int64_t j = 0; j < d; ++j) {
       const V mean = fused(splat<V>(a), score[j], t.x[j]);
-      t.x[j] = select(active, fused(splat<V>(s), V(member.z[j] * sign), mean), t.x[j]);
-      add_to_target(n, member, active, j, j, V(z[j] * sign), turned_product[j]);
+      t.x[j] = fused(splat<V>(s), V(member.z[j] * sign), mean);
+      add_to_target(n, member, j, j, V(z[j] * sign), turned_product[j]);
     }
   }
 
   // h of dimension j, and v where it has one of its own; r is the place of v and p.
-  template <typename Mask>
-  FASTNDSM_HD void add_to_target(int64_t n, Member<V>& member, Mask active, int64_t j, int64_t r, V noise,
-                                 V product) const {
+  FASTNDSM_HD void add_to_target(int64_t n, Member<V>& member, int64_t j, int64_t r, V noise, V product) const {
     TileState<V>& t = member.state;
     const S a = p.drift_scale[n], s = p.noise_std[n];
     const V v = t.v[r], c = S(1) - a * t.rate[r];
     const V own = s - c * (S(1) - c) * v * (S(1) / s);
     const V push = c * v * (-a / s * member.sign);  // H (-z) = -(H z)
-    const V h = fused(c, t.h[j], fused(own, noise, V(push * product)));
-    t.h[j] = select(active, h, t.h[j]);
-    if (kind != Covariance::spherical) t.v[r] = select(active, fused(V(c * c), v, splat<V>(s * s)), v);
+    t.h[j] = fused(c, t.h[j], fused(own, noise, V(push * product)));
+    if (kind != Covariance::spherical) t.v[r] = fused(V(c * c), v, splat<V>(s * s));
   }
 
   // The C dimensions from j0 on; z their noise.
   template <int C>
   FASTNDSM_HD void update(int64_t n, Member<V>& member, Mixture& mixture, int64_t j0, const V* z) const {
-    const Lanes<V>& lanes = member.lanes;
     TileState<V>& t = member.state;
     const S a = p.drift_scale[n], s = p.noise_std[n], sign = member.sign;
-    const auto active = lanes.steps > S(n);
-    const bool keeps = t.mean != nullptr && n + 1 >= lanes.first;
+    const bool keeps = t.mean != nullptr && n + 1 >= member.lanes.first;
     V score[C], product[C], rate[C];
     const bool first = kTarget && n == 0;
     mixture.template moments<C>(t.x, member.z, j0, score, product, first ? rate : nullptr);
@@ -243,13 +239,9 @@ struct Trajectory {
       const V noise = kTarget ? V(z[i] * sign) : z[i];
       const V x = t.x[j];
       const V mean = fused(splat<V>(a), score[i], x);
-      t.x[j] = select(active, fused(splat<V>(s), noise, mean), x);
-      if (keeps) {
-        const auto last = lanes.steps == S(n + 1);
-        t.mean[j] = select(last, mean, t.mean[j]);
-        t.noise[j] = select(last, noise, t.noise[j]);
-      }
-      if constexpr (kTarget) add_to_target(n, member, active, j, r, noise, product[i]);
+      t.x[j] = fused(splat<V>(s), noise, mean);
+      if (keeps) t.mean[j] = mean, t.noise[j] = noise;
+      if constexpr (kTarget) add_to_target(n, member, j, r, noise, product[i]);
     }
   }
 

@@ -71,12 +71,21 @@ def path_range(n_paths: int, first_path: int, device: torch.device) -> Tensor:
     return torch.arange(n_paths, device=device) + first_path
 
 
-def uniform_steps(n_paths: int, n_steps: int, seed: Tensor, first_path: int, device: torch.device) -> Tensor:
-    """Draw integers uniform on 0..n_steps-1, int64 [n_paths]: word 0 of stream STEP times n_steps, its high half."""
+def uniform_steps(
+    n_paths: int, n_steps: int, seed: Tensor, first_path: int, device: torch.device, records: int | None = None
+) -> Tensor:
+    """Draw integers uniform on 0..n_steps-1, int64 [n_paths]: word 0 of stream STEP times n_steps, its high half.
+
+    Or [n_paths, records]: each uniform, and those of a path spread over the range by the golden ratio, from its word on
+    (a Weyl sequence), so that record r is the same whatever their number.
+    """
     paths = path_range(n_paths, first_path, device)[:, None]
     zero = torch.zeros_like(paths)
     counter = (paths & MASK, (paths >> 32) & 0xFFFFFF | STEP << 24, zero, zero)
-    return (philox4x32_10(counter, (seed & MASK, (seed >> 32) & MASK))[0][:, 0] * n_steps) >> 32
+    word = philox4x32_10(counter, (seed & MASK, (seed >> 32) & MASK))[0][:, 0]
+    if records is not None:
+        word = (word[:, None] + WEYL[0] * torch.arange(records, device=device)) & MASK
+    return (word * n_steps) >> 32
 
 
 def philox_normal(

@@ -13,12 +13,15 @@ it is classical denoising score matching then.
 Targets of this kind: Pidstrigach et al., arXiv 2504.03461 (ICML 2025; Malliavin calculus); Domingo-Enrich et al., arXiv
 2312.02027 (NeurIPS 2024; path-wise reparameterisation). These rho, exact for the chain, are this library's.
 
+A path passes every step: with steps [B, R] each gives R records, what one call for each of its steps would give.
+
 The drift enters through `Drift`, so that a mixture and any other differentiable drift share these loops. Each row stops
-at its own step: rows are ordered by their last step, and the active ones are always the first rows.
+at its own last step: rows are ordered by it, and the active ones are always the first rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -111,29 +114,45 @@ class LangevinDrift:
 
 
 class _Rows:
-    """Rows ordered by descending last step; `retire` sets aside those that are done."""
+    """Rows ordered by descending last step, and the records of them by their step.
+
+    Args:
+        steps: [B] or [B, R].
+    """
 
     def __init__(self, steps: Tensor) -> None:
-        ordered, self.order = steps.sort(descending=True, stable=True)
+        self.shape = steps.shape
+        steps = steps[:, None] if steps.ndim == 1 else steps
+        last = steps.amax(1)
+        ordered, self.order = last.sort(descending=True, stable=True)
         self.n_steps = int(ordered[0]) if len(steps) else 0
+        grid = torch.arange(self.n_steps + 1, device=steps.device)
         # active[n] = number of rows that take step n
-        ascending = ordered.flip(0).contiguous()
-        grid = torch.arange(self.n_steps, device=steps.device)
-        active = len(steps) - torch.searchsorted(ascending, grid, right=True)
-        self.active = [int(rows) for rows in active]  # under torch.func, 2.9 has no list of a tensor
+        active = len(steps) - torch.searchsorted(ordered.flip(0).contiguous(), grid, right=True)
+        recorded, self.records = steps.flatten().sort(stable=True)
+        ends = torch.searchsorted(recorded, grid, right=True)
+        # under torch.func, 2.9 has no list of a tensor
+        self.active, self.ends = [int(n) for n in active], [int(n) for n in ends]
+        self.at = _inverse(self.order)[self.records // steps.shape[1]]  # the ordered row of a record
         self.done: list[tuple[Tensor, ...]] = []
 
-    def retire(self, state: tuple[Tensor, ...], n: int) -> tuple[Tensor, ...]:
-        """Return the rows of `state` that take step n; the others are finished and put aside."""
-        keep = self.active[n] if n < self.n_steps else 0
-        self.done.append(tuple(s[keep:] for s in state))
-        return tuple(s[:keep] for s in state)
+    def record(self, state: tuple[Tensor, ...], n: int) -> tuple[Tensor, ...]:
+        """Keep the records of `state` after n steps; return the rows of it that take step n."""
+        at = self.at[self.ends[n - 1] if n else 0 : self.ends[n]]
+        self.done.append(tuple(s[at] for s in state))
+        return tuple(s[: self.active[n]] for s in state)
 
     def collect(self) -> tuple[Tensor, ...]:
-        """Return the finished rows in their original order."""
-        inverse = torch.empty_like(self.order)
-        inverse[self.order] = torch.arange(len(self.order), device=self.order.device)
-        return tuple(torch.cat(parts[::-1])[inverse] for parts in zip(*self.done, strict=True))
+        """Return the records in their original order, [B, ...] or [B, R, ...]."""
+        inverse = _inverse(self.records)
+        parts = (torch.cat(parts)[inverse] for parts in zip(*self.done, strict=True))
+        return tuple(part.reshape(*self.shape, part.shape[1]) for part in parts)
+
+
+def _inverse(order: Tensor) -> Tensor:
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(len(order), device=order.device)
+    return inverse
 
 
 def walk(
@@ -145,11 +164,11 @@ def walk(
     x = x0[rows.order]
     state: tuple[Tensor, ...] = (x, x, torch.zeros_like(x))
     for n in range(rows.n_steps):
-        (x, _, _) = rows.retire(state, n)
+        (x, _, _) = rows.record(state, n)
         z = philox.normal(paths[: len(x)], x.shape[1], seed=seed, step=n, stream=philox.NOISING, dtype=x.dtype)
         mean = x + drift.increment(n, x)
         state = (mean + noise_std[n] * z, mean, z)
-    rows.retire(state, rows.n_steps)
+    rows.record(state, rows.n_steps)
     x, mean, z = rows.collect()
     return x, mean, z
 
@@ -157,14 +176,17 @@ def walk(
 def walk_with_target(
     x0: Tensor, steps: Tensor, drift: Drift, noise_std: Tensor, paths: Tensor, sign: Tensor, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return x_n [B, d], target -H_n [B, d], v_n ([B, 1] or [B, d]); a row's noise is multiplied by its sign [B, 1]."""
+    """Return x_n [B, d], target -H_n [B, d], v_n ([B, 1] or [B, d]); a row's noise is multiplied by its sign [B, 1].
+
+    With steps [B, R] the three are [B, R, d] or [B, R, 1].
+    """
     rows = _Rows(steps)
     paths, sign = paths[rows.order], sign[rows.order]
     frame = drift.frame(x0)
     x, ordered = x0[rows.order], frame.of(rows.order)
     state: tuple[Tensor, ...] = (x, torch.zeros_like(x), torch.zeros_like(ordered.rate))
     for n in range(rows.n_steps):
-        x, h, v = rows.retire(state, n)
+        x, h, v = rows.record(state, n)
         m, s = len(x), noise_std[n]
         z = sign[:m] * philox.normal(paths[:m], x.shape[1], seed=seed, step=n, stream=philox.NOISING, dtype=x.dtype)
         increment, product = drift.increment_and_product(n, x, z)
@@ -174,9 +196,14 @@ def walk_with_target(
         rho = contraction * v / v_next
         h = rho * h + ((1.0 - rho) * now.turn(z) - rho * now.turn(product)) / s
         state = (x + increment + s * z, h, v_next)
-    rows.retire(state, rows.n_steps)
+    rows.record(state, rows.n_steps)
     x, h, v = rows.collect()
-    return x, -frame.turn_back(h), frame.diagonal(v)
+    return x, -_each_record(frame.turn_back, h), _each_record(frame.diagonal, v)
+
+
+def _each_record(function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+    """Return the function of [B, d] or, record by record so that its bits are those of one, of [B, R, d]."""
+    return function(value) if value.ndim == 2 else torch.stack([function(v) for v in value.unbind(1)], dim=1)
 
 
 def simulate(
@@ -225,6 +252,7 @@ def simulate_target(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return x [B, d], target [B, d] and variance ([B, 1] spherical, else [B, d]); 2B rows if antithetic.
 
+    With steps [B, R], R records of each path: x and target [B, R, d], variance [B, R, 1] or [B, R, d].
     axes: of tied and full covariances; else None.
     """
     paths = philox.path_range(len(x0), first_path, x0.device)

@@ -105,7 +105,7 @@ void in_registers(const Arguments<S>& a) {
         const auto counters = path.at(static_cast<uint32_t>(n), process.noise.key);
         const bool last = !target && a.second && n + 1 == a.steps[row];
         if constexpr (target) sample.draw(d, counters, z);
-        sample.step(process, counters, n, z, S(i < a.rows ? 1 : -1), true, [&](int j, S mean, S noise) {
+        sample.step(process, counters, n, z, S(i < a.rows ? 1 : -1), [&](int j, S mean, S noise) {
           if (last && j < d) a.second[i * d + j] = mean, a.third[i * d + j] = noise;
         });
       }
