@@ -364,7 +364,11 @@ def _(x0, steps, drift_scale, noise_std, means, precisions, log_scale, covarianc
     *_, antithetic, _ = rest
     dim = x0.shape[1]
     records = x0.shape[0] * (2 if antithetic else 1), *steps.shape[1:]
-    return _new(x0, *records, dim), _new(x0, *records, dim), _new(x0, *records, 1 if covariance_type == "spherical" else dim)
+    return (
+        _new(x0, *records, dim),
+        _new(x0, *records, dim),
+        _new(x0, *records, 1 if covariance_type == "spherical" else dim),
+    )
 
 
 def _target_backward(ctx, *grads):  # type: ignore[no-untyped-def]

@@ -71,7 +71,7 @@ def simulate_target(
     antithetic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return x [B, d], target [B, d] and variance ([B, 1] spherical, else [B, d]); 2B rows if antithetic, those of
-    mirrored noise last. axes: of tied and full covariances. Raises as `simulate`."""
+    mirrored noise last. steps: [B], or [B, R] for [B, R, ...]. axes: of tied and full covariances. Raises as `simulate`."""
     return run("target", x0, steps, process, seed, first_path, antithetic, axes)
 
 
@@ -87,31 +87,41 @@ def run(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return x, with mean and noise (transition) or target and variance (target); x in place of what is not asked."""
     drift_scale, noise_std, mixture = process.drift_scale, process.noise_std, process.mixture
-    check(x0, steps, drift_scale, noise_std, mixture, seed)
+    check(x0, steps, drift_scale, noise_std, mixture, seed, records=output == "target")
     kind = mixture.covariance_type
     turned = check_axes(axes, mixture) if output == "target" and kind in ("tied", "full") else None
-    dim, rows = x0.shape[1], x0.shape[0] * (2 if antithetic else 1)
-    x = torch.empty((rows, dim), dtype=x0.dtype, device=x0.device)
+    dim, rows = x0.shape[1], (x0.shape[0] * (2 if antithetic else 1), *steps.shape[1:])
+    x = torch.empty((*rows, dim), dtype=x0.dtype, device=x0.device)
     second, third = x, x
     if output != "state":
         second = torch.empty_like(x)
         width = 1 if output == "target" and kind == "spherical" else dim
-        third = torch.empty((rows, width), dtype=x0.dtype, device=x0.device)
+        third = torch.empty((*rows, width), dtype=x0.dtype, device=x0.device)
     if x.numel() == 0:
         return x, second, third
+    steps, records = steps.sort(dim=1) if steps.numel() > len(steps) else (steps.flatten(), None)
     operands = [t.contiguous() for t in (x0, steps, drift_scale, noise_std)]
     parameters = mixture.means.contiguous(), mixture.precisions.contiguous(), mixture.log_scale.contiguous()
     with torch.cuda.device_of(x):
+        outputs = x.view(-1, dim), second.view(-1, dim), third.view(-1, third.shape[-1])
         if kind == "full" and dim > SMALL:
-            simulate_full((x, second, third), output, *operands, parameters, turned, seed, first_path, antithetic)
+            simulate_full(outputs, output, *operands, records, parameters, turned, seed, first_path, antithetic)
         else:
             launch = launch_small if dim <= SMALL else launch_tiled
-            launch((x, second, third), output, operands, parameters, kind, turned, seed, first_path, antithetic)
+            launch(outputs, output, operands, records, parameters, kind, turned, seed, first_path, antithetic)
     return x, second, third
 
 
-def check(x0: Tensor, steps: Tensor, drift_scale: Tensor, noise_std: Tensor, mixture: Mixture, seed: Tensor) -> None:
-    """Refuse tensors of several dtypes, or of shapes that do not fit each other."""
+def check(
+    x0: Tensor,
+    steps: Tensor,
+    drift_scale: Tensor,
+    noise_std: Tensor,
+    mixture: Mixture,
+    seed: Tensor,
+    records: bool = False,
+) -> None:
+    """Refuse tensors of several dtypes, or of shapes that do not fit each other; steps are [B], or with records [B, R]."""
     floats = {"x0": x0, "drift_scale": drift_scale, "noise_std": noise_std, "means": mixture.means}
     for name, value in floats.items():
         if value.dtype != torch.float32:
@@ -124,8 +134,9 @@ def check(x0: Tensor, steps: Tensor, drift_scale: Tensor, noise_std: Tensor, mix
     dim = mixture.means.shape[1]
     if x0.ndim != 2 or x0.shape[1] != dim:
         raise ValueError(f"x0: expected shape [B, {dim}], found {tuple(x0.shape)}")
-    if steps.shape != x0.shape[:1]:
-        raise ValueError(f"steps: expected shape ({x0.shape[0]},), found {tuple(steps.shape)}")
+    if steps.ndim not in (1, 2 if records else 1) or steps.shape[0] != x0.shape[0]:
+        more = f" or ({x0.shape[0]}, R)" if records else ""
+        raise ValueError(f"steps: expected shape ({x0.shape[0]},){more}, found {tuple(steps.shape)}")
     if drift_scale.ndim != 1 or noise_std.shape != drift_scale.shape:
         found = f"{tuple(drift_scale.shape)} and {tuple(noise_std.shape)}"
         raise ValueError(f"drift_scale, noise_std: expected one shape [N], found {found}")
@@ -146,9 +157,10 @@ def check_axes(axes: Axes | None, mixture: Mixture) -> Axes:
 
 
 def order_of(steps: Tensor, n_steps: int, ordered_rows: int) -> Tensor | None:
-    """Return the rows by descending number of steps, or None where they stay as they are."""
+    """Return the rows by descending number of steps [B] or [B, R], or None where they stay as they are."""
     if len(steps) < ordered_rows:
         return None
+    steps = steps if steps.ndim == 1 else steps[:, -1]
     keys = steps.to(torch.int16) if n_steps < 1 << 15 else steps  # short keys sort faster
     return torch.sort(keys, descending=True, stable=True)[1]
 
@@ -157,6 +169,7 @@ def launch_small(
     outputs: tuple[Tensor, Tensor, Tensor],
     output: str,
     operands: list[Tensor],
+    records: Tensor | None,
     parameters: tuple[Tensor, Tensor, Tensor],
     kind: str,
     axes: Axes | None,
@@ -178,6 +191,7 @@ def launch_small(
         *outputs,
         x0,
         steps,
+        records,
         order,
         *operands[2:],
         *parameters,
@@ -185,6 +199,7 @@ def launch_small(
         None if axes is None else axes.rates.contiguous(),
         on_device(seed, x0.device),
         rows,
+        1 if records is None else records.shape[1],
         n_steps,
         len(parameters[0]),
         first_path,
@@ -202,6 +217,7 @@ def launch_tiled(
     outputs: tuple[Tensor, Tensor, Tensor],
     output: str,
     operands: list[Tensor],
+    records: Tensor | None,
     parameters: tuple[Tensor, Tensor, Tensor],
     kind: str,
     axes: Axes | None,
@@ -231,6 +247,7 @@ def launch_tiled(
         *outputs,
         x0,
         steps,
+        records,
         order,
         *operands[2:],
         *tiled_operands(parameters, kind, tile["COLUMNS"]),
@@ -239,6 +256,7 @@ def launch_tiled(
         scratch,
         on_device(seed, x0.device),
         rows,
+        1 if records is None else records.shape[1],
         n_steps,
         n_components,
         first_path,

@@ -28,6 +28,7 @@ def simulate_full(
     steps: Tensor,
     drift_scale: Tensor,
     noise_std: Tensor,
+    records: Tensor | None,
     mixture: tuple[Tensor, Tensor, Tensor],
     axes: Axes | None,
     seed: Tensor,
@@ -36,18 +37,27 @@ def simulate_full(
 ) -> None:
     """Fill x, second and third (see `simulate_small_kernel`), each [rows, d]; mixture: means, precisions, log_scale.
 
-    axes: of the components, for the target.
+    axes: of the components, for the target. records: as there, [B, R] beside steps [B, R], or None and steps [B].
 
     Rows by descending last step, so that those under way are the first ones; their number in each step is read from
     the device once.
     """
     n_rows, dim = x0.shape
-    signs = torch.ones_like(steps, dtype=x0.dtype)[:, None]
+    signs = torch.ones_like(x0[:, :1])
     rows = torch.arange(n_rows, device=x0.device)
     if antithetic:
         steps, rows, signs = torch.cat((steps, steps)), torch.cat((rows, rows)), torch.cat((signs, -signs))
-    ordered, order = steps.sort(descending=True, stable=True)
-    grid = torch.arange(len(drift_scale), device=x0.device)
+    ordered, order = (steps if records is None else steps[:, -1]).sort(descending=True, stable=True)
+    grid = torch.arange(len(drift_scale) + 1, device=x0.device)
+    # the output row of each state, and of each record before the last one with its state and step
+    to = order
+    if records is not None:
+        n_records = records.shape[1]
+        places = torch.arange(len(steps), device=x0.device)[:, None] * n_records + records[rows]
+        to = places[order, -1]
+        taken, which = steps[order, :-1].flatten().sort(stable=True)
+        places, states = places[order, :-1].flatten()[which], which // (n_records - 1)
+        ends = [0, *torch.searchsorted(taken, grid, right=True).tolist()]
     active = (len(order) - torch.searchsorted(ordered.flip(0).contiguous(), grid, right=True)).tolist()
     rows, signs = rows[order], signs[order]
 
@@ -59,6 +69,10 @@ def simulate_full(
         component = heaviest_component(x, *mixture)
         rate, rotations = axes.rates[component], axes.rotations.contiguous()
     for n, m in enumerate(active):
+        if records is not None:
+            due = slice(ends[n], ends[n + 1])
+            for out, state in zip(outputs, (x, second, third), strict=True):
+                out[places[due]] = state[states[due]]
         if m == 0:
             break
         step = torch.full((), n, dtype=torch.int64, device=x.device)
@@ -81,8 +95,12 @@ def simulate_full(
         if output == "transition":
             second[:m], third[:m] = mean, z
         x[:m] = mean + s * z
-    if output == "target":
-        second, third = turn(-second, third, rotations, component, back=True)
-    outputs[0][order] = x
+    outputs[0][to] = x
     if output != "state":
-        outputs[1][order], outputs[2][order] = second, third
+        outputs[1][to], outputs[2][to] = second, third
+    if output == "target":
+        of_row = torch.empty_like(component)
+        of_row[order] = component
+        of_row = of_row.repeat_interleave(len(outputs[0]) // len(order))
+        back = turn(-outputs[1], outputs[2], rotations, of_row, back=True)
+        outputs[1].copy_(back[0]), outputs[2].copy_(back[1])

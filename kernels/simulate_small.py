@@ -23,7 +23,7 @@ from .simulate_small_sums import (
     turned,
     turned_back,
 )
-from .trajectory import TWO_LN2, target_of, target_step
+from .trajectory import TWO_LN2, due_at, record_row, target_of, target_step
 
 
 @triton.jit
@@ -108,8 +108,10 @@ def store(ptr, row, inside, values, D: tl.constexpr):
 
 
 @triton.jit
-def write(x_ptr, second_ptr, third_ptr, row, inside, x, second, third, rotation, OUTPUT: tl.constexpr, D: tl.constexpr):
-    """Store the outputs of one path each."""
+def write(outputs, row, inside, state, rotation, OUTPUT: tl.constexpr, D: tl.constexpr):
+    """Store the outputs of one path each; state is x, second and third."""
+    x_ptr, second_ptr, third_ptr = outputs
+    x, second, third = state
     store(x_ptr, row, inside, x, D)
     if OUTPUT == "transition":
         store(second_ptr, row, inside, second, D)
@@ -120,13 +122,49 @@ def write(x_ptr, second_ptr, third_ptr, row, inside, x, second, third, rotation,
         store(third_ptr, row, inside, variance, len(third))
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_steps", "n_components", "first_path"])
+@triton.jit
+def write_pair(outputs, row, out_rows, inside, pair, rotation, OUTPUT: tl.constexpr, D: tl.constexpr):
+    """Store the outputs of the paths and, out_rows further on, those of the antithetic ones, if there are any."""
+    write(outputs, row, inside, pair[0], rotation, OUTPUT, D)
+    if len(pair[1]) > 0:
+        write(outputs, row + out_rows, inside, pair[1], rotation, OUTPUT, D)
+
+
+@triton.jit
+def write_due(
+    n,
+    outputs,
+    steps_ptr,
+    records_ptr,
+    row,
+    n_records,
+    cursor,
+    end,
+    out_rows,
+    inside,
+    pair,
+    rotation,
+    OUTPUT: tl.constexpr,
+    D: tl.constexpr,
+):
+    """Store the records that are taken after n steps; return the cursors behind them."""
+    due = due_at(n, steps_ptr, cursor, end, inside)
+    while tl.max(due.to(tl.int32), axis=0) > 0:
+        to = record_row(records_ptr, row, n_records, cursor, due)
+        write_pair(outputs, to, out_rows, due, pair, rotation, OUTPUT, D)
+        cursor += due.to(tl.int64)
+        due = due_at(n, steps_ptr, cursor, end, inside)
+    return cursor
+
+
+@triton.jit(do_not_specialize=["n_rows", "n_records", "n_steps", "n_components", "first_path"])
 def simulate_small_kernel(
     x_ptr,
     second_ptr,
     third_ptr,
     x0_ptr,
     steps_ptr,
+    records_ptr,
     order_ptr,
     drift_scale_ptr,
     noise_std_ptr,
@@ -137,6 +175,7 @@ def simulate_small_kernel(
     rates_ptr,
     seed_ptr,
     n_rows: tl.int64,
+    n_records: tl.int64,
     n_steps: tl.int64,
     n_components: tl.int64,
     first_path: tl.int64,
@@ -152,7 +191,8 @@ def simulate_small_kernel(
 
     OUTPUT "transition" also writes mean and noise of the last step [n_rows, D] as second and third, "target"
     target [n_rows, D] and variance ([n_rows, 1] if spherical, else [n_rows, D]). ANTITHETIC: all outputs have n_rows
-    more rows, for paths driven by -z_n. With order a program takes rows order[i], order[i + 1], ..., not i, i + 1, ...
+    more rows, for paths driven by -z_n. With records, steps [n_rows, n_records] ascend in a row, and outputs, with as many
+    rows for each path, have what the path was after steps[row, i] in its row records[row, i]. With order a program takes rows order[i], order[i + 1], ..., not i, i + 1, ...
     RESIDENT: there are COMPONENTS components, whose parameters stay in registers; else their number is a multiple of
     that, and they are read in blocks of COMPONENTS under a running minimum of the energies (online softmax).
     rotations [D, D] or [COMPONENTS, D, D] and rates are the axes that the target of tied and full covariances takes.
@@ -163,7 +203,10 @@ def simulate_small_kernel(
     if order_ptr is not None:
         row = tl.load(order_ptr + lanes, mask=inside, other=0)
     path = first_path + row
-    steps = tl.minimum(tl.load(steps_ptr + row, mask=inside, other=0), n_steps).to(tl.int32)
+    final = row
+    if records_ptr is not None:
+        final = (row + 1) * n_records - 1
+    steps = tl.minimum(tl.load(steps_ptr + final, mask=inside, other=0), n_steps).to(tl.int32)
     last = tl.max(steps, axis=0)
     key_low, key_high = seed_words(seed_ptr)
     if RESIDENT:
@@ -211,7 +254,16 @@ def simulate_small_kernel(
     if ANTITHETIC:
         antithetic_x, antithetic_second, antithetic_third = x, second, third
 
+    cursor, out_rows, outputs = row * n_records, n_rows * n_records, (x_ptr, second_ptr, third_ptr)
     for n in range(0, last):
+        if records_ptr is not None:
+            pair = (x, second, third), ()
+            if ANTITHETIC:
+                pair = (x, second, third), (antithetic_x, antithetic_second, antithetic_third)
+            cursor = write_due(
+                n, outputs, steps_ptr, records_ptr, row, n_records, cursor, final + 1, out_rows, inside, pair, rotation,
+                OUTPUT, D,
+            )  # fmt: skip
         active = n < steps
         a = tl.load(drift_scale_ptr + n)
         s = tl.load(noise_std_ptr + n)
@@ -263,10 +315,13 @@ def simulate_small_kernel(
                 RESIDENT,
             )
 
-    write(x_ptr, second_ptr, third_ptr, row, inside, x, second, third, rotation, OUTPUT, D)
+    pair = (x, second, third), ()
     if ANTITHETIC:
-        row += n_rows
-        write(
-            x_ptr, second_ptr, third_ptr, row, inside, antithetic_x, antithetic_second, antithetic_third, rotation,
+        pair = (x, second, third), (antithetic_x, antithetic_second, antithetic_third)
+    if records_ptr is None:
+        write_pair(outputs, row, out_rows, inside, pair, rotation, OUTPUT, D)
+    else:
+        write_due(
+            last, outputs, steps_ptr, records_ptr, row, n_records, cursor, final + 1, out_rows, inside, pair, rotation,
             OUTPUT, D,
         )  # fmt: skip

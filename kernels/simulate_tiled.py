@@ -13,7 +13,16 @@ import triton.language as tl
 
 from .mixture_lanes import matrix_product
 from .philox import seed_words
-from .simulate_tiled_passes import finish_targets, move, start_paths, step_turned, store_noise, weigh_components
+from .simulate_tiled_passes import (
+    move,
+    start_paths,
+    step_turned,
+    store_due,
+    store_noise,
+    store_targets,
+    weigh_components,
+)
+from .trajectory import record_row
 
 # Scratch arrays [rows of x, d]: the noise; p(x_0); P x and P z; Hess z, and it and the noise along the principal axes;
 # sums over the blocks of components so far.
@@ -35,13 +44,14 @@ def place(array, KIND, OUTPUT, RESIDENT):
     return sum(scratch_arrays(KIND, OUTPUT, RESIDENT)[:array])
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_steps", "n_components", "first_path"])
+@triton.jit(do_not_specialize=["n_rows", "n_records", "n_steps", "n_components", "first_path"])
 def simulate_tiled_kernel(
     x_ptr,
     second_ptr,
     third_ptr,
     x0_ptr,
     steps_ptr,
+    records_ptr,
     order_ptr,
     drift_scale_ptr,
     noise_std_ptr,
@@ -54,6 +64,7 @@ def simulate_tiled_kernel(
     scratch_ptr,
     seed_ptr,
     n_rows: tl.int64,
+    n_records: tl.int64,
     n_steps: tl.int64,
     n_components: tl.int64,
     first_path: tl.int64,
@@ -70,7 +81,8 @@ def simulate_tiled_kernel(
     """Simulate x [n_rows, D] from x0: x <- x + a_n score(x) + s_n z_n for n < steps[row], z_n the normals of path
     first_path + row.
 
-    Outputs, ANTITHETIC, order and RESIDENT are those of `simulate_small_kernel`; KIND is not full. pulls are P m_k
+    Outputs, ANTITHETIC, records, order and RESIDENT are those of `simulate_small_kernel`; KIND is not full. Where the last
+    record of a path will be, its state is on the way. pulls are P m_k
     [K, D], both relative to the first mean, if tied, whose target is that along the axes (rotations, rates): to be
     turned back, as the variance. means, pulls, (unless spherical) precisions and the axes have zeros beyond
     column D, up to a multiple of COLUMNS. n_components is a multiple of COMPONENTS. PRECISION is that of tl.dot.
@@ -82,13 +94,23 @@ def simulate_tiled_kernel(
     if order_ptr is not None:
         row = tl.load(order_ptr + row)
     path = first_path + row
-    steps = tl.minimum(tl.load(steps_ptr + row), n_steps).to(tl.int32)
+    final_at, out = row, row
+    out_rows = n_rows
+    cursor = row
+    if records_ptr is not None:
+        final_at = (row + 1) * n_records - 1
+        out = record_row(records_ptr, row, n_records, final_at, inside)
+        out_rows = n_rows * n_records
+        cursor = row * n_records
+    steps = tl.minimum(tl.load(steps_ptr + final_at), n_steps).to(tl.int32)
     last = tl.max(steps, axis=0)
     key_low, key_high = seed_words(seed_ptr)
     outputs = (x_ptr, second_ptr, third_ptr)
     mixture = (means_ptr, precisions_ptr, log_scale_ptr, pulls_ptr)
     at_row = row * D
     array = n_rows * D
+    at_out = out * D
+    out_array = out_rows * D
     z_row = scratch_ptr + (array * place(Z, KIND, OUTPUT, RESIDENT) + at_row)
     rate_row = scratch_ptr + (array * place(RATE, KIND, OUTPUT, RESIDENT) + at_row)
     px_row = scratch_ptr + (array * place(PX, KIND, OUTPUT, RESIDENT) + at_row)
@@ -101,10 +123,17 @@ def simulate_tiled_kernel(
     turned_z_row = scratch_ptr + (array * place(TURNED_Z, KIND, OUTPUT, RESIDENT) + at_row)
     scratch_rows, sum_rows = (z_row, rate_row, px_row, pz_row, hz_row), (a_row, b_row, q_row)
 
-    start_paths(x_ptr, second_ptr, third_ptr, x0_ptr, at_row, array, inside, KIND, OUTPUT, ANTITHETIC, D, ROWS, COLUMNS)
+    start_paths(
+        x_ptr, second_ptr, third_ptr, x0_ptr, at_row, at_out, out_array, inside, KIND, OUTPUT, ANTITHETIC, D, ROWS, COLUMNS
+    )  # fmt: skip
     rate = tl.zeros((ROWS, 1), tl.float32)  # if spherical, as is the variance
     variance = rate
     for n in range(0, last):
+        if records_ptr is not None:
+            cursor = store_due(
+                n, outputs, steps_ptr, records_ptr, row, n_records, cursor, final_at, at_out, out_rows, inside, variance,
+                KIND, ANTITHETIC, D, ROWS, COLUMNS,
+            )  # fmt: skip
         a = tl.load(drift_scale_ptr + n)
         s = tl.load(noise_std_ptr + n)
         active = inside & (n < steps)
@@ -118,7 +147,7 @@ def simulate_tiled_kernel(
                 )
         for member in range(1 + ANTITHETIC):
             sign = 1.0 - 2.0 * member
-            at_member = at_row + member * array
+            at_member = at_out + member * out_array
             x_row = x_ptr + at_member
             if KIND == "tied":
                 matrix_product(px_row, x_row, means_ptr, precisions_ptr, active, True, D, ROWS, COLUMNS, PRECISION)
@@ -143,7 +172,10 @@ def simulate_tiled_kernel(
         if KIND == "spherical":
             c = 1.0 - a * rate
             variance = tl.where(active[:, None], tl.fma(c, c * variance, s * s), variance)
+    if records_ptr is not None:
+        store_due(
+            last, outputs, steps_ptr, records_ptr, row, n_records, cursor, final_at, at_out, out_rows, inside, variance,
+            KIND, ANTITHETIC, D, ROWS, COLUMNS,
+        )  # fmt: skip
     if PRODUCT:
-        finish_targets(
-            second_ptr, third_ptr, row, at_row, n_rows, array, inside, variance, KIND, ANTITHETIC, D, ROWS, COLUMNS
-        )
+        store_targets(outputs, at_out, out, out_rows, inside, variance, False, KIND, ANTITHETIC, D, ROWS, COLUMNS)

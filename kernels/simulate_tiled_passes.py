@@ -24,7 +24,7 @@ from .mixture_lanes import (
     weigh,
 )
 from .philox import normals, philox_words
-from .trajectory import HIGHEST, target_of, target_step
+from .trajectory import HIGHEST, due_at, record_row, target_of, target_step
 
 
 @triton.jit
@@ -44,7 +44,8 @@ def start_paths(
     third_ptr,
     x0_ptr,
     at_row,
-    array,
+    at_out,
+    out_array,
     inside,
     KIND: tl.constexpr,
     OUTPUT: tl.constexpr,
@@ -62,7 +63,7 @@ def start_paths(
         x = load_rows(x0_ptr + at_row[:, None] + column[None, :], mask, ROWS, LANES)
         zero = minus(x, x)
         for member in range(1 + ANTITHETIC):
-            at = (at_row + member * array)[:, None] + column[None, :]
+            at = (at_out + member * out_array)[:, None] + column[None, :]
             store_rows(x_ptr + at, x, moving, ROWS, LANES)
             if OUTPUT == "transition":
                 store_rows(second_ptr + at, x, moving, ROWS, LANES)
@@ -344,13 +345,61 @@ def step_turned(
 
 
 @triton.jit
-def finish_targets(
-    second_ptr,
-    third_ptr,
-    row,
+def store_targets(
+    outputs,
     at_row,
-    n_rows,
-    array,
+    to,
+    out_rows,
+    due,
+    variance,
+    COPIES: tl.constexpr,
+    KIND: tl.constexpr,
+    ANTITHETIC: tl.constexpr,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Store the target, from h and v at at_row, in the rows `to`, with x and the variance where no pass has stored them.
+
+    COPIES: `to` is another row than that of the state.
+    """
+    x_ptr, second_ptr, third_ptr = outputs
+    LANES: tl.constexpr = COLUMNS // 4
+    for member in range(1 + ANTITHETIC):
+        row = to + member * out_rows
+        for start in range(0, D, COLUMNS):
+            column = start + tl.arange(0, COLUMNS)
+            mask = in_row(column, D, COLUMNS)
+            moving = both(due, mask)
+            at = (at_row + member * out_rows * D)[:, None] + column[None, :]
+            at_record = (row * D)[:, None] + column[None, :]
+            h = load_rows(second_ptr + at, mask, ROWS, LANES)
+            v = (variance,)
+            if KIND != "spherical":
+                v = load_rows(third_ptr + at, mask, ROWS, LANES)
+                if COPIES:
+                    store_rows(third_ptr + at_record, v, moving, ROWS, LANES)
+            if COPIES:
+                store_rows(x_ptr + at_record, load_rows(x_ptr + at, mask, ROWS, LANES), moving, ROWS, LANES)
+            store_rows(second_ptr + at_record, target_of(h, v), moving, ROWS, LANES)
+        if KIND == "spherical":
+            tl.store(third_ptr + row[:, None], variance, mask=due[:, None])
+    if COPIES:
+        tl.debug_barrier()
+
+
+@triton.jit
+def store_due(
+    n,
+    outputs,
+    steps_ptr,
+    records_ptr,
+    row,
+    n_records,
+    cursor,
+    final,
+    at_row,
+    out_rows,
     inside,
     variance,
     KIND: tl.constexpr,
@@ -359,17 +408,11 @@ def finish_targets(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Store the target from h and v, and the variance where no pass has stored it."""
-    LANES: tl.constexpr = COLUMNS // 4
-    for member in range(1 + ANTITHETIC):
-        for start in range(0, D, COLUMNS):
-            column = start + tl.arange(0, COLUMNS)
-            mask = in_row(column, D, COLUMNS)
-            at = (at_row + member * array)[:, None] + column[None, :]
-            h = load_rows(second_ptr + at, mask, ROWS, LANES)
-            v = (variance,)
-            if KIND != "spherical":
-                v = load_rows(third_ptr + at, mask, ROWS, LANES)
-            store_rows(second_ptr + at, target_of(h, v), both(inside, mask), ROWS, LANES)
-        if KIND == "spherical":
-            tl.store(third_ptr + (row + member * n_rows)[:, None], variance, mask=inside[:, None])
+    """Store the records, all but the final ones, that are taken after n steps; return the cursors behind them."""
+    due = due_at(n, steps_ptr, cursor, final, inside)
+    while tl.max(due.to(tl.int32), axis=0) > 0:
+        to = record_row(records_ptr, row, n_records, cursor, due)
+        store_targets(outputs, at_row, to, out_rows, due, variance, True, KIND, ANTITHETIC, D, ROWS, COLUMNS)
+        cursor += due.to(tl.int64)
+        due = due_at(n, steps_ptr, cursor, final, inside)
+    return cursor

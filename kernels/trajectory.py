@@ -1,4 +1,4 @@
-"""Recursion of the target, which the kernels of trajectories share.
+"""What the kernels of trajectories share: the recursion of the target, and which records of a path are due.
 
 With h_n = v_n H_n the target -H of `fastndsm.reference.simulate` needs no division until the end:
 
@@ -31,6 +31,19 @@ def target_step(h, v, p, hessian_z, u, z, a, s):
             v_next += (tl.fma(c, cv, s * s),)
         h_next += (tl.fma(-push, hessian_z[j], tl.fma(own, z[j], c * h[j])),)
     return h_next, v_next
+
+
+@triton.jit
+def due_at(n, steps_ptr, cursor, end, inside):
+    """Return the rows whose record at `cursor`, before `end`, is taken after n steps."""
+    waits = inside & (cursor < end)
+    return waits & (tl.load(steps_ptr + cursor, mask=waits, other=0) == n)
+
+
+@triton.jit
+def record_row(records_ptr, row, n_records, cursor, mask):
+    """Return the row of the outputs that the record at `cursor` of each path belongs in."""
+    return row * n_records + tl.load(records_ptr + cursor, mask=mask, other=0)
 
 
 @triton.jit

@@ -51,19 +51,10 @@ void run(const at::Tensor& x0, const at::Tensor& steps, const at::Tensor& drift_
   }
   const int64_t n_records = counts.numel() / n_rows;
   const std::vector<int64_t> last = last_steps(taken, n_rows, n_records);
-  const Batch<S> batch{n_rows,
-                       n_records,
-                       n_steps,
-                       first_path,
-                       start.const_data_ptr<S>(),
-                       taken,
-                       last.data(),
-                       pointer(out.x),
-                       pointer(out.mean),
-                       pointer(out.noise),
-                       pointer(out.target),
-                       pointer(out.variance),
-                       mirrored};
+  const Batch<S> batch{
+      n_rows,      n_records,      n_steps,           first_path,         start.const_data_ptr<S>(), taken,
+      last.data(), pointer(out.x), pointer(out.mean), pointer(out.noise), pointer(out.target),       pointer(out.variance),
+      mirrored};
   const Schedule schedule = schedule_of(process, batch);
   at::parallel_for(0, schedule.n_tiles(), 1, [&](int64_t begin, int64_t end) {
     const auto run = batch.target ? run_tiles<S, true> : run_tiles<S, false>;
@@ -79,10 +70,10 @@ void simulate_into(const at::Tensor& x0, const at::Tensor& steps, const at::Tens
   TORCH_CHECK_VALUE(x0.dim() == 2 && x0.size(1) == means.size(1), "x0: expected shape [B, ", means.size(1), "], found ",
                     x0.sizes());
   const bool records = out.target.defined() && steps.dim() == 2;
-  TORCH_CHECK_VALUE(
-      steps.scalar_type() == at::kLong && (records || steps.dim() == 1) && steps.size(0) == x0.size(0), "steps: expected int64 [",
-      x0.size(0), out.target.defined() ? "] or [" : "]", out.target.defined() ? std::to_string(x0.size(0)) + ", R]" : "",
-      ", found ", steps.scalar_type(), " of shape ", steps.sizes());
+  TORCH_CHECK_VALUE(steps.scalar_type() == at::kLong && (records || steps.dim() == 1) && steps.size(0) == x0.size(0),
+                    "steps: expected int64 [", x0.size(0), out.target.defined() ? "] or [" : "]",
+                    out.target.defined() ? std::to_string(x0.size(0)) + ", R]" : "", ", found ", steps.scalar_type(),
+                    " of shape ", steps.sizes());
   TORCH_CHECK_VALUE(drift_scale.dim() == 1, "drift_scale: expected shape [N], found ", drift_scale.sizes());
   check_shape("noise_std", noise_std, drift_scale.sizes());
   if (steps.numel() == 0) return;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -95,14 +96,18 @@ struct TileRows {
   }
 
   void scatter(const V* from, int64_t d, S* to) const {
-    for (int l = 0; l < count; ++l) take(from, l, d, to + row[l] * d);
+    const S* lanes = reinterpret_cast<const S*>(from);
+    for (int l = 0; l < count; ++l) {
+      S* destination = to + row[l] * d;
+      for (int64_t j = 0; j < d; ++j) destination[j] = lanes[j * W + l];
+    }
   }
+};
 
-  // The values of one lane.
-  static void take(const V* from, int lane, int64_t d, S* to) {
-    const S* values = reinterpret_cast<const S*>(from) + lane;
-    for (int64_t j = 0; j < d; ++j) to[j] = values[j * W];
-  }
+// Of which lane of a tile, and where in the outputs.
+struct Record {
+  int lane;
+  int64_t at;
 };
 
 template <typename S>
@@ -114,6 +119,7 @@ struct BatchRows : TileRows<vec<S, kLanes<S>>> {
   BatchRows(const Batch<S>& batch, const Schedule& schedule, int64_t tile) : batch(batch) {
     this->count = schedule.rows(tile, this->row);
   }
+  BatchRows(const Batch<S>& batch, const int64_t* row, int count) : TileRows<V>{row, count}, batch(batch) {}
 
   Lanes<V> lanes(const NoiseStream& noise) const {
     Lanes<V> lanes{this->paths(batch.first_path, noise.stream), batch.n_steps, 0};
@@ -126,63 +132,109 @@ struct BatchRows : TileRows<vec<S, kLanes<S>>> {
 
   const int64_t* steps(int lane) const { return batch.steps + this->row[lane] * batch.n_records; }
 
-  // Where record r of a lane is in the outputs, of the mirrored path with a shift of n_rows.
-  int64_t record(int lane, int64_t shift, int64_t r) const { return (this->row[lane] + shift) * batch.n_records + r; }
+  Record record(int lane, int64_t shift, int64_t r) const {
+    return {lane, (this->row[lane] + shift) * batch.n_records + r};
+  }
 
-  // Record `at` of x; and of h and v for the target, or mean and noise. d may be a constant.
-  template <typename Dim>
-  void write(int lane, int64_t at, Dim d, int64_t rates, const V* x, const V* second, const V* third) const {
-    this->take(x, lane, d, batch.x + at * d);
-    if (batch.target) {
-      this->take(second, lane, d, batch.target + at * d);
-      this->take(third, lane, rates, batch.variance + at * rates);
-    } else if (batch.mean) {
-      this->take(second, lane, d, batch.mean + at * d);
-      this->take(third, lane, d, batch.noise + at * d);
+  // All records of a lane to where they are in another batch.
+  void copy(int lane, int64_t shift, const BatchRows& to, int64_t to_shift, int64_t d, int64_t rates) const {
+    const int64_t from_at = record(lane, shift, 0).at, to_at = to.record(lane, to_shift, 0).at;
+    const auto rows = [&](const S* from, S* destination, int64_t width) {
+      if (from) std::copy_n(from + from_at * width, batch.n_records * width, destination + to_at * width);
+    };
+    rows(batch.x, to.batch.x, d), rows(batch.mean, to.batch.mean, d), rows(batch.noise, to.batch.noise, d);
+    rows(batch.target, to.batch.target, d), rows(batch.variance, to.batch.variance, rates);
+  }
+
+  // n records of x; and of mean and noise, or of the target and the variance, h being the target where it is `divided`. All
+  // of them block by block: a tile's state is too large to be read for each.
+  template <bool divided = false, typename Dim>
+  void write(const Record* records, int64_t n, Dim d, int64_t rates, const V* x, const V* second, const V* third) const {
+    constexpr int64_t block = 64;
+    for (int64_t j = 0; j < d; j += block) {
+      const int64_t end = std::min<int64_t>(j + block, d);
+      for (const Record* record = records; record < records + n; ++record) {
+        const int lane = record->lane;
+        const int64_t row = record->at * d;
+        const auto copy = [lane](const V* from, S* to, int64_t first, int64_t last) {
+          put(first, last, to, [=](auto width, int64_t i) { return column<decltype(width)>(from, i, lane); });
+        };
+        copy(x, batch.x + row, j, end);
+        if (batch.target) {
+          copy(third, batch.variance + record->at * rates, std::min(j, rates), std::min(end, rates));
+          put(j, end, batch.target + row, [=](auto width, int64_t i) {
+            using T = decltype(width);
+            const T h = column<T>(second, i, lane);
+            if constexpr (divided) return h;
+            const T v = rates == 1 ? splat<T>(column<S>(third, 0, lane)) : column<T>(third, i, lane);
+            return T(select(v > S(0), T(-h / v), T{}));  // no step taken: nothing to regress on
+          });
+        } else if (batch.mean) {
+          copy(second, batch.mean + row, j, end);
+          copy(third, batch.noise + row, j, end);
+        }
+      }
     }
   }
 
-  // Makes -h / v of h in n records from `at` on; 0 where no step was taken: nothing to regress on.
-  void divide(int64_t at, int64_t n, int64_t d, int64_t rates) const {
-    const auto targets = [](S* h, int64_t size, auto variance) {
-      for (int64_t j = 0; j < size; ++j) {
-        const S v = variance(j), target = -h[j] / v;
-        h[j] = v > S(0) ? target : S(0);
-      }
-    };
-    S* const h = batch.target + at * d;
-    const S* const v = batch.variance + at * rates;
-    if (rates == d) return targets(h, n * d, [v](int64_t j) { return v[j]; });
-    for (int64_t r = 0; r < n; ++r) targets(h + r * d, d, [v = v[r]](int64_t) { return v; });
+ private:
+  // Value j of a lane, or as many from there on as T has.
+  template <typename T>
+  static T column(const V* from, int64_t j, int lane) {
+    const S* p = reinterpret_cast<const S*>(from + j) + lane;
+    return [p]<size_t... i>(std::index_sequence<i...>) {
+      return T{p[i * lanes_of<V>]...};
+    }(std::make_index_sequence<lanes_of<T>>());
+  }
+
+  // to[j] = value(T, j), in vectors of four where a whole one is too many.
+  template <typename Value>
+  static void put(int64_t first, int64_t last, S* to, const Value& value) {
+    using Four = vec<S, std::min(4, lanes_of<V>)>;
+    int64_t j = first;
+    for (; j + lanes_of<V> <= last; j += lanes_of<V>) store(to + j, value(V{}, j));
+    for (; j + lanes_of<Four> <= last; j += lanes_of<Four>) store(to + j, value(Four{}, j));
+    for (; j < last; ++j) to[j] = value(S{}, j);
   }
 };
 
 // The records of a tile, listed by their step.
 class RecordLists {
  public:
+  // By the steps of rows, with places in `out`.
   template <typename S>
-  void fill(const BatchRows<S>& rows, int64_t last) {
-    n_records_ = static_cast<int32_t>(rows.batch.n_records);
-    head_.assign(last + 1, kNone), next_.resize(rows.count * n_records_);
-    int32_t entry = 0;
+  void fill(const BatchRows<S>& rows, const BatchRows<S>& out, int64_t last) {
+    head_.assign(last + 1, kNone), entries_.clear();
     for (int l = 0; l < rows.count; ++l) {
       const int64_t* steps = rows.steps(l);
-      for (int32_t r = 0; r < n_records_; ++r, ++entry) next_[entry] = std::exchange(head_[steps[r]], entry);
+      for (int64_t r = 0; r < rows.batch.n_records; ++r) {
+        const int32_t entry = static_cast<int32_t>(entries_.size());
+        entries_.push_back({out.record(l, 0, r), std::exchange(head_[steps[r]], entry)});
+      }
     }
+    found_.resize(entries_.size());
   }
 
-  bool any(int64_t n) const { return head_[n] != kNone; }
-
-  // body(lane, r) of the records of step n.
-  template <typename Body>
-  void each(int64_t n, const Body& body) const {
-    for (int32_t entry = head_[n]; entry != kNone; entry = next_[entry]) body(entry / n_records_, entry % n_records_);
+  // Those of step n, `shift` places on; how many.
+  int64_t find(int64_t n, int64_t shift, const Record*& records) {
+    int64_t count = 0;
+    for (int32_t i = head_[n]; i != kNone; i = entries_[i].next) {
+      const Record& one = entries_[i].record;
+      found_[count++] = {one.lane, one.at + shift};
+    }
+    records = found_.data();
+    return count;
   }
 
  private:
   static constexpr int32_t kNone = -1;
-  int32_t n_records_ = 1;
-  std::vector<int32_t> head_, next_;
+  struct Entry {
+    Record record;
+    int32_t next;
+  };
+  std::vector<int32_t> head_;
+  std::vector<Entry> entries_;
+  std::vector<Record> found_;
 };
 
 // Tiles of known dimension, their state in registers. What it was after each step is kept, and the records are taken from
@@ -243,13 +295,6 @@ struct RegisterRunner {
       }
     }
     take<members>(rows, history, first, lanes.last + 1 - first);
-    if constexpr (target) {
-      for (int i = 0; i < members; ++i) {
-        for (int l = 0; l < rows.count; ++l) {
-          rows.divide(rows.record(l, i * rows.batch.n_rows, 0), rows.batch.n_records, D, Sample::kRates);
-        }
-      }
-    }
   }
 
   static void put(const Sample& sample, V* state) {
@@ -267,11 +312,11 @@ struct RegisterRunner {
     for (int i = 0; i < members; ++i) {
       for (int l = 0; l < rows.count; ++l) {
         const int64_t* steps = rows.steps(l);
-        const int64_t at = rows.record(l, i * rows.batch.n_rows, 0);
         for (int64_t r = 0; r < rows.batch.n_records; ++r) {
           if (steps[r] < first || steps[r] >= first + n) continue;
           const V* state = history + (i * kHistory + steps[r] - first) * kState;
-          rows.write(l, at + r, d, Sample::kRates, state, state + D, state + 2 * D);
+          const Record record = rows.record(l, i * rows.batch.n_rows, r);
+          rows.write(&record, 1, d, Sample::kRates, state, state + D, state + 2 * D);
         }
       }
     }
@@ -296,6 +341,7 @@ struct TileRunner {
     std::vector<V> memory(members * own + copies);
     std::vector<int32_t> lists(members * Screen<V>::integers(k));
     RecordLists due;
+    Staged staged(batch, d, rates, members);
     for (int64_t tile = begin; tile < end; ++tile) {
       const BatchRows<S> rows(batch, schedule, tile);
       Member<V> member[2];
@@ -320,15 +366,46 @@ struct TileRunner {
                      !mirror};
         load_state(rows, member[i].state, d, rates);
       }
-      due.fill(rows, member[0].lanes.last);
+      const BatchRows<S> out = staged.fits() ? staged.rows(rows.count) : rows;
+      due.fill(rows, out, member[0].lanes.last);
       Trajectory<V, kind, target ? Output::target : Output::state>{process}.run(member, members, [&](int64_t n) {
-        if (!due.any(n)) return;
-        for (int i = 0; i < members; ++i) record(rows, due, n, member[i], i * batch.n_rows, d, rates);
+        for (int i = 0; i < members; ++i) record(out, due, n, member[i], i * out.batch.n_rows, d, rates);
       });
+      for (int64_t i = 0; staged.fits() && i < members; ++i) {
+        for (int l = 0; l < rows.count; ++l) out.copy(l, i * out.batch.n_rows, rows, i * batch.n_rows, d, rates);
+      }
     }
   }
 
  private:
+  // The records of a tile where a cache holds them: row by row in the end, memory takes them faster than one by one.
+  class Staged {
+   public:
+    Staged(const Batch<S>& batch, int64_t d, int64_t rates, int members) : batch_(batch) {
+      const int64_t rows = lanes_of<V>, values = rows * members * batch.n_records;
+      const int64_t second = batch.target || batch.mean ? d : 0, third = batch.target ? rates : second;
+      fits_ = batch.n_records > 1 && values * (d + second + third) * sizeof(S) <= kBytes;
+      if (!fits_) return;
+      memory_.resize(values * (d + second + third));
+      S *const x = memory_.data(), *const after = x + values * d, *const last = after + values * second;
+      batch_.n_rows = rows, batch_.x = x;
+      if (batch.target) batch_.target = after, batch_.variance = last;
+      if (batch.mean) batch_.mean = after, batch_.noise = last;
+      std::iota(row_, row_ + rows, 0);
+    }
+    Staged(const Staged&) = delete;
+
+    bool fits() const { return fits_; }
+    BatchRows<S> rows(int count) const { return {batch_, row_, count}; }
+
+   private:
+    static constexpr size_t kBytes = 256 << 10;
+    bool fits_;
+    Batch<S> batch_;
+    int64_t row_[lanes_of<V>];
+    std::vector<S> memory_;
+  };
+
   static void load_state(const BatchRows<S>& rows, TileState<V>& t, int64_t d, int64_t rates) {
     rows.gather(rows.batch.x0, d, t.x);
     if constexpr (target) {
@@ -340,8 +417,11 @@ struct TileRunner {
   }
 
   // Those of step n.
-  static void record(const BatchRows<S>& rows, const RecordLists& due, int64_t n, const Member<V>& member, int64_t shift,
+  static void record(const BatchRows<S>& rows, RecordLists& due, int64_t n, const Member<V>& member, int64_t shift,
                      int64_t d, int64_t rates) {
+    const Record* records;
+    const int64_t count = due.find(n, shift * rows.batch.n_records, records);
+    if (count == 0) return;
     const TileState<V>& t = member.state;
     const V *second = target ? t.h : t.mean, *third = target ? t.v : t.noise;
     if constexpr (kTurns) {
@@ -352,11 +432,7 @@ struct TileRunner {
       member.axes.turn_back(turned, variance, variance + d);
       second = turned, third = variance;
     }
-    due.each(n, [&](int lane, int64_t r) {
-      const int64_t at = rows.record(lane, shift, r);
-      rows.write(lane, at, d, rates, t.x, second, third);
-      if constexpr (target && !kTurns) rows.divide(at, 1, d, rates);
-    });
+    rows.template write<kTurns>(records, count, d, rates, t.x, second, third);
   }
 };
 
