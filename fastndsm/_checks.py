@@ -421,7 +421,7 @@ def steps(
     *,
     records: bool = False,
 ) -> Tensor:
-    """Check steps in minimum..maximum; return them as int64, 0-d, [rows] (rows None: 0-d alone) or [rows, R] of records.
+    """Check steps in minimum..maximum; return them as int64, 0-d, [rows] (rows None: 0-d alone) or, records, [rows, R].
 
     A tensor stays where it is if device is None. Values are looked at where that costs no synchronisation.
     """

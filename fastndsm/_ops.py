@@ -362,13 +362,9 @@ def _(x0, steps, *arguments):  # type: ignore[no-untyped-def]
 @_fake("simulate_target")
 def _(x0, steps, drift_scale, noise_std, means, precisions, log_scale, covariance_type, *rest):  # type: ignore[no-untyped-def]
     *_, antithetic, _ = rest
-    dim = x0.shape[1]
-    records = x0.shape[0] * (2 if antithetic else 1), *steps.shape[1:]
-    return (
-        _new(x0, *records, dim),
-        _new(x0, *records, dim),
-        _new(x0, *records, 1 if covariance_type == "spherical" else dim),
-    )
+    shape = x0.shape[0] * (2 if antithetic else 1), *steps.shape[1:], x0.shape[1]
+    width = 1 if covariance_type == "spherical" else x0.shape[1]
+    return _new(x0, *shape), _new(x0, *shape), _new(x0, *shape[:-1], width)
 
 
 def _target_backward(ctx, *grads):  # type: ignore[no-untyped-def]

@@ -220,7 +220,7 @@ class NoisingProcess(ExtraState, KeepsDtype):
     ) -> Tensor:
         """Draw steps uniform on 0..N-1, int64 [n]; that of a path depends on the seed and its number alone.
 
-        records: R, for [n, R]: R steps a path, each uniform and together spread over the grid; the first is that of [n].
+        records: R, for [n, R]: R steps a path, each uniform and together spread over the grid, the first that of [n].
         """
         rows, start = _checks.count("n", n), _checks.first_path(first_path)
         records = None if records is None else _checks.count("records", records)

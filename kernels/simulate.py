@@ -71,7 +71,8 @@ def simulate_target(
     antithetic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return x [B, d], target [B, d] and variance ([B, 1] spherical, else [B, d]); 2B rows if antithetic, those of
-    mirrored noise last. steps: [B], or [B, R] for [B, R, ...]. axes: of tied and full covariances. Raises as `simulate`."""
+    mirrored noise last. With steps [B, R], [B, R, ...] of records. axes: of tied and full covariances. Raises as
+    `simulate`."""
     return run("target", x0, steps, process, seed, first_path, antithetic, axes)
 
 
@@ -121,7 +122,7 @@ def check(
     seed: Tensor,
     records: bool = False,
 ) -> None:
-    """Refuse tensors of several dtypes, or of shapes that do not fit each other; steps are [B], or with records [B, R]."""
+    """Refuse tensors of several dtypes, or of shapes that do not fit each other; steps [B], or with records [B, R]."""
     floats = {"x0": x0, "drift_scale": drift_scale, "noise_std": noise_std, "means": mixture.means}
     for name, value in floats.items():
         if value.dtype != torch.float32:

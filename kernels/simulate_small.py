@@ -191,8 +191,9 @@ def simulate_small_kernel(
 
     OUTPUT "transition" also writes mean and noise of the last step [n_rows, D] as second and third, "target"
     target [n_rows, D] and variance ([n_rows, 1] if spherical, else [n_rows, D]). ANTITHETIC: all outputs have n_rows
-    more rows, for paths driven by -z_n. With records, steps [n_rows, n_records] ascend in a row, and outputs, with as many
-    rows for each path, have what the path was after steps[row, i] in its row records[row, i]. With order a program takes rows order[i], order[i + 1], ..., not i, i + 1, ...
+    more rows, for paths driven by -z_n. With records, steps [n_rows, n_records] ascend in a row; the outputs have so
+    many rows a path, and in that of records[row, i] what it was after steps[row, i]. With order a program takes rows
+    order[i], order[i + 1], ..., not i, i + 1, ...
     RESIDENT: there are COMPONENTS components, whose parameters stay in registers; else their number is a multiple of
     that, and they are read in blocks of COMPONENTS under a running minimum of the energies (online softmax).
     rotations [D, D] or [COMPONENTS, D, D] and rates are the axes that the target of tied and full covariances takes.

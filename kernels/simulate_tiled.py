@@ -81,8 +81,8 @@ def simulate_tiled_kernel(
     """Simulate x [n_rows, D] from x0: x <- x + a_n score(x) + s_n z_n for n < steps[row], z_n the normals of path
     first_path + row.
 
-    Outputs, ANTITHETIC, records, order and RESIDENT are those of `simulate_small_kernel`; KIND is not full. Where the last
-    record of a path will be, its state is on the way. pulls are P m_k
+    Outputs, ANTITHETIC, records, order and RESIDENT are those of `simulate_small_kernel`; KIND is not full. On the
+    way a state is where its last record will be. pulls are P m_k
     [K, D], both relative to the first mean, if tied, whose target is that along the axes (rotations, rates): to be
     turned back, as the variance. means, pulls, (unless spherical) precisions and the axes have zeros beyond
     column D, up to a multiple of COLUMNS. n_components is a multiple of COMPONENTS. PRECISION is that of tl.dot.
@@ -124,15 +124,16 @@ def simulate_tiled_kernel(
     scratch_rows, sum_rows = (z_row, rate_row, px_row, pz_row, hz_row), (a_row, b_row, q_row)
 
     start_paths(
-        x_ptr, second_ptr, third_ptr, x0_ptr, at_row, at_out, out_array, inside, KIND, OUTPUT, ANTITHETIC, D, ROWS, COLUMNS
+        x_ptr, second_ptr, third_ptr, x0_ptr, at_row, at_out, out_array, inside, KIND, OUTPUT, ANTITHETIC,
+        D, ROWS, COLUMNS,
     )  # fmt: skip
     rate = tl.zeros((ROWS, 1), tl.float32)  # if spherical, as is the variance
     variance = rate
     for n in range(0, last):
         if records_ptr is not None:
             cursor = store_due(
-                n, outputs, steps_ptr, records_ptr, row, n_records, cursor, final_at, at_out, out_rows, inside, variance,
-                KIND, ANTITHETIC, D, ROWS, COLUMNS,
+                n, outputs, steps_ptr, records_ptr, row, n_records, cursor, final_at, at_out, out_rows, inside,
+                variance, KIND, ANTITHETIC, D, ROWS, COLUMNS,
             )  # fmt: skip
         a = tl.load(drift_scale_ptr + n)
         s = tl.load(noise_std_ptr + n)

@@ -359,7 +359,7 @@ def store_targets(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Store the target, from h and v at at_row, in the rows `to`, with x and the variance where no pass has stored them.
+    """Store the target, from h and v at at_row, in the rows `to`; x and the variance too where no pass has done so.
 
     COPIES: `to` is another row than that of the state.
     """

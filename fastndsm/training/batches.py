@@ -3,6 +3,10 @@
 Position p of the data stream is row perm_e[p mod n] of the data in epoch e = p // n, and path p of the
 noising process. Paths are drawn several batches at a time, in fixed groups: the noise of a path does not
 depend on its group, but the last bit of a matrix product may.
+
+Of R records a path, a group or pool is gone through R times as often, in a new order and by another record of
+each path every time: a batch has no two records of one path, unless it is where one time ends and the next begins
+in a pool whose size it does not divide.
 """
 
 from __future__ import annotations
@@ -33,8 +37,9 @@ class Batches:
         data: [n, ...].
         loss: draws the noised samples.
         steps, batch_size, seed: of the run.
-        noised_ahead: batches drawn by one call.
+        noised_ahead: batches whose paths are drawn by one call.
         pool: None, or the number of paths drawn together and used `passes` times before the next are drawn.
+        records: R of each path, all of them used so often; the loss draws them.
         rank, world: of the process in a data-parallel run; each takes rows and paths of its own.
         device: where the batches are made.
         conditions: of the data, on their device, or None.
@@ -52,6 +57,7 @@ class Batches:
         noised_ahead: int = 1,
         pool: int | None = None,
         passes: int = 1,
+        records: int = 1,
         rank: int = 0,
         world: int = 1,
         device: torch.device,
@@ -62,8 +68,8 @@ class Batches:
         self.data, self.loss, self.device = data, loss, device
         self.steps, self.batch_size, self.seed = steps, batch_size, seed
         self.group = noised_ahead * batch_size
-        self.ahead, self.pool = noised_ahead, pool
-        self.pool_steps = 0 if pool is None else math.ceil(pool * passes / batch_size)
+        self.ahead, self.pool, self.records = noised_ahead, pool, records
+        self.pool_steps = 0 if pool is None else math.ceil(pool * records * passes / batch_size)
         self.rank, self.world = rank, world
         self.antithetic = bool(getattr(loss, "antithetic", False))
         self._orders: dict[int, Tensor] = {}
@@ -80,12 +86,13 @@ class Batches:
         if self.conditions is None:
             return None
         rows = self._hold(step)
+        paths = rows if isinstance(rows, slice) else rows // self.records
         origin, dropped = self._origins[0]
-        picked = origin[rows if isinstance(rows, slice) else rows.to(origin.device)]
+        picked = origin[paths if isinstance(paths, slice) else paths.to(origin.device)]
         condition = mapped(lambda part: part.index_select(0, picked).to(self.device), self.conditions)
         if not self.dropout:
             return condition
-        without = dropped[rows]
+        without = dropped[paths]
 
         def drop(part: Tensor, null: Tensor) -> Tensor:
             return torch.where(without.reshape(-1, *[1] * (part.ndim - 1)), null, part)
@@ -93,16 +100,20 @@ class Batches:
         return mapped(drop, condition, null_condition(score_net, condition))
 
     def _hold(self, step: int) -> slice | Tensor:
-        """Draw the paths that the step is among, if they are not held; return which of them it takes."""
+        """Draw the paths that the step is among, if they are not held; return which of their rows it takes."""
         if self.pool is not None:
             return self._hold_pool(step, self.pool)
-        number, within = divmod(step, self.ahead)
+        number, within = divmod(step, self.ahead * self.records)
+        batches = min(self.ahead, self.steps - (step - within))
         if self._held[0] != number:
-            batches = min(self.ahead, self.steps - number * self.ahead)
             self._origins = []
             self._held = number, self._noised(number * self.group, batches * self.batch_size)
-        first = within * self.batch_size
-        return slice(first, first + self.batch_size)
+        turn, batch = divmod(within, batches)
+        rows = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+        if self.records == 1:
+            return rows
+        order = _permutation(batches * self.batch_size, derived_seed(self.seed, "records", self.rank, number, turn))
+        return self._places(order[rows], turn)
 
     def _hold_pool(self, step: int, pool: int) -> Tensor:
         number, within = divmod(step, self.pool_steps)
@@ -118,19 +129,25 @@ class Batches:
             turn, first = divmod(position, pool)
             count = min(end - position, pool - first)
             order = _permutation(pool, derived_seed(self.seed, "pool", self.rank, number, turn))
-            rows.append(order[first : first + count])
+            rows.append(self._places(order[first : first + count], turn))
             position += count
-        return torch.cat(rows).to(self.device)
+        return torch.cat(rows)
+
+    def _places(self, paths: Tensor, turn: int) -> Tensor:
+        """Return where the records that are due in this turn are, of some of the paths drawn."""
+        return (paths * self.records + turn % self.records).to(self.device)
 
     def _noised(self, start: int, count: int) -> Any:
-        """Draw paths start .. start + count - 1 of this process."""
+        """Draw paths start .. start + count - 1 of this process; records one after another, as rows of their own."""
         indices = self._indices(start, count)
         x0 = self.data.index_select(0, indices).to(self.device)
         first_path = self.rank * RANK_STRIDE + start
         if self.conditions is not None:
             self._origins.append((indices, self._dropped(first_path, count)))
+        options: dict[str, Any] = {} if self.records == 1 else {"records": self.records}
         with torch.no_grad():
-            return self.loss.draw(x0, seed=self.seed, first_path=first_path)
+            drawn = self.loss.draw(x0, seed=self.seed, first_path=first_path, **options)
+        return type(drawn)(*(field.flatten(0, 1) for field in drawn)) if options else drawn
 
     def _dropped(self, first_path: int, count: int) -> Tensor:
         """Return which paths have the null condition, bool [count]; that of a path depends on seed and number alone."""
@@ -152,7 +169,7 @@ class Batches:
         return torch.cat(parts).to(self.data.device)
 
     def _rows(self, drawn: Any, rows: slice | Tensor) -> Any:
-        """Return the given paths; of an antithetic draw, their antithetic ones too, behind them."""
+        """Return the given rows; of an antithetic draw, their antithetic ones too, behind them."""
         if not self.antithetic:
             return type(drawn)(*(field[rows] for field in drawn))
         half = len(drawn[0]) // 2

@@ -36,6 +36,8 @@ class TrainConfig:
             each is used pool_passes times before the next pool is drawn. Small pools cost more quality than
             they save time.
         pool_passes: see `paths`.
+        records_per_path: R: of each path R samples, at as many times on its way, in as many batches; for the path
+            estimator. Simulation costs about R times less, and so does an epoch: one over the data is n R rows.
         grad_clip: largest norm of the gradient, or None.
         condition_dropout: share of the paths whose condition is replaced by the network's null condition, which trains
             the network to do without: what guidance needs. 0 for a network without `null_condition`.
@@ -50,11 +52,12 @@ class TrainConfig:
     noised_ahead: int = 4
     paths: str | int = "fresh"
     pool_passes: int = 4
+    records_per_path: int = 1
     grad_clip: float | None = None
     condition_dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "checkpoint_every", "noised_ahead", "pool_passes"):
+        for name in ("steps", "batch_size", "checkpoint_every", "noised_ahead", "pool_passes", "records_per_path"):
             _checks.count(name, getattr(self, name))
         _checks.positive("lr", self.lr)
         if isinstance(self.ema, bool) or not isinstance(self.ema, int | float) or not 0 <= self.ema < 1:
@@ -170,6 +173,10 @@ def check_arguments(score_net: Any, loss: Any, data: Any, config: Any, condition
                 f"condition_dropout: expected 0 for {type(unwrapped(score_net)).__name__}, which has no "
                 f"null_condition(condition), found {config.condition_dropout}"
             )
+    estimator = getattr(loss, "estimator", None)
+    if config.records_per_path > 1 and estimator != "path":
+        name = type(loss).__name__ if estimator is None else f"estimator {estimator!r}"
+        raise ValueError(f"records_per_path: expected 1 with {name}, found {config.records_per_path}")
     smallest = max(len(data), SMALLEST_POOL)
     if not isinstance(config.paths, str) and config.paths < smallest:
         raise ValueError(

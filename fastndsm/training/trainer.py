@@ -119,6 +119,7 @@ class Trainer:
             noised_ahead=config.noised_ahead,
             pool=None if isinstance(config.paths, str) else config.paths,
             passes=config.pool_passes,
+            records=config.records_per_path,
             rank=self._rank,
             world=world,
             device=self.device,
@@ -301,8 +302,10 @@ class Trainer:
             for name in halves & own.keys() & stored.keys():
                 if stored[name].dtype in HALF:
                     stored[name], narrow = stored[name].to(own[name].dtype), True
+        stored = loaded.state.get("fingerprint", {})
         found = {
-            **loaded.state.get("fingerprint", {}),
+            **stored,
+            "config": {"records_per_path": 1, **stored.get("config", {})},  # older ones do not say
             "network": shapes(loaded.model),
             "average": shapes(loaded.ema),
         }
