@@ -27,14 +27,14 @@ MODES = ("state", "target", "reverse")
 POINTER, INTEGER = ctypes.c_void_p, ctypes.c_int64
 
 
-NUMBERS = ("n_components", "dim", "padded", "tied", "seed", "first_path", "rows", "antithetic", "n_steps")
+NUMBERS = ("n_components", "dim", "padded", "tied", "seed", "first_path", "rows", "antithetic", "n_steps", "n_records")
 
 
 class Arguments(ctypes.Structure):
     _fields_ = (
         *((name, POINTER) for name in ("parameters", "drift_scale", "noise_std", "coefficients")),
         *((name, INTEGER) for name in NUMBERS),
-        *((name, POINTER) for name in ("start", "steps", "held", "slope", "own", "x", "second", "third")),
+        *((name, POINTER) for name in ("start", "steps", "records", "held", "slope", "own", "x", "second", "third")),
         *((name, POINTER) for name in ("rotations", "rates")),
     )
 
@@ -112,17 +112,21 @@ def run(
     (rows, dim), kind = start.shape, mixture.covariance_type
     padded = padded_dimension(dim, samples_a_warp)
     block = packed_mixture(mixture, padded, emulated=emulated)
-    out_rows = rows * (2 if antithetic and mode == "target" else 1)
-    outputs = [torch.full((out_rows, dim), torch.nan, dtype=start.dtype)]
+    records, shape = None, (rows * (2 if antithetic and mode == "target" else 1), *steps.shape[1:])
+    if steps.ndim == 2:
+        steps, records = steps.sort(dim=1)
+    last = steps if steps.ndim == 1 else steps[:, -1]
+    outputs = [torch.full((*shape, dim), torch.nan, dtype=start.dtype)]
     if mode == "target" or transition:
         width = 1 if mode == "target" and kind == "spherical" else dim
-        outputs += [torch.full_like(outputs[0], torch.nan), torch.full((out_rows, width), torch.nan, dtype=start.dtype)]
+        outputs += [torch.full_like(outputs[0], torch.nan), torch.full((*shape, width), torch.nan, dtype=start.dtype)]
     kept: dict[str, Any] = {
         "parameters": block,
         "drift_scale": process.drift_scale.contiguous(),
         "noise_std": process.noise_std.contiguous(),
         "start": start.contiguous(),
         "steps": steps.contiguous(),
+        "records": records,
         "held": None if held is None else held.contiguous(),
         "slope": None if slope is None else slope.contiguous(),
         "own": None if rate is None else rate.contiguous(),
@@ -140,11 +144,12 @@ def run(
         "rows": rows,
         "antithetic": antithetic,
         "n_steps": process.drift_scale.numel(),
+        "n_records": 1 if records is None else records.shape[1],
     }
     pointers = {name: None if t is None else t.data_ptr() for name, t in kept.items()}
     arguments = Arguments(**pointers, **{name: int(value) for name, value in numbers.items()})
     if emulated:
-        order = torch.arange(rows) if mode == "reverse" else steps.argsort(descending=True, stable=True)
+        order = torch.arange(rows) if mode == "reverse" else last.argsort(descending=True, stable=True)
         common = KINDS.index("full" if kind == "tied" else kind), MODES.index(mode), samples_a_warp
         sizes = ctypes.c_void_p(order.data_ptr()), ctypes.c_int64(block.numel())
         library().run_kernel(*common, ctypes.byref(arguments), *sizes)

@@ -85,9 +85,15 @@ def test_simulate_target(case: Case, dtype: torch.dtype, antithetic: bool) -> No
     process = p.dynamics.operands(dtype)
     exact = p.dynamics.operands(torch.float64)
     axes, exact_axes = (p.reference.principal_axes(d) for d in (dtype, torch.float64))
-    found = run("target", samples, x.to(dtype), steps, process, SEED, FIRST_PATH, axes=axes, antithetic=antithetic)
+    options = {"axes": axes, "antithetic": antithetic}
+    found = run("target", samples, x.to(dtype), steps, process, SEED, FIRST_PATH, **options)
     seed = torch.tensor(SEED)
     assert_agree(found, reference.simulate_target(x, steps, exact, exact_axes, seed, FIRST_PATH, antithetic))
+    several = torch.stack([steps.flip(0), steps, steps], dim=1)
+    records = run("target", samples, x.to(dtype), several, process, SEED, FIRST_PATH, **options)
+    for out, one in zip(records, found, strict=True):
+        assert torch.equal(out[:, 1], one) and torch.equal(out[:, 2], one)
+    assert_agree(records, reference.simulate_target(x, several, exact, exact_axes, seed, FIRST_PATH, antithetic))
 
 
 BACK = [

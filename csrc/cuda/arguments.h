@@ -32,12 +32,13 @@ struct Noising {
   MixtureBlock mixture;
   const float* drift_scale;  // [N]
   const float* noise_std;
-  int64_t seed, first_path, rows;
+  int64_t seed, first_path, rows, n_records;
   const float* x0;  // [rows, dim]
-  const int64_t* steps;  // [rows]
+  const int64_t* steps;  // [rows, n_records], ascending in each row
+  const int64_t* records;  // [rows, n_records]: where in the row of the outputs the record goes; or null, as they are
   const int64_t* order;  // [rows]: which row the i-th sample is, rows with the most steps first
-  float *x, *mean, *noise;  // like x0; mean and noise may be null
-  float *target, *variance;  // not null: the path estimator; variance [rows, 1] spherical, else like x0
+  float *x, *mean, *noise;  // [rows, n_records, dim]; mean and noise, of one record, may be null
+  float *target, *variance;  // not null: the path estimator; variance [rows, n_records, 1] spherical, else like x
   const float *rotations, *rates;  // tied, full: the principal axes that the target takes, see AxesView
   bool mirrored;  // outputs have 2 rows then, the antithetic ones last
 };

@@ -72,22 +72,25 @@ class PackedMixture {
 
 // x and, as asked for, mean and noise of the last step ("transition"), or target and variance ("target", "mirrored").
 std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_op(
-    const at::Tensor& x0, const at::Tensor& steps, const at::Tensor& order, const at::Tensor& drift_scale,
-    const at::Tensor& noise_std, const at::Tensor& means, const at::Tensor& precisions, const at::Tensor& log_scale,
-    const std::string& kind, const std::optional<at::Tensor>& rotations, const std::optional<at::Tensor>& rates,
-    int64_t padded, int64_t seed, int64_t first_path, const std::string& what, bool tiled) {
+    const at::Tensor& x0, const at::Tensor& steps, const std::optional<at::Tensor>& records, const at::Tensor& order,
+    const at::Tensor& drift_scale, const at::Tensor& noise_std, const at::Tensor& means, const at::Tensor& precisions,
+    const at::Tensor& log_scale, const std::string& kind, const std::optional<at::Tensor>& rotations,
+    const std::optional<at::Tensor>& rates, int64_t padded, int64_t seed, int64_t first_path, const std::string& what,
+    bool tiled) {
   const c10::cuda::CUDAGuard guard(x0.device());
-  const int64_t rows = x0.size(0), d = x0.size(1);
+  const int64_t rows = x0.size(0), d = x0.size(1), n_records = records ? records->size(1) : 1;
   check("x0", x0, at::kFloat, {rows, d});
-  check("steps", steps, at::kLong, {rows});
+  check("steps", steps, at::kLong, {rows, n_records});
+  if (records) check("records", *records, at::kLong, {rows, n_records});
   check("order", order, at::kLong, {rows});
   check("drift_scale", drift_scale, at::kFloat, {drift_scale.numel()});
   check("noise_std", noise_std, at::kFloat, {drift_scale.numel()});
   const bool transition = what == "transition", mirrored = what == "mirrored", target = mirrored || what == "target";
   TORCH_CHECK_VALUE(transition || target || what == "state", "what: expected state, transition, target or mirrored, found ",
                     what);
+  TORCH_CHECK_VALUE(target || n_records == 1, "records: expected with what target or mirrored, found ", what);
   const int64_t out_rows = rows * (mirrored ? 2 : 1);
-  const auto like = [&](int64_t width) { return at::empty({out_rows, width}, x0.options()); };
+  const auto like = [&](int64_t width) { return at::empty({out_rows * n_records, width}, x0.options()); };
   at::Tensor x = like(d), second, third;
   if (transition || target) second = like(d), third = like(transition || kind != "spherical" ? d : 1);
   const auto pointer = [](const at::Tensor& t, bool wanted) { return wanted ? t.mutable_data_ptr<float>() : nullptr; };
@@ -105,8 +108,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_op(
                   seed,
                   first_path,
                   rows,
+                  n_records,
                   x0.const_data_ptr<float>(),
                   steps.const_data_ptr<int64_t>(),
+                  records ? records->const_data_ptr<int64_t>() : nullptr,
                   order.const_data_ptr<int64_t>(),
                   x.mutable_data_ptr<float>(),
                   pointer(second, transition),
@@ -214,7 +219,8 @@ bool tiled_fits_op(const std::string& kind, int64_t dim, int64_t n_components, b
 
 TORCH_LIBRARY(fastndsm_cuda, m) {
   m.def(
-      "simulate(Tensor x0, Tensor steps, Tensor order, Tensor drift_scale, Tensor noise_std, Tensor means, Tensor "
+      "simulate(Tensor x0, Tensor steps, Tensor? records, Tensor order, Tensor drift_scale, Tensor noise_std, Tensor "
+      "means, Tensor "
       "precisions, "
       "Tensor log_scale, str kind, Tensor? rotations, Tensor? rates, int padded, int seed, int first_path, str what, bool "
       "tiled) -> (Tensor, Tensor, "

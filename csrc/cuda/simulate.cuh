@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../include/parameters.h"
+#include "../include/records.h"
 #include "arguments.h"
 
 namespace fastndsm::cuda {
@@ -21,37 +22,11 @@ __device__ RegisterMixture<float> shared_mixture(const MixtureBlock& m, float* s
   return register_mixture<kind>(shared, m.n_components, D, m.kind == Kind::tied);
 }
 
+// The sample as it is, to row `out` of the outputs.
 template <Covariance kind, int D, bool target>
-__global__ void __launch_bounds__(kThreads, 1) simulate_kernel(const __grid_constant__ Noising a) {
-  extern __shared__ __align__(16) float shared[];
+__device__ void store_record(const Noising& a, const RegisterProcess<float>& process,
+                             const RegisterTrajectory<float, kind, D, target>& sample, int64_t out) {
   const int d = a.mixture.dim;
-  const RegisterProcess<float> process{shared_mixture<kind, D>(a.mixture, shared), d,           a.drift_scale, a.noise_std,
-                                       NoiseStream(a.seed, kNoisingStream),        a.rotations, a.rates};
-  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= a.rows * (a.mirrored ? 2 : 1)) return;
-  const int64_t row = a.order[i % a.rows], out = i < a.rows ? row : row + a.rows;
-  const float sign = i < a.rows ? 1.0f : -1.0f;
-  uint32_t c0, c1;
-  path_words(a.first_path + row, kNoisingStream, c0, c1);
-  const PathCounters<uint32_t> path(c0, c1);
-  const int steps = static_cast<int>(a.steps[row]);
-  float own[target && !kInShared<D> ? D : 1];
-  float* h = kInShared<D> ? shared + a.mixture.floats + threadIdx.x : own;
-  RegisterTrajectory<float, kind, D, target> sample(h, kInShared<D> ? kThreads : 1);
-#pragma unroll
-  for (int j = 0; j < D; ++j) sample.x[j] = j < d ? a.x0[row * d + j] : 0.0f;
-  if (!target && a.mean && steps == 0) {
-    for (int j = 0; j < d; ++j) a.mean[out * d + j] = a.x0[row * d + j], a.noise[out * d + j] = 0.0f;
-  }
-  for (int n = 0; n < steps; ++n) {
-    const auto counters = path.at(static_cast<uint32_t>(n), process.noise.key);
-    const bool last = !target && n + 1 == steps && a.mean;
-    float z[target ? D : 1];
-    if constexpr (target) sample.draw(d, counters, z);
-    sample.step(process, counters, n, z, sign, [&](int j, float mean, float noise) {
-      if (last && j < d) a.mean[out * d + j] = mean, a.noise[out * d + j] = noise;
-    });
-  }
 #pragma unroll
   for (int j = 0; j < D; ++j) {
     if (j < d) a.x[out * d + j] = sample.x[j];
@@ -72,6 +47,42 @@ __global__ void __launch_bounds__(kThreads, 1) simulate_kernel(const __grid_cons
         a.variance[out * d + r] = variance[r];
       }
     }
+  }
+}
+
+template <Covariance kind, int D, bool target>
+__global__ void __launch_bounds__(kThreads, 1) simulate_kernel(const __grid_constant__ Noising a) {
+  extern __shared__ __align__(16) float shared[];
+  const int d = a.mixture.dim;
+  const RegisterProcess<float> process{shared_mixture<kind, D>(a.mixture, shared), d,           a.drift_scale, a.noise_std,
+                                       NoiseStream(a.seed, kNoisingStream),        a.rotations, a.rates};
+  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= a.rows * (a.mirrored ? 2 : 1)) return;
+  const int64_t row = a.order[i % a.rows], out = i < a.rows ? row : row + a.rows;
+  const float sign = i < a.rows ? 1.0f : -1.0f;
+  uint32_t c0, c1;
+  path_words(a.first_path + row, kNoisingStream, c0, c1);
+  const PathCounters<uint32_t> path(c0, c1);
+  PathRecords records(a.steps + row * a.n_records, a.records ? a.records + row * a.n_records : nullptr, a.n_records);
+  const int steps = records.last();
+  float own[target && !kInShared<D> ? D : 1];
+  float* h = kInShared<D> ? shared + a.mixture.floats + threadIdx.x : own;
+  RegisterTrajectory<float, kind, D, target> sample(h, kInShared<D> ? kThreads : 1);
+#pragma unroll
+  for (int j = 0; j < D; ++j) sample.x[j] = j < d ? a.x0[row * d + j] : 0.0f;
+  if (!target && a.mean && steps == 0) {
+    for (int j = 0; j < d; ++j) a.mean[out * d + j] = a.x0[row * d + j], a.noise[out * d + j] = 0.0f;
+  }
+  for (int n = 0;; ++n) {
+    records.take(n, [&](int64_t place) { store_record<kind, D, target>(a, process, sample, out * a.n_records + place); });
+    if (n == steps) break;
+    const auto counters = path.at(static_cast<uint32_t>(n), process.noise.key);
+    const bool last = !target && n + 1 == steps && a.mean;
+    float z[target ? D : 1];
+    if constexpr (target) sample.draw(d, counters, z);
+    sample.step(process, counters, n, z, sign, [&](int j, float mean, float noise) {
+      if (last && j < d) a.mean[out * d + j] = mean, a.noise[out * d + j] = noise;
+    });
   }
 }
 

@@ -78,8 +78,11 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) simulate_tiled_kernel(co
 #pragma unroll
   for (int s = 0; s < N; ++s) {
     const int64_t i = s < rows.count ? first + s : first, row = a.order[i % a.rows];
-    rows.path[s] = a.first_path + row, rows.from[s] = row, rows.to[s] = i < a.rows ? row : row + a.rows;
-    rows.steps[s] = int(a.steps[row]), rows.sign[s] = i < a.rows ? 1.0f : -1.0f;
+    rows.path[s] = a.first_path + row, rows.from[s] = row;
+    rows.to[s] = (i < a.rows ? row : row + a.rows) * a.n_records, rows.sign[s] = i < a.rows ? 1.0f : -1.0f;
+    const int64_t first_record = row * a.n_records;
+    rows.records[s] = PathRecords(a.steps + first_record, a.records ? a.records + first_record : nullptr, a.n_records);
+    rows.steps[s] = rows.records[s].last();
   }
   const TiledArrays<float> arrays{a.x0, nullptr, nullptr, nullptr, a.x, a.mean, a.noise, a.target, a.variance};
   WarpTrajectory<DeviceWarp, float, kind, mode, N>(process, rows, arrays, memory<kind, mode, N>(m, shared), {}).simulate();

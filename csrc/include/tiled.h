@@ -19,6 +19,7 @@
 #pragma once
 
 #include "parameters.h"
+#include "records.h"
 #include "simulate.h"
 
 namespace fastndsm {
@@ -38,8 +39,9 @@ struct TiledProcess {
 template <typename S, int N>
 struct TiledRows {
   int64_t path[N];
-  int64_t from[N], to[N];  // rows of the inputs and of the outputs
-  int steps[N];
+  int64_t from[N], to[N];  // rows of the inputs, and where those of the outputs begin
+  int steps[N];            // the most that a record takes
+  PathRecords records[N];
   S sign[N];
   int count;  // the others repeat one of these and are not stored
 };
@@ -80,7 +82,15 @@ class WarpTrajectory {
     int longest = 0;
     FASTNDSM_UNROLL
     for (int s = 0; s < N; ++s) longest = rows_.steps[s] > longest ? rows_.steps[s] : longest;
-    for (int n = 0; n < longest; ++n) {
+    PathRecords records[N];
+    FASTNDSM_UNROLL
+    for (int s = 0; s < N; ++s) records[s] = rows_.records[s];
+    for (int n = 0;; ++n) {
+      FASTNDSM_UNROLL
+      for (int s = 0; s < N; ++s) {
+        if (s < rows_.count) records[s].take(n, [&](int64_t place) { finish(s, rows_.to[s] + place); });
+      }
+      if (n == longest) break;
       if constexpr (kTarget) draw(n);
       weigh();
       for (int b = 0; b < blocks_; b += kWarp) noising_step(n, b);
@@ -94,7 +104,6 @@ class WarpTrajectory {
       }
       warp_.sync();
     }
-    finish();
   }
 
   // From t_first down to t_last.
@@ -106,7 +115,10 @@ class WarpTrajectory {
       for (int b = 0; b < blocks_; b += kWarp) step_back(step, n, b);
       warp_.sync();
     }
-    finish();
+    FASTNDSM_UNROLL
+    for (int s = 0; s < N; ++s) {
+      if (s < rows_.count) finish(s, rows_.to[s]);
+    }
   }
 
  private:
@@ -385,31 +397,28 @@ class WarpTrajectory {
     if constexpr (kRates) warp_.store4(v_ + at, b, blocks_, v);
   }
 
-  FASTNDSM_HD void finish() const {
-    FASTNDSM_UNROLL
-    for (int s = 0; s < N; ++s) {
-      if (s >= rows_.count) continue;
-      const int64_t at = int64_t(s) * p_.padded, to = rows_.to[s];
-      for (int b = 0; b < blocks_; b += kWarp) {
-        V x[4];
-        warp_.load4(x_ + at, b, blocks_, x);
-        warp_.store_row(to_.x + to * p_.dim, b, p_.dim, x);
-        if constexpr (kTarget) {
-          V h[4], v[4];
-          warp_.load4(h_ + at, b, blocks_, h);
-          if constexpr (kRates) {
-            warp_.load4(v_ + at, b, blocks_, v);
-            warp_.store_row(to_.variance + to * p_.dim, b, p_.dim, v);
-          } else {
-            for (int c = 0; c < 4; ++c) v[c] = splat<V>(scalar_v_[s]);
-          }
-          FASTNDSM_UNROLL
-          for (int c = 0; c < 4; ++c) h[c] = select(v[c] > S(0), V(-h[c] / v[c]), V{});
-          warp_.store_row(to_.target + to * p_.dim, b, p_.dim, h);
+  // Sample s as it is, to a row of the outputs.
+  FASTNDSM_HD void finish(int s, int64_t to) const {
+    const int64_t at = int64_t(s) * p_.padded;
+    for (int b = 0; b < blocks_; b += kWarp) {
+      V x[4];
+      warp_.load4(x_ + at, b, blocks_, x);
+      warp_.store_row(to_.x + to * p_.dim, b, p_.dim, x);
+      if constexpr (kTarget) {
+        V h[4], v[4];
+        warp_.load4(h_ + at, b, blocks_, h);
+        if constexpr (kRates) {
+          warp_.load4(v_ + at, b, blocks_, v);
+          warp_.store_row(to_.variance + to * p_.dim, b, p_.dim, v);
+        } else {
+          for (int c = 0; c < 4; ++c) v[c] = splat<V>(scalar_v_[s]);
         }
+        FASTNDSM_UNROLL
+        for (int c = 0; c < 4; ++c) h[c] = select(v[c] > S(0), V(-h[c] / v[c]), V{});
+        warp_.store_row(to_.target + to * p_.dim, b, p_.dim, h);
       }
-      if constexpr (kTarget && !kRates) warp_.put(to_.variance + to, splat<V>(scalar_v_[s]));
     }
+    if constexpr (kTarget && !kRates) warp_.put(to_.variance + to, splat<V>(scalar_v_[s]));
   }
 
   const TiledProcess<S>& p_;

@@ -85,14 +85,16 @@ def _simulate(
     axes: PrincipalAxes | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     padded, tiled = _served("simulate", process.mixture, what in ("target", "mirrored"))
-    rows = len(x0)
+    rows, shape = len(x0), steps.shape[1:]
+    steps, records = steps.sort(dim=1) if steps.numel() > rows else (steps.reshape(rows, 1), None)
     if rows < 2 or steps.stride(0) == 0:  # all the same
         order = torch.arange(rows, device=x0.device)
     else:
-        order = steps.argsort(descending=True, stable=True)
-    tables = x0.contiguous(), steps.contiguous(), order, *_tables(process)
+        order = steps[:, -1].argsort(descending=True, stable=True)
+    tables = x0.contiguous(), steps.contiguous(), records, order, *_tables(process)
     mixture = *_contiguous(process.mixture), *(t if t is None else t.contiguous() for t in axes or (None, None))
     x, second, third = _ops.simulate(*tables, *mixture, padded, int(seed), first_path, what, tiled)
+    x, second, third = (out.reshape(-1, *shape, out.shape[1]) if shape else out for out in (x, second, third))
     return x, second, third
 
 

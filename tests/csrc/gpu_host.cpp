@@ -55,13 +55,18 @@ struct HostWarp {
 template <typename S>
 struct Arguments {
   const S *parameters, *drift_scale, *noise_std, *coefficients;
-  int64_t n_components, dim, padded, tied, seed, first_path, rows, mirrored, n_steps;
+  int64_t n_components, dim, padded, tied, seed, first_path, rows, mirrored, n_steps, n_records;
   const S* start;
-  const int64_t* steps;  // reverse: first and last
+  const int64_t *steps, *records;  // [rows, n_records] or null; reverse: steps are first and last
   const S *held, *slope, *own;
   S *x, *second, *third;  // mean and noise, or target and variance
   const S *rotations, *rates;  // or null
 };
+
+template <typename S>
+PathRecords records_of(const Arguments<S>& a, int64_t row) {
+  return {a.steps + row * a.n_records, a.records ? a.records + row * a.n_records : nullptr, a.n_records};
+}
 
 // ---- one sample at a time ---------------------------------------------------------------------------------------
 
@@ -101,21 +106,27 @@ void in_registers(const Arguments<S>& a) {
       S h[D], z[D];
       RegisterTrajectory<S, kind, D, target> sample(h, 1);
       for (int j = 0; j < D; ++j) sample.x[j] = j < d ? a.start[row * d + j] : S(0);
-      for (int n = 0; n < a.steps[row]; ++n) {
+      PathRecords records = records_of(a, row);
+      const int steps = records.last();
+      for (int n = 0;; ++n) {
+        records.take(n, [&](int64_t place) {
+          const int64_t to = i * a.n_records + place;
+          for (int j = 0; j < d; ++j) a.x[to * d + j] = sample.x[j];
+          if constexpr (target) {
+            constexpr int kRates = RegisterTrajectory<S, kind, D, target>::kRates;
+            S values[D], variance[kRates];
+            sample.results(process, values, variance);
+            for (int j = 0; j < d; ++j) a.second[to * d + j] = values[j];
+            for (int r = 0; r < std::min(kRates, d); ++r) a.third[to * std::min(kRates, d) + r] = variance[r];
+          }
+        });
+        if (n == steps) break;
         const auto counters = path.at(static_cast<uint32_t>(n), process.noise.key);
-        const bool last = !target && a.second && n + 1 == a.steps[row];
+        const bool last = !target && a.second && n + 1 == steps;
         if constexpr (target) sample.draw(d, counters, z);
         sample.step(process, counters, n, z, S(i < a.rows ? 1 : -1), [&](int j, S mean, S noise) {
           if (last && j < d) a.second[i * d + j] = mean, a.third[i * d + j] = noise;
         });
-      }
-      for (int j = 0; j < d; ++j) a.x[i * d + j] = sample.x[j];
-      if constexpr (target) {
-        constexpr int kRates = RegisterTrajectory<S, kind, D, target>::kRates;
-        S values[D], variance[kRates];
-        sample.results(process, values, variance);
-        for (int j = 0; j < d; ++j) a.second[i * d + j] = values[j];
-        for (int r = 0; r < std::min(kRates, d); ++r) a.third[i * std::min(kRates, d) + r] = variance[r];
       }
     }
   }
@@ -162,8 +173,9 @@ void in_warps(const Arguments<S>& a) {
     rows.count = static_cast<int>(std::min<int64_t>(N, samples - first));
     for (int s = 0; s < N; ++s) {
       const int64_t i = s < rows.count ? first + s : first, row = i % a.rows;
-      rows.path[s] = a.first_path + row, rows.from[s] = row, rows.to[s] = i;
-      rows.steps[s] = mode == Mode::reverse ? 0 : int(a.steps[row]), rows.sign[s] = S(i < a.rows ? 1 : -1);
+      rows.path[s] = a.first_path + row, rows.from[s] = row, rows.to[s] = i * a.n_records;
+      rows.steps[s] = 0, rows.sign[s] = S(i < a.rows ? 1 : -1);
+      if (mode != Mode::reverse) rows.records[s] = records_of(a, row), rows.steps[s] = rows.records[s].last();
     }
     // exactly what it should need, for the sanitizer, and not cleared
     std::vector<S> memory(Warp::floats(process.mixture.n_components, process.padded), std::numeric_limits<S>::quiet_NaN());
@@ -260,8 +272,10 @@ void emulate(Mode mode, const Arguments<float>& a, const int64_t* order, int64_t
                               a.seed,
                               a.first_path,
                               a.rows,
+                              a.n_records,
                               a.start,
                               a.steps,
+                              a.records,
                               order,
                               a.x,
                               target ? nullptr : a.second,
