@@ -57,6 +57,13 @@ def runs_here(build: str) -> bool:
     return X86 or "sse2" not in build
 
 
+def compiled_driver(options: tuple[str, ...], path: Path) -> Path:
+    command = [str(COMPILER), "-std=c++20", *options, str(HERE / "csrc" / "driver.cpp"), "-o", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
 @pytest.fixture(scope="module", name="drivers")
 def built_drivers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
     """Return the path of a build of the driver; those of BUILDS are begun at once, as many as there are cores."""
@@ -64,11 +71,7 @@ def built_drivers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
 
     @functools.cache
     def build(name: str) -> Path:
-        path = place / name.replace(" ", "_")
-        command = [str(COMPILER), "-std=c++20", *flags(name), str(HERE / "csrc" / "driver.cpp"), "-o", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return path
+        return compiled_driver(flags(name), place / name.replace(" ", "_"))
 
     with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         begun = {name: pool.submit(build, name) for name in BUILDS if runs_here(name)}
@@ -136,9 +139,9 @@ def run(
 # --- what is asked -----------------------------------------------------------------------------------------------
 
 SHAPES = [(1, 1, 1, 3), (33, 1, 3, 2), (31, 2, 3, 7), (33, 3, 10, 5), (33, 4, 1, 4), (31, 5, 300, 3), (17, 2, 300, 2)]
-SHAPES += [(33, 16, 10, 3), (3, 67, 3, 3), (2, 130, 9, 1), (1, 4, 10, 1), (31, 40, 12, 12)]
-# rows, dimension, components, steps; the last one is of trajectories that leave components out
-SPLIT_SHAPES, SPLIT_ROWS = (SHAPES[2], SHAPES[5], SHAPES[-1]), (0, 7, 16, 30)
+SHAPES += [(33, 16, 10, 3), (3, 67, 3, 3), (2, 130, 9, 1), (1, 4, 10, 1), (31, 20, 60, 8), (31, 40, 12, 12)]
+# rows, dimension, components, steps; the last two are of trajectories that leave components out
+SPLIT_SHAPES, SPLIT_ROWS = (SHAPES[2], SHAPES[5], SHAPES[-2], SHAPES[-1]), (0, 7, 16, 30)
 WHATS = ("state", "transition", "target", "antithetic target", "back", "back with slope")
 SEED, FIRST_PATH = -0x123456789ABCDEF, 2**32 - 9
 LOSS_SHAPES = [(1, 1), (2, 7), (3, 64), (2, 133)]
@@ -158,8 +161,11 @@ def function_points(dtype: str) -> Tensor:
     return points.to(torch.float32).double() if dtype == "float32" else points
 
 
+Case = tuple[GaussianMixture, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
 @functools.cache
-def case(kind: str, shape: Shape) -> tuple[GaussianMixture, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def case(kind: str, shape: Shape) -> Case:
     """Draw mixture, x, z, steps, drift_scale and noise_std, exact in float32."""
     rows, dim, components, n_steps = shape
     m = random_mixture(kind, components, dim, ratio=8.0)
@@ -171,14 +177,22 @@ def case(kind: str, shape: Shape) -> tuple[GaussianMixture, Tensor, Tensor, Tens
 
 
 def trajectory(
-    kind: str, shape: Shape, what: str, dtype: str, *, rows: slice | None = None, tiles: int = 1 << 30
+    kind: str,
+    shape: Shape,
+    what: str,
+    dtype: str,
+    *,
+    rows: slice | None = None,
+    tiles: int = 1 << 30,
+    visits_all: bool = False,
+    given: Case | None = None,
 ) -> Request:
-    m, x, _, steps, drift_scale, noise_std = case(kind, shape)
+    m, x, _, steps, drift_scale, noise_std = given or case(kind, shape)
     first, last, _ = (rows or slice(None)).indices(len(x))
     n, dim = last - first, x.shape[1]
     axes = m.principal_axes(torch.float64) or ()
     tables = steps[first:last], drift_scale, noise_std, x[first:last], *axes
-    parts = n, len(noise_std), SEED, FIRST_PATH + first, tiles, 0, *tables
+    parts = n, len(noise_std), SEED, FIRST_PATH + first, tiles, 0, int(visits_all), *tables
     total = n * (2 if what == "antithetic target" else 1)
     shapes: tuple[tuple[int, ...], ...] = ((total, dim),)
     if what == "transition":
@@ -200,13 +214,24 @@ def way_back(shape: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return coefficients.double(), held, slope, slope.abs().amax(1)
 
 
-def back(kind: str, shape: Shape, what: str, dtype: str, *, rows: slice | None = None, tiles: int = 1 << 30) -> Request:
-    m, y, *_ = case(kind, shape)
+def back(
+    kind: str,
+    shape: Shape,
+    what: str,
+    dtype: str,
+    *,
+    rows: slice | None = None,
+    tiles: int = 1 << 30,
+    visits_all: bool = False,
+    given: Case | None = None,
+) -> Request:
+    m, y, *_ = given or case(kind, shape)
     coefficients, held, slope, rate = way_back(shape)
     first, last, _ = (rows or slice(None)).indices(len(y))
     sloped = what == "back with slope"
     tables = coefficients, *(t[first:last] for t in ((y, held, slope, rate) if sloped else (y, held)))
-    parts = last - first, coefficients.shape[1], SEED, FIRST_PATH + first, tiles, int(sloped), int(sloped), *tables
+    paths = SEED, FIRST_PATH + first, tiles
+    parts = last - first, coefficients.shape[1], *paths, int(sloped), int(sloped), int(visits_all), *tables
     return Request(packed(6, size_of(dtype), *mixture_parts(m), *parts), ((last - first, y.shape[1]),))
 
 
@@ -243,6 +268,7 @@ def all_requests() -> Iterator[tuple[str, Request]]:
             name = f"{what} {kind} {shape} {dtype}"
             request = back if what.startswith("back") else trajectory
             yield f"tile by tile {name}", request(kind, shape, what, dtype, tiles=1)
+            yield f"all components {name}", request(kind, shape, what, dtype, visits_all=True)
             for row in SPLIT_ROWS:
                 yield f"row {row} {name}", request(kind, shape, what, dtype, rows=slice(row, row + 1))
 

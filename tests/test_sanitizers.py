@@ -185,8 +185,9 @@ def test_tiles_and_neighbours_change_no_bit(kind: str, dtype: str, build: str, a
     found = answers(build)
     for shape, what in itertools.product(SPLIT_SHAPES, WHATS):
         name = f"{what} {kind} {shape} {dtype}"
-        for whole, piecewise in zip(found[name], found[f"tile by tile {name}"], strict=True):
-            assert torch.equal(whole, piecewise)
+        for other in ("tile by tile", "all components"):
+            for whole, same in zip(found[name], found[f"{other} {name}"], strict=True):
+                assert torch.equal(whole, same)
         for row in SPLIT_ROWS:
             for whole, alone in zip(found[name], found[f"row {row} {name}"], strict=True):
                 assert torch.equal(whole[row :: shape[0]], alone)  # antithetic paths follow the others

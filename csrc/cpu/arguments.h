@@ -7,6 +7,7 @@
 #include <string>
 
 #include "../include/simulate.h"
+#include "near_cache.h"
 #include "packed_mixture.h"
 
 namespace fastndsm {
@@ -54,17 +55,22 @@ inline const at::Tensor& checked_means(const at::Tensor& means, const at::Tensor
   return means;
 }
 
+// What a mixture is taken for: trajectories visit it again and again near the same places.
+enum class Visits { once, along_a_trajectory };
+
 // The tensors of a mixture, contiguous and in the dtype of the data, and what is packed of them.
 template <typename S>
 class MixtureArgument {
  public:
   MixtureArgument(const at::Tensor& means, const at::Tensor& precisions, const at::Tensor& log_scale,
-                  const std::string& covariance_type)
+                  const std::string& covariance_type, Visits visits = Visits::once)
       : means_(checked_means(means, precisions, log_scale, covariance_kind(covariance_type)).contiguous()),
         precisions_(precisions.contiguous()),
         log_scale_(log_scale.contiguous()),
         packed_(covariance_kind(covariance_type), means_.size(0), means_.size(1), means_.const_data_ptr<S>(),
-                precisions_.const_data_ptr<S>(), log_scale_.const_data_ptr<S>()) {}
+                precisions_.const_data_ptr<S>(), log_scale_.const_data_ptr<S>()) {
+    if (visits == Visits::along_a_trajectory) packed_.look_up_in(near_components(packed_.view()));
+  }
 
   const MixtureView<S>& view() const { return packed_.view(); }
 

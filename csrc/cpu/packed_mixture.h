@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
+#include <utility>
 #include <vector>
 
-#include "../include/mixture_view.h"
+#include "../include/near.h"
 
 namespace fastndsm {
 
@@ -47,11 +49,15 @@ class PackedMixture {
   }
   PackedMixture(const PackedMixture&) = delete;
 
+  // For trajectories: each sample looks its components up there.
+  void look_up_in(std::shared_ptr<const NearComponents<S>> near) { near_ = std::move(near), view_.near = near_.get(); }
+
   const MixtureView<S>& view() const { return view_; }
 
  private:
   std::vector<S> log_scale_, roots_, shifts_, pulls_, metric_;
   MixtureView<S> view_;
+  std::shared_ptr<const NearComponents<S>> near_;
 };
 
 }  // namespace fastndsm

@@ -54,7 +54,7 @@ at::Tensor reverse_steps(const at::Tensor& y, const at::Tensor& held, const std:
                     " >= first >= last >= 0, found ", first, " and ", last);
   at::Tensor out = at::empty(y.sizes(), y.options());
   AT_DISPATCH_FLOATING_TYPES(y.scalar_type(), "fastndsm::reverse_steps", [&] {
-    const MixtureArgument<scalar_t> mixture(means, precisions, log_scale, covariance_type);
+    const MixtureArgument<scalar_t> mixture(means, precisions, log_scale, covariance_type, Visits::along_a_trajectory);
     if (y.size(0) > 0) run<scalar_t>(y, held, slope, rate, first, last, coefficients, mixture, seed, first_path, out);
   });
   return out;

@@ -48,13 +48,15 @@ class ReverseTile {
       : view_(view),
         far_(view.mixture),
         memory_(vectors(view.mixture)),
-        lists_(Screen<V>::integers(view.mixture.n_components)) {
+        screen_(Screen<V>::integers(view.mixture.n_components)),
+        lists_(view.mixture) {
     const int64_t k = view.mixture.n_components, d = view.mixture.dim;
     V* const base = memory_.data() + 3 * d;
     y = memory_.data(), held = y + d, slope = held + d;
     member_.state = {.x = y};
     member_.scratch = MixtureScratch<V>(base, k, d);
-    member_.screen = Screen<V>(base + MixtureScratch<V>::vectors(k, d), lists_.data(), k, d);
+    member_.screen = Screen<V>(base + MixtureScratch<V>::vectors(k, d), screen_.data(), k, d);
+    member_.lists = &lists_;
   }
   ReverseTile(const ReverseTile&) = delete;
 
@@ -65,6 +67,7 @@ class ReverseTile {
   void start(const PathCounters<words_of<V>>& paths) {
     member_.lanes.paths = paths;
     member_.screen.forget();
+    lists_.forget();
   }
 
   // grad log pi(y), [d].
@@ -108,7 +111,8 @@ class ReverseTile {
   const ReverseView<S>& view_;
   FarLanes<V> far_;
   std::vector<V> memory_;
-  std::vector<int32_t> lists_;
+  std::vector<int32_t> screen_;
+  NearLists<V> lists_;
   Member<V> member_;
 };
 

@@ -212,7 +212,7 @@ std::tuple<at::Tensor, at::Tensor> sample_mlp(const at::Tensor& y, at::TensorLis
   TORCH_CHECK_VALUE(net.view().outputs == d && net.view().inputs == (feature_scale != 0.0 ? 2 * d : d),
                     "weights: expected a network of ", feature_scale != 0.0 ? 2 * d : d, " inputs and ", d,
                     " outputs, found ", net.view().inputs, " and ", net.view().outputs);
-  const MixtureArgument<float> mixture(means, precisions, log_scale, covariance_type);
+  const MixtureArgument<float> mixture(means, precisions, log_scale, covariance_type, Visits::along_a_trajectory);
   const at::Tensor start = y.contiguous(), table = coefficients.contiguous(), rows = evaluations.contiguous();
   const Sampling sampling{
       {mixture.view(), {table.const_data_ptr<float>(), n_steps}, NoiseStream(seed_value(seed), kReverseStream)},

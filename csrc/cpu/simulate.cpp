@@ -78,7 +78,7 @@ void simulate_into(const at::Tensor& x0, const at::Tensor& steps, const at::Tens
   check_shape("noise_std", noise_std, drift_scale.sizes());
   if (steps.numel() == 0) return;
   AT_DISPATCH_FLOATING_TYPES(x0.scalar_type(), "fastndsm::simulate", [&] {
-    const MixtureArgument<scalar_t> mixture(means, precisions, log_scale, covariance_type);
+    const MixtureArgument<scalar_t> mixture(means, precisions, log_scale, covariance_type, Visits::along_a_trajectory);
     const AxesView<scalar_t> view = axes.view<scalar_t>(x0.size(1));
     run<scalar_t>(x0, steps, drift_scale, noise_std, mixture, view, seed, first_path, mirrored, out);
   });

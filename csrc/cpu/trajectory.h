@@ -339,7 +339,9 @@ struct TileRunner {
     const int members = batch.mirrored ? 2 : 1;
     const int64_t copies = kTurns && kind == Covariance::full ? TileAxes<V>::vectors(d) : 0;
     std::vector<V> memory(members * own + copies);
-    std::vector<int32_t> lists(members * Screen<V>::integers(k));
+    std::vector<int32_t> screens(members * Screen<V>::integers(k));
+    std::vector<NearLists<V>> lists;
+    for (int i = 0; i < members; ++i) lists.emplace_back(process.mixture);
     RecordLists due;
     Staged staged(batch, d, rates, members);
     for (int64_t tile = begin; tile < end; ++tile) {
@@ -359,11 +361,13 @@ struct TileRunner {
                      : batch.mean ? TileState<V>{.x = x, .mean = x + d, .noise = x + 2 * d}
                                   : TileState<V>{.x = x},
                      MixtureScratch<V>(base, k, d),
-                     Screen<V>(base + scratch, lists.data() + i * Screen<V>::integers(k), k, d),
+                     Screen<V>(base + scratch, screens.data() + i * Screen<V>::integers(k), k, d),
+                     &lists[i],
                      TileAxes<V>(process.axes, memory.data() + members * own),
                      mirror ? member[0].z : z,
                      mirror ? S(-1) : S(1),
                      !mirror};
+        lists[i].forget();
         load_state(rows, member[i].state, d, rates);
       }
       const BatchRows<S> out = staged.fits() ? staged.rows(rows.count) : rows;

@@ -49,6 +49,9 @@ FASTNDSM_HD S packed_pull(S precision, S mean) {
 }
 
 template <typename S>
+class NearComponents;
+
+template <typename S>
 struct MixtureView {
   Covariance kind;
   int64_t n_components, dim;
@@ -60,6 +63,7 @@ struct MixtureView {
   const S* pulls;       // diag, tied: P m [K, d]
   const S* metric;      // spherical, diag: sqrt(max_k P_k) kRootScale [1] or [d]
   S metric_norm;        // root of the sum of its squares over dimensions
+  const NearComponents<S>* near = nullptr;  // of many components (near.h), or null
 };
 
 // 2^x for x <= 0, at least 2^-100 (2^-160 in double), so that no product of weights is a slow denormal number. What that adds

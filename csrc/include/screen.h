@@ -31,7 +31,7 @@ struct ListedComponents {
 template <typename S>
 FASTNDSM_HD bool screens(const MixtureView<S>& m) {
   const bool one_metric = m.kind == Covariance::spherical || m.kind == Covariance::diag;
-  return one_metric && m.dim >= kScreenedDim && m.n_components <= kResident;
+  return one_metric && !m.near && m.dim >= kScreenedDim && m.n_components <= kResident;
 }
 
 // What a tile keeps from step to step: `vectors` and `integers` of memory.
@@ -63,10 +63,14 @@ struct Screen {
 
 template <typename V, Covariance kind, bool with_product>
 class ScreenedTile : public MixtureTile<V, kind, with_product, ListedComponents> {
+ protected:
+  using MixtureTile<V, kind, with_product, ListedComponents>::m_, MixtureTile<V, kind, with_product, ListedComponents>::t_;
+
+ private:
   static_assert(kind == Covariance::spherical || kind == Covariance::diag, "one metric bounds all components' distances");
   using Tile = MixtureTile<V, kind, with_product, ListedComponents>;
   using S = scalar_of<V>;
-  using Tile::components_, Tile::m_, Tile::maximum_, Tile::summed_, Tile::t_;
+  using Tile::components_, Tile::maximum_, Tile::summed_;
   using typename Tile::Sums;
 
   static constexpr S kCut = S(detail::kSingle<V> ? 64 : 128);

@@ -16,7 +16,7 @@
 #include "axes.h"
 #include "philox.h"
 #include "reverse.h"
-#include "screen.h"
+#include "listed.h"
 
 namespace fastndsm {
 
@@ -67,6 +67,7 @@ struct Member {
   TileState<V> state;
   MixtureScratch<V> scratch;
   Screen<V> screen;
+  NearLists<V>* lists;
   TileAxes<V> axes;
   V* z;  // [d] noise of this step
   scalar_of<V> sign;
@@ -77,9 +78,8 @@ template <typename V, Covariance kind, Output output>
 struct Trajectory {
   using S = scalar_of<V>;
   static constexpr bool kTarget = output == Output::target;
-  static constexpr bool kScreens = kind == Covariance::spherical || kind == Covariance::diag;
-  static constexpr bool kTurns = kTarget && !kScreens;
-  using Mixture = std::conditional_t<kScreens, ScreenedTile<V, kind, kTarget>, MixtureTile<V, kind, kTarget>>;
+  static constexpr bool kTurns = kTarget && (kind == Covariance::tied || kind == Covariance::full);
+  using Mixture = ListedTile<V, kind, kTarget>;
 
   const std::conditional_t<output == Output::reverse, ReverseView<S>, ProcessView<S>>& p;
 
@@ -104,7 +104,7 @@ struct Trajectory {
       if (one.draws) normals(counters, 0, dim(), one.z);
     }
     Mixture mixture = tile(one);
-    prepare(mixture, one, p.noise_std[n]);
+    mixture.prepare(one.state.x, one.z, p.noise_std[n]);
     if constexpr (kTurns) {
       advance_turned(n, one, mixture);
     } else {
@@ -123,7 +123,7 @@ struct Trajectory {
       Mixture mixture = tile(one);
       const V* beyond = nullptr;
       if (step.drift != S(0)) {
-        prepare(mixture, one, step.std);
+        mixture.prepare(one.state.x, one.z, step.std);
         if (any_lane(!(mixture.maximum() > Mixture::kLowest))) beyond = far(one.state.x, mixture.maximum());
       }
       in_chunks(step.std != S(0), nullptr, counters, [&](auto size, int64_t j, const V* z) FASTNDSM_INLINE {
@@ -136,28 +136,14 @@ struct Trajectory {
   template <typename Far>
   FASTNDSM_HD void score(Member<V>& one, Far& far, V* out) const {
     Mixture mixture = tile(one);
-    prepare(mixture, one, S(0));
+    mixture.prepare(one.state.x, one.z, S(0));
     mixture.all_moments(one.state.x, nullptr, out, nullptr, nullptr);
     if (!any_lane(!(mixture.maximum() > Mixture::kLowest))) return;
     const V* const beyond = far(one.state.x, mixture.maximum());
     for (int64_t j = 0; j < dim(); ++j) out[j] = within(mixture, out[j], beyond[j]);
   }
 
-  FASTNDSM_HD void prepare(Mixture& mixture, Member<V>& one, S std) const {
-    if constexpr (kScreens) {
-      mixture.prepare(one.state.x, one.z, std);
-    } else {
-      mixture.prepare(one.state.x, one.z);
-    }
-  }
-
-  FASTNDSM_HD Mixture tile(Member<V>& one) const {
-    if constexpr (kScreens) {
-      return Mixture(p.mixture, one.scratch, one.screen);
-    } else {
-      return Mixture(p.mixture, one.scratch);
-    }
-  }
+  FASTNDSM_HD Mixture tile(Member<V>& one) const { return Mixture(p.mixture, one.scratch, one.screen, one.lists); }
 
   // body(C, j, z) of the C dimensions from j on and their noise, all of them: of `given` with the target, else drawn here,
   // or 0 if it draws nothing.

@@ -314,6 +314,54 @@ FASTNDSM_HD bool any_lane(M mask) {
   }
 }
 
+// Bit i: whether lane i of a is at least that of b, or either is NaN.
+template <typename V>
+FASTNDSM_HD uint32_t lanes_not_below(V a, V b) {
+#if defined(FASTNDSM_AVX512)
+  if constexpr (std::is_same<V, vec<float, 16>>::value) return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NLT_UQ);
+  if constexpr (std::is_same<V, vec<double, 8>>::value) return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_NLT_UQ);
+#endif
+#if defined(__AVX2__) && !defined(__CUDACC__)
+  if constexpr (std::is_same<V, vec<float, 8>>::value)
+    return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_NLT_UQ));
+  if constexpr (std::is_same<V, vec<double, 4>>::value)
+    return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_NLT_UQ));
+#endif
+  if constexpr (lanes_of<V> == 1) {
+    return a < b ? 0 : 1;
+  } else if constexpr (detail::kIsPack<V>) {
+    constexpr int each = lanes_of<std::remove_reference_t<decltype(a.part[0])>>;
+    static_assert(lanes_of<V> <= 32, "a bit a lane");
+    uint32_t bits = 0;
+    for (int i = 0; i < lanes_of<V> / each; ++i) bits |= lanes_not_below(a.part[i], b.part[i]) << (i * each);
+    return bits;
+  } else {
+    uint32_t bits = 0;
+    for (int i = 0; i < lanes_of<V>; ++i) bits |= (a[i] < b[i] ? uint32_t(0) : uint32_t(1)) << i;
+    return bits;
+  }
+}
+
+// Stores i, i + 1, ... for the bits set, side by side, and returns how many; up to W more numbers may be overwritten.
+template <int W>
+FASTNDSM_HD int store_set_bits(int32_t* to, int32_t i, uint32_t bits) {
+#if defined(FASTNDSM_AVX512)
+  if constexpr (W == 16) {
+    const __m512i all = (__m512i)(vec<int32_t, 16>)(iota<vec<int32_t, 16>>() + i);
+    _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), all));
+    return std::popcount(bits);
+  }
+  if constexpr (W == 8) {
+    const __m256i all = (__m256i)(vec<int32_t, 8>)(iota<vec<int32_t, 8>>() + i);
+    _mm256_storeu_si256((__m256i*)to, _mm256_maskz_compress_epi32(static_cast<__mmask8>(bits), all));
+    return std::popcount(bits);
+  }
+#endif
+  int n = 0;
+  for (; bits; bits &= bits - 1) to[n++] = i + std::countr_zero(bits);
+  return n;
+}
+
 // Sum of the lanes, by halves: the order depends on the number of lanes alone.
 template <typename V>
 FASTNDSM_HD scalar_of<V> sum_lanes(V v) {
@@ -325,6 +373,48 @@ FASTNDSM_HD scalar_of<V> sum_lanes(V v) {
     std::memcpy(&low, &v, sizeof(Half));
     std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof(Half), sizeof(Half));
     return sum_lanes(static_cast<Half>(low + high));
+  }
+}
+
+#if !defined(__CUDACC__) && (defined(__clang__) || __GNUC__ >= 12)
+namespace detail {
+
+// Lanes i with bit `step` from b, the others from a, each plus the lane that differs in that bit.
+template <int step, typename V, std::size_t... i>
+FASTNDSM_HD V fold(V a, V b, std::index_sequence<i...>) {
+  constexpr int W = lanes_of<V>;
+  return __builtin_shufflevector(a, b, int(i & step ? W + i - step : i)...) +
+         __builtin_shufflevector(a, b, int(i & step ? W + i : i + step)...);
+}
+
+template <int step, int n, typename V>
+FASTNDSM_HD V fold_all(V* v) {
+  if constexpr (n == 1) {
+    return v[0];
+  } else {
+    FASTNDSM_UNROLL
+    for (int i = 0; i < n / 2; ++i) v[i] = fold<step>(v[2 * i], v[2 * i + 1], std::make_index_sequence<lanes_of<V>>());
+    return fold_all<2 * step, n / 2>(v);
+  }
+}
+
+}  // namespace detail
+#endif
+
+// Lane i: the sum of the lanes of v[i]; v is spent.
+template <typename V>
+FASTNDSM_HD V sum_each(V (&v)[lanes_of<V>]) {
+  constexpr int W = lanes_of<V>;
+  if constexpr (W == 1) {
+    return v[0];
+  } else {
+#if !defined(__CUDACC__) && (defined(__clang__) || __GNUC__ >= 12)
+    return detail::fold_all<1, W>(v);
+#else
+    scalar_of<V> lanes[W];
+    for (int i = 0; i < W; ++i) lanes[i] = sum_lanes(v[i]);
+    return load<V>(lanes);
+#endif
   }
 }
 

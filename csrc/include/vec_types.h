@@ -1,6 +1,7 @@
 // The vector types of vec.h: one register of lanes, or a Pack of several in lock step.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>

@@ -229,6 +229,14 @@ void mixture(Channel& channel) {
   }
 }
 
+// As the ops do; visits_all: without leaving any component out.
+template <typename S>
+void look_up(PackedMixture<S>& packed, bool visits_all) {
+  const MixtureView<S>& m = packed.view();
+  if (!lists_components<S>(m.kind, m.n_components, m.dim)) return;
+  packed.look_up_in(std::make_shared<NearComponents<S>>(m, visits_all));
+}
+
 enum class What { state, transition, target, mirrored_target };
 
 // x, and mean and noise or target and variance; `missing` values of x0 are left out, for which a sanitizer must stop it.
@@ -238,12 +246,14 @@ void trajectory(Channel& channel) {
   const What what = static_cast<What>(channel.integer());
   const int64_t n_rows = channel.integer(), n_steps = channel.integer(), seed = channel.integer();
   const int64_t first_path = channel.integer(), tiles_per_call = channel.integer(), missing = channel.integer();
+  const bool visits_all = channel.integer() != 0;
   const std::vector<int64_t> steps = channel.integers(n_rows);
   const std::vector<S> drift_scale = channel.reals<S>(n_steps), noise_std = channel.reals<S>(n_steps);
   const std::vector<S> x0 = channel.reals<S>(n_rows * p.dim - missing);
   const int64_t axes = p.kind == Covariance::full ? p.n_components : p.kind == Covariance::tied ? 1 : 0;
   const std::vector<S> rotations = channel.reals<S>(axes * p.dim * p.dim), rates = channel.reals<S>(axes * p.dim);
-  const PackedMixture<S> packed(p.kind, p.n_components, p.dim, p.means.data(), p.precisions.data(), p.log_scale.data());
+  PackedMixture<S> packed(p.kind, p.n_components, p.dim, p.means.data(), p.precisions.data(), p.log_scale.data());
+  look_up(packed, visits_all);
 
   const bool mirrored = what == What::mirrored_target, target = what == What::target || mirrored;
   const int64_t out_rows = n_rows * (mirrored ? 2 : 1);
@@ -278,10 +288,12 @@ void back(Channel& channel) {
   const int64_t n_rows = channel.integer(), n_steps = channel.integer(), seed = channel.integer();
   const int64_t first_path = channel.integer(), tiles_per_call = channel.integer(), sloped = channel.integer(),
                 rated = channel.integer();
+  const bool visits_all = channel.integer() != 0;
   const std::vector<S> coefficients = channel.reals<S>(6 * n_steps), y = channel.reals<S>(n_rows * p.dim);
   const std::vector<S> held = channel.reals<S>(n_rows * p.dim), slope = channel.reals<S>(sloped ? n_rows * p.dim : 0);
   const std::vector<S> own = channel.reals<S>(rated ? n_rows : 0);
-  const PackedMixture<S> packed(p.kind, p.n_components, p.dim, p.means.data(), p.precisions.data(), p.log_scale.data());
+  PackedMixture<S> packed(p.kind, p.n_components, p.dim, p.means.data(), p.precisions.data(), p.log_scale.data());
+  look_up(packed, visits_all);
   std::vector<S> out = unwritten<S>(n_rows * p.dim);
   const ReverseView<S> view{packed.view(), {coefficients.data(), n_steps}, NoiseStream(seed, kReverseStream)};
   const ReverseBatch<S> batch{n_rows,

@@ -1,0 +1,51 @@
+// The components of a mixture as samples look them up, made once for all calls with the same parameters.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "../include/near.h"
+
+namespace fastndsm {
+
+// Null where there are too few to look any up. Parameters are compared by value: tensors may have been written to.
+template <typename S>
+std::shared_ptr<const NearComponents<S>> near_components(const MixtureView<S>& m) {
+  if (!lists_components<S>(m.kind, m.n_components, m.dim)) return nullptr;
+  constexpr size_t kKept = 4;
+  struct Entry {
+    Covariance kind;
+    int64_t dim;
+    std::vector<S> means, precisions, log_scale;
+    std::shared_ptr<const NearComponents<S>> components;
+  };
+  static std::mutex mutex;
+  static std::vector<std::shared_ptr<Entry>> entries;  // the last one used first
+  const auto same = [](const std::vector<S>& kept, const S* values) {
+    return std::memcmp(kept.data(), values, kept.size() * sizeof(S)) == 0;
+  };
+  const std::lock_guard<std::mutex> lock(mutex);
+  for (auto entry = entries.begin(); entry != entries.end(); ++entry) {
+    const Entry& e = **entry;
+    if (e.kind != m.kind || e.dim != m.dim || static_cast<int64_t>(e.log_scale.size()) != m.n_components) continue;
+    if (!same(e.log_scale, m.log_scale) || !same(e.means, m.means) || !same(e.precisions, m.precisions)) continue;
+    std::rotate(entries.begin(), entry, entry + 1);
+    return entries.front()->components;
+  }
+  const int64_t k = m.n_components, d = m.dim;
+  const int64_t sizes[] = {k, k * d, d * d, k * d * d};
+  auto made = std::make_shared<Entry>(Entry{m.kind,
+                                            d,
+                                            {m.means, m.means + k * d},
+                                            {m.precisions, m.precisions + sizes[static_cast<int>(m.kind)]},
+                                            {m.log_scale, m.log_scale + k},
+                                            std::make_shared<NearComponents<S>>(m)});
+  if (entries.size() == kKept) entries.pop_back();
+  entries.insert(entries.begin(), made);
+  return made->components;
+}
+
+}  // namespace fastndsm

@@ -1,0 +1,641 @@
+// Which of many components can have weight near a place, and their parameters as one sample reads them.
+//
+// A component whose weight is below 2^-kNearCut of a sample's largest counts as 0. Let b be a component and l_k the logits in
+// units of log 2 at a place x_0. For every u,
+//
+//   l_k(x_0 + u) - l_b(x_0 + u) <= (l_k - l_b)(x_0) + log2(e) [|g_k - g_b| |u| + max((P_b - P_k)+) |u|^2 / 2],
+//
+// so that k has no weight before |u| reaches the root of that bound at -kNearCut: its reach. Lengths of gradients and moves
+// are taken in one metric, |u|^2 = sum_j max_k P_kj u_j^2 if diag. An Anchor holds the components of reach up to its radius.
+// To have an anchor where none is near, groups of components go first: a ball bounds all that it holds.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "mixture_view.h"
+
+namespace fastndsm {
+
+template <typename S>
+constexpr S kNearCut = S(sizeof(S) == 4 ? 40 : 80);
+
+// Whether trajectories keep lists of components sample by sample.
+template <typename S>
+bool lists_components(Covariance kind, int64_t n_components, int64_t dim) {
+  return dim >= 4 && n_components >= 24 && (kind != Covariance::full || n_components * dim * dim <= (int64_t(1) << 28));
+}
+
+// The components that can have weight within `radius` of a place.
+template <typename S>
+struct Anchor {
+  S radius = S(-1);
+  const S* origin = nullptr;
+  std::vector<int32_t> at;  // ascending
+  std::vector<S> reach;  // of each
+};
+
+// A component that others are compared with at a place.
+template <typename S>
+struct Base {
+  int32_t at = -1;
+  S logit;
+  std::vector<S> pull;  // g_b
+};
+
+template <typename S>
+class NearComponents {
+ public:
+  using V = vec<S, kLanes<S>>;
+  static constexpr int W = lanes_of<V>;
+  static constexpr S kHalf = S(0.72134752044448170368);  // log2(e) / 2
+
+  // visits_all: nothing is left out, which changes no bit.
+  explicit NearComponents(const MixtureView<S>& m, bool visits_all = false)
+      : kind_(m.kind), n_(m.n_components), d_(m.dim), pitch_((d_ + W - 1) / W * W), visits_all_(visits_all) {
+    if (kind_ == Covariance::tied) whiten(m);
+    group(m);
+    pack(m);
+    bound_groups();
+    pack_blocks();
+    anchors_ = std::make_unique<std::atomic<Anchor<S>*>[]>(n_);
+  }
+  ~NearComponents() {
+    for (int64_t k = 0; k < n_; ++k) delete anchors_[k].load();
+  }
+  NearComponents(const NearComponents&) = delete;
+
+  int64_t count() const { return n_; }
+  int64_t pitch() const { return pitch_; }
+  bool visits_all() const { return visits_all_; }
+  S metric_norm() const { return metric_norm_; }
+  const S* metric() const { return values(metric_); }
+  // tied: L^T and L of P = L L^T, [d, d], and the place that coordinates are relative to.
+  const S* to_whitened() const { return to_whitened_.data(); }
+  const S* from_whitened() const { return from_whitened_.data(); }
+  const S* centre() const { return centre_.data(); }
+
+  const int32_t* everyone() const { return everyone_.data(); }
+  const S* log_scale() const { return log_scale_.data(); }
+  const S* half() const { return half_.data(); }
+  int32_t id(int64_t at) const { return id_[at]; }
+  S scale(int64_t at) const { return scale_[at]; }
+  const S* mean(int64_t at) const { return values(means_) + at * pitch_; }
+  const S* precision(int64_t at) const { return values(precisions_) + at * pitch_; }
+  const S* root(int64_t at) const { return values(roots_) + at * pitch_; }
+  const S* shift(int64_t at) const { return values(shifts_) + at * pitch_; }
+  const S* matrix(int64_t at) const { return values(matrices_) + at * d_ * pitch_; }
+
+  // P (m - x) of a full component, in the first half of memory [2, pitch]; other kinds have no need of it.
+  template <Covariance kind>
+  const S* prepare_row(int64_t at, const S* x, S* memory) const {
+    if constexpr (kind == Covariance::full) {
+      S* difference = memory + pitch_;
+      for (int64_t j = 0; j < pitch_; j += W) store(difference + j, V(load<V>(mean(at) + j) - load<V>(x + j)));
+      times_matrix(at, difference, memory);
+    }
+    return memory;
+  }
+
+  // P v, [pitch], of a full component.
+  void times_matrix(int64_t at, const S* v, S* out) const {
+    const S* p = matrix(at);
+    for (int64_t i = 0; i < pitch_; i += W) {
+      V sum[4] = {V{}, V{}, V{}, V{}};
+      int64_t j = 0;
+      for (; j + 4 <= d_; j += 4) {
+        FASTNDSM_UNROLL
+        for (int c = 0; c < 4; ++c) sum[c] = fused(splat<V>(v[j + c]), load<V>(p + (j + c) * pitch_ + i), sum[c]);
+      }
+      for (; j < d_; ++j) sum[0] = fused(splat<V>(v[j]), load<V>(p + j * pitch_ + i), sum[0]);
+      store(out + i, V((sum[0] + sum[1]) + (sum[2] + sum[3])));
+    }
+  }
+
+  // (x - m)^T P (x - m), up to `half`, of the W components at[0 ..].
+  template <Covariance kind>
+  FASTNDSM_OUTLINE V quadratic(const int32_t* at, const S* x, S* memory) const {
+    V sum[W];
+    for (int i = 0; i < W; ++i) {
+      V part[2] = {V{}, V{}};
+      const S* u = prepare_row<kind>(at[i], x, memory);
+      const S *m = mean(at[i]), *root = this->root(at[i]), *shift = this->shift(at[i]);
+      const auto add = [&](int64_t j, V& to) FASTNDSM_INLINE {
+        if constexpr (kind == Covariance::full) {
+          to = fused(V(load<V>(m + j) - load<V>(x + j)), load<V>(u + j), to);
+        } else if constexpr (kind == Covariance::diag) {
+          const V t = fused(load<V>(x + j), load<V>(root + j), load<V>(shift + j));
+          to = fused(t, t, to);
+        } else {
+          const V t = load<V>(m + j) - load<V>(x + j);
+          to = fused(t, t, to);
+        }
+      };
+      int64_t j = 0;
+      for (; j + 2 * W <= pitch_; j += 2 * W) add(j, part[0]), add(j + W, part[1]);
+      if (j < pitch_) add(j, part[0]);
+      sum[i] = part[0] + part[1];
+    }
+    return sum_each(sum);
+  }
+
+  // Their g . z, up to `scale`.
+  template <Covariance kind>
+  FASTNDSM_OUTLINE V product(const int32_t* at, const S* x, const S* z, S* memory) const {
+    V sum[W];
+    for (int i = 0; i < W; ++i) {
+      V part[2] = {V{}, V{}};
+      const S* u = prepare_row<kind>(at[i], x, memory);
+      const S *m = mean(at[i]), *root = this->root(at[i]), *shift = this->shift(at[i]);
+      const auto add = [&](int64_t j, V& to) FASTNDSM_INLINE {
+        if constexpr (kind == Covariance::full) {
+          to = fused(load<V>(u + j), load<V>(z + j), to);
+        } else if constexpr (kind == Covariance::diag) {
+          const V r = load<V>(root + j);
+          to = fused(fused(load<V>(x + j), r, load<V>(shift + j)), V(r * load<V>(z + j)), to);
+        } else {
+          to = fused(V(load<V>(m + j) - load<V>(x + j)), load<V>(z + j), to);
+        }
+      };
+      int64_t j = 0;
+      for (; j + 2 * W <= pitch_; j += 2 * W) add(j, part[0]), add(j + W, part[1]);
+      if (j < pitch_) add(j, part[0]);
+      sum[i] = part[0] + part[1];
+    }
+    return sum_each(sum);
+  }
+
+  // g of one component, [pitch].
+  template <Covariance kind>
+  void pull(int64_t at, const S* x, S* memory, S* out) const {
+    const S* u = prepare_row<kind>(at, x, memory);
+    for (int64_t j = 0; j < pitch_; j += W) {
+      if constexpr (kind == Covariance::full) {
+        store(out + j, load<V>(u + j));
+      } else if constexpr (kind == Covariance::diag) {
+        const V r = load<V>(this->root(at) + j);
+        const V t = fused(load<V>(x + j), r, load<V>(shift(at) + j));
+        store(out + j, V(V(t * r) * scale_[at]));
+      } else {
+        store(out + j, V((load<V>(mean(at) + j) - load<V>(x + j)) * scale_[at]));
+      }
+    }
+  }
+
+  template <Covariance kind>
+  Base<S>& compare_with(int64_t at, const S* x, S* memory, Base<S>& base) const {
+    base.at = static_cast<int32_t>(at), base.pull.resize(pitch_);
+    int32_t block[W];
+    for (int32_t& k : block) k = base.at;
+    S q[W];
+    store(q, quadratic<kind>(block, x, memory));
+    base.logit = log_scale_[at] - half_[at] * q[0];
+    pull<kind>(at, x, memory, base.pull.data());
+    return base;
+  }
+
+  // Reach of the n listed components from x; `at` may be read up to a multiple of W. Returns the place in the list of the largest logit.
+  template <Covariance kind>
+  FASTNDSM_OUTLINE int64_t reaches(const int32_t* at, int64_t n, const S* x, const Base<S>& base, S* memory,
+                                   S* reach) const {
+    const S* gb = base.pull.data();
+    const S *inverse = values(inverse_metric_), *pb = values(precisions_) + base.at * pitch_;
+    int64_t best = 0;
+    S highest = -std::numeric_limits<S>::infinity();
+    for (int64_t first = 0; first < n; first += W) {
+      V q[W], square[W], length[W];
+      S curve[W], scale[W], half[W], level[W];
+      for (int i = 0; i < W; ++i) {
+        const int64_t k = at[std::min(first + i, n - 1)];
+        const S* u = prepare_row<kind>(k, x, memory);
+        const S *m = mean(k), *root = this->root(k), *shift = this->shift(k);
+        q[i] = V{}, square[i] = V{}, length[i] = V{};
+        scale[i] = scale_[k], half[i] = half_[k], level[i] = log_scale_[k];
+        V steepest = V{};
+        for (int64_t j = 0; j < pitch_; j += W) {
+          V apart;
+          if constexpr (kind == Covariance::full) {
+            const V t = load<V>(m + j) - load<V>(x + j);
+            q[i] = fused(t, load<V>(u + j), q[i]), length[i] = fused(t, t, length[i]);
+            apart = load<V>(u + j) - load<V>(gb + j);
+          } else if constexpr (kind == Covariance::diag) {
+            const V r = load<V>(root + j), t = fused(load<V>(x + j), r, load<V>(shift + j)), to = load<V>(inverse + j);
+            q[i] = fused(t, t, q[i]);
+            apart = fused(V(t * r), splat<V>(scale[i]), V(-load<V>(gb + j))) * to;
+            const V p = load<V>(values(precisions_) + k * pitch_ + j);
+            steepest = fastndsm::max(V((load<V>(pb + j) - p) * to * to), steepest);
+          } else {
+            const V t = load<V>(m + j) - load<V>(x + j);
+            q[i] = fused(t, t, q[i]);
+            apart = fused(t, splat<V>(scale[i]), V(-load<V>(gb + j)));
+          }
+          square[i] = fused(apart, apart, square[i]);
+        }
+        if constexpr (kind == Covariance::full) length[i] = length[i] * high_[k];  // what its terms can add up to
+        curve[i] = kind == Covariance::diag ? max_lanes(steepest) : std::max(high_[base.at] - low_[k], S(0));
+      }
+      const V l = fused(V(-load<V>(half)), sum_each(q), load<V>(level));
+      S lanes[W];
+      store(lanes, l);
+      for (int i = 0; i < W && first + i < n; ++i) {
+        if (lanes[i] > highest) highest = lanes[i], best = first + i;
+      }
+      V terms = V(load<V>(level) - l);
+      if constexpr (kind == Covariance::full) terms = sum_each(length) * S(4 * kHalf);
+      const V r = reach_of(l, load<V>(level), terms, base.logit, sqrt(sum_each(square)), load<V>(curve));
+      S values[W];
+      store(values, r);
+      for (int i = 0; i < W && first + i < n; ++i) reach[first + i] = values[i];
+    }
+    return best;
+  }
+
+  // The component of the largest logit in the group that x is nearest to.
+  template <Covariance kind>
+  int32_t guess(const S* x, S* memory, std::vector<S>& distance) const {
+    group_distances<kind>(x, distance);
+    S best = -std::numeric_limits<S>::infinity();
+    int64_t nearest = 0;
+    for (int64_t g = 0; g < n_groups(); ++g) {
+      const S level = top_[g] - kHalf * (low_group_[g] + high_group_[g]) / 2 * distance[g] * distance[g];
+      if (level > best) best = level, nearest = g;
+    }
+    int32_t at = start_[nearest];
+    best = -std::numeric_limits<S>::infinity();
+    for (int32_t k = start_[nearest]; k < start_[nearest + 1]; k += W) {
+      S q[W];
+      store(q, quadratic<kind>(everyone_.data() + k, x, memory));
+      for (int i = 0; i < W && k + i < start_[nearest + 1]; ++i) {
+        const S l = log_scale_[k + i] - half_[k + i] * q[i];
+        if (l > best) best = l, at = k + i;
+      }
+    }
+    return at;
+  }
+
+  // Appends the components of the groups whose reach is at most `radius`.
+  template <Covariance kind>
+  void candidates(const S* x, const Base<S>& base, S radius, std::vector<S>& distance, std::vector<int32_t>& at) const {
+    group_distances<kind>(x, distance);
+    S pulls = S(0);
+    for (int64_t j = 0; j < pitch_; ++j) {
+      const S g = base.pull[j] * (kind == Covariance::diag ? values(inverse_metric_)[j] : S(1));
+      pulls += g * g;
+    }
+    pulls = std::sqrt(pulls);
+    for (int64_t g = 0; g < n_groups(); ++g) {
+      const S away = std::max(distance[g] * S(1 - 1e-3) - radius_[g], S(0)),
+              within = distance[g] * S(1 + 1e-3) + radius_[g];
+      const S highest = top_[g] - kHalf * low_group_[g] * away * away;
+      const S slope = high_group_[g] * within + pulls, curve = std::max(high_[base.at] - low_group_[g], S(0));
+      const S reach = reach_of(highest, top_[g], top_[g] - highest, base.logit, slope, curve);
+      if (reach > radius) continue;
+      at.insert(at.end(), everyone_.begin() + start_[g], everyone_.begin() + start_[g + 1]);
+    }
+  }
+
+  // Logits of all components of n samples, to within `slack`: less exact than a sample's own, and many times faster.
+  // x: where a sample lies, relative to the centre, its dimensions `stride` apart; squares: their lengths squared; out: rows
+  // of n_padded().
+  int64_t n_padded() const { return (n_ + W - 1) / W * W; }
+  template <Covariance kind, int n>
+  FASTNDSM_OUTLINE void levels(const S* const* x, int64_t stride, const S* squares, S* const* out, V* peaks) const {
+    constexpr int B = kRegisters >= 32 ? 4 : 2;
+    const int64_t blocks = n_padded() / W;
+    int64_t b = 0;
+    for (; b + B <= blocks; b += B) some_levels<kind, n, B>(b, x, stride, squares, out, peaks);
+    for (; b < blocks; ++b) some_levels<kind, n, 1>(b, x, stride, squares, out, peaks);
+  }
+
+  // The same of a full component, in all lanes.
+  template <typename T>
+  T level(int64_t at, const T* x) const {
+    const S* p = matrix(at);
+    T q = T{};
+    for (int64_t i = 0; i < d_; ++i, p += pitch_) {
+      T sum[2] = {T{}, T{}};  // of the triangle
+      int64_t j = 0;
+      for (; j + 2 <= i; j += 2) {
+        sum[0] = fused(splat<T>(p[j]), T(x[j] - mean(at)[j]), sum[0]);
+        sum[1] = fused(splat<T>(p[j + 1]), T(x[j + 1] - mean(at)[j + 1]), sum[1]);
+      }
+      if (j < i) sum[0] = fused(splat<T>(p[j]), T(x[j] - mean(at)[j]), sum[0]);
+      const T t = x[i] - mean(at)[i];
+      q = fused(t, fused(t, splat<T>(p[i]), T(S(2) * (sum[0] + sum[1]))), q);
+    }
+    return fused(q, splat<T>(-kHalf), splat<T>(log_scale_[at]));
+  }
+
+  // What rounding can make of a logit, at a place `away` from the centre in the metric.
+  S slack(S away) const {
+    const S reach = extent_ + away;
+    return S(1) + S(4 * (d_ + 8)) * std::numeric_limits<S>::epsilon() * (largest_scale_ + kHalf * highest_ * reach * reach);
+  }
+
+  // The anchor at the mean of a component, or null where none was made.
+  const Anchor<S>* anchor(int64_t at) const { return anchors_[at].load(std::memory_order_acquire); }
+
+  // Makes it.
+  template <Covariance kind>
+  const Anchor<S>* make_anchor(int64_t at, S* memory) const {
+    constexpr size_t kMost = 64;
+    const S* origin = mean(at);
+    Base<S> base;
+    compare_with<kind>(at, origin, memory, base);
+    std::vector<S> reach(n_);
+    reaches<kind>(everyone_.data(), n_, origin, base, memory, reach.data());
+    auto made = std::make_unique<Anchor<S>>();
+    made->origin = origin, made->radius = std::numeric_limits<S>::max();
+    if (size_t(n_) > kMost) {
+      std::vector<S> sorted = reach;
+      std::nth_element(sorted.begin(), sorted.begin() + kMost, sorted.end());
+      made->radius = sorted[kMost] * S(1 - 1e-3);
+    }
+    for (int64_t k = 0; k < n_; ++k) {
+      if (!(reach[k] > made->radius)) made->at.push_back(static_cast<int32_t>(k)), made->reach.push_back(reach[k]);
+    }
+    Anchor<S>* expected = nullptr;
+    if (anchors_[at].compare_exchange_strong(expected, made.get(), std::memory_order_acq_rel)) return made.release();
+    return expected;
+  }
+
+  // |x - y| in the metric.
+  template <Covariance kind>
+  S distance(const S* x, const S* y) const {
+    V sum = V{};
+    for (int64_t j = 0; j < pitch_; j += W) {
+      V t = load<V>(x + j) - load<V>(y + j);
+      if constexpr (kind == Covariance::diag) t = t * load<V>(values(metric_) + j);
+      sum = fused(t, t, sum);
+    }
+    return std::sqrt(sum_lanes(sum));
+  }
+
+ private:
+  static const S* values(const std::vector<V>& v) { return reinterpret_cast<const S*>(v.data()); }
+  static S* values(std::vector<V>& v) { return reinterpret_cast<S*>(v.data()); }
+  int64_t n_groups() const { return static_cast<int64_t>(top_.size()); }
+
+  // Of components whose logit is l, at their mean level, and the sum of l's terms at most `terms`; slope and curve bound the
+  // change of l - l_b. Rounding is allowed for: that of logits, and a thousandth of a slope.
+  template <typename T>
+  static T reach_of(T l, T level, T terms, S base_logit, T slope, T curve) {
+    constexpr S kRounding = S(256) * std::numeric_limits<S>::epsilon();
+    const auto absolute = [](T v) { return fastndsm::max(v, T(-v)); };
+    const T slack = (absolute(terms) + absolute(level) + splat<T>(std::abs(base_logit))) * kRounding + S(1);
+    const T below = fastndsm::max(T(base_logit - l - kNearCut<S> - slack), T{});
+    const T b = slope * S(2 * kHalf * (1 + 1e-3)), c = curve * S(kHalf * (1 + 1e-3));
+    return below * S(2) / (b + sqrt(T(b * b + c * below * S(4))));
+  }
+
+  void whiten(const MixtureView<S>& m) {
+    std::vector<double> l(d_ * d_);
+    for (int64_t i = 0; i < d_; ++i) {
+      for (int64_t j = 0; j <= i; ++j) {
+        double sum = m.precisions[i * d_ + j];
+        for (int64_t k = 0; k < j; ++k) sum -= l[i * d_ + k] * l[j * d_ + k];
+        l[i * d_ + j] = i == j ? std::sqrt(std::max(sum, 0.0)) : l[j * d_ + j] > 0 ? sum / l[j * d_ + j] : 0.0;
+      }
+    }
+    to_whitened_.resize(d_ * d_), from_whitened_.resize(d_ * d_), centre_.resize(d_);
+    for (int64_t i = 0; i < d_; ++i) {
+      for (int64_t j = 0; j < d_; ++j) from_whitened_[i * d_ + j] = to_whitened_[j * d_ + i] = S(l[i * d_ + j]);
+      double sum = 0;
+      for (int64_t k = 0; k < n_; ++k) sum += m.means[k * d_ + i];
+      centre_[i] = S(sum / double(n_));
+    }
+    whitened_.resize(n_ * d_);
+    for (int64_t k = 0; k < n_; ++k) {
+      for (int64_t i = 0; i < d_; ++i) {
+        double sum = 0;
+        for (int64_t j = i; j < d_; ++j) sum += l[j * d_ + i] * (double(m.means[k * d_ + j]) - double(centre_[j]));
+        whitened_[k * d_ + i] = S(sum);
+      }
+    }
+  }
+
+  const S* means_of(const MixtureView<S>& m) const { return kind_ == Covariance::tied ? whitened_.data() : m.means; }
+
+  // Groups of about sqrt(K) components, nearest to one of them; components are numbered group by group.
+  void group(const MixtureView<S>& m) {
+    metric_.assign(pitch_ / W, V{}), inverse_metric_.assign(pitch_ / W, V{});
+    double squares = 0;
+    for (int64_t j = 0; j < d_; ++j) {
+      S most = S(1);
+      if (kind_ == Covariance::diag) {
+        most = S(0);
+        for (int64_t k = 0; k < n_; ++k) most = std::max(most, m.precisions[k * d_ + j]);
+      }
+      values(metric_)[j] = std::sqrt(most), values(inverse_metric_)[j] = S(1) / std::sqrt(most);
+      squares += kind_ == Covariance::tied ? double(m.precisions[j * d_ + j]) : double(most);
+    }
+    metric_norm_ = S(std::sqrt(squares));
+    const S* from = means_of(m);
+    std::vector<V> place(n_ * pitch_ / W, V{});
+    for (int64_t k = 0; k < n_; ++k) {
+      for (int64_t j = 0; j < d_; ++j) values(place)[k * pitch_ + j] = from[k * d_ + j] * values(metric_)[j];
+    }
+    const int64_t size = std::max<int64_t>(W, std::llround(std::sqrt(double(n_)))), groups = (n_ + size - 1) / size;
+    centres_.assign(groups * pitch_ / W, V{});
+    for (int64_t g = 0; g < groups; ++g) {
+      const S* pivot = values(place) + g * n_ / groups * pitch_;
+      std::copy(pivot, pivot + pitch_, values(centres_) + g * pitch_);
+    }
+    std::vector<int32_t> own(n_), size_of(groups);
+    for (int round = 0; round < 2; ++round) {
+      std::fill(size_of.begin(), size_of.end(), 0);
+      for (int64_t k = 0; k < n_; ++k) ++size_of[own[k] = nearest(values(place) + k * pitch_, groups)];
+      if (round == 1) break;
+      std::fill(centres_.begin(), centres_.end(), V{});
+      for (int64_t k = 0; k < n_; ++k) {
+        S* c = values(centres_) + own[k] * pitch_;
+        for (int64_t j = 0; j < d_; ++j) c[j] += values(place)[k * pitch_ + j] / S(size_of[own[k]]);
+      }
+    }
+    start_.assign(groups + 1, 0);
+    for (int64_t g = 0; g < groups; ++g) start_[g + 1] = start_[g] + size_of[g];
+    std::vector<int32_t> next(start_.begin(), start_.end() - 1);
+    id_.resize(n_);
+    for (int64_t k = 0; k < n_; ++k) id_[next[own[k]]++] = static_cast<int32_t>(k);
+  }
+
+  int32_t nearest(const S* x, int64_t groups) const {
+    int32_t best = 0;
+    S least = std::numeric_limits<S>::max();
+    for (int64_t g = 0; g < groups; ++g) {
+      V sum = V{};
+      for (int64_t j = 0; j < pitch_; j += W) {
+        const V t = load<V>(x + j) - load<V>(values(centres_) + g * pitch_ + j);
+        sum = fused(t, t, sum);
+      }
+      const S square = sum_lanes(sum);
+      if (square < least) least = square, best = static_cast<int32_t>(g);
+    }
+    return best;
+  }
+
+  void pack(const MixtureView<S>& m) {
+    const S* from = means_of(m);
+    const auto rows = [&](std::vector<V>& to, const S* source) {
+      to.assign(n_ * pitch_ / W, V{});
+      for (int64_t at = 0; at < n_; ++at) std::copy_n(source + id_[at] * d_, d_, values(to) + at * pitch_);
+    };
+    rows(means_, from);
+    if (kind_ == Covariance::diag) rows(roots_, m.roots), rows(shifts_, m.shifts), rows(precisions_, m.precisions);
+    if (kind_ == Covariance::full) {
+      matrices_.assign(n_ * d_ * pitch_ / W, V{});
+      for (int64_t at = 0; at < n_; ++at) {
+        for (int64_t i = 0; i < d_; ++i) {
+          std::copy_n(m.precisions + (id_[at] * d_ + i) * d_, d_, values(matrices_) + (at * d_ + i) * pitch_);
+        }
+      }
+    }
+    everyone_.assign(n_ + W, static_cast<int32_t>(n_ - 1));
+    log_scale_.assign(n_ + W, -std::numeric_limits<S>::infinity()), half_.assign(n_ + W, S(1));
+    scale_.resize(n_), low_.resize(n_), high_.resize(n_);
+    for (int64_t at = 0; at < n_; ++at) {
+      const int64_t k = id_[at];
+      everyone_[at] = static_cast<int32_t>(at), log_scale_[at] = m.log_scale[k];
+      low_[at] = high_[at] = scale_[at] = S(1), half_[at] = kHalf;
+      if (kind_ == Covariance::spherical) {
+        low_[at] = high_[at] = scale_[at] = m.precisions[k], half_[at] = kHalf * m.precisions[k];
+      } else if (kind_ == Covariance::diag) {
+        scale_[at] = S(-1) / kHalf, half_[at] = S(1);
+        low_[at] = std::numeric_limits<S>::max(), high_[at] = S(0);
+        for (int64_t j = 0; j < d_; ++j) {
+          const S to = values(inverse_metric_)[j], p = m.precisions[k * d_ + j] * to * to;
+          low_[at] = std::min(low_[at], p), high_[at] = std::max(high_[at], p);
+        }
+      } else if (kind_ == Covariance::full) {
+        double squares = 0;
+        for (int64_t i = 0; i < d_ * d_; ++i)
+          squares += double(m.precisions[k * d_ * d_ + i]) * m.precisions[k * d_ * d_ + i];
+        low_[at] = S(0), high_[at] = S(std::sqrt(squares) * (1 + 1e-3));
+      }
+    }
+  }
+
+  void bound_groups() {
+    const int64_t groups = static_cast<int64_t>(start_.size()) - 1;
+    top_.resize(groups), radius_.resize(groups), low_group_.resize(groups), high_group_.resize(groups);
+    for (int64_t g = 0; g < groups; ++g) {
+      top_[g] = -std::numeric_limits<S>::infinity(), low_group_[g] = std::numeric_limits<S>::max();
+      for (int64_t at = start_[g]; at < start_[g + 1]; ++at) {
+        double square = 0;
+        for (int64_t j = 0; j < d_; ++j) {
+          const double t = double(mean(at)[j]) * values(metric_)[j] - values(centres_)[g * pitch_ + j];
+          square += t * t;
+        }
+        top_[g] = std::max(top_[g], log_scale_[at]), radius_[g] = std::max(radius_[g], S(std::sqrt(square) * (1 + 1e-3)));
+        low_group_[g] = std::min(low_group_[g], low_[at]), high_group_[g] = std::max(high_group_[g], high_[at]);
+      }
+    }
+  }
+
+  // |x - centre| of each group, in the metric.
+  template <Covariance kind>
+  void group_distances(const S* x, std::vector<S>& distance) const {
+    const int64_t groups = n_groups();
+    distance.resize((groups + W - 1) / W * W);
+    for (int64_t g0 = 0; g0 < groups; g0 += W) {
+      V sum[W];
+      for (int i = 0; i < W; ++i) {
+        const S* c = values(centres_) + std::min(g0 + i, groups - 1) * pitch_;
+        sum[i] = V{};
+        for (int64_t j = 0; j < pitch_; j += W) {
+          V at = load<V>(x + j);
+          if constexpr (kind == Covariance::diag) at = at * load<V>(values(metric_) + j);
+          const V t = at - load<V>(c + j);
+          sum[i] = fused(t, t, sum[i]);
+        }
+      }
+      store(distance.data() + g0, sqrt(sum_each(sum)));
+    }
+  }
+
+  template <Covariance kind, int n, int B>
+  FASTNDSM_HD void some_levels(int64_t b0, const S* const* x, int64_t stride, const S* squares, S* const* out,
+                               V* peaks) const {
+    constexpr int arrays = kind == Covariance::diag ? 2 : 1;
+    const V* block = blocks_.data() + b0 * d_ * arrays;
+    V sum[B][n];
+    FASTNDSM_UNROLL
+    for (int b = 0; b < B; ++b) {
+      FASTNDSM_UNROLL
+      for (int s = 0; s < n; ++s) sum[b][s] = load<V>(offset_.data() + (b0 + b) * W);
+    }
+    for (int64_t j = 0; j < d_; ++j) {
+      FASTNDSM_UNROLL
+      for (int b = 0; b < B; ++b) {
+        const V m = block[(b * d_ + j) * arrays];
+        FASTNDSM_UNROLL
+        for (int s = 0; s < n; ++s) {
+          const V xj = splat<V>(x[s][j * stride]);
+          if constexpr (kind == Covariance::diag) {
+            sum[b][s] = fused(xj, fused(xj, block[(b * d_ + j) * arrays + 1], m), sum[b][s]);
+          } else {
+            sum[b][s] = fused(xj, m, sum[b][s]);
+          }
+        }
+      }
+    }
+    FASTNDSM_UNROLL
+    for (int b = 0; b < B; ++b) {
+      FASTNDSM_UNROLL
+      for (int s = 0; s < n; ++s) {
+        V l = sum[b][s];
+        if constexpr (kind != Covariance::diag)
+          l = fused(V(-load<V>(half_.data() + (b0 + b) * W)), splat<V>(squares[s]), l);
+        store(out[s] + (b0 + b) * W, l);
+        peaks[s] = fastndsm::max(l, peaks[s]);
+      }
+    }
+  }
+
+  // Components W by W, for levels.
+  void pack_blocks() {
+    const int arrays = kind_ == Covariance::diag ? 2 : kind_ == Covariance::full ? 0 : 1;
+    blocks_.assign(n_padded() / W * d_ * arrays, V{}), offset_.assign(n_padded(), -std::numeric_limits<S>::infinity());
+    if (centre_.empty()) {
+      std::vector<double> sum(d_);
+      for (int64_t k = 0; k < n_; ++k) {
+        for (int64_t j = 0; j < d_; ++j) sum[j] += mean(k)[j];
+      }
+      for (const double total : sum) centre_.push_back(S(total / double(n_)));
+    }
+    for (int64_t k = 0; k < n_; ++k) {
+      double square = 0, length = 0;
+      for (int64_t j = 0; j < d_; ++j) {
+        const double p = kind_ == Covariance::diag ? precision(k)[j] : kind_ == Covariance::spherical ? scale_[k] : S(1);
+        const double m = double(mean(k)[j]) - (kind_ == Covariance::tied ? 0.0 : double(centre_[j]));
+        S* to = values(blocks_) + ((k / W * d_ + j) * arrays) * W + k % W;
+        if (arrays > 0) to[0] = S(kLog2e * p * m);
+        if (arrays == 2) to[W] = S(-kHalf * p);
+        square += p * m * m, length += m * m * double(values(metric_)[j]) * values(metric_)[j];
+      }
+      offset_[k] = S(double(log_scale_[k]) - double(kHalf) * square);
+      extent_ = std::max(extent_, S(std::sqrt(length) * (1 + 1e-3))), highest_ = std::max(highest_, high_[k]);
+      largest_scale_ = std::max(largest_scale_, std::abs(log_scale_[k]));
+    }
+  }
+
+  Covariance kind_;
+  int64_t n_, d_, pitch_;
+  bool visits_all_;
+  S metric_norm_;
+  std::vector<V> metric_, inverse_metric_, means_, roots_, shifts_, precisions_, matrices_, centres_;  // rows of `pitch`
+  std::vector<S> to_whitened_, from_whitened_, centre_, whitened_;
+  std::vector<int32_t> id_, everyone_, start_;
+  std::vector<V> blocks_;  // [K / W, d] log2(e) P (m - centre), and (diag) -P log2(e) / 2
+  std::vector<S> offset_;
+  S extent_ = S(0), highest_ = S(0), largest_scale_ = S(0);
+  std::vector<S> log_scale_, half_, scale_, low_, high_;
+  std::vector<S> top_, radius_, low_group_, high_group_;
+  std::unique_ptr<std::atomic<Anchor<S>*>[]> anchors_;
+};
+
+}  // namespace fastndsm
