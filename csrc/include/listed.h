@@ -237,10 +237,14 @@ class ListedTile : public TileBelow<V, kind, with_product> {
       if (step == S(0)) step = moved;
       if (moved <= S(0.6) * one.list->radius) return take(l, one, moved, step), true;
     }
-    if (room(one.source) < kFew * step || !one.source) {
-      if (one.heaviest < 0) one.heaviest = near_->template guess<kind>(x, memory(), lists_->distance);
+    const auto serves = [&](const Anchor<S>* anchor) { return anchor && room(anchor) >= kFew * step; };
+    if (!serves(one.source)) {
+      if (one.heaviest < 0) {
+        one.heaviest = near_->template guess<kind>(x, memory(), lists_->distance,
+                                                   [&](int32_t at) { return serves(near_->anchor(at)); });
+      }
       one.source = near_->anchor(one.heaviest);
-      if (!one.source || room(one.source) < kFew * step) return one.source = nullptr, false;
+      if (!serves(one.source)) return one.source = nullptr, false;
     }
     make_around(l, one, step);
     return true;
@@ -423,8 +427,10 @@ class ListedTile : public TileBelow<V, kind, with_product> {
     const S* x = row(0);
     const Anchor<S>& source = *one.source;
     const S from = distance(x, source.origin) * kMore, room = source.radius * S(1 - 1e-3) - from;
-    const bool few = source.at.size() <= size_t(W);
-    if (few) {  // as good as it gets
+    const auto within = [&](S radius) {
+      return std::count_if(source.reach.begin(), source.reach.end(), [&](S reach) { return !(reach > radius); });
+    };
+    if (within(from + kFew * step) <= W) {  // as good as it gets
       one.list = &source;
       return take(l, one, from, step);
     }
@@ -494,7 +500,7 @@ class ListedTile : public TileBelow<V, kind, with_product> {
     S* logits = lists_->logits.data();
     R peak = splat<R>(kLowest);
     for (int64_t i = 0; i < close.count; i += W) {
-      const R q = near_->template quadratic<kind>(close.at + i, row(0), memory());
+      const R q = near_->template quadratic<kind>(close.at + i, close.count - i, row(0), memory());
       const R l = fused(R(-load<R>(close.half + i)), q, load<R>(close.log_scale + i));
       store(logits + i, l);
       peak = fastndsm::max(l, peak);
@@ -536,7 +542,7 @@ class ListedTile : public TileBelow<V, kind, with_product> {
       const R e = exp2_nonpositive(R(load<R>(logits + i) - highest)) * load<R>(ones);
       total += e;
       if constexpr (with_product) {
-        const R g = near_->template product<kind>(heavy + i, row(0), row(1), memory()) * scale, c = e * g;
+        const R g = near_->template product<kind>(heavy + i, n - i, row(0), row(1), memory()) * scale, c = e * g;
         along += c;
         store(products + i, R(c * scale));
       }

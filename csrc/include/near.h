@@ -116,11 +116,14 @@ class NearComponents {
     }
   }
 
-  // (x - m)^T P (x - m), up to `half`, of the W components at[0 ..].
+  // (x - m)^T P (x - m), up to `half`, of the first W of the n components at[0 ..]; 0 beyond.
   template <Covariance kind>
-  FASTNDSM_OUTLINE V quadratic(const int32_t* at, const S* x, S* memory) const {
+  FASTNDSM_OUTLINE V quadratic(const int32_t* at, int64_t n, const S* x, S* memory) const {
     V sum[W];
-    for (int i = 0; i < W; ++i) {
+    if (n < W) {
+      for (V& none : sum) none = V{};
+    }
+    for (int i = 0; i < W && i < n; ++i) {
       V part[2] = {V{}, V{}};
       const S* u = prepare_row<kind>(at[i], x, memory);
       const S *m = mean(at[i]), *root = this->root(at[i]), *shift = this->shift(at[i]);
@@ -145,9 +148,12 @@ class NearComponents {
 
   // Their g . z, up to `scale`.
   template <Covariance kind>
-  FASTNDSM_OUTLINE V product(const int32_t* at, const S* x, const S* z, S* memory) const {
+  FASTNDSM_OUTLINE V product(const int32_t* at, int64_t n, const S* x, const S* z, S* memory) const {
     V sum[W];
-    for (int i = 0; i < W; ++i) {
+    if (n < W) {
+      for (V& none : sum) none = V{};
+    }
+    for (int i = 0; i < W && i < n; ++i) {
       V part[2] = {V{}, V{}};
       const S* u = prepare_row<kind>(at[i], x, memory);
       const S *m = mean(at[i]), *root = this->root(at[i]), *shift = this->shift(at[i]);
@@ -189,10 +195,8 @@ class NearComponents {
   template <Covariance kind>
   Base<S>& compare_with(int64_t at, const S* x, S* memory, Base<S>& base) const {
     base.at = static_cast<int32_t>(at), base.pull.resize(pitch_);
-    int32_t block[W];
-    for (int32_t& k : block) k = base.at;
     S q[W];
-    store(q, quadratic<kind>(block, x, memory));
+    store(q, quadratic<kind>(&base.at, 1, x, memory));
     base.logit = log_scale_[at] - half_[at] * q[0];
     pull<kind>(at, x, memory, base.pull.data());
     return base;
@@ -254,25 +258,32 @@ class NearComponents {
     return best;
   }
 
-  // The component of the largest logit in the group that x is nearest to.
-  template <Covariance kind>
-  int32_t guess(const S* x, S* memory, std::vector<S>& distance) const {
+  // Looks for the component of the largest logit in the groups that x is nearest to, until found(component).
+  template <Covariance kind, typename Found>
+  int32_t guess(const S* x, S* memory, std::vector<S>& distance, const Found& found) const {
+    constexpr int kGroups = 4;
     group_distances<kind>(x, distance);
     S best = -std::numeric_limits<S>::infinity();
-    int64_t nearest = 0;
-    for (int64_t g = 0; g < n_groups(); ++g) {
-      const S level = top_[g] - kHalf * (low_group_[g] + high_group_[g]) / 2 * distance[g] * distance[g];
-      if (level > best) best = level, nearest = g;
-    }
-    int32_t at = start_[nearest];
-    best = -std::numeric_limits<S>::infinity();
-    for (int32_t k = start_[nearest]; k < start_[nearest + 1]; k += W) {
-      S q[W];
-      store(q, quadratic<kind>(everyone_.data() + k, x, memory));
-      for (int i = 0; i < W && k + i < start_[nearest + 1]; ++i) {
-        const S l = log_scale_[k + i] - half_[k + i] * q[i];
-        if (l > best) best = l, at = k + i;
+    int32_t at = 0;
+    for (int tries = 0; tries < kGroups; ++tries) {
+      S nearest = -std::numeric_limits<S>::infinity();
+      int64_t group = -1;
+      for (int64_t g = 0; g < n_groups(); ++g) {
+        const S level = top_[g] - kHalf * (low_group_[g] + high_group_[g]) / 2 * distance[g] * distance[g];
+        if (level > nearest) nearest = level, group = g;
       }
+      if (group < 0) break;
+      distance[group] = std::numeric_limits<S>::infinity();
+      for (int32_t k = start_[group]; k < start_[group + 1]; k += W) {
+        S q[W];
+        const int64_t n = start_[group + 1] - k;
+        store(q, quadratic<kind>(everyone_.data() + k, n, x, memory));
+        for (int i = 0; i < W && i < n; ++i) {
+          const S l = log_scale_[k + i] - half_[k + i] * q[i];
+          if (l > best) best = l, at = k + i;
+        }
+      }
+      if (found(at)) break;
     }
     return at;
   }
