@@ -11,7 +11,7 @@
 
 namespace fastndsm {
 
-// Null where there are too few to look any up. Parameters are compared by value: tensors may have been written to.
+// Null where that does not pay. Parameters are compared by value: tensors may have been written to.
 template <typename S>
 std::shared_ptr<const NearComponents<S>> near_components(const MixtureView<S>& m) {
   if (!lists_components<S>(m.kind, m.n_components, m.dim)) return nullptr;
@@ -43,6 +43,7 @@ std::shared_ptr<const NearComponents<S>> near_components(const MixtureView<S>& m
                                             {m.precisions, m.precisions + sizes[static_cast<int>(m.kind)]},
                                             {m.log_scale, m.log_scale + k},
                                             std::make_shared<NearComponents<S>>(m)});
+  if (!made->components->pays()) made->components.reset();
   if (entries.size() == kKept) entries.pop_back();
   entries.insert(entries.begin(), made);
   return made->components;

@@ -279,7 +279,7 @@ class ListedTile : public TileBelow<V, kind, with_product> {
       one.single = false, one.list = nullptr;
       lane(&lists_->limit, 0, l) = S(-1);
       if (!sieves) continue;
-      if (one.ahead <= kWorthAList) {
+      if (one.ahead <= kFewAhead) {
         settle(l, one, std);
       } else {
         one.dense = kDense;
@@ -319,7 +319,7 @@ class ListedTile : public TileBelow<V, kind, with_product> {
       }
       const V low = load<V>(lowest);
       for (int64_t k = 0; k < near_->count(); ++k) {
-        const uint32_t soon = lanes_not_below(load<V>(levels + k * L), V(low - kAhead));
+        const uint32_t soon = lanes_not_below(load<V>(levels + k * L), V(low - kAhead<S>));
         if (soon == 0) continue;
         const uint32_t now = lanes_not_below(load<V>(levels + k * L), low);
         for (int i = 0; i < n; ++i) {
@@ -350,7 +350,7 @@ class ListedTile : public TileBelow<V, kind, with_product> {
   }
 
   void list_levels(Sample& one, const S* levels, S lowest) const {
-    const R low = splat<R>(lowest), soon = splat<R>(lowest - kAhead);
+    const R low = splat<R>(lowest), soon = splat<R>(lowest - kAhead<S>);
     reserve(one, near_->n_padded());
     int32_t* at = one.at.data();
     int64_t n = 0;
@@ -380,9 +380,7 @@ class ListedTile : public TileBelow<V, kind, with_product> {
     }
   }
 
-  static constexpr int64_t kWorthAList = 8;
   static constexpr int kDense = 8;
-  static constexpr S kAhead = S(40);
 
   S distance(const S* x, const S* y) const { return near_->template distance<kind>(x, y); }
 
