@@ -581,13 +581,14 @@ class NearComponents {
     }
   }
 
-  // Draws from components in turn, counts who has weight there, and compares what the two ways cost: nanoseconds a
-  // sample-step, fitted to measurements with products on AVX-512 at d = 4 .. 32 and K = 50 .. 1,000.
+  // Draws from components in turn, looks who has weight there and how long a list of one would hold, and compares what the two
+  // ways cost: nanoseconds a sample-step, fitted to measurements with products on AVX-512.
   template <Covariance kind>
   bool costs() const {
-    constexpr int kDraws = 64, n = 4;
+    constexpr int kDraws = 32, n = 4;
+    constexpr bool kFull = kind == Covariance::full;
     const int64_t padded = n_padded();
-    std::vector<S> places(n * d_), levels(n * padded);
+    std::vector<S> places(n * d_), levels(n * padded), row(3 * pitch_), reach(n_);
     std::vector<double> z(d_);
     uint64_t state = 0;
     const auto uniform = [&] {  // splitmix64
@@ -595,7 +596,8 @@ class NearComponents {
       w = (w ^ (w >> 30)) * 0xbf58476d1ce4e5b9u, w = (w ^ (w >> 27)) * 0x94d049bb133111ebu;
       return (double((w ^ (w >> 31)) >> 11) + 0.5) * 0x1p-53;
     };
-    double heavy = 0, alone = 0;
+    const auto centre = [&](int64_t j) { return kind == Covariance::tied || kFull ? S(0) : centre_[j]; };
+    double heavy = 0, alone = 0, held = 0;
     for (int draw = 0; draw < kDraws; draw += n) {
       const S* x[n];
       S squares[n] = {}, *out[n];
@@ -603,40 +605,44 @@ class NearComponents {
       for (int s = 0; s < n; ++s) {
         const int64_t k = (draw + s) * n_ / kDraws;
         for (double& value : z) value = std::sqrt(-2 * std::log(uniform())) * std::cos(6.283185307179586 * uniform());
-        if constexpr (kind == Covariance::full) unwhiten(matrix(k), z);
+        if constexpr (kFull) unwhiten(matrix(k), z);
         for (int64_t j = 0; j < d_; ++j) {
           if constexpr (kind == Covariance::spherical) z[j] /= std::sqrt(double(scale_[k]));
           if constexpr (kind == Covariance::diag) z[j] /= std::sqrt(double(precision(k)[j]));
-          const double centre = kind == Covariance::tied || kind == Covariance::full ? 0.0 : double(centre_[j]);
-          places[s * d_ + j] = S(z[j] + mean(k)[j] - centre), squares[s] += places[s * d_ + j] * places[s * d_ + j];
+          places[s * d_ + j] = S(z[j] + mean(k)[j] - centre(j)), squares[s] += places[s * d_ + j] * places[s * d_ + j];
         }
         x[s] = &places[s * d_], out[s] = &levels[s * padded], peak[s] = splat<V>(kLowestLogit<V>);
       }
-      if constexpr (kind == Covariance::full) {
+      if constexpr (kFull) {
         for (int s = 0; s < n; ++s) {
-          for (int64_t k = 0; k < n_; ++k)
-            out[s][k] = level(k, x[s]), peak[s] = fastndsm::max(splat<V>(out[s][k]), peak[s]);
+          for (int64_t k = 0; k < n_; ++k) out[s][k] = level(k, x[s]), peak[s] = fastndsm::max(splat<V>(out[s][k]), peak[s]);
         }
       } else {
         this->levels<kind, n>(x, 1, squares, out, peak);
       }
       for (int s = 0; s < n; ++s) {
         const S highest = max_lanes(peak[s]);
-        const auto above = [&](S cut) {
-          return std::count_if(out[s], out[s] + n_, [&](S l) { return l > highest - cut; });
-        };
-        heavy += double(above(kNearCut<S>)) / kDraws,
-            alone += above(kNearCut<S> + kAhead<S>) <= kFewAhead ? 1.0 / kDraws : 0.0;
+        const auto above = [&](S cut) { return std::count_if(out[s], out[s] + n_, [&](S l) { return l > highest - cut; }); };
+        heavy += double(above(kNearCut<S>)) / kDraws;
+        if (above(kNearCut<S> + kAhead<S>) > kFewAhead) continue;
+        alone += 1.0 / kDraws;
+        // Held on the way to another draw of the same component.
+        const int64_t own = std::max_element(out[s], out[s] + n_) - out[s];
+        for (int64_t j = 0; j < d_; ++j) row[j] = x[s][j] + centre(j);
+        Base<S> base;
+        compare_with<kind>(own, row.data(), row.data() + pitch_, base);
+        reaches<kind>(everyone_.data(), n_, row.data(), base, row.data() + pitch_, reach.data());
+        const S away = S(1.5) * distance<kind>(row.data(), mean(own));
+        held += std::count_if(reach.begin(), reach.end(), [&](S r) { return !(r > away); }) <= 1 ? 1.0 / kDraws : 0.0;
       }
     }
-    const double k = double(n_), d = double(d_);
-    if constexpr (kind == Covariance::full) {
-      return alone * (30 + 0.2 * d * d) + (1 - alone) * (180 + heavy * 0.1 * d * d + k * 0.012 * d * d) < k * 0.03 * d * d;
-    } else {
-      const double each = kind == Covariance::diag ? 2 * d : d;
-      return alone * 40 + (1 - alone) * (180 + heavy * (6 + 0.1 * each) + k * (0.1 + 0.012 * each)) <
-             k * (0.26 + 0.032 * each);
-    }
+    const double k = double(n_), d = double(d_), each = kFull ? d * d : kind == Covariance::diag ? 2 * d : d;
+    const double visit = kFull ? k * 0.012 * each : k * (0.1 + 0.012 * each);
+    const double of_heavy = kFull ? 0.1 * each : 6 + 0.1 * each;
+    const double all = kFull ? k * 0.03 * each : k * (0.26 + 0.032 * each);
+    const bool screened = (kind == Covariance::spherical || kind == Covariance::diag) && n_ <= kResident && d_ >= 32;
+    const double tile = all * (screened ? 1 - 0.7 * alone : 1.0);
+    return held * (40 + of_heavy) + (1 - held) * (180 + heavy * of_heavy + 2 * visit * (alone - held) + visit * (1 - alone)) < tile;
   }
 
   // L^-T z of P = L L^T.
