@@ -117,12 +117,14 @@ class ConditionEmbedding(nn.Module):
 
     def checked(self, condition: Any, rows: int) -> Tensor:
         """Check that a condition can be embedded: labels in 0..classes, where they can be looked at, or vectors."""
-        shape = f"[{rows}]" if self.classes is not None else f"[{rows}, ...] of {self.width} values each"
-        _checks.tensor("condition", condition, f"a Tensor {shape}")
+        _checks.tensor("condition", condition)
+        if condition.ndim < 1 or len(condition) != rows:
+            raise ValueError(f"condition: expected {rows} rows, as x has, found shape {tuple(condition.shape)}")
         if self.classes is None:
-            if condition.ndim < 1 or len(condition) != rows or condition.numel() != rows * (self.width or 0):
-                raise ValueError(f"condition: expected shape {shape}, found {tuple(condition.shape)}")
             _checks.tensor("condition", condition, "floating point values", _checks.FLOATS)
+            if condition[0].numel() != self.width:
+                found = tuple(condition.shape[1:])
+                raise ValueError(f"condition: expected {self.width} values a row, found rows of shape {found}")
             return condition
         _checks.tensor("condition", condition, "integer labels", (torch.int64, torch.int32, torch.int16, torch.uint8))
         _checks.shape("condition", condition, (rows,))

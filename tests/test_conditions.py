@@ -63,6 +63,11 @@ def both(rows: int) -> dict[str, Tensor]:
     return {"class": torch.arange(rows) % 3, "vector": normals(rows, 3, seed=5, dtype=torch.float32)}
 
 
+class Doubled(nn.Embedding):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2.0 * super().forward(input)
+
+
 NETWORKS = {
     "classes": (classifying, lambda n: torch.arange(n) % 3),
     "vectors": (vectorial, lambda n: normals(n, 4, seed=5, dtype=torch.float32)),
@@ -370,18 +375,38 @@ def test_guidance_without_dropout_training_is_warned_of() -> None:
         sample(woken(net), p, 5, condition=y, guidance=2.0)
 
 
-def test_the_fused_sampler_steps_back_under_a_condition() -> None:
-    p = quietly(fastndsm.GaussianMixture.standard_normal(2), T=6.0, n_steps=60)
-    with pytest.raises(
-        ValueError, match=r"^fused: .* found: the network alone is evaluated there, without a condition"
+@pytest.mark.parametrize("guidance", [None, 0.0, 1.0])
+@pytest.mark.parametrize("make", [classifying, vectorial, lambda: ResidualScore(classifying(), process())])
+def test_the_fused_sampler_serves_samples_of_one_condition(make: Any, guidance: float | None) -> None:
+    net = make()
+    p = getattr(net, "process", process())
+    y = torch.ones(9, dtype=torch.int64) if make is not vectorial else torch.full((9, 4), 0.7)
+
+    def draw(**options: Any) -> Tensor:
+        with fastndsm.use_backend("cpp"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return sample(net, p, 9, seed=1, batch_size=5, **options)
+
+    found = draw(condition=y, guidance=guidance, fused=True)
+    torch.testing.assert_close(found, draw(condition=y, guidance=guidance, fused=False), rtol=2e-4, atol=2e-5)
+    assert torch.equal(found, draw(fused=True) if guidance == 0.0 else draw(condition=y, fused=True))
+    torch.testing.assert_close(draw(fused=True), draw(fused=False), rtol=2e-4, atol=2e-5)
+    assert not torch.allclose(draw(fused=True), draw(condition=y, fused=True))
+
+
+def test_the_fused_sampler_steps_back_where_conditions_differ() -> None:
+    p, net = quietly(fastndsm.GaussianMixture.standard_normal(2), T=6.0, n_steps=60), classifying()
+    differ = r"^fused: .* found: samples have conditions that differ, or are guided"
+    for options in (
+        {"condition": LABELS},
+        {"condition": torch.ones_like(LABELS), "guidance": 2.0},
+        {"guide": lambda x, t: -x},
     ):
-        sample(classifying(), p, 5, condition=LABELS, fused=True)
-    with pytest.raises(ValueError, match=r"^fused: .* found: the network takes a condition"):
-        sample(classifying(), p, 5, fused=True)
-    with pytest.raises(
-        ValueError, match=r"^fused: .* found: the network alone is evaluated there, without a condition"
-    ):
-        sample(woken(MLP(2, (8,), embedding_dim=8)), p, 5, guide=lambda x, t: -x, fused=True)
+        with pytest.raises(ValueError, match=differ):
+            sample(net, p, 5, fused=True, **options)
+    net.film.condition.table = Doubled(4, 8)
+    with pytest.raises(ValueError, match=r"^fused: .* found: a Embedding of the network has been replaced by Doubled"):
+        sample(net, p, 5, fused=True)
 
 
 # --- a guide of the user's own -----------------------------------------------------------------------------------
@@ -601,7 +626,11 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "vectors of integers": (lambda: sample(vectorial(), ONE, 5, condition=torch.zeros(5, 4).long()), TypeError,
         "condition: expected floating point values, found torch.int64"),
     "narrow vectors": (lambda: sample(vectorial(), ONE, 5, condition=torch.zeros(5, 3)), ValueError,
-        "condition: expected shape [5, ...] of 4 values each, found (5, 3)"),
+        "condition: expected 4 values a row, found rows of shape (3,)"),
+    "fewer rows than x": (lambda: classifying()(X, X[:, 0], LABELS[:4]), ValueError,
+        "condition: expected 5 rows, as x has, found shape (4,)"),
+    "labels of two dimensions": (lambda: classifying()(X, X[:, 0], LABELS[:, None]), ValueError,
+        "condition: expected shape (5,), found (5, 1)"),
     "classes and width": (lambda: MLP(2, (4,), classes=3, condition_dim=2), ValueError,
         "classes, condition_dim: expected one of them, found 3 and 2"),
     "no class": (lambda: MLP(2, (4,), classes=0), ValueError, "classes: expected a positive int, found 0"),

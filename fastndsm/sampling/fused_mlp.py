@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .._scheme import Schedule
 from ..mixture import GaussianMixture
-from ..networks import MLP, FiLM, TimeEmbedding
+from ..networks import MLP, ConditionEmbedding, FiLM, TimeEmbedding
 from ..process import LangevinProcess, NoisingProcess
 from ..reference import MixtureOperands
 from ..score import ResidualScore
@@ -43,9 +43,9 @@ class FusedNetwork:
 
 
 def fused_network(
-    score_net: Any, process: NoisingProcess, schedule: Schedule, dtype: torch.dtype
+    score_net: Any, process: NoisingProcess, schedule: Schedule, dtype: torch.dtype, condition: Any = None
 ) -> FusedNetwork | str:
-    """Return the network's parameters and tables, or why the op does not evaluate it."""
+    """Return the network's parameters and tables under a condition [1, ...], or why the op does not evaluate it."""
     residual = score_net if type(score_net) is ResidualScore else None
     net: Any = score_net if residual is None else residual.net
     reason = _refuses_network(net, dtype) or _refuses_process(process, residual)
@@ -65,7 +65,8 @@ def fused_network(
     ones = torch.ones_like(t)
     parts = [-ones, ones] if residual is None else [0.0 * ones, residual.process.variance_at(t).rsqrt()]
     # in float64, whose rounding to float32 does not depend on how many threads multiply
-    film = copy.deepcopy(net.film).double()(t.double())
+    of_all = None if condition is None else condition.expand(len(t), *condition.shape[1:])
+    film = copy.deepcopy(net.film).double()(t.double(), of_all)
     return FusedNetwork(
         weights=[layer.weight.detach() for layer in layers],
         biases=[layer.bias.detach() for layer in layers],
@@ -79,10 +80,12 @@ def fused_network(
 def _refuses_network(net: Any, dtype: torch.dtype) -> str | None:
     if type(net) is not MLP:
         return f"the network is no fastndsm.networks.MLP but {type(net).__name__}"
-    if net.takes_condition:
-        return "the network takes a condition"
     expected = [(net.film, FiLM), (net.film.embedding, TimeEmbedding), (net.film.hidden, nn.Linear)]
     expected += [(layer, nn.Linear) for layer in (net.film.out, *net.layers, net.last)]
+    if net.film.condition is not None:
+        of_classes = net.film.condition.classes is not None
+        part = (net.film.condition.table, nn.Embedding) if of_classes else (net.film.condition.linear, nn.Linear)
+        expected += [(net.film.condition, ConditionEmbedding), part]
     for module, kind in expected:
         if type(module) is not kind:
             return f"a {kind.__name__} of the network has been replaced by {type(module).__name__}"

@@ -76,13 +76,20 @@ class Guidance:
         return cls(condition, weight if doubled else 1.0, guide)
 
     @property
-    def plain(self) -> bool:
-        """True if samples follow the network alone, called as (x, t)."""
-        return self.condition is None and self.guide is None
+    def of_all(self) -> Condition | None:
+        """The condition [1, ...] of every sample, if they have the same, a tensor; else None."""
+        if not isinstance(self.condition, Tensor) or not bool((self.condition == self.condition[:1]).all()):
+            return None
+        return self.condition[:1]
+
+    @property
+    def alike(self) -> bool:
+        """True if samples follow the network alone, all under one condition or under none."""
+        return self.weight == 1.0 and self.guide is None and (self.condition is None or self.of_all is not None)
 
     def score(self, score_net: ScoreNet, rows: slice) -> ScoreNet:
         """Return the score (x, t) -> like x of the batch of these rows of the samples."""
-        if self.plain:
+        if self.condition is None and self.guide is None:
             return score_net
         condition = rows_of(self.condition, rows)
 

@@ -89,7 +89,8 @@ def sample(
             not. False: the plain loop; for a network that records graphs of its own, such as torch.compile in mode
             "reduce-overhead".
         fused: let compiled code evaluate the network itself, all of it in one call, with the same noise and the same
-            result to rounding: for `networks.MLP`, alone or in `ResidualScore`, in up to 32 dimensions and in float32.
+            result to rounding: for `networks.MLP`, alone or in `ResidualScore`, in up to 32 dimensions and in float32,
+            where all samples have one condition, or none.
             "auto": where that is possible, and cuda_graph is not True. True: raise where it is not. False: call the
             network.
         dtype: of the samples; default that of the network's parameters, or PyTorch's default dtype where it has none.
@@ -143,10 +144,10 @@ def sample(
     batches = []
     total = len(range(0, n, batch_size)) * n_evaluations
     with evaluating(score_net), tqdm(total=total, disable=not progress, desc="sample", unit="evaluation") as bar:
-        reason = None if followed.plain else "the network alone is evaluated there, without a condition or a guide"
+        reason = None if followed.alike else "samples have conditions that differ, or are guided"
         if callback is not None or trajectory is not None:
             reason = "there are no states on the way for a callback or a trajectory"
-        network = _fused(score_net, process, schedule, fused, cuda_graph, state, reason)
+        network = _fused(score_net, process, schedule, fused, cuda_graph, state, reason, followed.of_all)
         check_process(score_net, process)
         times, dynamics = process.times[schedule.bounds[:-1]], process.dynamics
         for begin in range(0, n, batch_size):
@@ -332,15 +333,16 @@ def _fused(
     cuda_graph: str | bool,
     dtype: torch.dtype,
     reason: str | None,
+    condition: Condition | None,
 ) -> tuple[Callable[..., tuple[Tensor, Tensor]], FusedNetwork] | None:
     """Return the function that evaluates the network, and its parameters; None where the network is to be called.
 
-    reason: why it is, if that is settled.
+    reason: why it is, if that is settled. condition [1, ...]: that of all samples, if they have one.
     """
     _checks.flag_or_auto("fused", fused)
     if fused is False or (fused == "auto" and cuda_graph is True):
         return None
-    network = reason or fused_network(score_net, process, schedule, dtype)
+    network = reason or fused_network(score_net, process, schedule, dtype, condition)
     serve = network if isinstance(network, str) else registry.find("sample_mlp", process.times.device, dtype)
     if not isinstance(network, str) and not isinstance(serve, str):
         return serve, network
