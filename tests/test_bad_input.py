@@ -464,6 +464,7 @@ PROCESS = {"n_steps": (10, "None"), "sigma": (0.5, "0.5 2**70"), "grid": ("unifo
 DRAW = {"seed": (0, SEED), "first_path": (0, PATH)}
 NETWORK = {"horizon": (1.0, "0.5 2**70"), "embedding_dim": (4, "")}
 BACKEND = {"backend": ("reference", "")}
+COUNTS = ("steps", "batch_size", "checkpoint_every", "noised_ahead", "pool_passes", "records_per_path")
 SOUND = {
     "GaussianMixture": (
         GaussianMixture,
@@ -526,12 +527,13 @@ SOUND = {
         lambda x0, **o: ou().noised(x0, **o),
         {"x0": (x2, ""), "step": (3, STEP), **DRAW, "antithetic": (False, FLAG)},
     ),
+    "noised records": (lambda **o: ou().noised(x2, **o), {"records": (2, "None")}),
     "transition": (
         lambda x0, **o: ou().transition(x0, **o),
         {"x0": (x2, ""), "step": (3, STEP), **DRAW, "antithetic": (False, FLAG)},
     ),
     "exact_noised": (lambda x0, **o: ou().exact_noised(x0, **o), {"x0": (x2, ""), "step": (3, STEP), **DRAW}),
-    "draw_steps": (lambda n, **o: ou().draw_steps(n, **o), {"n": (3, ""), **DRAW}),
+    "draw_steps": (lambda n, **o: ou().draw_steps(n, **o), {"n": (3, ""), **DRAW, "records": (2, "None")}),
     "NDSMLoss": (
         NDSMLoss,
         {
@@ -585,7 +587,7 @@ SOUND = {
     "TrainConfig": (
         TrainConfig,
         {
-            **{name: (5, "") for name in ("steps", "batch_size", "checkpoint_every", "noised_ahead", "pool_passes")},
+            **{name: (5, "") for name in COUNTS},
             "lr": (1e-3, "0.5 2**70"),
             "ema": (0.9, "0 0.5"),
             "seed": (0, "-1 0"),

@@ -102,6 +102,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "separate-control-variate": {"estimator": "separate"},
     "plain-antithetic": {"estimator": "plain", "antithetic": True},
     "pool": {"paths": 1000, "pool_passes": 1, "batch_size": 300},
+    "records": {"records_per_path": 3, "antithetic": True},
+    "records-of-a-pool": {"records_per_path": 2, "paths": 1000, "pool_passes": 1, "batch_size": 300},
     **{name: {"optimizer": make} for name, make in OPTIMIZERS.items()},
 }
 
@@ -395,3 +397,14 @@ def test_kill_9_ten_times_at_random_moments(tmp_path: Path, run_python: Callable
     for key in state:
         assert_same(state[key], other[key])
     assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["step-000237", "step-000240"]
+
+
+def test_a_checkpoint_from_before_records_had_one_a_path(tmp_path: Path) -> None:
+    old = make(tmp_path)
+    known = old._fingerprint()
+    del known["config"]["records_per_path"]
+    old._fingerprint = lambda: known  # type: ignore[method-assign]
+    stopped_at(13, old)
+    with pytest.raises(CheckpointError, match=r"config\.records_per_path \(checkpoint 1, now 4\)"):
+        make(tmp_path, records_per_path=4).resume()
+    assert make(tmp_path).resume() == 10

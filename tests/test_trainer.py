@@ -319,14 +319,26 @@ class TestRandomness:
 class Echo:
     """A loss that hands back the rows it was given and the numbers of their paths."""
 
-    def draw(self, x0: Tensor, seed: int, first_path: int) -> Noised:
+    def draw(self, x0: Tensor, seed: int, first_path: int, records: int | None = None) -> Noised:
         paths = torch.arange(first_path, first_path + len(x0))
-        return Noised(x0, paths, paths, paths, paths)
+        if records is None:
+            return Noised(x0, paths, paths, paths, paths)
+        x0, paths = x0[:, None].expand(-1, records, -1), paths[:, None].expand(-1, records)
+        return Noised(x0, paths, paths, paths, torch.arange(records).expand(paths.shape))
 
 
 def batches_of(n: int, **options: Any) -> Batches:
     rows = torch.arange(n, dtype=torch.float32)[:, None]
     return Batches(rows, Echo(), seed=0, device=CPU, **options)  # type: ignore[arg-type]
+
+
+def test_records_are_of_the_path_estimator() -> None:
+    for loss, name in (
+        (fastndsm.NDSMLoss(process(), "plain"), "estimator 'plain'"),
+        (fastndsm.DSMLoss(fastndsm.OUProcess(2)), "DSMLoss"),
+    ):
+        with pytest.raises(ValueError, match=f"records_per_path: expected 1 with {name}, found 2"):
+            Trainer(network(), loss, data(), config(records_per_path=2))
 
 
 class TestBatches:
@@ -362,6 +374,41 @@ class TestBatches:
         inorder = [once(step).target for step in range(12)]
         for step in (11, 3, 7):
             assert torch.equal(batches_of(10, **options)(step).target, inorder[step])
+
+    @pytest.mark.parametrize("pool", [None, 12])
+    def test_every_record_is_used_once_and_no_batch_has_two_of_one_path(self, pool: int | None) -> None:
+        options: dict[str, Any] = {"steps": 30, "batch_size": 4, "noised_ahead": 3, "records": 5, "pool": pool}
+        once = batches_of(24, **options)
+        inorder = [once(step) for step in range(30)]
+        for number in range(2):  # groups, or pools, of 12 paths, each for 15 steps
+            batches = inorder[15 * number : 15 * (number + 1)]
+            assert all(len(batch.target.unique()) == 4 for batch in batches)
+            pairs = {(int(p), int(r)) for batch in batches for p, r in zip(batch.target, batch.step, strict=True)}
+            assert pairs == {(12 * number + p, r) for p in range(12) for r in range(5)}
+        orders = torch.cat([batch.target for batch in inorder[:15]]).reshape(5, 12)
+        assert len({tuple(order.tolist()) for order in orders}) == 5
+        rows = torch.cat([batch.x[:, 0] for batch in inorder])  # an epoch of 24 rows: each for every record
+        assert torch.equal(rows.unique(return_counts=True)[1], torch.full((24,), 5))
+        for step in (29, 3, 16):
+            for found, expected in zip(batches_of(24, **options)(step), inorder[step], strict=True):
+                assert torch.equal(found, expected)
+
+    def test_the_last_group_of_records_is_as_large_as_the_steps_left_can_use(self) -> None:
+        batches = batches_of(24, steps=17, batch_size=4, noised_ahead=3, records=5)
+        paths = torch.cat([batches(step).target for step in (15, 16)])
+        assert torch.equal(paths.sort().values, torch.arange(12, 20))
+
+    def test_records_of_antithetic_pairs_stay_together(self) -> None:
+        loss = fastndsm.NDSMLoss(process(), antithetic=True)
+        x0 = data(24)
+        batches = Batches(x0, loss, steps=8, batch_size=8, seed=3, noised_ahead=2, records=4, device=CPU)
+        drawn = loss.draw(x0[batches._indices(0, 16)], seed=3, first_path=0, records=4)
+        for step in range(8):
+            batch = batches(step)
+            assert len(batch.x) == 16 and torch.equal(batch.step[:8], batch.step[8:])
+            for plus, minus in zip(batch.x[:8], batch.x[8:], strict=True):
+                path, record = (drawn.x[:16] == plus).all(dim=-1).nonzero()[0].tolist()
+                assert torch.equal(drawn.x[16 + path, record], minus)
 
 
 class FailsAt(nn.Module):
