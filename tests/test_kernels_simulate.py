@@ -131,6 +131,9 @@ def interpret() -> dict[str, Any]:
             found["ordered"] = run(TARGET, ops, (strided(x0), strided(steps), scattered, seed, start), axes)
         others = torch.where(torch.arange(rows) % 3 == 0, steps, N_STEPS - steps)
         found["others"] = run(TARGET, ops, (x0, others, *arguments[2:]), c.axes())
+        several = torch.stack([others, steps, steps], dim=1)
+        found["records"] = run(TARGET, ops, (x0, several, *arguments[2:]), c.axes())
+        found["antithetic records"] = run(f"antithetic {TARGET}", ops, (x0, several, *arguments[2:]), c.axes())
         found["one step"] = run(f"antithetic {TARGET}", ops, (x0, torch.ones_like(steps), *arguments[2:]), c.axes())
     return {"agreement": agreement, "variants": variants, "refused": refusals(ops.simulate)}
 
@@ -245,6 +248,23 @@ def test_a_path_depends_on_itself_alone(kind: str, shape: Shape, interpreted: di
     kept = torch.arange(rows) % 3 == 0
     for one, other in zip(found["others"], alone, strict=True):
         assert torch.equal(one[kept], other[kept]) and not torch.equal(one, other)
+
+
+@bitwise
+def test_a_record_is_that_of_a_call_for_its_step(kind: str, shape: Shape, interpreted: dict[str, Any]) -> None:
+    """Bit for bit, also two of one step; along axes in more than a few dimensions, where the interpreter's product with
+    the rotations rounds by the rows beside, to a few ulp."""
+    found = interpreted["variants"][title(kind, shape)]
+    rounded = kind == "tied" and shape[1] > 3
+    for name, prefix in (("records", ""), ("antithetic records", "antithetic ")):
+        both = len(found[name][0]) // shape[0]
+        for i, records in enumerate(found[name]):
+            one, other = found[f"{prefix}{TARGET}"][i], found["others"][i]
+            for record, expected in ((records[:, 1], one), (records[:, 2], one), (records[: shape[0], 0], other)):
+                assert record.shape == expected.shape
+                bound = 8 * torch.finfo(torch.float32).eps * float(expected.abs().amax()) if rounded and i > 0 else 0.0
+                assert float((record - expected).abs().amax()) <= bound
+            assert len(records) == both * shape[0] and bool(records.isfinite().all())
 
 
 @bitwise

@@ -48,17 +48,17 @@ def test_small_kernels_are_light(compiled: list[Row]) -> None:
 def compile_all() -> Iterator[Row]:
     """Yield resources of every configuration, on SOME targets only with EVERY_CONFIGURATION.
 
-    The variant is the path target of rows in order, of antithetic pairs at that; in small dimensions, where a pair
-    doubles the program, only on two targets, for the time it takes to compile.
+    The variant is the path target of rows in order, with records, of antithetic pairs at that; in small dimensions,
+    where a pair doubles the program, only on two targets, for the time it takes to compile.
     """
     from fastndsm.kernels import simulate_small, simulate_tiled, turning
     from fastndsm.kernels.configurations import configurations
     from fastndsm.kernels.precision_product import dot_precision
 
     def signature(kernel: Any) -> dict[str, str]:
-        integers = ("steps_ptr", "order_ptr", "seed_ptr", "component_ptr")
+        integers = ("steps_ptr", "records_ptr", "order_ptr", "seed_ptr", "component_ptr")
         pointers = {n: "*i64" if n in integers else "*fp32" for n in kernel.arg_names if n.endswith("_ptr")}
-        return pointers | dict.fromkeys(("n_rows", "n_steps", "n_components", "first_path", "dim"), "i64")
+        return pointers | dict.fromkeys(("n_rows", "n_records", "n_steps", "n_components", "first_path", "dim"), "i64")
 
     def row(op: str, target: str, tile: Any, heavy: bool = True, **constants: Any) -> Row:
         others = {"simulate_small": simulate_small.simulate_small_kernel, "turn": turning.turn_kernel}
@@ -94,7 +94,7 @@ def compile_all() -> Iterator[Row]:
                 break
     if "sm_90" not in TARGETS:
         return
-    plain = {"OUTPUT": "state", "ANTITHETIC": False, "RESIDENT": True, "order_ptr": None}
+    plain = {"OUTPUT": "state", "ANTITHETIC": False, "RESIDENT": True, "order_ptr": None, "records_ptr": None}
     for tile in configurations("simulate_small", "sm_90"):
         if tile.components is not None and tile.dim == 2:
             yield row("simulate_small", "sm_90", tile, False, KIND="diag", D=2, COMPONENTS=8, **plain)
