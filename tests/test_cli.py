@@ -117,7 +117,11 @@ class TestTrain:
         assert found["counts"] == {"samples": 80, "reference": 80, "held_out": 360}
         for weights in found["label_weights"].values():
             assert len(weights) == 10 and sum(weights) == pytest.approx(1.0)
-        assert found["config"]["components"] == 10
+        tried = [row["n_components"] for row in found["selection"]]
+        assert tried == [1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100]
+        assert found["config"]["components"] in tried[7:]
+        text = (digits_run / "report" / "report.md").read_text()
+        assert "## Choice of the reference" in text and f"| {found['config']['components']} (chosen) " in text
         assert found["config"]["grid"] == "uniform"
         assert found["config"]["features"] is False
         assert found["history"][-1]["step"] == 12
@@ -139,7 +143,7 @@ class TestTrain:
         assert "| energy_distance" in text and "samples.png" in text
         net, process, meta = load_model(tmp_path / "r" / "model")
         assert isinstance(net, fastndsm.ResidualScore) and net.features
-        assert process.reference.n_components == 4
+        assert f"| {process.reference.n_components} (chosen) " in result.out and process.reference.n_components >= 4
         torch.testing.assert_close(process.times, process.T * (torch.arange(41).double() / 40) ** 2)
         assert (meta["data"], meta["n_train"]) == ("four_modes", 300)
 
@@ -290,9 +294,9 @@ class TestTrain:
                 ["--components", "5000"],
                 "--components: expected at most the number of samples, 1437, found 5000",
             ),
-            (["--paths", "100"], "paths: expected 'fresh' or a pool of at least max(n, 1000) = 1437"),
+            (["--components", "4", "--paths", "100"], "paths: expected 'fresh' or a pool of at least max(n, 1000) = 1437"),
             (["--sigma", "-1"], "sigma: expected a finite positive number, found -1.0"),
-            (["--T", "300"], "q = a_n lambda_max(P_k)"),
+            (["--components", "4", "--T", "300"], "q = a_n lambda_max(P_k)"),
             (["--network", "unet", "--data", "ring"], "--network: expected mlp"),
             (["--network", "unet", "--latent", "pca"], "--network: expected mlp with --latent pca, found unet"),
             (["--latent", "none", "--latent-dim", "4"], "--latent-dim: expected with --latent autoencoder or pca"),
@@ -305,7 +309,7 @@ class TestTrain:
                 ["--process", "ou", "--antithetic"],
                 "--estimator, --antithetic: expected with --process langevin",
             ),
-            (["--estimator", "control_variate", "--antithetic"], "antithetic: expected False"),
+            (["--components", "4", "--estimator", "control_variate", "--antithetic"], "antithetic: expected False"),
             (["--samples", "1"], "--samples: expected at least 2, found 1"),
             (["--threads", "0"], "--threads: expected a positive number, found 0"),
             (["--device", "abacus"], "--device: expected a device that torch can use, found 'abacus'"),
