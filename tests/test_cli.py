@@ -235,6 +235,36 @@ class TestTrain:
             "expected the settings of the run, found --data moons (run: ring), --lr 0.1 (run: 0.002)",
         )
 
+    def test_a_bad_reference_is_told_and_a_resumed_run_still_shows_the_choice(self, tmp_path: Path, run: Any) -> None:
+        np.save(tmp_path / "mine.npy", np.random.default_rng(0).normal(size=(80, 5)))
+        options = ["--data", tmp_path / "mine.npy", "--out", tmp_path / "r", *TINY]
+        result = run("train", *options, "--components", "auto", "--covariance", "auto")
+        assert result.status == 0, result.err
+        assert "warning: a single Gaussian describes held-out rows as well as any mixture tried" in result.err
+        assert "| 1 (chosen) " in result.out and "| tied " in result.out
+        shutil.rmtree(tmp_path / "r" / "report")
+        assert run("train", "--out", tmp_path / "r", "--resume", "--no-progress").status == 0
+        text = (tmp_path / "r" / "report" / "report.md").read_text()
+        assert (
+            "| 1 (chosen) " in text
+            and "**a single Gaussian describes" in text
+            and "| components | 1 " in " ".join(text.split())
+        )
+        given = run("train", *options, "--overwrite", "--components", 2)
+        assert "(chosen)" not in given.out and "single Gaussian" not in given.err
+
+    def test_a_chosen_reference_has_the_steps_that_it_asks_for(self, tmp_path: Path, run: Any) -> None:
+        rng = np.random.default_rng(0)
+        x = np.concatenate([rng.standard_normal((150, 2)), 8.0 + 0.15 * rng.standard_normal((150, 2))])
+        np.save(tmp_path / "mine.npy", x)
+        free = [option for option in TINY if option not in ("--n-steps", "40")]
+        options = ["train", "--data", tmp_path / "mine.npy", "--reg-covar", 1e-4, "--out"]
+        result = run(*options, tmp_path / "r", *free)
+        assert result.status == 0 and "stiff grid" in result.out, result.err
+        assert "q = a_n lambda_max" not in result.err and load_model(tmp_path / "r" / "model")[1].n_steps > 100
+        narrow = run(*options, tmp_path / "s", *TINY)  # forty steps: what takes more is not chosen
+        assert narrow.status == 0 and "| 1 (chosen)" in narrow.out, narrow.err
+
     def test_settings_are_stored_flat_and_a_run_from_before_a_field_of_the_training_takes_its_default(self) -> None:
         settings = Settings(data="ring", training=TrainConfig(steps=7, pool_passes=3), samples=9)
         stored = settings.flat()
@@ -294,7 +324,10 @@ class TestTrain:
                 ["--components", "5000"],
                 "--components: expected at most the number of samples, 1437, found 5000",
             ),
-            (["--components", "4", "--paths", "100"], "paths: expected 'fresh' or a pool of at least max(n, 1000) = 1437"),
+            (
+                ["--components", "4", "--paths", "100"],
+                "paths: expected 'fresh' or a pool of at least max(n, 1000) = 1437",
+            ),
             (["--sigma", "-1"], "sigma: expected a finite positive number, found -1.0"),
             (["--components", "4", "--T", "300"], "q = a_n lambda_max(P_k)"),
             (["--network", "unet", "--data", "ring"], "--network: expected mlp"),

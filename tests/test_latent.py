@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -255,3 +256,17 @@ def test_a_model_without_an_encoder_is_refused(tmp_path: Path) -> None:
     for described, message in (({"kind": "vae"}, "found 'vae'"), ({"kind": "pca"}, "of this version")):
         with pytest.raises(checkpoint.CheckpointError, match=message):
             latent.encoder_from(described, {})
+
+
+def test_the_number_of_components_is_chosen_unless_given() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.eye(3).repeat_interleave(60, 0)
+    X = centres + 0.05 * torch.randn(180, 3, generator=generator)
+    encoder = latent.PCA.fit(X, 2)
+    options: dict[str, Any] = {"config": TrainConfig(steps=1), "progress": False, "hidden": (4,)}
+    chosen = latent.LatentModel.fit(X, encoder, **options)
+    assert chosen.selection is not None and chosen.selection.chosen.n_components == 3
+    assert chosen.process.reference.n_components == 3
+    given = latent.LatentModel.fit(X, encoder, 2, eigenvalue_floor=0.5, **options)
+    floored = fastndsm.GaussianMixture.fit(encoder.encode(X), 2, random_state=0, n_init=5).conditioned(0.5)
+    assert given.selection is None and given.process.reference.digest == floored.digest
