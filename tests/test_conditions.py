@@ -169,6 +169,19 @@ def test_rows_of_a_condition_follow_their_samples(make: Any, condition: Any, nam
     assert not torch.allclose(loss(net, x0, seed=3, condition=rows(y, torch.arange(6).roll(1))), whole, rtol=1e-3)
 
 
+@pytest.mark.parametrize("antithetic", [False, True])
+@each_network
+def test_records_of_a_path_have_its_condition(make: Any, condition: Any, antithetic: bool) -> None:
+    net = make()
+    loss = NDSMLoss(getattr(net, "process", process()), antithetic=antithetic, reduction="none")
+    x0, y, steps = normals(4, 2, dtype=torch.float32), condition(4), torch.tensor([[1, 5, 9]] * 4)
+    whole = loss(net, x0, seed=3, step=steps, condition=y)
+    assert whole.shape == (4, 3)
+    for r in range(3):
+        alone = loss(net, x0, seed=3, step=steps[:, r], condition=y)
+        torch.testing.assert_close(whole[:, r], alone, rtol=2e-4, atol=1e-5)
+
+
 def test_a_separate_control_variate_sees_the_condition() -> None:
     seen: list[Any] = []
 
@@ -197,9 +210,10 @@ def test_a_loss_under_a_condition_compiles() -> None:
 
 
 class Echo:
-    """A loss that hands back the rows it was given."""
+    """A loss that hands back the rows it was given, each as often as there are records."""
 
-    def draw(self, x0: Tensor, seed: int, first_path: int) -> Any:
+    def draw(self, x0: Tensor, seed: int, first_path: int, records: int | None = None) -> Any:
+        x0 = x0 if records is None else x0[:, None].expand(-1, records, -1)
         return fastndsm.Noised(x0, x0, x0, x0, x0)
 
 
@@ -215,9 +229,10 @@ class Null:
         return {"row": torch.full_like(condition["row"], -1), "vector": torch.zeros_like(condition["vector"])}
 
 
+@pytest.mark.parametrize("records", [1, 3])
 @pytest.mark.parametrize("pool", [None, 14])
-def test_a_batch_has_the_conditions_of_its_rows(pool: int | None) -> None:
-    batches = batches_of(13, pool=pool, passes=2)
+def test_a_batch_has_the_conditions_of_its_rows(pool: int | None, records: int) -> None:
+    batches = batches_of(13, pool=pool, passes=2, records=records)
     for step in (4, 0, 17, 16, 23):
         y = batches.condition(step, Null())
         x = batches(step).x[:, 0]
