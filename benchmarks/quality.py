@@ -36,7 +36,7 @@ ESTIMATORS = {
     "control_variate": {"estimator": "control_variate"},
     "plain": {"estimator": "plain"},
 }
-PLANAR = {"four_modes": 4, "ring": 10, "moons": 2}  # components: those the command line takes
+PLANAR = {"four_modes": 4, "ring": 10, "moons": 2}  # components: the numbers of modes
 EVALUATED = 20_000  # samples and held-out points: at 5,000 the distances' own noise is as large as what is left to see
 Row = dict[str, Any]
 

@@ -34,7 +34,7 @@ from .report import PATHS, STRICT, selection_table, write_report
 
 NAME = "train"
 PURPOSE = "Fit the mixture, train a score network, sample, and write a report."
-EXAMPLE = "fastndsm train --data digits --out runs/demo --components 10"
+EXAMPLE = "fastndsm train --data digits --out runs/demo"
 
 FOLDERS = ("setup", "checkpoints", "model", "report")
 SETUP_FILES = ("reference.safetensors", "encoder.safetensors")
