@@ -1,4 +1,4 @@
-"""Simulated problems: the three sizes, their mixtures and processes, and their parameters in matmul form.
+"""Simulated problems: their sizes, their mixtures and processes, and their parameters in matmul form.
 
 FASTNDSM_BENCH_SIZE=tiny shrinks every size, so that the suite's code runs in seconds; its figures mean nothing.
 """
@@ -96,6 +96,7 @@ class Problem:
 
 PLANAR = Problem(2, 8, *(128, 3) if TINY else (65_536, 100))
 VECTORS = Problem(16, 10, *(128, 3) if TINY else (8_192, 100))
+THIRTY_TWO = Problem(32, 10, *(128, 3) if TINY else (4_096, 100))
 IMAGES = Problem(784, 10, *(128, 3) if TINY else (1_024, 50))
 
 

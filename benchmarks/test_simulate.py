@@ -1,4 +1,4 @@
-"""simulate and simulate_target against PyTorch, torch.compile, JAX and torchsde, at three sizes.
+"""simulate and simulate_target against PyTorch, torch.compile, JAX and torchsde, at three sizes; records of a path.
 
 Ours and the peers agree with the reference on the same noise, path by path; and a peer's own draws with ours in law.
 """
@@ -10,13 +10,14 @@ from functools import lru_cache, partial
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from fastndsm import functional
 from fastndsm.testing import deviation
 
 from . import peers, peers_jax, roofline
-from .problems import CHECKED_ROWS, IMAGES, PLANAR, VECTORS, Problem, law_deviation
+from .problems import CHECKED_ROWS, IMAGES, PLANAR, THIRTY_TWO, VECTORS, Problem, law_deviation
 from .rows import Row
 
 SIMULATE = {
@@ -34,6 +35,7 @@ PEERS: dict[str, Callable[[Problem, bool], dict[str, peers.Peer]]] = {
 FLOAT32 = 1e-5  # plus ten times the reference's own error in float32
 MATMUL_FORM = 5e-5  # x P x - 2 x b cancels
 LARGEST_Z = 6.0
+RECORDS = 16
 
 
 def label(problem: Problem) -> str:
@@ -116,3 +118,18 @@ def test_simulate_target(problem: Problem, contender: str, rates: roofline.Rates
         run_ours(problem, True, SIMULATE_TARGET[problem], rates, race)
     else:
         run_peer(problem, True, contender, race)
+
+
+@pytest.mark.parametrize("contender", ["ours", "path"])
+@pytest.mark.parametrize("problem", (PLANAR, VECTORS, THIRTY_TWO, IMAGES), ids=label)
+def test_records(problem: Problem, contender: str, race: Any) -> None:
+    """Sixteen records of each path against one path to the last of them, whose bits it has."""
+    steps = problem.process.draw_steps(problem.rows, seed=2, records=RECORDS) + 1
+    last, at = steps.max(dim=1)
+    call = partial(functional.simulate_target, problem.x0, problem.process, seed=1, backend="cpp")
+    for records, one in zip(call(steps), call(last), strict=True):
+        assert torch.equal(records[torch.arange(problem.rows), at], one)
+    case, count = f"{problem.label} R={RECORDS}", int(last.sum())
+    row = Row("simulate_target records", case, contender, "a sample-step", count, "the last record's bits")
+    row.targets = {"path": 1 / 1.3} if contender == "ours" else {}
+    race(row, partial(call, steps if contender == "ours" else last))
