@@ -139,7 +139,6 @@ def write_due(
     row,
     n_records,
     cursor,
-    end,
     out_rows,
     inside,
     pair,
@@ -148,12 +147,12 @@ def write_due(
     D: tl.constexpr,
 ):
     """Store the records that are taken after n steps; return the cursors behind them."""
-    due = due_at(n, steps_ptr, cursor, end, inside)
+    due = due_at(n, steps_ptr, row, n_records, cursor, n_records, inside)
     while tl.max(due.to(tl.int32), axis=0) > 0:
         to = record_row(records_ptr, row, n_records, cursor, due)
         write_pair(outputs, to, out_rows, due, pair, rotation, OUTPUT, D)
-        cursor += due.to(tl.int64)
-        due = due_at(n, steps_ptr, cursor, end, inside)
+        cursor += due.to(tl.int32)
+        due = due_at(n, steps_ptr, row, n_records, cursor, n_records, inside)
     return cursor
 
 
@@ -255,14 +254,14 @@ def simulate_small_kernel(
     if ANTITHETIC:
         antithetic_x, antithetic_second, antithetic_third = x, second, third
 
-    cursor, out_rows, outputs = row * n_records, n_rows * n_records, (x_ptr, second_ptr, third_ptr)
+    cursor, out_rows, outputs = tl.zeros((ROWS,), tl.int32), n_rows * n_records, (x_ptr, second_ptr, third_ptr)
     for n in range(0, last):
         if records_ptr is not None:
             pair = (x, second, third), ()
             if ANTITHETIC:
                 pair = (x, second, third), (antithetic_x, antithetic_second, antithetic_third)
             cursor = write_due(
-                n, outputs, steps_ptr, records_ptr, row, n_records, cursor, final + 1, out_rows, inside, pair, rotation,
+                n, outputs, steps_ptr, records_ptr, row, n_records, cursor, out_rows, inside, pair, rotation,
                 OUTPUT, D,
             )  # fmt: skip
         active = n < steps
@@ -323,6 +322,6 @@ def simulate_small_kernel(
         write_pair(outputs, row, out_rows, inside, pair, rotation, OUTPUT, D)
     else:
         write_due(
-            last, outputs, steps_ptr, records_ptr, row, n_records, cursor, final + 1, out_rows, inside, pair, rotation,
+            last, outputs, steps_ptr, records_ptr, row, n_records, cursor, out_rows, inside, pair, rotation,
             OUTPUT, D,
         )  # fmt: skip

@@ -94,15 +94,11 @@ def simulate_tiled_kernel(
     if order_ptr is not None:
         row = tl.load(order_ptr + row)
     path = first_path + row
-    final_at, out = row, row
-    out_rows = n_rows
-    cursor = row
+    out, out_rows = row, n_rows * n_records
     if records_ptr is not None:
-        final_at = (row + 1) * n_records - 1
-        out = record_row(records_ptr, row, n_records, final_at, inside)
-        out_rows = n_rows * n_records
-        cursor = row * n_records
-    steps = tl.minimum(tl.load(steps_ptr + final_at), n_steps).to(tl.int32)
+        out = record_row(records_ptr, row, n_records, n_records - 1, inside)
+    cursor = tl.zeros((ROWS,), tl.int32)
+    steps = tl.minimum(tl.load(steps_ptr + (row + 1) * n_records - 1), n_steps).to(tl.int32)
     last = tl.max(steps, axis=0)
     key_low, key_high = seed_words(seed_ptr)
     outputs = (x_ptr, second_ptr, third_ptr)
@@ -132,7 +128,7 @@ def simulate_tiled_kernel(
     for n in range(0, last):
         if records_ptr is not None:
             cursor = store_due(
-                n, outputs, steps_ptr, records_ptr, row, n_records, cursor, final_at, at_out, out_rows, inside,
+                n, outputs, steps_ptr, records_ptr, row, n_records, cursor, at_out, out_rows, inside,
                 variance, KIND, ANTITHETIC, D, ROWS, COLUMNS,
             )  # fmt: skip
         a = tl.load(drift_scale_ptr + n)
@@ -175,7 +171,7 @@ def simulate_tiled_kernel(
             variance = tl.where(active[:, None], tl.fma(c, c * variance, s * s), variance)
     if records_ptr is not None:
         store_due(
-            last, outputs, steps_ptr, records_ptr, row, n_records, cursor, final_at, at_out, out_rows, inside, variance,
+            last, outputs, steps_ptr, records_ptr, row, n_records, cursor, at_out, out_rows, inside, variance,
             KIND, ANTITHETIC, D, ROWS, COLUMNS,
         )  # fmt: skip
     if PRODUCT:

@@ -367,6 +367,12 @@ def store_targets(
     LANES: tl.constexpr = COLUMNS // 4
     for member in range(1 + ANTITHETIC):
         row = to + member * out_rows
+        if COPIES:  # by itself, for want of registers
+            for start in range(0, D, COLUMNS):
+                column = start + tl.arange(0, COLUMNS)
+                mask = in_row(column, D, COLUMNS)
+                x = load_rows(x_ptr + (at_row + member * out_rows * D)[:, None] + column[None, :], mask, ROWS, LANES)
+                store_rows(x_ptr + (row * D)[:, None] + column[None, :], x, both(due, mask), ROWS, LANES)
         for start in range(0, D, COLUMNS):
             column = start + tl.arange(0, COLUMNS)
             mask = in_row(column, D, COLUMNS)
@@ -379,8 +385,6 @@ def store_targets(
                 v = load_rows(third_ptr + at, mask, ROWS, LANES)
                 if COPIES:
                     store_rows(third_ptr + at_record, v, moving, ROWS, LANES)
-            if COPIES:
-                store_rows(x_ptr + at_record, load_rows(x_ptr + at, mask, ROWS, LANES), moving, ROWS, LANES)
             store_rows(second_ptr + at_record, target_of(h, v), moving, ROWS, LANES)
         if KIND == "spherical":
             tl.store(third_ptr + row[:, None], variance, mask=due[:, None])
@@ -397,7 +401,6 @@ def store_due(
     row,
     n_records,
     cursor,
-    final,
     at_row,
     out_rows,
     inside,
@@ -409,10 +412,10 @@ def store_due(
     COLUMNS: tl.constexpr,
 ):
     """Store the records, all but the final ones, that are taken after n steps; return the cursors behind them."""
-    due = due_at(n, steps_ptr, cursor, final, inside)
+    due = due_at(n, steps_ptr, row, n_records, cursor, n_records - 1, inside)
     while tl.max(due.to(tl.int32), axis=0) > 0:
         to = record_row(records_ptr, row, n_records, cursor, due)
         store_targets(outputs, at_row, to, out_rows, due, variance, True, KIND, ANTITHETIC, D, ROWS, COLUMNS)
-        cursor += due.to(tl.int64)
-        due = due_at(n, steps_ptr, cursor, final, inside)
+        cursor += due.to(tl.int32)
+        due = due_at(n, steps_ptr, row, n_records, cursor, n_records - 1, inside)
     return cursor

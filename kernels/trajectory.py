@@ -34,16 +34,17 @@ def target_step(h, v, p, hessian_z, u, z, a, s):
 
 
 @triton.jit
-def due_at(n, steps_ptr, cursor, end, inside):
-    """Return the rows whose record at `cursor`, before `end`, is taken after n steps."""
-    waits = inside & (cursor < end)
-    return waits & (tl.load(steps_ptr + cursor, mask=waits, other=0) == n)
+def due_at(n, steps_ptr, row, n_records, cursor, count, inside):
+    """Return the rows whose record number `cursor`, of the first `count`, is taken after n steps."""
+    waits = inside & (cursor < count)
+    return waits & (tl.load(steps_ptr + row * n_records + cursor, mask=waits, other=0) == n)
 
 
 @triton.jit
 def record_row(records_ptr, row, n_records, cursor, mask):
-    """Return the row of the outputs that the record at `cursor` of each path belongs in."""
-    return row * n_records + tl.load(records_ptr + cursor, mask=mask, other=0)
+    """Return the row of the outputs that record number `cursor` of each path belongs in."""
+    first = row * n_records
+    return first + tl.load(records_ptr + first + cursor, mask=mask, other=0)
 
 
 @triton.jit
