@@ -22,8 +22,8 @@ from .rows import Row, Rows, spread
 
 SHARE_OF_ROOFLINE = 0.4  # to reach
 OURS = "ours"
-PACKAGES = ("torch", "jax", "jaxlib", "torchsde", "numpy")
-FAMILIES = ("jax", "eager", "compiled", "torchsde")  # a peer's family is the first word of its name
+PACKAGES = ("torch", "jax", "jaxlib", "torchsde", "scikit-learn", "numpy")
+FAMILIES = ("jax", "eager", "compiled", "torchsde", "scikit-learn")  # a peer's family is the first word of its name
 
 
 @dataclass

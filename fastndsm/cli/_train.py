@@ -196,7 +196,12 @@ def _stored(out: Path, resume: bool, overwrite: bool) -> Stored | None:
         encoder = (document["encoder"], tensors[SETUP_FILES[1]]) if "encoder" in document else None
         units = _common.Units.from_stored(document.get("units"), encoder, process.event_shape)
         asked, choice = Settings.from_stored(document["settings"]), None
-        made = document.get("made", {})
+        reference = process.reference
+        made = {
+            "components": reference.n_components,
+            "covariance": reference.covariance_type,
+            **document.get("made", {}),
+        }
         if "choice" in document:
             table = tuple(Candidate(**row) for row in document["choice"]["table"])
             chosen = table[document["choice"]["chosen"]]
