@@ -26,6 +26,7 @@ __all__ = ["Fit", "Parameters", "check", "fit", "random_state"]
 
 INITS = ("kmeans", "k-means++", "random", "random_from_data")
 _ENTRIES = 1 << 19  # responsibilities, or features, that are held at a time: what a cache holds
+_FEWEST = 64  # rows of a chunk, as every chunk reads all of theta
 _EMPTY = 10.0 * torch.finfo(torch.float64).eps  # scikit-learn's, so that no component is of weight 0
 
 
@@ -109,7 +110,8 @@ def fit(x: Tensor, options: Any, sample_weight: Tensor | None = None) -> Fit:
         if best is None or made.lower_bounds[-1:] > best.lower_bounds[-1:]:
             best = made
         if options.verbose:
-            print(f"start {start}: {len(made.lower_bounds)} iterations, mean log-density {made.lower_bounds[-1:]}")
+            density = made.lower_bounds[-1] if made.lower_bounds else math.nan
+            print(f"start {start}: {len(made.lower_bounds)} iterations, mean log-density {density:.6g}")
     assert best is not None
     return best
 
@@ -134,7 +136,8 @@ class _Model:
         self.x, self.covariance_type, self.n_components, self.reg_covar = x, covariance_type, n_components, reg_covar
         self.n, self.dim = x.shape
         self.sample_weight = sample_weight if sample_weight is None else sample_weight * (self.n / sample_weight.sum())
-        self.upper = torch.triu_indices(self.dim, self.dim, device=x.device)
+        if covariance_type == "full":
+            self.upper = torch.triu_indices(self.dim, self.dim, device=x.device)
         self.n_features = self.features(x[:1]).shape[1]
         if covariance_type == "tied":
             weighed = x if self.sample_weight is None else x * self.sample_weight[:, None]
@@ -142,7 +145,7 @@ class _Model:
 
     def chunks(self) -> Iterator[slice]:
         """Yield slices of rows, few enough for their features and responsibilities to be held."""
-        size = max(1, _ENTRIES // max(self.n_components, self.n_features))
+        size = max(_FEWEST, _ENTRIES // max(self.n_components, self.n_features))
         return (slice(first, first + size) for first in range(0, self.n, size))
 
     def features(self, x: Tensor) -> Tensor:

@@ -281,8 +281,9 @@ class GaussianMixture(KeepsDtype):
     ) -> Selection[GaussianMixture]:
         """Choose K and covariance type by the likelihood of held-out rows; return the mixture fitted to all rows.
 
-        Taken is the simplest candidate within one standard error of the best. Likelihood is best at 10 to 20 rows a
-        component (MNIST, 32 principal components, 1,000 to 50,000 rows); at 5 and fewer, draws repeat training rows.
+        Taken is the simplest candidate within one standard error of the best, or 0.01 nats a dimension. Likelihood is
+        best at 10 to 20 rows a component (MNIST, 32 principal components, 1,000 to 50,000 rows); at 5 and fewer, draws
+        repeat training rows.
 
         Args:
             X: data [n, ...], finite, n >= 4; below 2,000 rows five folds take turns, else at most 10,000 are held out.

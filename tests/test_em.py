@@ -113,6 +113,7 @@ def test_nothing_of_size_n_times_k_is_held(kind: str, monkeypatch: pytest.Monkey
     x, k = clusters(4000, 3), 60
     whole = both(x, k, kind, **start(x, k, kind), max_iter=5)[0]
     monkeypatch.setattr(_em, "_ENTRIES", 7 * k)
+    monkeypatch.setattr(_em, "_FEWEST", 1)
     options = Estimator(k, covariance_type=kind, reg_covar=1e-3, **start(x, k, kind), max_iter=5)
     _em.check(options, 3)
     rows = torch.from_numpy(x)
