@@ -28,12 +28,14 @@ WHATS = ("transition", "antithetic target", "back with slope")
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Components in `groups` places that lie `spread` deviations apart, deviations differing by up to `ratio`."""
+    """Components in `groups` places that lie `spread` deviations apart, half of `within` of it from each other in one place;
+    deviations differ by up to `ratio`."""
 
     dim: int
     components: int
     groups: int
     spread: float
+    within: float = 1.0
     ratio: float = 1.5
     offset: float = 0.0
     steps: int = 16
@@ -41,20 +43,21 @@ class Layout:
     def mixture(self, kind: str) -> GaussianMixture:
         m = random_mixture(kind, self.components, self.dim, ratio=self.ratio**2)
         places = normals(self.groups, self.dim, seed=1)[torch.arange(self.components) % self.groups]
-        within = 1.0 if self.groups < self.components else 0.0
+        within = self.within if self.groups < self.components else 0.0
         means = self.spread * (places + 0.5 * within * normals(self.components, self.dim, seed=2))
         means[-1] = means[0]  # a copy but for its covariance and weight
         return GaussianMixture(m.weights, means + self.offset, m.covariances, kind)
 
     def case(self, kind: str, rows: int = 19) -> Case:
-        """Draw rows in the components, between them and far away; steps of a tenth of a deviation and more."""
+        """Draw rows in the narrowest components, in others, between them and far away; steps of a tenth of a deviation and more."""
         m = self.mixture(kind)
         i = torch.arange(rows) % self.components
         x = m.means[i] + torch.linspace(0.0, 1.0, rows)[:, None] * (m.means[(i + 1) % self.components] - m.means[i])
         x = x + 0.7 * normals(rows, self.dim, seed=3)
+        x[::3] = m.means[i[::3]] + 0.7 / self.ratio * normals(len(x[::3]), self.dim, seed=4)
         x[4::5] += (torch.linspace(2.0, 60.0, len(x[4::5])) / math.sqrt(self.dim))[:, None]
         steps = torch.randint(1, self.steps + 1, (rows,), generator=torch.Generator().manual_seed(rows))
-        noise_std = torch.linspace(0.05, 0.3, self.steps, dtype=torch.float64) / self.ratio
+        noise_std = torch.linspace(0.05, 0.5, self.steps, dtype=torch.float64) / self.ratio
         drift_scale = 0.5 * noise_std.square()
         return m, x.float().double(), x, steps, drift_scale.float().double(), noise_std.float().double()
 
@@ -65,6 +68,8 @@ LAYOUTS = {
     "in groups": Layout(8, 150, 12, 5.0),
     "plane and two": Layout(4, 80, 80, 2.0),
     "narrow and wide": Layout(12, 48, 48, 3.0, ratio=100.0),
+    "narrow in wide": Layout(12, 48, 6, 3.0, within=0.0, ratio=30.0),
+    "groups apart": Layout(6, 120, 12, 12.0, within=0.3),
     "far from zero": Layout(33, 40, 8, 3.0, offset=1e4),
 }
 layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))

@@ -417,14 +417,7 @@ class NearComponents {
   }
 
   void whiten(const MixtureView<S>& m) {
-    std::vector<double> l(d_ * d_);
-    for (int64_t i = 0; i < d_; ++i) {
-      for (int64_t j = 0; j <= i; ++j) {
-        double sum = m.precisions[i * d_ + j];
-        for (int64_t k = 0; k < j; ++k) sum -= l[i * d_ + k] * l[j * d_ + k];
-        l[i * d_ + j] = i == j ? std::sqrt(std::max(sum, 0.0)) : l[j * d_ + j] > 0 ? sum / l[j * d_ + j] : 0.0;
-      }
-    }
+    const std::vector<double> l = factor(m.precisions, d_);
     to_whitened_.resize(d_ * d_), from_whitened_.resize(d_ * d_), centre_.resize(d_);
     for (int64_t i = 0; i < d_; ++i) {
       for (int64_t j = 0; j < d_; ++j) from_whitened_[i * d_ + j] = to_whitened_[j * d_ + i] = S(l[i * d_ + j]);
@@ -535,11 +528,67 @@ class NearComponents {
           low_[at] = std::min(low_[at], p), high_[at] = std::max(high_[at], p);
         }
       } else if (kind_ == Covariance::full) {
-        double squares = 0;
-        for (int64_t i = 0; i < d_ * d_; ++i)
-          squares += double(m.precisions[k * d_ * d_ + i]) * m.precisions[k * d_ * d_ + i];
-        low_[at] = S(0), high_[at] = S(std::sqrt(squares) * (1 + 1e-3));
+        bound_eigenvalues(m.precisions + k * d_ * d_, low_[at], high_[at]);
       }
+    }
+  }
+
+  // Of a precision: (tr P^8)^(1/8) is at least the largest, and within a factor d^(1/8) of it; so with P^-1 and the smallest.
+  // Of many and large matrices the Frobenius norm, and 0.
+  void bound_eigenvalues(const S* precision, S& low, S& high) const {
+    const std::vector<double> p(precision, precision + d_ * d_);
+    const auto largest = [&](std::vector<double> power, int squarings) {
+      std::vector<double> square(d_ * d_);
+      for (int n = 0; n < squarings; ++n) {
+        std::fill(square.begin(), square.end(), 0.0);
+        for (int64_t i = 0; i < d_; ++i) {
+          for (int64_t k = 0; k < d_; ++k) {
+            const double factor = power[i * d_ + k];
+            for (int64_t j = 0; j < d_; ++j) square[i * d_ + j] += factor * power[k * d_ + j];
+          }
+        }
+        std::swap(power, square);
+      }
+      double sum = 0;
+      for (const double value : power) sum += value * value;
+      return std::pow(sum, 0.5 / (1 << squarings)) * (1 + 1e-3);
+    };
+    const bool cheap = n_ * d_ * d_ * d_ <= int64_t(1) << 28;
+    low = S(0), high = S(largest(p, cheap ? 2 : 0));
+    if (!cheap) return;
+    std::vector<double> column(d_), inverse(d_ * d_);
+    const std::vector<double> l = factor(precision, d_);
+    for (int64_t c = 0; c < d_; ++c) {
+      for (int64_t i = 0; i < d_; ++i) {
+        column[i] = i == c ? 1.0 : 0.0;
+        for (int64_t j = 0; j < i; ++j) column[i] -= l[i * d_ + j] * column[j];
+        column[i] /= l[i * d_ + i];
+      }
+      solve_transposed(l, column);
+      for (int64_t i = 0; i < d_; ++i) inverse[i * d_ + c] = column[i];
+    }
+    const double bound = 1 / largest(inverse, 2);
+    if (std::isfinite(bound)) low = S(bound * (1 - 1e-3));
+  }
+
+  // L of P = L L^T; rows of P lie `pitch` apart.
+  std::vector<double> factor(const S* p, int64_t pitch) const {
+    std::vector<double> l(d_ * d_);
+    for (int64_t i = 0; i < d_; ++i) {
+      for (int64_t j = 0; j <= i; ++j) {
+        double sum = p[i * pitch + j];
+        for (int64_t k = 0; k < j; ++k) sum -= l[i * d_ + k] * l[j * d_ + k];
+        l[i * d_ + j] = i == j ? std::sqrt(std::max(sum, 0.0)) : sum / l[j * d_ + j];
+      }
+    }
+    return l;
+  }
+
+  // L^-T z, in place.
+  void solve_transposed(const std::vector<double>& l, std::vector<double>& z) const {
+    for (int64_t i = d_ - 1; i >= 0; --i) {
+      for (int64_t j = i + 1; j < d_; ++j) z[i] -= l[j * d_ + i] * z[j];
+      z[i] /= l[i * d_ + i];
     }
   }
 
@@ -605,7 +654,7 @@ class NearComponents {
       for (int s = 0; s < n; ++s) {
         const int64_t k = (draw + s) * n_ / kDraws;
         for (double& value : z) value = std::sqrt(-2 * std::log(uniform())) * std::cos(6.283185307179586 * uniform());
-        if constexpr (kFull) unwhiten(matrix(k), z);
+        if constexpr (kFull) solve_transposed(factor(matrix(k), pitch_), z);
         for (int64_t j = 0; j < d_; ++j) {
           if constexpr (kind == Covariance::spherical) z[j] /= std::sqrt(double(scale_[k]));
           if constexpr (kind == Covariance::diag) z[j] /= std::sqrt(double(precision(k)[j]));
@@ -643,22 +692,6 @@ class NearComponents {
     const bool screened = (kind == Covariance::spherical || kind == Covariance::diag) && n_ <= kResident && d_ >= 32;
     const double tile = all * (screened ? 1 - 0.7 * alone : 1.0);
     return held * (40 + of_heavy) + (1 - held) * (180 + heavy * of_heavy + 2 * visit * (alone - held) + visit * (1 - alone)) < tile;
-  }
-
-  // L^-T z of P = L L^T.
-  void unwhiten(const S* p, std::vector<double>& z) const {
-    std::vector<double> l(d_ * d_);
-    for (int64_t i = 0; i < d_; ++i) {
-      for (int64_t j = 0; j <= i; ++j) {
-        double sum = p[i * pitch_ + j];
-        for (int64_t k = 0; k < j; ++k) sum -= l[i * d_ + k] * l[j * d_ + k];
-        l[i * d_ + j] = i == j ? std::sqrt(std::max(sum, 1e-30)) : sum / l[j * d_ + j];
-      }
-    }
-    for (int64_t i = d_ - 1; i >= 0; --i) {
-      for (int64_t j = i + 1; j < d_; ++j) z[i] -= l[j * d_ + i] * z[j];
-      z[i] /= l[i * d_ + i];
-    }
   }
 
   template <Covariance kind, int n, int B>
