@@ -28,8 +28,10 @@ WHATS = ("transition", "antithetic target", "back with slope")
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Components in `groups` places that lie `spread` deviations apart, half of `within` of it from each other in one place;
-    deviations differ by up to `ratio`."""
+    """Components in `groups` places `spread` deviations apart, and half of `within` of that in one place.
+
+    Deviations differ by up to `ratio`.
+    """
 
     dim: int
     components: int
@@ -49,7 +51,7 @@ class Layout:
         return GaussianMixture(m.weights, means + self.offset, m.covariances, kind)
 
     def case(self, kind: str, rows: int = 19) -> Case:
-        """Draw rows in the narrowest components, in others, between them and far away; steps of a tenth of a deviation and more."""
+        """Draw rows in components, at their means, between them and far away; steps of a tenth of a deviation."""
         m = self.mixture(kind)
         i = torch.arange(rows) % self.components
         x = m.means[i] + torch.linspace(0.0, 1.0, rows)[:, None] * (m.means[(i + 1) % self.components] - m.means[i])
@@ -184,7 +186,7 @@ def test_parameters_written_in_place_are_seen(kind: str) -> None:
 
 
 def test_a_thousand_components_cost_little() -> None:
-    """Far apart in 32 dimensions, 1,000 cost 1.9 times as much as 10; 50 times as much if all were visited."""
+    """Far apart in 32 dimensions, 1,000 cost 0.9 to 1.5 times as much as 10; 50 times as much if all were visited."""
     seconds = []
     for components in (10, 1000):
         layout = Layout(32, components, components, 8.0)
@@ -196,4 +198,4 @@ def test_a_thousand_components_cost_little() -> None:
             functional.simulate_target(x, p, seed=SEED, backend="cpp")
             times.append(time.process_time() - begin)
         seconds.append(min(times))
-    assert seconds[1] < 5.0 * seconds[0]
+    assert seconds[1] < 3.0 * seconds[0]

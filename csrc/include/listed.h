@@ -1,16 +1,16 @@
 // Leaves out the components that have no weight, along a trajectory among many of them: each sample of a tile by itself, from
 // a list of its own.
 //
-// Near a sample only a few of a thousand components have weight, others for each sample: a tile that visits all that one of its
-// samples needs visits many. So here the noise and the update keep a sample a lane, and the mixture is evaluated row by row:
+// Near a sample only a few of a thousand components have weight, others near each sample: a tile that visits all that one of
+// its samples needs visits many. So here the noise and the update keep a sample a lane, and the mixture is evaluated row by row:
 //
-//   close    components that can have weight while the sample is within a radius of where the list was made (near.h);
-//            their logits, W components at a time;
-//   heavy    those whose weight is at least 2^-kNearCut of the largest; products, weights and moments of these alone, summed in
-//            their fixed order, so that no bit depends on what else was visited.
+//   close    components that can have weight while the sample is within a radius of an anchor (near.h); or, where such lists
+//            are long or end soon, those whose logit is not too low by a sieve of all, for four samples at a time;
+//   heavy    those whose weight is at least 2^-kNearCut of the largest, by exact logits of the close ones; products, weights
+//            and moments of these alone, summed in their fixed order, so that no bit depends on what else was visited.
 //
-// Where one component is all there is, score = P (m - x) and H z = -P z: lanes for which no other can have weight yet take it
-// without a visit to the list.
+// Where one component is all there is, score = P (m - x) and H z = -P z: lanes in which no other can have weight yet take it
+// from vectors, without a look at the list.
 #pragma once
 
 #include <bit>
@@ -35,13 +35,14 @@ struct NearLists {
   };
 
   struct Sample {
-    Anchor<S> own, around;  // made from all components, and from `source`
+    const Anchor<S>* source = nullptr;  // a component's, or its own
+    const Anchor<S>* list = nullptr;  // what `at` is a part of: the source, or what is around a later place
+    Anchor<S> own, around;
     std::vector<S> own_origin, around_origin;
-    const Anchor<S>* source = nullptr;
-    const Anchor<S>* list = nullptr;  // what `close` was taken from
-    std::vector<int32_t> at;
+    std::vector<int32_t> at;  // the close ones, and their parameters
     std::vector<S> log_scale, half;
-    int64_t count = 0, ahead = 0;
+    int64_t count = 0;
+    int64_t ahead = 0;  // how many a sieve found that could have weight soon
     int32_t heaviest = -1;  // at the last visit
     int dense = 0;  // steps to go without a list
     int32_t shown = -1;  // the component whose parameters the tile has in this lane
@@ -50,7 +51,7 @@ struct NearLists {
 
   const NearComponents<S>* near = nullptr;
   Sample sample[L];
-  std::vector<S> levels;  // [4, n_padded / W], or [n_components] if full: logits of samples without a list
+  std::vector<S> levels;  // [4, n_padded], or [n_components, L] if full: logits for a sieve
   std::vector<V> lanes;  // [4, d]: origins, means and (diag) precisions; places relative to the centre
   V limit{};  // squared moves up to which the lists hold
   V precision{};  // spherical: of the component shown
@@ -62,7 +63,7 @@ struct NearLists {
   NearLists() = default;
   explicit NearLists(const MixtureView<S>& m) : near(m.near) {
     if (!near) return;
-    lanes.resize(4 * m.dim), rows.resize(7 * near->pitch());
+    lanes.resize(4 * m.dim), rows.resize(6 * near->pitch());
     logits.resize(near->count() + W), weights.resize(near->count() + W), products.resize(near->count() + W);
     heavy.resize(near->count() + 2 * W);
     levels.resize(m.kind == Covariance::full ? L * near->count() : 4 * near->n_padded());
@@ -225,7 +226,9 @@ class ListedTile : public TileBelow<V, kind, with_product> {
 
   // ---- lists ------------------------------------------------------------------------------------------------------
 
-  static constexpr S kFew = S(1.5), kAround = S(3), kOwn = S(8);  // radii in steps' lengths
+  // Radii in lengths of a step: of the close ones at least, of what they are taken from around a place, and of an own anchor.
+  static constexpr S kFew = S(1.5), kAround = S(3), kOwn = S(8);
+  static constexpr int kDense = 8;  // steps that a sieve is tried for before a list is
 
   // A list that holds at x, in row 0, if there is an anchor for it.
   FASTNDSM_OUTLINE bool renew(int l, Sample& one, S std) {
@@ -253,12 +256,13 @@ class ListedTile : public TileBelow<V, kind, with_product> {
   // From a source to where it ends, at x.
   S room(const Anchor<S>* a) const { return a ? a->radius * S(1 - 1e-3) - distance(row(0), a->origin) * kMore : S(-1); }
 
-  // A list, or a source for the next ones, where few components are near: after a visit to all.
+  // A source and a list from it, after a sieve that found few.
   void settle(int l, Sample& one, S std) {
     const S step = std * near_->metric_norm();
     one.source = near_->anchor(one.heaviest);
     if (!one.source) one.source = near_->template make_anchor<kind>(one.heaviest, memory());
-    if (room(one.source) < kFew * step) {
+    if (room(one.source) < kFew * step || room(one.source) < S(0)) {
+      if (step == S(0)) return one.source = nullptr, void();
       make_own(one, step);
       one.source = &one.own;
     }
@@ -379,8 +383,6 @@ class ListedTile : public TileBelow<V, kind, with_product> {
       one.at[i] = 0, one.log_scale[i] = -std::numeric_limits<S>::infinity(), one.half[i] = S(1);
     }
   }
-
-  static constexpr int kDense = 8;
 
   S distance(const S* x, const S* y) const { return near_->template distance<kind>(x, y); }
 

@@ -21,6 +21,7 @@
 
 namespace fastndsm {
 
+// Low enough that 60,000 components below it, with a thousand times the square of the others' gradients, are lost in rounding.
 template <typename S>
 constexpr S kNearCut = S(sizeof(S) == 4 ? 40 : 80);
 
@@ -131,15 +132,15 @@ class NearComponents {
     for (int i = 0; i < W && i < n; ++i) {
       V part[2] = {V{}, V{}};
       const S* u = prepare_row<kind>(at[i], x, memory);
-      const S *m = mean(at[i]), *root = this->root(at[i]), *shift = this->shift(at[i]);
+      const int64_t k = at[i];
       const auto add = [&](int64_t j, V& to) FASTNDSM_INLINE {
         if constexpr (kind == Covariance::full) {
-          to = fused(V(load<V>(m + j) - load<V>(x + j)), load<V>(u + j), to);
+          to = fused(V(load<V>(mean(k) + j) - load<V>(x + j)), load<V>(u + j), to);
         } else if constexpr (kind == Covariance::diag) {
-          const V t = fused(load<V>(x + j), load<V>(root + j), load<V>(shift + j));
+          const V t = fused(load<V>(x + j), load<V>(root(k) + j), load<V>(shift(k) + j));
           to = fused(t, t, to);
         } else {
-          const V t = load<V>(m + j) - load<V>(x + j);
+          const V t = load<V>(mean(k) + j) - load<V>(x + j);
           to = fused(t, t, to);
         }
       };
@@ -161,15 +162,15 @@ class NearComponents {
     for (int i = 0; i < W && i < n; ++i) {
       V part[2] = {V{}, V{}};
       const S* u = prepare_row<kind>(at[i], x, memory);
-      const S *m = mean(at[i]), *root = this->root(at[i]), *shift = this->shift(at[i]);
+      const int64_t k = at[i];
       const auto add = [&](int64_t j, V& to) FASTNDSM_INLINE {
         if constexpr (kind == Covariance::full) {
           to = fused(load<V>(u + j), load<V>(z + j), to);
         } else if constexpr (kind == Covariance::diag) {
-          const V r = load<V>(root + j);
-          to = fused(fused(load<V>(x + j), r, load<V>(shift + j)), V(r * load<V>(z + j)), to);
+          const V r = load<V>(root(k) + j);
+          to = fused(fused(load<V>(x + j), r, load<V>(shift(k) + j)), V(r * load<V>(z + j)), to);
         } else {
-          to = fused(V(load<V>(m + j) - load<V>(x + j)), load<V>(z + j), to);
+          to = fused(V(load<V>(mean(k) + j) - load<V>(x + j)), load<V>(z + j), to);
         }
       };
       int64_t j = 0;
@@ -212,7 +213,7 @@ class NearComponents {
   FASTNDSM_OUTLINE int64_t reaches(const int32_t* at, int64_t n, const S* x, const Base<S>& base, S* memory,
                                    S* reach) const {
     const S* gb = base.pull.data();
-    const S *inverse = values(inverse_metric_), *pb = values(precisions_) + base.at * pitch_;
+    const S* inverse = values(inverse_metric_);
     int64_t best = 0;
     S highest = -std::numeric_limits<S>::infinity();
     for (int64_t first = 0; first < n; first += W) {
@@ -221,24 +222,24 @@ class NearComponents {
       for (int i = 0; i < W; ++i) {
         const int64_t k = at[std::min(first + i, n - 1)];
         const S* u = prepare_row<kind>(k, x, memory);
-        const S *m = mean(k), *root = this->root(k), *shift = this->shift(k);
         q[i] = V{}, square[i] = V{}, length[i] = V{};
         scale[i] = scale_[k], half[i] = half_[k], level[i] = log_scale_[k];
         V steepest = V{};
         for (int64_t j = 0; j < pitch_; j += W) {
           V apart;
           if constexpr (kind == Covariance::full) {
-            const V t = load<V>(m + j) - load<V>(x + j);
+            const V t = load<V>(mean(k) + j) - load<V>(x + j);
             q[i] = fused(t, load<V>(u + j), q[i]), length[i] = fused(t, t, length[i]);
             apart = load<V>(u + j) - load<V>(gb + j);
           } else if constexpr (kind == Covariance::diag) {
-            const V r = load<V>(root + j), t = fused(load<V>(x + j), r, load<V>(shift + j)), to = load<V>(inverse + j);
+            const V r = load<V>(root(k) + j), t = fused(load<V>(x + j), r, load<V>(shift(k) + j)),
+                    to = load<V>(inverse + j);
             q[i] = fused(t, t, q[i]);
             apart = fused(V(t * r), splat<V>(scale[i]), V(-load<V>(gb + j))) * to;
-            const V p = load<V>(values(precisions_) + k * pitch_ + j);
-            steepest = fastndsm::max(V((load<V>(pb + j) - p) * to * to), steepest);
+            const V p = load<V>(precision(k) + j);
+            steepest = fastndsm::max(V((load<V>(precision(base.at) + j) - p) * to * to), steepest);
           } else {
-            const V t = load<V>(m + j) - load<V>(x + j);
+            const V t = load<V>(mean(k) + j) - load<V>(x + j);
             q[i] = fused(t, t, q[i]);
             apart = fused(t, splat<V>(scale[i]), V(-load<V>(gb + j)));
           }
@@ -664,14 +665,17 @@ class NearComponents {
       }
       if constexpr (kFull) {
         for (int s = 0; s < n; ++s) {
-          for (int64_t k = 0; k < n_; ++k) out[s][k] = level(k, x[s]), peak[s] = fastndsm::max(splat<V>(out[s][k]), peak[s]);
+          for (int64_t k = 0; k < n_; ++k)
+            out[s][k] = level(k, x[s]), peak[s] = fastndsm::max(splat<V>(out[s][k]), peak[s]);
         }
       } else {
         this->levels<kind, n>(x, 1, squares, out, peak);
       }
       for (int s = 0; s < n; ++s) {
         const S highest = max_lanes(peak[s]);
-        const auto above = [&](S cut) { return std::count_if(out[s], out[s] + n_, [&](S l) { return l > highest - cut; }); };
+        const auto above = [&](S cut) {
+          return std::count_if(out[s], out[s] + n_, [&](S l) { return l > highest - cut; });
+        };
         heavy += double(above(kNearCut<S>)) / kDraws;
         if (above(kNearCut<S> + kAhead<S>) > kFewAhead) continue;
         alone += 1.0 / kDraws;
@@ -691,7 +695,9 @@ class NearComponents {
     const double all = kFull ? k * 0.03 * each : k * (0.26 + 0.032 * each);
     const bool screened = (kind == Covariance::spherical || kind == Covariance::diag) && n_ <= kResident && d_ >= 32;
     const double tile = all * (screened ? 1 - 0.7 * alone : 1.0);
-    return held * (40 + of_heavy) + (1 - held) * (180 + heavy * of_heavy + 2 * visit * (alone - held) + visit * (1 - alone)) < tile;
+    return held * (40 + of_heavy) +
+               (1 - held) * (180 + heavy * of_heavy + 2 * visit * (alone - held) + visit * (1 - alone)) <
+           tile;
   }
 
   template <Covariance kind, int n, int B>
