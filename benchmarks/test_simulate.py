@@ -128,7 +128,8 @@ def test_records(problem: Problem, contender: str, race: Any) -> None:
     last, at = steps.max(dim=1)
     call = partial(functional.simulate_target, problem.x0, problem.process, seed=1, backend="cpp")
     for records, one in zip(call(steps), call(last), strict=True):
-        assert torch.equal(records[torch.arange(problem.rows), at], one)
+        index = at.reshape(-1, 1, *[1] * (records.ndim - 2)).expand(-1, 1, *records.shape[2:])
+        assert torch.equal(records.gather(1, index)[:, 0], one)
     case, count = f"{problem.label} R={RECORDS}", int(last.sum())
     row = Row("simulate_target records", case, contender, "a sample-step", count, "the last record's bits")
     row.targets = {"path": 1 / 1.3} if contender == "ours" else {}

@@ -1,4 +1,4 @@
-"""What the kernels of trajectories share: the recursion of the target, and which records of a path are due.
+"""Recursion of the target, and which records of a path are due: what the kernels of trajectories share.
 
 With h_n = v_n H_n the target -H of `fastndsm.reference.simulate` needs no division until the end:
 

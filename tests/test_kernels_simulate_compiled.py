@@ -50,7 +50,7 @@ def compile_all() -> Iterator[Row]:
 
     The variant is the path target of rows in order, with records, of antithetic pairs at that; in small dimensions,
     where a pair doubles the program, only on two targets, for the time it takes to compile. Tied ones are without
-    records: with them they spill 24 bytes on sm_80.
+    records: with them they spill a few registers on sm_80.
     """
     from fastndsm.kernels import simulate_small, simulate_tiled, turning
     from fastndsm.kernels.configurations import configurations
