@@ -36,18 +36,21 @@ class MatmulForm(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """K components in d dimensions, B paths, N steps, float32."""
+    """K components in d dimensions, B paths, N steps, float32; with a `spread`, components of about deviation 1 whose
+    means are normals of that one."""
 
     dim: int
     components: int
     rows: int
     steps: int
     covariance_type: str = "diag"
+    spread: float | None = None
 
     @property
     def label(self) -> str:
         kind = "" if self.covariance_type == "diag" else f" {self.covariance_type}"
-        return f"d={self.dim} K={self.components} B={self.rows:,} N={self.steps}{kind}"
+        kind += "" if self.spread is None else f" spread {self.spread:g}"
+        return f"d={self.dim} K={self.components:,} B={self.rows:,} N={self.steps}{kind}"
 
     @property
     def sample_steps(self) -> int:
@@ -55,15 +58,24 @@ class Problem:
 
     @cached_property
     def mixture(self) -> GaussianMixture:
+        if self.spread is not None:
+            g = generator(self.dim)
+            means = self.spread * torch.randn(self.components, self.dim, generator=g, dtype=torch.float64, device="cpu")
+            variances = 0.8 + 0.4 * torch.rand(self.components, generator=g, dtype=torch.float64, device="cpu")
+            return GaussianMixture(torch.ones_like(variances) / self.components, means, variances, self.covariance_type)
         return random_mixture(
             self.covariance_type, self.components, self.dim, seed=generator(self.dim), overlapping=True
         )
 
     @cached_property
     def weighing(self) -> float:
-        """Components whose responsibility is at least 2^-64 of a row's largest, on average over the first rows."""
+        """Components whose responsibility is at least 2^-64 of a row's largest, on average over the first rows.
+
+        2^-40 where each row looks its own components up.
+        """
+        least = 2.0**-64 if self.spread is None else 2.0**-40
         r = self.mixture.responsibilities(self.x0[:1024].double())
-        return float((r >= 2.0**-64 * r.amax(dim=1, keepdim=True)).sum(dim=1).double().mean())
+        return float((r >= least * r.amax(dim=1, keepdim=True)).sum(dim=1).double().mean())
 
     @cached_property
     def process(self) -> LangevinProcess:
@@ -98,6 +110,12 @@ PLANAR = Problem(2, 8, *(128, 3) if TINY else (65_536, 100))
 VECTORS = Problem(16, 10, *(128, 3) if TINY else (8_192, 100))
 THIRTY_TWO = Problem(32, 10, *(128, 3) if TINY else (4_096, 100))
 IMAGES = Problem(784, 10, *(128, 3) if TINY else (1_024, 50))
+
+MANY = {
+    components: Problem(32, components, *(32, 3) if TINY else (256, 100), "spherical", 4.0)
+    for components in (10, 1_000, 10_000)
+}
+MINGLED = Problem(32, 1_000, *(32, 3) if TINY else (256, 100), "spherical", 1.4)
 
 
 def law_deviation(found: Tensor, other: Tensor) -> float:

@@ -87,6 +87,15 @@ def spherical_score_multiply_adds(dim: int, components: float) -> float:
     return 2 * components * dim + 12 * components + 2 * dim
 
 
+def spherical_target_multiply_adds(dim: int, components: float) -> float:
+    """Count those of one sample-step of simulate_target, spherical covariances: those of the score, and
+
+    g_k . z, products, means   2 K d + 3 K
+    Hess z, target, update     4 d + 6 d + 2 d
+    """
+    return spherical_score_multiply_adds(dim, components) + (2 * dim + 3) * components + 12 * dim
+
+
 def full_score_multiply_adds(dim: int, components: float) -> float:
     """Count those of one sample of mixture_score, full covariances.
 

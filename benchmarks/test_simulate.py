@@ -17,7 +17,7 @@ from fastndsm import functional
 from fastndsm.testing import deviation
 
 from . import peers, peers_jax, roofline
-from .problems import CHECKED_ROWS, IMAGES, PLANAR, THIRTY_TWO, VECTORS, Problem, law_deviation
+from .problems import CHECKED_ROWS, IMAGES, MANY, MINGLED, PLANAR, THIRTY_TWO, VECTORS, Problem, law_deviation
 from .rows import Row
 
 SIMULATE = {
@@ -75,7 +75,10 @@ def run_ours(problem: Problem, target: bool, targets: dict[str, float], rates: r
     _, _, error, bound = checked(problem, target)
     assert error <= bound
     ours = row(problem, target, "ours", error, "float64 reference, same noise")
-    count = roofline.simulate_target_multiply_adds if target else roofline.simulate_multiply_adds
+    if problem.covariance_type == "spherical":
+        count = roofline.spherical_target_multiply_adds
+    else:
+        count = roofline.simulate_target_multiply_adds if target else roofline.simulate_multiply_adds
     arithmetic = rates.roofline(count(problem.dim, problem.weighing))
     normals = rates.roofline(0, problem.dim)
     ours.roofline_seconds = problem.sample_steps * (arithmetic + normals)
@@ -134,3 +137,9 @@ def test_records(problem: Problem, contender: str, race: Any) -> None:
     row = Row("simulate_target records", case, contender, "a sample-step", count, "the last record's bits")
     row.targets = {"path": 1 / 1.3} if contender == "ours" else {}
     race(row, partial(call, steps if contender == "ours" else last))
+
+
+@pytest.mark.parametrize("problem", [*MANY.values(), MINGLED], ids=lambda p: p.label.replace(" ", "-"))
+def test_simulate_target_among_many_components(problem: Problem, rates: roofline.Rates, race: Any) -> None:
+    """Components apart and mingled: what thousands cost beside ten."""
+    run_ours(problem, True, {}, rates, race)

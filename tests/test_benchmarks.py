@@ -19,7 +19,7 @@ CASES = {
     "dsm_loss": 1,
     "mixture_score": 1,
     "simulate": 3,
-    "simulate_target": 3,
+    "simulate_target": 7,
     "simulate_target records": 4,
     "reverse_steps": 4,
     "sample": 1,
