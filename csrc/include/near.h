@@ -255,7 +255,7 @@ class NearComponents {
         if (lanes[i] > highest) highest = lanes[i], best = first + i;
       }
       V terms = V(load<V>(level) - l);
-      if constexpr (kind == Covariance::full) terms = sum_each(length) * S(4 * kHalf);
+      if constexpr (kind == Covariance::full) terms = sum_each(length) * S(kHalf * (4 + double(d_) / 16));
       const V r = reach_of(l, load<V>(level), terms, base.logit, sqrt(sum_each(square)), load<V>(curve));
       S values[W];
       store(values, r);
@@ -764,6 +764,7 @@ class NearComponents {
       extent_ = std::max(extent_, S(std::sqrt(length) * (1 + 1e-3))), highest_ = std::max(highest_, high_[k]);
       largest_scale_ = std::max(largest_scale_, std::abs(log_scale_[k]));
     }
+    if (kind_ == Covariance::full) highest_ *= std::sqrt(S(d_));  // of |P|, whose terms are rounded
   }
 
   Covariance kind_;
