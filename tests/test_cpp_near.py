@@ -72,7 +72,7 @@ LAYOUTS = {
     "narrow and wide": Layout(12, 48, 48, 3.0, ratio=100.0),
     "narrow in wide": Layout(12, 48, 6, 3.0, within=0.0, ratio=30.0),
     "groups apart": Layout(6, 120, 12, 12.0, within=0.3),
-    "far from zero": Layout(33, 40, 8, 3.0, offset=1e4),
+    "far from zero": Layout(33, 200, 200, 8.0, offset=1e4),
 }
 layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
 
