@@ -160,7 +160,7 @@ def test_rows_that_overflow_change_no_bit_of_others(kind: str, dtype: torch.dtyp
 
 @kinds
 def test_parameters_written_in_place_are_seen(kind: str) -> None:
-    """What is kept from call to call goes by the parameters' values."""
+    """Require that what is kept from call to call goes by the parameters' values."""
     layout = LAYOUTS["in groups"]
     p, x = process(layout, kind), layout.case(kind)[1]
     operands = p.reference.operands(torch.float64)
