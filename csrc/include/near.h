@@ -267,7 +267,7 @@ class NearComponents {
   // Looks for the component of the largest logit in the groups that x is nearest to, until found(component).
   template <Covariance kind, typename Found>
   int32_t guess(const S* x, S* memory, std::vector<S>& distance, const Found& found) const {
-    constexpr int kGroups = 4;
+    constexpr int kGroups = 8;
     group_distances<kind>(x, distance);
     S best = -std::numeric_limits<S>::infinity();
     int32_t at = 0;
