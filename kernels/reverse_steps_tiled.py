@@ -173,7 +173,7 @@ def reverse_steps_tiled_kernel(
     sum_row = py_row + array * scratch_arrays(KIND, RESIDENT)[0]
     rows = (y_row, held_ptr + at_row, py_row, sum_row)
 
-    start_paths(out_ptr, out_ptr, out_ptr, y_ptr, at_row, array, inside, KIND, "state", False, D, ROWS, COLUMNS)
+    start_paths(out_ptr, out_ptr, out_ptr, y_ptr, at_row, at_row, array, inside, KIND, "state", False, D, ROWS, COLUMNS)
     nothing = tl.zeros((ROWS, 1), tl.float32)
     rate = None
     if rate_ptr is not None:

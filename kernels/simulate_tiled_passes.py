@@ -367,6 +367,12 @@ def store_targets(
     LANES: tl.constexpr = COLUMNS // 4
     for member in range(1 + ANTITHETIC):
         row = to + member * out_rows
+        if COPIES and COLUMNS >= 128:  # by itself, for want of registers
+            for start in range(0, D, COLUMNS):
+                column = start + tl.arange(0, COLUMNS)
+                mask = in_row(column, D, COLUMNS)
+                x = load_rows(x_ptr + (at_row + member * out_rows * D)[:, None] + column[None, :], mask, ROWS, LANES)
+                store_rows(x_ptr + (row * D)[:, None] + column[None, :], x, both(due, mask), ROWS, LANES)
         for start in range(0, D, COLUMNS):
             column = start + tl.arange(0, COLUMNS)
             mask = in_row(column, D, COLUMNS)
@@ -379,7 +385,7 @@ def store_targets(
                 v = load_rows(third_ptr + at, mask, ROWS, LANES)
                 if COPIES:
                     store_rows(third_ptr + at_record, v, moving, ROWS, LANES)
-            if COPIES:
+            if COPIES and COLUMNS < 128:
                 store_rows(x_ptr + at_record, load_rows(x_ptr + at, mask, ROWS, LANES), moving, ROWS, LANES)
             store_rows(second_ptr + at_record, target_of(h, v), moving, ROWS, LANES)
         if KIND == "spherical":

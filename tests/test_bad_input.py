@@ -283,7 +283,7 @@ CASES = [
     Case("step tensor range", lambda: ou().transition(x2, torch.tensor([0, 3, 12])), V,
          "step: expected values in 0..9, found 0..12"),
     Case("step shape", lambda: ou().noised(x2, torch.zeros(4, dtype=torch.int64)), V,
-         "step: expected an integer or shape [3], found shape (4,)"),
+         "step: expected an integer or shape [3] or [3, R], found shape (4,)"),
     Case("step dtype", lambda: ou().noised(x2, torch.zeros(3)), T, "step: expected integers, found torch.float32"),
     Case("step type", lambda: ou().noised(x2, 1.5), T,
          "step: expected an integer or an integer tensor, found 1.5"),

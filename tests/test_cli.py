@@ -504,6 +504,7 @@ class TestLabels:
         else:
             labels.write_text("\n".join(names) + "\n")
         options = ("train", "--data", tmp_path / "x.npy", "--labels", labels, "--out", tmp_path / "r", *TINY)
+        options += ("--components", 2)
         assert run(*options).status == 0
         _, process, meta = load_model(tmp_path / "r" / "model")
         assert meta["classes"]["names"] == ["left", "right side"] and process.class_weights.shape == (2, 2)

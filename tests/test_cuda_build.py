@@ -43,6 +43,7 @@ REGISTER_DIMENSIONS = {"spherical": (2, 4, 8, 16, 32), "diag": (2, 4, 8, 16), "f
 IN_REGISTERS = {2: 96, 4: 128, 8: 192, 16: 255, 32: 255}
 REVERSE = {2: 80, 4: 112, 8: 168, 16: 200, 32: 255}
 IN_WARPS = 232  # 256 threads
+IN_WARPS_RECORDS = 255  # of the target of several samples a thread, with records: as many blocks at a time as at 232
 SAMPLER = 200  # 256 threads
 PACKING = 64
 
@@ -60,7 +61,8 @@ def tiled_kernels() -> Iterator[tuple[Kernel, int]]:
     for kind in (0, 1):
         for samples in (1, 4):
             for target in (0, 1):
-                yield ("simulate_tiled_kernel", (kind, target, samples)), IN_WARPS
+                ceiling = IN_WARPS_RECORDS if target and samples > 1 else IN_WARPS
+                yield ("simulate_tiled_kernel", (kind, target, samples)), ceiling
             yield ("reverse_tiled_kernel", (kind, samples)), IN_WARPS
 
 

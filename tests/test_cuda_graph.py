@@ -60,7 +60,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         _checks,
         "steps",
-        lambda name, step, *rest: step if isinstance(step, Tensor) else checked(name, step, *rest),
+        lambda name, step, *rest, **known: step if isinstance(step, Tensor) else checked(name, step, *rest, **known),
     )
 
 
