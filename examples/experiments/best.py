@@ -16,6 +16,7 @@ from .tables import NOT_RUN, Results, Spread, short, shown, spread
 
 ROWS = (trained.PATH, trained.EDM, trained.SKIP, trained.FLOW, trained.I_CFM, trained.OT_CFM, trained.VP)
 PICTURED, PICTURED_CALLS = (trained.PATH, trained.EDM, trained.SKIP, trained.I_CFM), (1, 2, 3, 5, 10)
+WITHOUT_TRAINING = ((methods.PI, False), (methods.PI, True), (methods.HELD_OUT, False))
 _HUES = ("tab:blue", "tab:red", "tab:purple", "tab:green", "tab:olive", "tab:brown", "tab:orange")
 COLOURS = dict(zip(ROWS, _HUES, strict=True))
 SECOND = {
@@ -71,13 +72,22 @@ def setting(config: Config) -> str:
 
 
 def best(
-    results: Results, space: str, row: str, calls: int, control: bool = False, solver: str | None = None
+    results: Results,
+    space: str,
+    row: str,
+    calls: int,
+    control: bool = False,
+    solver: str | None = None,
+    many: bool = False,
 ) -> Best | None:
-    """Return the best of a row's kept settings, or of a solver's; of those alone that have most seeds."""
+    """Return the best of a row's kept settings, or of a solver's; of those alone that have most seeds.
+
+    many: of the row with evaluations.MANY components.
+    """
     groups: dict[str, list[Row]] = {}
     for found in results.select(space=space, row=row, calls=calls):
         config = found["config"]
-        if solver not in (None, config.get("solver")):
+        if solver not in (None, config.get("solver")) or many != (config.get("components") == evaluations.MANY):
             continue
         if config["draws"] > 1 and (row not in ROWS or (config["steps"] == 0) == control):
             groups.setdefault(setting(config), []).append(found)
@@ -96,17 +106,17 @@ def _over(rows: list[Row]) -> Best:
 def by_calls(results: Results, space: str) -> str:
     """Tabulate the best setting of each row at each number of evaluations."""
     body = []
-    for row, control in lines():
-        cells = [best(results, space, row, calls, control) for calls in evaluations.CALLS]
+    for row, control, many in lines():
+        cells = [best(results, space, row, calls, control, many=many) for calls in evaluations.CALLS]
         found = [cell for cell in cells if cell is not None]
         if found:
             seconds = "" if control else max(found, key=lambda cell: len(cell.rows)).figure("train_seconds")
             texts = ["" if cell is None else f"{cell}<br>{cell.setting}" for cell in cells]
-            body.append([_name(row, control), *texts, seconds, str(max(len(cell.rows) for cell in found))])
-    for row in (methods.PI, methods.HELD_OUT):
-        cell = best(results, space, row, 0)
+            body.append([_name(row, control, many), *texts, seconds, str(max(len(cell.rows) for cell in found))])
+    for row, many in WITHOUT_TRAINING:
+        cell = best(results, space, row, 0, many=many)
         if cell is not None:
-            body.append([row, shown(cell), *[""] * len(evaluations.CALLS), str(len(cell.rows))])
+            body.append([_name(row, False, many), shown(cell), *[""] * len(evaluations.CALLS), str(len(cell.rows))])
     head = ["", *map(str, evaluations.CALLS), "train s", "seeds"]
     return markdown(head, body) if body else NOT_RUN
 
@@ -116,12 +126,12 @@ def second(results: Results, space: str) -> str:
     points = space in trained.PLANE
     columns = SECOND_OF_POINTS if points else SECOND
     body = []
-    for row, control in [*lines(), (methods.PI, False), (methods.HELD_OUT, False)]:
-        for calls in evaluations.TABLED if row in ROWS else (0,):
-            cell = best(results, space, row, calls, control)
+    for row, control, many in [*lines(), *((row, False, many) for row, many in WITHOUT_TRAINING)]:
+        for calls in evaluations.FEW if row in ROWS else (0,):
+            cell = best(results, space, row, calls, control, many=many)
             if cell is not None:
                 figures_ = [cell.figure(metric) for metric in columns.values()]
-                body.append([_name(row, control), str(calls or ""), short(cell.mean), *figures_])
+                body.append([_name(row, control, many), str(calls or ""), short(cell.mean), *figures_])
     head = ["", "evaluations", "energy distance" if points else "Frechet", *columns]
     return markdown(head, body) if body else NOT_RUN
 
@@ -142,13 +152,16 @@ def tries(results: Results) -> str:
     return markdown(["", "training", "solver", *map(str, evaluations.TABLED)], body) if body else NOT_RUN
 
 
-def lines() -> list[tuple[str, bool]]:
-    """Return the rows, then those with an untrained network."""
-    return [*((row, False) for row in ROWS), *((row, True) for row in ROWS if row in trained.WITH_MIXTURE)]
+def lines() -> list[tuple[str, bool, bool]]:
+    """Return the rows, those with many components among them, then those with an untrained network."""
+    mixed = trained.WITH_MIXTURE
+    of_row = [(row, False, many) for row in ROWS for many in (False, True) if row in mixed or not many]
+    return [*of_row, *((row, True, many) for row in ROWS if row in mixed for many in (False, True))]
 
 
-def _name(row: str, control: bool) -> str:
-    return row + (evaluations.CONTROL if control else "")
+def _name(row: str, control: bool, many: bool) -> str:
+    components = f", K = {evaluations.MANY:,}" if many else ""
+    return row + components + (evaluations.CONTROL if control else "")
 
 
 def curves(results: Results) -> Figure | None:
@@ -158,19 +171,21 @@ def curves(results: Results) -> Figure | None:
     figure = figures.blank(12.0, 5.0)
     for axis, space in zip(figure.subplots(1, len(evaluations.MAIN), sharey=True), evaluations.MAIN, strict=True):
         ends: dict[str, tuple[float, str]] = {}
-        for row in ROWS:
-            known = [(m, cell) for m in evaluations.CALLS if (cell := best(results, space, row, m)) is not None]
+        for row, _, many in (line for line in lines() if not line[1]):
+            cells = [(m, best(results, space, row, m, many=many)) for m in evaluations.CALLS]
+            known = [(m, cell) for m, cell in cells if cell is not None]
             if not known:
                 continue
             mean = [cell.mean for _, cell in known]
             reach = [[c.mean - c.low for _, c in known], [c.high - c.mean for _, c in known]]
-            axis.errorbar([m for m, _ in known], mean, reach, color=COLOURS[row], marker=".", capsize=2)
-            ends[row] = mean[-1], COLOURS[row]
-        for row in (methods.PI, methods.HELD_OUT):
-            cell = best(results, space, row, 0)
+            style = {"linestyle": "--", "marker": "s", "markersize": 3} if many else {"marker": "."}
+            axis.errorbar([m for m, _ in known], mean, reach, color=COLOURS[row], capsize=2, **style)
+            ends[_name(row, False, many)] = mean[-1], COLOURS[row]
+        for row, many in WITHOUT_TRAINING:
+            cell = best(results, space, row, 0, many=many)
             if cell is not None:
                 axis.plot([evaluations.CALLS[0], evaluations.CALLS[-1]], 2 * [cell.mean], color="0.5", linestyle=":")
-                ends[row] = cell.mean, "0.4"
+                ends[_name(row, False, many)] = cell.mean, "0.4"
         axis.set(xscale="log", yscale="log", title=space, xlabel="network evaluations", ylabel="Frechet distance")
         axis.set(xlim=(0.9, 600.0), ylim=(1.0, 200.0), xticks=evaluations.CALLS)
         axis.set_xticks(evaluations.CALLS, [str(m) for m in evaluations.CALLS])

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fastndsm.cli.tables import markdown
 
-from . import best, evaluations, imbalance, latent_space, methods, planar, small, stiff, symmetry
+from . import best, evaluations, imbalance, latent_space, methods, planar, small, stiff, symmetry, trained
 from .tables import Results, Spread
 
 SEEDS = 3
@@ -140,6 +140,15 @@ def all_claims() -> list[Claim]:
             Claim(f"Best settings, {metric}: path {word} {o}", evaluations.NAME, metric, path, o, at, word == "above")
             for o in best.ROWS[1:]
         ]
+    with_many = {
+        f"{space}, {m} evaluations": {"space": space, "calls": m} for space in evaluations.MAIN for m in evaluations.FEW
+    }
+    for metric, word in (("frechet", "below"), ("coverage", "above"), ("energy", "below")):
+        for o in best.ROWS[1:]:
+            other = {"row": o, "many": o in trained.WITH_MIXTURE}
+            mine = {"row": path, "many": True}
+            text = f"Best settings, K = {evaluations.MANY:,}, {metric}: path {word} {o}"
+            made.append(Claim(text, evaluations.NAME, metric, mine, other, with_many, word == "above"))
     made.append(
         Claim(
             "Path at 10 evaluations below one step an evaluation at 100",

@@ -4,6 +4,7 @@ All rows have the network, the optimizer steps, the batches, the moving average 
 common. MNIST in 32 principal components and in an autoencoder's 16 dimensions (all 60,000 training images, K = 50,
 MLP 3x256, 8,000 steps of 256), three seeds; scikit-learn's digits in 64 pixels and the plane, one. The first space has
 every try of every row's knobs on seed 0; all others have those that were best there for some number of evaluations.
+On MNIST the rows with a mixture are run again with K = 1,000, fitted to all of the data.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ from .trained import EDM, FLOW, I_CFM, OT_CFM, PATH, SKIP, VP, Config, Model
 NAME, VERSION = "evaluations", 1
 CALLS = (1, 2, 3, 5, 7, 10, 20, 50, 100)  # of the network, for each sample
 TABLED = (5, 10, 20, 100)  # with second figures
+FEW = (3, *TABLED)
 MAIN = ("PCA 32", "AE 16")  # of three seeds
 SPACES = (*MAIN, "digits", *trained.PLANE)
 SAMPLER = 2  # path's, so that rows of an earlier one are no longer used
 IMAGES: Config = {"source": "mnist", "n": 60_000, "encoder_steps": 4000, "evaluated": 4000, "drawn": 4000}
 IMAGES |= {"hidden": [256, 256, 256], "steps": 8000, "components": 50}
+MANY = 1000  # components
 DIGITS: Config = {"n": 1100, "evaluated": 348, "drawn": 2000, "hidden": [256, 256, 256], "steps": 4000}
 DIGITS |= {"components": 50}
 POINTS: Config = {"n": 5000, "evaluated": 10_000, "drawn": 10_000, "hidden": [128, 128, 128], "steps": 4000}
@@ -38,15 +41,17 @@ QUICK_IMAGES: Config = {"source": "digits", "n": 1000, "encoder_steps": 20, "eva
 QUICK: Config = {"hidden": [32], "steps": 10, "components": 4}
 EM = "Euler-Maruyama"
 PLAIN = "one step an evaluation"
+LATER = "linear, from T / 64"
 # The multirate sampler of path, by what it holds or extrapolates between evaluations; the first is its default.
 OF_PATH: dict[str, dict[str, Any]] = {
     "linear": {"prediction": "linear", "order": 2, "grid": "quadratic"},
+    LATER: {"prediction": "linear", "order": 2, "first": 1 / 64},
     "linear, flow": {"method": "ode", "prediction": "linear", "order": 2, "grid": "quadratic"},
     "data": {"prediction": "data", "order": 2, "grid": "quadratic"},
     "score": {"prediction": "score", "order": 2, "grid": "cubic"},
     PLAIN: {"prediction": "score", "order": 1},
 }
-KEPT_OF_PATH = ("linear", "linear, flow", PLAIN)
+KEPT_OF_PATH = ("linear", LATER, "linear, flow", PLAIN)
 # sigma at the start and before the last step; the mixture as source needs less noise
 WIDE, NARROW, SHORT, SHORT_SKIP = [80.0, 0.002], [10.0, 0.03], [5.0, 0.1], [3.0, 0.1]
 CONTROL = ", untrained"
@@ -108,28 +113,44 @@ def configs(seed: int, quick: bool = False) -> list[Config]:
             base |= DIGITS if space == "digits" else IMAGES
         if quick:
             base |= QUICK | ({"evaluated": 200, "drawn": 200} if space in trained.PLANE else QUICK_IMAGES)
-        made += [base | {"row": row, "steps": 0, "calls": 0, "draws": 2} for row in (methods.PI, methods.HELD_OUT)]
+        untrained = {"steps": 0, "calls": 0, "draws": 2}
+        made += [base | {"row": row} | untrained for row in (methods.PI, methods.HELD_OUT)]
         for row in trained.TRAINED:
-            own = base if row in trained.WITH_MIXTURE else {k: v for k, v in base.items() if k != "components"}
-            own = own | {"row": row} | ({"sampler": SAMPLER} if row == PATH else {})
-            calls = CALLS if row == PATH or (space in MAIN and seed == 0) else TABLED
-            kept = KEPT[row][:1] if quick else KEPT[row]
-            for setting, m in itertools.product(kept, (1, 20) if quick else calls):
-                made.append(own | setting | {"calls": m, "draws": 3 if m in TABLED[:3] else 2})
-                if row in trained.WITH_MIXTURE and setting == kept[0] and m in TABLED and seed == 0:
-                    made.append(made[-1] | {"steps": 0, "draws": 2})
-            if space == SPACES[0] and seed == 0 and not quick:
-                made += [own | s | {"calls": m, "draws": 1} for s in DROPPED.get(row, []) for m in TABLED]
+            made += _of_row(base, row, quick)
+        if space in MAIN and not quick:
+            many = base | {"components": MANY}
+            made.append(many | {"row": methods.PI} | untrained)
+            for row in trained.WITH_MIXTURE:
+                made += _of_row(many, row, quick)
     return [config for config in made if possible(config)]
+
+
+def _of_row(base: Config, row: str, quick: bool) -> list[Config]:
+    """Return the runs of a row: settings at numbers of evaluations, and its untrained control."""
+    space, seed, kept = base["space"], base["seed"], KEPT[row][:1] if quick else KEPT[row]
+    own = base if row in trained.WITH_MIXTURE else {k: v for k, v in base.items() if k != "components"}
+    own = own | {"row": row} | ({"sampler": SAMPLER} if row == PATH else {})
+    calls = CALLS if row == PATH or (space in MAIN and seed == 0) else FEW if space in MAIN else TABLED
+    made = []
+    for setting, m in itertools.product(kept, (1, 20) if quick else calls):
+        made.append(own | setting | {"calls": m, "draws": 3 if m in TABLED[:3] else 2})
+        if row in trained.WITH_MIXTURE and setting == kept[0] and m in TABLED and seed == 0:
+            made.append(made[-1] | {"steps": 0, "draws": 2})
+    if space == SPACES[0] and seed == 0 and not quick and own.get("components") != MANY:
+        made += [own | s | {"calls": m, "draws": 1} for s in DROPPED.get(row, []) for m in TABLED]
+    return made
 
 
 def possible(config: Config) -> bool:
     """Return whether a setting can be run at so many evaluations: Euler-Maruyama takes no step with q >= 1."""
+    calls, steps = config["calls"], methods.DEFAULTS["n_steps"]
     if config.get("solver") == PLAIN:
-        return bool(config["calls"] == methods.DEFAULTS["n_steps"])
+        return bool(calls == steps)
+    if config.get("solver") == LATER:  # fewer start later anyhow
+        return bool(calls**-2 < OF_PATH[LATER]["first"] and calls < steps)
     if config.get("solver") != EM:
         return True
-    longest = config["T"] * (2 * config["calls"] - 1) / config["calls"] ** 2
+    longest = config["T"] * (2 * calls - 1) / calls**2
     return bool(0.5 * longest < 1.0)
 
 
@@ -201,7 +222,10 @@ def sample(model: Model, config: Config, seed: int) -> Tensor:
     row, solver, calls, n = (config[k] for k in ("row", "solver", "calls", "drawn"))
     if row == PATH:
         assert isinstance(model.process, LangevinProcess)
-        return fastndsm.sample(model.net, model.process, n, seed=seed, n_evaluations=calls, **OF_PATH[solver])
+        options = dict(OF_PATH[solver])
+        if "first" in options:
+            options["grid"] = quadratic(model.process.T, calls, options.pop("first"))
+        return fastndsm.sample(model.net, model.process, n, seed=seed, n_evaluations=calls, **options)
     if solver == EM:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # q above 0.2
@@ -222,3 +246,9 @@ def sample(model: Model, config: Config, seed: int) -> Tensor:
     functions = {VP: solvers.of_score, I_CFM: solvers.of_velocity}
     denoiser = functions[row](model.net) if row in functions else model.net
     return solvers.denoise(solver, denoiser, x, sigmas, generator)
+
+
+def quadratic(horizon: float, calls: int, first: float) -> list[float]:
+    """Return so many times up to the horizon, quadratic from `first`, a fraction of it, on."""
+    start = math.sqrt(first)
+    return [horizon * (start + (1.0 - start) * j / (calls - 1)) ** 2 for j in range(calls - 1)] + [horizon]

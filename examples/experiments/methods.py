@@ -147,12 +147,13 @@ class Fitted(NamedTuple):
 
 
 def fit_reference(z: Tensor, settings: dict[str, Any], seed: int) -> GaussianMixture:
-    """Fit the settings' pi to z, of which at most 20,000 samples are used."""
+    """Fit the settings' pi to z, of which at most 20,000 samples are used, or 60 a component."""
     chosen = {part: settings.get(part, 1) for part in ("components", "covariance", "reg_covar", "n_init")}
     identity = (_digest(z), seed, *chosen.values())
     if identity not in _references:
         components, kind, reg_covar, starts = chosen.values()
-        kept = z[torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))[:MOST]]
+        most = max(MOST, 60 * components)
+        kept = z[torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))[:most]]
         if len(_references) > 1:
             _references.clear()
         _references[identity] = GaussianMixture.fit(kept, components, kind, reg_covar, random_state=seed, n_init=starts)
