@@ -143,11 +143,11 @@ def _of_row(base: Config, row: str, quick: bool) -> list[Config]:
 
 def possible(config: Config) -> bool:
     """Return whether a setting can be run at so many evaluations: Euler-Maruyama takes no step with q >= 1."""
-    calls, steps = config["calls"], methods.DEFAULTS["n_steps"]
+    calls = config["calls"]
     if config.get("solver") == PLAIN:
-        return bool(calls == steps)
+        return bool(calls == methods.DEFAULTS["n_steps"])
     if config.get("solver") == LATER:  # fewer start later anyhow
-        return bool(calls**-2 < OF_PATH[LATER]["first"] and calls < steps)
+        return bool(calls**-2 < OF_PATH[LATER]["first"])
     if config.get("solver") != EM:
         return True
     longest = config["T"] * (2 * calls - 1) / calls**2
@@ -222,10 +222,12 @@ def sample(model: Model, config: Config, seed: int) -> Tensor:
     row, solver, calls, n = (config[k] for k in ("row", "solver", "calls", "drawn"))
     if row == PATH:
         assert isinstance(model.process, LangevinProcess)
-        options = dict(OF_PATH[solver])
+        options, process = dict(OF_PATH[solver]), model.process
         if "first" in options:
-            options["grid"] = quadratic(model.process.T, calls, options.pop("first"))
-        return fastndsm.sample(model.net, model.process, n, seed=seed, n_evaluations=calls, **options)
+            options["grid"] = quadratic(process.T, calls, options.pop("first"))
+            if calls == process.n_steps:  # all of them, whatever the grid
+                process = LangevinProcess(process.reference, process.T, 2 * calls, grid="quadratic")
+        return fastndsm.sample(model.net, process, n, seed=seed, n_evaluations=calls, **options)
     if solver == EM:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # q above 0.2
