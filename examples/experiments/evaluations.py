@@ -33,7 +33,7 @@ SPACES = (*MAIN, "digits", *trained.PLANE)
 SAMPLER = 2  # path's, so that rows of an earlier one are no longer used
 IMAGES: Config = {"source": "mnist", "n": 60_000, "encoder_steps": 4000, "evaluated": 4000, "drawn": 4000}
 IMAGES |= {"hidden": [256, 256, 256], "steps": 8000, "components": 50}
-MANY = 1000  # components
+MANY, T_OF_MANY = 1000, 0.5  # components, and path's horizon in units of the largest variance: they are narrow
 DIGITS: Config = {"n": 1100, "evaluated": 348, "drawn": 2000, "hidden": [256, 256, 256], "steps": 4000}
 DIGITS |= {"components": 50}
 POINTS: Config = {"n": 5000, "evaluated": 10_000, "drawn": 10_000, "hidden": [128, 128, 128], "steps": 4000}
@@ -130,13 +130,16 @@ def _of_row(base: Config, row: str, quick: bool) -> list[Config]:
     space, seed, kept = base["space"], base["seed"], KEPT[row][:1] if quick else KEPT[row]
     own = base if row in trained.WITH_MIXTURE else {k: v for k, v in base.items() if k != "components"}
     own = own | {"row": row} | ({"sampler": SAMPLER} if row == PATH else {})
-    calls = CALLS if row == PATH or (space in MAIN and seed == 0) else FEW if space in MAIN else TABLED
+    many = own.get("components") == MANY
+    if row == PATH and many:
+        own["T"] = T_OF_MANY
+    calls = CALLS if (row == PATH and not many) or (space in MAIN and seed == 0) else FEW if space in MAIN else TABLED
     made = []
     for setting, m in itertools.product(kept, (1, 20) if quick else calls):
         made.append(own | setting | {"calls": m, "draws": 3 if m in TABLED[:3] else 2})
         if row in trained.WITH_MIXTURE and setting == kept[0] and m in TABLED and seed == 0:
             made.append(made[-1] | {"steps": 0, "draws": 2})
-    if space == SPACES[0] and seed == 0 and not quick and own.get("components") != MANY:
+    if space == SPACES[0] and seed == 0 and not quick and not many:
         made += [own | s | {"calls": m, "draws": 1} for s in DROPPED.get(row, []) for m in TABLED]
     return made
 

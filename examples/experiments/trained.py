@@ -117,6 +117,8 @@ def settings(config: Config) -> Config:
         made["n_init"] = 1  # five starts of EM would take longer than the training
     if config["row"] == VP:
         made |= {"linear": {"T": config["T"], "grid": "quadratic"}, "n_steps": STEPS_OF_VP}
+    elif "T" in config:
+        made |= {"nonlinear": {"T": config["T"], "grid": "quadratic"}}
     return made
 
 
