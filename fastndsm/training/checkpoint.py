@@ -176,9 +176,10 @@ def load_encoder(path: str | Path) -> Parts | None:
     """Return the parts of the encoder that `save_model` stored with a model, if there is one: a dict, and tensors.
 
     Raises:
-        CheckpointError: if a file is missing, truncated, altered or foreign, naming it.
+        CheckpointError: if its file or model.json is missing, truncated, altered or foreign, naming it.
     """
-    document, tensors = read_folder(Path(path), "model.json", "model", _MODEL_FILES, (_ENCODER_FILE,))
+    named = Path(path), "model.json", "model", _MODEL_FILES, (_ENCODER_FILE,)
+    document, tensors = read_folder(*named, optional_alone=True)
     return (document["encoder"], tensors[_ENCODER_FILE]) if _ENCODER_FILE in tensors else None
 
 

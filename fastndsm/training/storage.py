@@ -115,9 +115,17 @@ def _storable(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_folder(
-    path: Path, document_name: str, kind: str, files: tuple[str, ...], optional: tuple[str, ...] = ()
+    path: Path,
+    document_name: str,
+    kind: str,
+    files: tuple[str, ...],
+    optional: tuple[str, ...] = (),
+    *,
+    optional_alone: bool = False,
 ) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     """Return the document and the tensors of each of `files`, and of those of `optional` that there are, on the CPU.
+
+    optional_alone: read and verify those of `optional` alone; the others are only expected to be listed.
 
     Raises:
         CheckpointError: naming the file, if one is missing, truncated, altered or of another kind.
@@ -128,12 +136,11 @@ def read_folder(
     path = Path(path)
     document = _read_document(path / document_name, kind)
     listed = document.get("files")
-    if isinstance(listed, dict):
-        files += tuple(name for name in optional if name in listed)
-    if not isinstance(listed, dict) or sorted(listed) != sorted(files):
+    found = tuple(name for name in optional if isinstance(listed, dict) and name in listed)
+    if not isinstance(listed, dict) or sorted(listed) != sorted(files + found):
         raise CheckpointError(f"{path / document_name}: expected it to list {', '.join(files)}, found {listed}")
     tensors = {}
-    for name in files:
+    for name in found if optional_alone else files + found:
         expected, file = listed[name], path / name
         if not file.is_file():
             raise CheckpointError(f"{file}: expected a file of {expected['bytes']} bytes, found none")
