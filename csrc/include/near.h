@@ -122,9 +122,9 @@ class NearComponents {
     }
   }
 
-  // (x - m)^T P (x - m), up to `half`, of the first W of the n components at[0 ..]; 0 beyond.
-  template <Covariance kind>
-  FASTNDSM_OUTLINE V quadratic(const int32_t* at, int64_t n, const S* x, S* memory) const {
+  // Sums over dimensions of term(k, u, j), u what prepare_row gives, of the first W of the n components k at[0 ..]; 0 beyond.
+  template <Covariance kind, typename Term>
+  V sum_dimensions(const int32_t* at, int64_t n, const S* x, S* memory, const Term& term) const {
     V sum[W];
     if (n < W) {
       for (V& none : sum) none = V{};
@@ -133,52 +133,43 @@ class NearComponents {
       V part[2] = {V{}, V{}};
       const S* u = prepare_row<kind>(at[i], x, memory);
       const int64_t k = at[i];
-      const auto add = [&](int64_t j, V& to) FASTNDSM_INLINE {
-        if constexpr (kind == Covariance::full) {
-          to = fused(V(load<V>(mean(k) + j) - load<V>(x + j)), load<V>(u + j), to);
-        } else if constexpr (kind == Covariance::diag) {
-          const V t = fused(load<V>(x + j), load<V>(root(k) + j), load<V>(shift(k) + j));
-          to = fused(t, t, to);
-        } else {
-          const V t = load<V>(mean(k) + j) - load<V>(x + j);
-          to = fused(t, t, to);
-        }
-      };
       int64_t j = 0;
-      for (; j + 2 * W <= pitch_; j += 2 * W) add(j, part[0]), add(j + W, part[1]);
-      if (j < pitch_) add(j, part[0]);
+      for (; j + 2 * W <= pitch_; j += 2 * W) term(k, u, j, part[0]), term(k, u, j + W, part[1]);
+      if (j < pitch_) term(k, u, j, part[0]);
       sum[i] = part[0] + part[1];
     }
     return sum_each(sum);
   }
 
+  // Their (x - m)^T P (x - m), up to `half`.
+  template <Covariance kind>
+  FASTNDSM_OUTLINE V quadratic(const int32_t* at, int64_t n, const S* x, S* memory) const {
+    return sum_dimensions<kind>(at, n, x, memory, [&](int64_t k, const S* u, int64_t j, V& to) FASTNDSM_INLINE {
+      if constexpr (kind == Covariance::full) {
+        to = fused(V(load<V>(mean(k) + j) - load<V>(x + j)), load<V>(u + j), to);
+      } else if constexpr (kind == Covariance::diag) {
+        const V t = fused(load<V>(x + j), load<V>(root(k) + j), load<V>(shift(k) + j));
+        to = fused(t, t, to);
+      } else {
+        const V t = load<V>(mean(k) + j) - load<V>(x + j);
+        to = fused(t, t, to);
+      }
+    });
+  }
+
   // Their g . z, up to `scale`.
   template <Covariance kind>
   FASTNDSM_OUTLINE V product(const int32_t* at, int64_t n, const S* x, const S* z, S* memory) const {
-    V sum[W];
-    if (n < W) {
-      for (V& none : sum) none = V{};
-    }
-    for (int i = 0; i < W && i < n; ++i) {
-      V part[2] = {V{}, V{}};
-      const S* u = prepare_row<kind>(at[i], x, memory);
-      const int64_t k = at[i];
-      const auto add = [&](int64_t j, V& to) FASTNDSM_INLINE {
-        if constexpr (kind == Covariance::full) {
-          to = fused(load<V>(u + j), load<V>(z + j), to);
-        } else if constexpr (kind == Covariance::diag) {
-          const V r = load<V>(root(k) + j);
-          to = fused(fused(load<V>(x + j), r, load<V>(shift(k) + j)), V(r * load<V>(z + j)), to);
-        } else {
-          to = fused(V(load<V>(mean(k) + j) - load<V>(x + j)), load<V>(z + j), to);
-        }
-      };
-      int64_t j = 0;
-      for (; j + 2 * W <= pitch_; j += 2 * W) add(j, part[0]), add(j + W, part[1]);
-      if (j < pitch_) add(j, part[0]);
-      sum[i] = part[0] + part[1];
-    }
-    return sum_each(sum);
+    return sum_dimensions<kind>(at, n, x, memory, [&](int64_t k, const S* u, int64_t j, V& to) FASTNDSM_INLINE {
+      if constexpr (kind == Covariance::full) {
+        to = fused(load<V>(u + j), load<V>(z + j), to);
+      } else if constexpr (kind == Covariance::diag) {
+        const V r = load<V>(root(k) + j);
+        to = fused(fused(load<V>(x + j), r, load<V>(shift(k) + j)), V(r * load<V>(z + j)), to);
+      } else {
+        to = fused(V(load<V>(mean(k) + j) - load<V>(x + j)), load<V>(z + j), to);
+      }
+    });
   }
 
   // g of one component, [pitch].
