@@ -17,7 +17,7 @@ import torch
 from cpp_cases import assert_same, dtypes, kernels, kinds  # noqa: F401
 from driver import COMPILER, DTYPES, QUICK, SEED, Case, Request, back, compiled_driver, run, trajectory
 from helpers import normals, quietly
-from test_cpp_screen import outputs
+from test_cpp_screen import assert_agrees, outputs
 
 from fastndsm import GaussianMixture, LangevinProcess, functional
 from fastndsm.testing import random_mixture
@@ -118,14 +118,7 @@ def process(layout: Layout, kind: str) -> LangevinProcess:
 @kinds
 @layouts
 def test_agrees_with_the_reference(layout: Layout, kind: str, dtype: torch.dtype) -> None:
-    """Require 1e-10 of the largest value; in float32 1e-5 of it and ten times what the reference loses there."""
-    p, x = process(layout, kind), layout.case(kind)[1]
-    exact, own = outputs(p, x, backend="reference"), outputs(p, x.to(dtype), backend="reference")
-    for one, right, rounded in zip(outputs(p, x.to(dtype)), exact, own, strict=True):
-        scale = max(1.0, float(right.abs().amax()))
-        lost = 10.0 * float((rounded.double() - right).abs().amax()) + 1e-5 * scale
-        atol = lost if dtype == torch.float32 else 1e-10 * scale
-        torch.testing.assert_close(one.double(), right, rtol=0.0, atol=atol)
+    assert_agrees(process(layout, kind), layout.case(kind)[1], dtype)
 
 
 @dtypes

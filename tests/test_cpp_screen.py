@@ -55,20 +55,23 @@ def outputs(
     )
 
 
-@dtypes
-@kinds
-@spreads
-@sizes
-def test_agrees_with_the_reference(size: tuple[int, int], spread: float, kind: str, dtype: torch.dtype) -> None:
+def assert_agrees(p: LangevinProcess, x: Tensor, dtype: torch.dtype) -> None:
     """Require 1e-10 of the largest value; in float32 1e-5 of it and ten times what the reference loses there."""
-    p = process(kind, *size, spread)
-    x = start(p)
     exact, own = outputs(p, x, backend="reference"), outputs(p, x.to(dtype), backend="reference")
     for one, right, rounded in zip(outputs(p, x.to(dtype)), exact, own, strict=True):
         scale = max(1.0, float(right.abs().amax()))
         lost = 10.0 * float((rounded.double() - right).abs().amax()) + 1e-5 * scale
         atol = lost if dtype == torch.float32 else 1e-10 * scale
         torch.testing.assert_close(one.double(), right, rtol=0.0, atol=atol)
+
+
+@dtypes
+@kinds
+@spreads
+@sizes
+def test_agrees_with_the_reference(size: tuple[int, int], spread: float, kind: str, dtype: torch.dtype) -> None:
+    p = process(kind, *size, spread)
+    assert_agrees(p, start(p), dtype)
 
 
 @dtypes
