@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     if explicit.get("labels") not in (None, "auto"):
         explicit["labels"] = os.path.abspath(explicit["labels"])
     with _common.running(arguments) as device, _open(out, arguments.resume, arguments.overwrite) as stored:
-        asked = Settings.from_flat(explicit) if stored is None else _merged(stored[0], explicit)
+        asked = Settings.from_flat(explicit) if stored is None else _merged(stored.settings, explicit)
         dataset = _common.load_data(asked.data, asked.n_train, asked.layout, asked.label_column, asked.labels)
         settings = asked.resolved(dataset)
         config = settings.training
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"training an autoencoder to {settings.latent_dim} values", flush=True)
             units = _common.Units.of(dataset, settings.encoder, settings.latent_dim, config.seed)
         else:
-            units = stored[2]
+            units = stored.units
         x = units.inner(dataset.train)
         if settings.latent != "none":
             seconds["fit the encoder"] = time.perf_counter() - began
@@ -83,8 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
             if labels is not None:
                 process.fit_prior(x, labels, dataset.n_classes)
         else:
-            process, choice = stored[1], stored[3]
-            settings = dataclasses.replace(settings, **stored[4])
+            process, choice = stored.process, stored.choice
+            settings = dataclasses.replace(settings, **stored.made)
         seconds["fit the mixture"] = time.perf_counter() - began
         described, tensors = checkpoint.process_parts(process)
         torch.manual_seed(config.seed)
@@ -160,8 +160,14 @@ def run(arguments: argparse.Namespace) -> int:
     return _common.verdict(report.evaluation, arguments)
 
 
-# Settings, process and units, the mixture's choice, and the settings that were chosen.
-Stored = tuple[Settings, LangevinProcess, _common.Units, Selection[Any] | None, dict[str, Any]]
+class Stored(NamedTuple):
+    """A run as its folder has it; made: the settings that the fit of the mixture chose."""
+
+    settings: Settings
+    process: LangevinProcess
+    units: _common.Units
+    choice: Selection[Any] | None
+    made: dict[str, Any]
 
 
 @contextlib.contextmanager
@@ -206,7 +212,7 @@ def _stored(out: Path, resume: bool, overwrite: bool) -> Stored | None:
             table = tuple(Candidate(**row) for row in document["choice"]["table"])
             chosen = table[document["choice"]["chosen"]]
             choice = Selection(process.reference, chosen, table, document["choice"]["warning"])
-        return asked, process, units, choice, made
+        return Stored(asked, process, units, choice, made)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{out / 'setup'}: expected settings of this version, found: {error}") from error
 
