@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import _checks
 
+STEPS = 100  # where no number is given
 ROUNDING = 1e-6  # of T, where the grid was given in float32
 # Of a stiff grid. The first step adds noise of variance 0.4 lambda_min / (2 m + 1), 0.4% of the narrowest.
 QUADRATIC_STEPS = 50
@@ -18,12 +19,12 @@ QUADRATIC_STEPS = 50
 def time_grid(horizon: float | None, n_steps: int | None, grid: str | Sequence[float] | Tensor) -> Tensor:
     """Return the N+1 times of a grid, float64; the horizon may be None where `grid` gives the times.
 
-    n_steps: N; None is 100. `stiff_grid` is for a process that knows how long its steps may be.
+    n_steps: N; None is STEPS. `stiff_grid` is for a process that knows how long its steps may be.
     """
     if isinstance(grid, str):
         _checks.choice("grid", grid, ("uniform", "quadratic"))
         horizon = _checks.positive("T", horizon)
-        n = _checks.count("n_steps", 100 if n_steps is None else n_steps)
+        n = _checks.count("n_steps", STEPS if n_steps is None else n_steps)
         fractions = torch.arange(n + 1, dtype=torch.float64, device="cpu") / n
         return horizon * (fractions if grid == "uniform" else fractions**2)
     try:

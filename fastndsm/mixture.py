@@ -19,14 +19,12 @@ from torch import Tensor
 
 from . import _checks, _em, functional, selection
 from ._state import KeepsDtype
-from .reference.components import MixtureOperands, PrincipalAxes, component_scores
+from .reference.components import COVARIANCE_TYPES, MixtureOperands, PrincipalAxes, component_scores
 from .reference.far import far_rows, with_far_rows
 from .selection import Selection
 
 if TYPE_CHECKING:
     import sklearn.mixture
-
-COVARIANCE_TYPES = ("spherical", "diag", "tied", "full")
 
 
 class GaussianMixture(KeepsDtype):

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from . import _checks, _em
+from .reference.components import COVARIANCE_TYPES
 
 __all__ = ["CRITERIA", "Candidate", "Selection", "default_components", "default_starts", "select"]
 
 CRITERIA = ("held-out", "bic")
-TYPES = ("spherical", "diag", "tied", "full")
 _GRID = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100, 300, 1000)
 _VALUES = 10  # of data to a parameter, at least
 _SPAN = 100  # candidates are of 1 and of the largest number over this up to it
@@ -162,13 +162,13 @@ def _pairs(
 ) -> list[tuple[int, str]]:
     """Return the candidates, the simplest first."""
     if isinstance(covariance_types, str):
-        kinds: Sequence[str] = TYPES if covariance_types == "auto" else (covariance_types,)
+        kinds: Sequence[str] = COVARIANCE_TYPES if covariance_types == "auto" else (covariance_types,)
     else:
         kinds = tuple(covariance_types)
     if not kinds:
         raise ValueError("covariance_types: expected one or more, found none")
     for kind in kinds:
-        _checks.choice("covariance_types", kind, TYPES)
+        _checks.choice("covariance_types", kind, COVARIANCE_TYPES)
     if n_components is None:
         made = [(k, kind) for kind in kinds for k in default_components(n, dim, kind)]
     else:

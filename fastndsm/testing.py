@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from . import functional
-from .mixture import COVARIANCE_TYPES, GaussianMixture
+from .mixture import GaussianMixture
 from .process import LangevinProcess
+from .reference.components import COVARIANCE_TYPES
 
 __all__ = [
     "CALLS",

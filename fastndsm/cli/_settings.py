@@ -12,10 +12,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import _checks, networks
+from .._grid import STEPS
 from ..data import LAYOUTS, NAMES, SUFFIXES, Dataset
-from ..mixture import COVARIANCE_TYPES, GaussianMixture
+from ..mixture import GaussianMixture
 from ..objective import ESTIMATORS, DSMLoss, NDSMLoss
 from ..process import LangevinProcess, OUProcess
+from ..reference.components import COVARIANCE_TYPES
 from ..score import ResidualScore
 from ..selection import Selection
 from ..training.trainer import TrainConfig
@@ -25,7 +27,6 @@ LARGE_SIDE = 16  # pixels from which images get an autoencoder, or a U-Net
 LATENTS = ("auto", "none", "autoencoder", "pca")
 LATENT_DIM = {"autoencoder": 16, "pca": 32}
 OU_HORIZON = 10.0
-UNIFORM_STEPS = 100  # a LangevinProcess's, without a number given
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ def make_process(
         settings,
         components=chosen.n_components,
         covariance=chosen.covariance_type,
-        grid="stiff" if free and chosen.n_steps > UNIFORM_STEPS else settings.grid,
+        grid="stiff" if free and chosen.n_steps > STEPS else settings.grid,
     )
     return settings, LangevinProcess(choice.mixture, grid=settings.grid, **options), choice
 

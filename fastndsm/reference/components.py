@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+COVARIANCE_TYPES = ("spherical", "diag", "tied", "full")
+
 
 class MixtureOperands(NamedTuple):
     """A mixture as an op needs it, in its compute dtype.
