@@ -41,7 +41,8 @@ class FarLanes {
 template <typename V, Covariance kind>
 class ReverseTile {
   using S = scalar_of<V>;
-  using Walk = Trajectory<V, kind, Output::reverse>;
+  template <bool listed>
+  using Walk = Trajectory<V, kind, Output::reverse, listed>;
 
  public:
   explicit ReverseTile(const ReverseView<S>& view)
@@ -71,7 +72,13 @@ class ReverseTile {
   }
 
   // grad log pi(y), [d].
-  void score(V* out) { Walk{view_}.score(member_, far_, out); }
+  void score(V* out) {
+    if (view_.mixture.near) {
+      Walk<true>{view_}.score(member_, far_, out);
+    } else {
+      Walk<false>{view_}.score(member_, far_, out);
+    }
+  }
 
   // y from t_first down to t_last, with a slope or without, and so with rates.
   void run(int64_t first, int64_t last, bool sloped, bool rated) {
@@ -84,7 +91,11 @@ class ReverseTile {
     }
     member_.state.held = held, member_.state.slope = sloped ? slope : nullptr;
     member_.state.own = rated ? &own : nullptr;
-    Walk{view_}.run_back(member_, first, last, far_);
+    if (view_.mixture.near) {
+      Walk<true>{view_}.run_back(member_, first, last, far_);
+    } else {
+      Walk<false>{view_}.run_back(member_, first, last, far_);
+    }
   }
 
  private:

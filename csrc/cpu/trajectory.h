@@ -124,8 +124,8 @@ struct BatchRows : TileRows<vec<S, kLanes<S>>> {
   Lanes<V> lanes(const NoiseStream& noise) const {
     Lanes<V> lanes{this->paths(batch.first_path, noise.stream), batch.n_steps, 0};
     for (int l = 0; l < this->count; ++l) {
-      const int64_t n = batch.last[this->row[l]];
-      lanes.first = std::min(lanes.first, n), lanes.last = std::max(lanes.last, n);
+      lanes.first = std::min(lanes.first, *std::min_element(steps(l), steps(l) + batch.n_records));
+      lanes.last = std::max(lanes.last, batch.last[this->row[l]]);
     }
     return lanes;
   }
@@ -276,6 +276,7 @@ struct RegisterRunner {
     for (int i = 0; i < members; ++i) {
       V* const state = history + i * kHistory * kState;
       for (int j = 0; j < D; ++j) own[i].sample.x[j] = x0[j];
+      if (lanes.first > 0) continue;
       if (keeps) {
         for (int j = 0; j < D; ++j) state[D + j] = x0[j], state[2 * D + j] = V{};
       }
@@ -291,7 +292,7 @@ struct RegisterRunner {
         own[i].sample.step(process, counters, static_cast<int>(n), z, S(1 - 2 * i), [&](int j, V mean, V noise) {
           if (keeps) state[D + j] = mean, state[2 * D + j] = noise;
         });
-        put(own[i].sample, state);
+        if (n + 1 >= lanes.first) put(own[i].sample, state);
       }
     }
     take<members>(rows, history, first, lanes.last + 1 - first);
@@ -372,9 +373,15 @@ struct TileRunner {
       }
       const BatchRows<S> out = staged.fits() ? staged.rows(rows.count) : rows;
       due.fill(rows, out, member[0].lanes.last);
-      Trajectory<V, kind, target ? Output::target : Output::state>{process}.run(member, members, [&](int64_t n) {
+      const auto take = [&](int64_t n) {
         for (int i = 0; i < members; ++i) record(out, due, n, member[i], i * out.batch.n_rows, d, rates);
-      });
+      };
+      constexpr Output output = target ? Output::target : Output::state;
+      if (process.mixture.near) {
+        Trajectory<V, kind, output, true>{process}.run(member, members, take);
+      } else {
+        Trajectory<V, kind, output, false>{process}.run(member, members, take);
+      }
       for (int64_t i = 0; staged.fits() && i < members; ++i) {
         for (int l = 0; l < rows.count; ++l) out.copy(l, i * out.batch.n_rows, rows, i * batch.n_rows, d, rates);
       }

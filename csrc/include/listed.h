@@ -80,12 +80,8 @@ struct NearLists {
 };
 
 template <typename V, Covariance kind, bool with_product>
-using TileBelow = std::conditional_t<kind == Covariance::spherical || kind == Covariance::diag,
-                                     ScreenedTile<V, kind, with_product>, MixtureTile<V, kind, with_product>>;
-
-template <typename V, Covariance kind, bool with_product>
-class ListedTile : public TileBelow<V, kind, with_product> {
-  using Tile = TileBelow<V, kind, with_product>;
+class ListedTile : public MixtureTile<V, kind, with_product> {
+  using Tile = MixtureTile<V, kind, with_product>;
   using S = scalar_of<V>;
   using Lists = NearLists<V>;
   using Sample = typename Lists::Sample;
@@ -99,18 +95,12 @@ class ListedTile : public TileBelow<V, kind, with_product> {
  public:
   using Tile::kLowest;
 
-  ListedTile(const MixtureView<S>& mixture, MixtureScratch<V> scratch, Screen<V>& screen, Lists* lists)
-      : Tile(below(mixture, scratch, screen)), lists_(lists), near_(mixture.near) {}
+  // Of a mixture that has its near components.
+  ListedTile(const MixtureView<S>& mixture, MixtureScratch<V> scratch, Lists* lists)
+      : Tile(mixture, scratch), lists_(lists), near_(mixture.near) {}
 
   // First pass of a step whose noise has standard deviation `std`.
   void prepare(const V* x, const V* z, S std) {
-    if (!near_) {
-      if constexpr (kind == Covariance::spherical || kind == Covariance::diag) {
-        return Tile::prepare(x, z, std);
-      } else {
-        return Tile::prepare(x, z);
-      }
-    }
     const int64_t d = m_.dim;
     if constexpr (kWhitened) {
       for (int64_t j = 0; j < d; ++j) t_.s[j] = x[j] - near_->centre()[j];
@@ -146,10 +136,9 @@ class ListedTile : public TileBelow<V, kind, with_product> {
     if constexpr (kWhitened) unwhiten();
   }
 
-  V maximum() const { return near_ ? highest_ : Tile::maximum(); }
+  V maximum() const { return highest_; }
 
   V heaviest() const {
-    if (!near_) return Tile::heaviest();
     S lanes[L];
     for (int l = 0; l < L; ++l) lanes[l] = S(near_->id(lists_->sample[l].heaviest));
     return load<V>(lanes);
@@ -157,7 +146,6 @@ class ListedTile : public TileBelow<V, kind, with_product> {
 
   template <int C>
   FASTNDSM_HD void moments(const V* x, const V* z, int64_t j0, V* score, V* hvp, V* rate) {
-    if (!near_) return Tile::template moments<C>(x, z, j0, score, hvp, rate);
     FASTNDSM_UNROLL
     for (int i = 0; i < C; ++i) {
       const int64_t j = j0 + i;
@@ -179,20 +167,11 @@ class ListedTile : public TileBelow<V, kind, with_product> {
   }
 
   void all_moments(const V* x, const V* z, V* score, V* hvp, V* rate) {
-    if (!near_) return Tile::all_moments(x, z, score, hvp, rate);
     const auto at = [](V* p, int64_t j) { return p ? p + j : nullptr; };
     for (int64_t j = 0; j < m_.dim; ++j) moments<1>(x, z, j, score + j, at(hvp, j), at(rate, j));
   }
 
  private:
-  static Tile below(const MixtureView<S>& mixture, MixtureScratch<V> scratch, Screen<V>& screen) {
-    if constexpr (kind == Covariance::spherical || kind == Covariance::diag) {
-      return Tile(mixture, scratch, screen);
-    } else {
-      return Tile(mixture, scratch);
-    }
-  }
-
   S* row(int i) const { return lists_->rows.data() + i * near_->pitch(); }
   S* memory() const { return row(4); }
   static S& lane(V* v, int64_t j, int l) { return reinterpret_cast<S*>(v)[j * L + l]; }

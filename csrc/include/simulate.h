@@ -42,7 +42,7 @@ struct ReverseView {
 template <typename V>
 struct Lanes {
   PathCounters<words_of<V>> paths;
-  int64_t first, last;  // the fewest and the most steps that a lane is to take; all take the most
+  int64_t first, last;  // the fewest and the most steps after which a lane has a record; all take the most
 };
 
 // Arrays of [d] vectors each.
@@ -74,12 +74,15 @@ struct Member {
   bool draws;
 };
 
-template <typename V, Covariance kind, Output output>
+// listed: of a mixture that has its near components.
+template <typename V, Covariance kind, Output output, bool listed>
 struct Trajectory {
   using S = scalar_of<V>;
   static constexpr bool kTarget = output == Output::target;
+  static constexpr bool kScreens = !listed && (kind == Covariance::spherical || kind == Covariance::diag);
   static constexpr bool kTurns = kTarget && (kind == Covariance::tied || kind == Covariance::full);
-  using Mixture = ListedTile<V, kind, kTarget>;
+  using Whole = std::conditional_t<kScreens, ScreenedTile<V, kind, kTarget>, MixtureTile<V, kind, kTarget>>;
+  using Mixture = std::conditional_t<listed, ListedTile<V, kind, kTarget>, Whole>;
 
   const std::conditional_t<output == Output::reverse, ReverseView<S>, ProcessView<S>>& p;
 
@@ -104,7 +107,7 @@ struct Trajectory {
       if (one.draws) normals(counters, 0, dim(), one.z);
     }
     Mixture mixture = tile(one);
-    mixture.prepare(one.state.x, one.z, p.noise_std[n]);
+    prepare(mixture, one, p.noise_std[n]);
     if constexpr (kTurns) {
       advance_turned(n, one, mixture);
     } else {
@@ -123,7 +126,7 @@ struct Trajectory {
       Mixture mixture = tile(one);
       const V* beyond = nullptr;
       if (step.drift != S(0)) {
-        mixture.prepare(one.state.x, one.z, step.std);
+        prepare(mixture, one, step.std);
         if (any_lane(!(mixture.maximum() > Mixture::kLowest))) beyond = far(one.state.x, mixture.maximum());
       }
       in_chunks(step.std != S(0), nullptr, counters, [&](auto size, int64_t j, const V* z) FASTNDSM_INLINE {
@@ -136,14 +139,30 @@ struct Trajectory {
   template <typename Far>
   FASTNDSM_HD void score(Member<V>& one, Far& far, V* out) const {
     Mixture mixture = tile(one);
-    mixture.prepare(one.state.x, one.z, S(0));
+    prepare(mixture, one, S(0));
     mixture.all_moments(one.state.x, nullptr, out, nullptr, nullptr);
     if (!any_lane(!(mixture.maximum() > Mixture::kLowest))) return;
     const V* const beyond = far(one.state.x, mixture.maximum());
     for (int64_t j = 0; j < dim(); ++j) out[j] = within(mixture, out[j], beyond[j]);
   }
 
-  FASTNDSM_HD Mixture tile(Member<V>& one) const { return Mixture(p.mixture, one.scratch, one.screen, one.lists); }
+  FASTNDSM_HD void prepare(Mixture& mixture, Member<V>& one, S std) const {
+    if constexpr (listed || kScreens) {
+      mixture.prepare(one.state.x, one.z, std);
+    } else {
+      mixture.prepare(one.state.x, one.z);
+    }
+  }
+
+  FASTNDSM_HD Mixture tile(Member<V>& one) const {
+    if constexpr (listed) {
+      return Mixture(p.mixture, one.scratch, one.lists);
+    } else if constexpr (kScreens) {
+      return Mixture(p.mixture, one.scratch, one.screen);
+    } else {
+      return Mixture(p.mixture, one.scratch);
+    }
+  }
 
   // body(C, j, z) of the C dimensions from j on and their noise, all of them: of `given` with the target, else drawn here,
   // or 0 if it draws nothing.
