@@ -4,6 +4,7 @@
     python benchmarks/quality.py digits                            8x8 digits: Frechet and nearest-training distance
     python benchmarks/quality.py known                             Gaussian data, whose score is known
     python benchmarks/quality.py variance                          gradient trace of each estimator on trained networks
+    python benchmarks/quality.py records [--seeds 3] [--jobs 2]    digits by path at 1 to 32 records a path, equal steps
 
 Each writes its rows to benchmarks/results/quality-NAME.json and prints them; tests/test_quality.py asserts on them.
 """
@@ -36,6 +37,7 @@ ESTIMATORS = {
     "control_variate": {"estimator": "control_variate"},
     "plain": {"estimator": "plain"},
 }
+RECORDS = (1, 4, 8, 16, 32)  # a path
 PLANAR = {"four_modes": 4, "ring": 10, "moons": 2}  # components: the numbers of modes
 EVALUATED = 20_000  # samples and held-out points: at 5,000 the distances' own noise is as large as what is left to see
 Row = dict[str, Any]
@@ -95,6 +97,20 @@ def digits(estimators: list[str], seed: int = 0, steps: int = 4000, pictures: Pa
         | metrics.evaluate(found, dataset, classifier=classifier)
         for who, found in samples.items()
     ]
+
+
+def records(count: int, seed: int, steps: int = 4000) -> Row:
+    """Return the Frechet distance of path at so many records a path, and the processor seconds of its training."""
+    dataset = data.load("digits")
+    classifier = metrics.FeatureClassifier.fit(dataset.train, dataset.labels, seed=0, n_classes=10)
+    model = digits_model(seed)
+    config = TrainConfig(steps=steps, batch_size=256, seed=seed, records_per_path=count)
+    started = time.process_time()
+    model = train(model, model.process, "path", dataset.train.flatten(1), config)
+    seconds = time.process_time() - started
+    draws = fastndsm.sample(model, model.process, 2000, seed=seed).reshape(-1, *dataset.event_shape)
+    frechet = metrics.evaluate(draws, dataset, classifier=classifier)["frechet_distance"]
+    return {"data": "digits", "records": count, "seed": seed, "seconds": round(seconds, 1), "frechet_distance": frechet}
 
 
 def digits_model(seed: int) -> ResidualScore:
@@ -207,9 +223,14 @@ def _planar_job(job: tuple[str, str, int], steps: int) -> list[Row]:
     return planar(*job, steps=steps)
 
 
+def _records_job(job: tuple[int, int], steps: int) -> Row:
+    torch.set_num_threads(1)
+    return records(*job, steps=steps)
+
+
 def main(arguments: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["planar", "digits", "known", "variance"])
+    parser.add_argument("what", choices=["planar", "digits", "known", "variance", "records"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4000)
@@ -224,6 +245,10 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         rows = digits(options.estimators, steps=options.steps)
     elif options.what == "known":
         rows = [known_score(e, steps=options.steps) for e in options.estimators]
+    elif options.what == "records":
+        pairs = [(count, seed) for count in RECORDS for seed in range(options.seeds)]
+        with ProcessPoolExecutor(options.jobs) as pool:
+            rows = list(pool.map(partial(_records_job, steps=options.steps), pairs))
     else:
         rows = variance(steps=options.steps)
     record = {
