@@ -142,7 +142,8 @@ def tries(results: Results) -> str:
     for row in results.select(space=evaluations.SPACES[0], seed=0):
         config = row["config"]
         if config["row"] in ROWS and config["steps"]:
-            knobs = ", ".join(f"{k} = {config[k]:g}" for k in ("p_mean", "T") if k in config)
+            many = [f"K = {evaluations.MANY:,}"] if config.get("components") == evaluations.MANY else []
+            knobs = ", ".join([*many, *(f"{k} = {config[k]:g}" for k in ("p_mean", "T") if k in config)])
             draws = row["result"]["draws"]
             found.setdefault((config["row"], knobs, setting(config)), {})[config["calls"]] = sum(draws) / len(draws)
     order = sorted(found, key=lambda names: (ROWS.index(names[0]), *names[1:]))

@@ -101,6 +101,8 @@ DROPPED: dict[str, list[Config]] = {
     I_CFM: [*({"solver": s} for s in (solvers.EULER, solvers.HEUN, solvers.MIDPOINT)), *_levels([(SDE, WIDE)])],
 }
 
+DROPPED_OF_MANY: dict[str, list[Config]] = {PATH: [{"solver": "linear", "T": methods.RETUNED_IMAGES["nonlinear"]["T"]}]}
+
 
 def configs(seed: int, quick: bool = False) -> list[Config]:
     """Return one configuration for each run of a seed."""
@@ -139,8 +141,9 @@ def _of_row(base: Config, row: str, quick: bool) -> list[Config]:
         made.append(own | setting | {"calls": m, "draws": 3 if m in TABLED[:3] else 2})
         if row in trained.WITH_MIXTURE and setting == kept[0] and m in TABLED and seed == 0:
             made.append(made[-1] | {"steps": 0, "draws": 2})
-    if space == SPACES[0] and seed == 0 and not quick and not many:
-        made += [own | s | {"calls": m, "draws": 1} for s in DROPPED.get(row, []) for m in TABLED]
+    if space == SPACES[0] and seed == 0 and not quick:
+        dropped = DROPPED_OF_MANY if many else DROPPED
+        made += [own | s | {"calls": m, "draws": 1} for s in dropped.get(row, []) for m in TABLED]
     return made
 
 
