@@ -145,8 +145,8 @@ def all_claims() -> list[Claim]:
     }
     for metric, word in (("frechet", "below"), ("coverage", "above"), ("energy", "below")):
         for o in best.ROWS[1:]:
-            other = {"row": o, "many": o in trained.WITH_MIXTURE}
-            mine = {"row": path, "many": True}
+            many = {"components": evaluations.MANY}
+            mine, other = {"row": path} | many, {"row": o} | (many if o in trained.WITH_MIXTURE else {})
             text = f"Best settings, K = {evaluations.MANY:,}, {metric}: path {word} {o}"
             made.append(Claim(text, evaluations.NAME, metric, mine, other, with_many, word == "above"))
     made.append(
@@ -180,7 +180,8 @@ def _spread(of: Results, metric: str, where: Where) -> Spread | None:
     """Return a figure over seeds; where rows have settings to choose from, that of the best."""
     if of.name != evaluations.NAME:
         return of.spread(metric, **where)
-    chosen = best.best(of, **where)
+    of_row = {key: value for key, value in where.items() if key != "components"}
+    chosen = best.best(of, **of_row, many=where.get("components") == evaluations.MANY)
     return None if chosen is None else chosen.spread(metric)
 
 
