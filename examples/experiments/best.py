@@ -143,7 +143,10 @@ def tries(results: Results) -> str:
         config = row["config"]
         if config["row"] in ROWS and config["steps"]:
             many = [f"K = {evaluations.MANY:,}"] if config.get("components") == evaluations.MANY else []
-            knobs = ", ".join([*many, *(f"{k} = {config[k]:g}" for k in ("p_mean", "T") if k in config)])
+            named = [f"{k} = {config[k]:g}" for k in ("p_mean", "T") if k in config]
+            named += ["antithetic"] * ("antithetic" in config)
+            named += [f"{config['steps']:,} steps"] * (config["steps"] != evaluations.IMAGES["steps"])
+            knobs = ", ".join([*many, *named])
             draws = row["result"]["draws"]
             found.setdefault((config["row"], knobs, setting(config)), {})[config["calls"]] = sum(draws) / len(draws)
     order = sorted(found, key=lambda names: (ROWS.index(names[0]), *names[1:]))

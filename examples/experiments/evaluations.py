@@ -101,7 +101,22 @@ DROPPED: dict[str, list[Config]] = {
     I_CFM: [*({"solver": s} for s in (solvers.EULER, solvers.HEUN, solvers.MIDPOINT)), *_levels([(SDE, WIDE)])],
 }
 
-DROPPED_OF_MANY: dict[str, list[Config]] = {PATH: [{"solver": "linear", "T": methods.RETUNED_IMAGES["nonlinear"]["T"]}]}
+# With many components: horizon, estimator, EDM's distribution of noise, and twice the training, that of the others too.
+LONGER = {"steps": 16_000}
+DROPPED_OF_MANY: dict[str, list[Config]] = {
+    PATH: [
+        {"solver": "linear"} | knob
+        for knob in (
+            {"T": methods.RETUNED_IMAGES["nonlinear"]["T"]},
+            {"antithetic": True},
+            {"p_mean": -0.5},
+            {"p_mean": -1.2},
+            LONGER,
+        )
+    ],
+    SKIP: [setting | LONGER for setting in KEPT[SKIP]],
+    FLOW: [setting | LONGER for setting in KEPT[FLOW][:1]],
+}
 
 
 def configs(seed: int, quick: bool = False) -> list[Config]:
@@ -119,7 +134,7 @@ def configs(seed: int, quick: bool = False) -> list[Config]:
         made += [base | {"row": row} | untrained for row in (methods.PI, methods.HELD_OUT)]
         for row in trained.TRAINED:
             made += _of_row(base, row, quick)
-        if space in MAIN and not quick:
+        if not quick:
             many = base | {"components": MANY}
             made.append(many | {"row": methods.PI} | untrained)
             for row in trained.WITH_MIXTURE:

@@ -25,6 +25,8 @@ from fastndsm import DSMLoss, GaussianMixture, LangevinProcess, NDSMLoss, OUProc
 from fastndsm.process import NoisingProcess
 from fastndsm.training.trainer import TrainConfig, Trainer
 
+from .baselines import P_STD
+
 PI, FULL, HELD_OUT = "draws from pi", "draws from a full mixture", "held-out data"
 LINEAR, LINEAR_MIXTURE, LINEAR_FULL = "linear VP DSM", "linear noising, mixture prior", "linear noising, full mixture"
 ONE, PATH = "path, K = 1", "path"
@@ -126,6 +128,26 @@ class LinearMixtureScore(nn.Module):
         return score + self.net(inputs, t) * self.process.variance_at(t).rsqrt()[:, None]
 
 
+class NoiseLevels(NDSMLoss):
+    """The path estimator at EDM's noise levels: log(sqrt(v) / sqrt(largest variance)) ~ N(p_mean, 1.2^2), not uniform.
+
+    The weight stays v, as EDM's is one over the variance of what the network learns. Source: Karras et al. 2022.
+    """
+
+    def __init__(self, process: LangevinProcess, p_mean: float) -> None:
+        super().__init__(process)
+        level = (process.noise_variance / process.reference.largest_variance).sqrt().log()
+        widths = level.diff(prepend=2 * level[:1] - level[1:2])
+        density = widths * torch.exp(-0.5 * ((level - p_mean) / P_STD).square())
+        self.probabilities = density / density.sum()
+
+    def draw(self, x0: Tensor, seed: Any = None, step: Any = None, first_path: Any = None, records: Any = None) -> Any:
+        if step is None:  # a function of the first path alone, as the trainer's noise is
+            generator = torch.Generator().manual_seed(int(first_path))
+            step = torch.multinomial(self.probabilities, len(x0), replacement=True, generator=generator)
+        return super().draw(x0, seed, step, first_path, records)
+
+
 class Plain(nn.Module):
     """net(x, t) / sqrt(v(t)): no reference score added."""
 
@@ -211,10 +233,19 @@ def untrained(process: NoisingProcess, settings: dict[str, Any], seed: int) -> n
 
 
 def train(
-    row: str, score_net: nn.Module, process: NoisingProcess, z: Tensor, settings: dict[str, Any], seed: int
+    row: str,
+    score_net: nn.Module,
+    process: NoisingProcess,
+    z: Tensor,
+    settings: dict[str, Any],
+    seed: int,
+    p_mean: float | None = None,
 ) -> Fitted:
-    """Train a row's score network on z [n, d]."""
+    """Train a row's score network on z [n, d]; a `p_mean` draws the path estimator's steps as EDM draws noise."""
     loss = DSMLoss(process) if _linear(row) else NDSMLoss(process, **ESTIMATORS[PATH if row == ONE else row])
+    if p_mean is not None:
+        assert isinstance(process, LangevinProcess)
+        loss = NoiseLevels(process, p_mean)
     evaluations = settings["evaluations"]
     batch = evaluations // 2 if row in TWO_EVALUATIONS else evaluations
     trainer = Trainer(score_net, loss, z, TrainConfig(steps=settings["steps"], batch_size=batch, seed=seed))

@@ -38,7 +38,8 @@ Scene = images.Scene | planar.Points
 folder = Path(__file__).resolve().parent / "rows" / "networks"
 
 # What a network depends on, beside the row's own knob.
-FIELDS = ("space", "source", "n", "encoder_steps", "seed", "row", "components", "hidden", "steps", "p_mean", "T")
+FIELDS = ("space", "source", "n", "encoder_steps", "seed", "row", "components", "hidden", "steps", "T")
+FIELDS += ("p_mean", "antithetic")  # of some rows
 
 
 class Model(NamedTuple):
@@ -144,7 +145,9 @@ def _train(config: Config, data: Tensor, model: Model) -> dict[str, Tensor]:
     row, seed = config["row"], config["seed"]
     started = time.process_time()
     if model.process is not None:
-        trained = methods.train(row, model.net, model.process, data, settings(config), seed).score_net
+        estimator = f"{PATH} antithetic" if config.get("antithetic") else row
+        made = methods.train(estimator, model.net, model.process, data, settings(config), seed, config.get("p_mean"))
+        trained = made.score_net
     else:
         loss = baselines.denoising(config["p_mean"]) if row in DENOISERS else baselines.matching(_coupling(model, row))
         chosen = TrainConfig(steps=config["steps"], batch_size=methods.DEFAULTS["evaluations"], seed=seed)
