@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
@@ -470,3 +471,9 @@ def loss_weights(name: str, value: Tensor) -> Tensor:
             wrong = value[~((value >= 0) & value.isfinite())]
             raise ValueError(f"{name}: expected finite weights of at least 0, found {float(wrong[0]):g}")
     return value
+
+
+def is_frame(value: Any) -> bool:
+    """Return whether it is a pandas DataFrame; pandas is not imported for that."""
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(value, pandas.DataFrame)

@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from .. import _checks
 from ._arrays import from_arrays
 from ._dataset import Dataset
 from ._files import SUFFIXES, from_file
 from ._images import digits, mnist
 from ._planar import four_modes, moons, ring
-from ._tables import is_frame, read_frame
+from ._tables import read_frame
 from ._torch import read_dataset, read_loader
 
 __all__ = ["NAMES", "load"]
@@ -53,7 +54,7 @@ def load(source: Any, **options: Any) -> Dataset:
         return _by_name(str(source), options)
     if isinstance(source, Tensor | np.ndarray):
         return from_arrays(source, **options)
-    if is_frame(source):
+    if _checks.is_frame(source):
         table = read_frame(source, "DataFrame", options.pop("label_column", None))
         return from_arrays(table.x, table.labels, **options)
     if isinstance(source, DataLoader | TorchDataset):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import math
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Table", "is_frame", "read_csv", "read_frame", "read_parquet"]
+__all__ = ["Table", "read_csv", "read_frame", "read_parquet"]
 
 _LABELS = ("label", "labels")  # names of the column of labels, in any case
 _MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
@@ -73,12 +72,6 @@ def read_parquet(path: Path, label_column: str | None = None) -> Table:
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: expected a whole Parquet file, found: {error}") from error
     return read_frame(frame, str(path), label_column)
-
-
-def is_frame(value: Any) -> bool:
-    """Return whether it is a pandas DataFrame; pandas is not imported for that."""
-    pandas = sys.modules.get("pandas")
-    return pandas is not None and isinstance(value, pandas.DataFrame)
 
 
 def read_frame(frame: Any, origin: str, label_column: str | None = None) -> Table:
