@@ -66,6 +66,11 @@ class Column:
     fill: float = 0.0
     dtype: str = "object"
 
+    @property
+    def native(self) -> bool:
+        """Whether an array of numpy's own holds it."""
+        return self.dtype != "object" and not (self.missing and np.dtype(self.dtype).kind in "iub")
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as what JSON can hold."""
         return asdict(self)
@@ -89,10 +94,12 @@ class Schema:
     def of(cls, table: Any, categorical: Sequence[str] = ()) -> Schema:
         """Return the schema of a table; columns named in `categorical` hold categories though they are numbers."""
         form, cells = read(table)
+        frame = _checks.is_frame(table)
+        dtypes = {n: str(table[n].dtype if frame and n in table else c.dtype) for n, c in cells.items()}
         if unknown := [name for name in categorical if name not in cells]:
             expected = ", ".join(map(repr, cells))
             raise ValueError(f"categorical: expected names of columns, {expected}, found {unknown[0]!r}")
-        return cls([_column(name, values, name in categorical) for name, values in cells.items()], form)
+        return cls([_column(name, values, name in categorical, dtypes[name]) for name, values in cells.items()], form)
 
     def index(self, name: str) -> int:
         """Return the place of a column of categories among the codes."""
@@ -147,21 +154,17 @@ class Schema:
             if i in self.gaps:
                 code = rows.codes[:, len(self.coded) + self.gaps.index(i)]
                 values = np.where(code == 0, np.nan, values)
-            elif column.integer and column.dtype.startswith(("int", "uint")):
-                values = values.astype(column.dtype)
             cells[column.name] = values
         for i, column in enumerate(self.coded):
             assert column.categories is not None
             chosen = np.empty(len(column.categories), dtype=object)
             chosen[:] = column.categories
-            values = chosen[rows.codes[:, i]]
-            plain = column.dtype not in ("object", "category") and not column.missing
-            cells[column.name] = values.astype(column.dtype) if plain and _numpy_dtype(column.dtype) else values
+            cells[column.name] = chosen[rows.codes[:, i]]
         ordered = {column.name: cells[column.name] for column in self.columns}
         if self.form == "array":
             return np.stack([np.asarray(values, dtype=np.float64) for values in ordered.values()], axis=1)
         if self.form == "mapping":
-            return ordered
+            return {c.name: ordered[c.name].astype(c.dtype) if c.native else ordered[c.name] for c in self.columns}
         import pandas
 
         frame = pandas.DataFrame(ordered)
@@ -169,6 +172,8 @@ class Schema:
             if column.dtype == "category":
                 known = [c for c in column.categories or () if c is not MISSING]
                 frame[column.name] = pandas.Categorical(frame[column.name], categories=known)
+            elif column.dtype != "object":
+                frame[column.name] = frame[column.name].astype(column.dtype)
         return frame
 
 
@@ -221,8 +226,7 @@ def _array(values: Any) -> NDArray[Any]:
     return made
 
 
-def _column(name: str, cells: NDArray[Any], categorical: bool) -> Column:
-    dtype = "object" if cells.dtype == object else str(cells.dtype)
+def _column(name: str, cells: NDArray[Any], categorical: bool, dtype: str) -> Column:
     missing = np.array([_missing(cell) for cell in cells]) if cells.dtype.kind in "Of" else np.zeros(len(cells), bool)
     held = cells[~missing]
     if not len(held):
@@ -253,7 +257,7 @@ def _numbers(name: str, cells: NDArray[Any]) -> Floats:
         else:
             made[i] = float(cell)
             if math.isinf(made[i]):
-                raise ValueError(f"table: column {name!r}: expected finite numbers, found {cell!r} in row {i + 1}")
+                raise ValueError(f"table: column {name!r}: expected finite numbers, found {made[i]} in row {i + 1}")
     return made
 
 
@@ -272,11 +276,3 @@ def _plain(cell: Any) -> Any:
 def _key(cell: Any) -> tuple[str, Any]:
     cell = _plain(cell)
     return ("number" if _is_number(cell) else type(cell).__name__, cell)
-
-
-def _numpy_dtype(name: str) -> bool:
-    try:
-        np.dtype(name)
-    except TypeError:
-        return False
-    return True

@@ -47,11 +47,12 @@ class Coordinates(NamedTuple):
     sizes: tuple[int, ...]
 
     @classmethod
-    def of(cls, rows: Encoded, sizes: tuple[int, ...]) -> Coordinates:
-        """Return those of rows; a column that does not vary is left in its units."""
+    def of(cls, rows: Encoded, sizes: tuple[int, ...], overall: Floats) -> Coordinates:
+        """Return those of a class's rows; where they do not vary, a tenth of the table's deviation is their unit."""
         deviation = rows.numbers.std(0)
-        span = np.abs(rows.numbers).max(0, initial=0.0)
-        return cls(rows.numbers.mean(0), np.where(deviation > 1e-9 * span, deviation, 1.0), sizes)
+        varies = deviation > 1e-9 * np.abs(rows.numbers).max(0, initial=0.0)
+        unit = np.where(overall > 0.0, 0.1 * overall, 1.0)
+        return cls(rows.numbers.mean(0), np.where(varies, deviation, unit), sizes)
 
     def __call__(self, rows: Encoded) -> Floats:
         """Return points [n, d]; categories that differ are as far apart as numbers by a deviation."""
@@ -78,11 +79,10 @@ class SmoothedRows:
     Source: the smoothed empirical score of Scarvelis, Borde and Solomon, arXiv 2310.12395; Laplace noise is ours.
     """
 
-    def __init__(self, rows: Encoded, sizes: tuple[int, ...], generator: np.random.Generator | None = None) -> None:
+    def __init__(self, rows: Encoded, coordinates: Coordinates) -> None:
         if len(rows) > _MOST:
-            generator = np.random.default_rng(0) if generator is None else generator
-            rows = rows.take(np.sort(generator.choice(len(rows), _MOST, replace=False)))
-        self.rows, self.coordinates = rows, Coordinates.of(rows, sizes)
+            rows = rows.take(np.sort(np.random.default_rng(0).choice(len(rows), _MOST, replace=False)))
+        self.rows, self.coordinates = rows, coordinates
         self.points = self.coordinates(rows)
         self._order = np.argsort(rows.numbers, axis=0, kind="stable")
         self._widths = _widths(self.points)
@@ -136,11 +136,12 @@ class NetworkRows:
 
     net: torch.nn.Module
 
-    def __init__(self, rows: Encoded, sizes: tuple[int, ...], seed: int) -> None:
-        self.coordinates = Coordinates.of(rows, sizes)
+    def __init__(self, rows: Encoded, coordinates: Coordinates, seed: int, steps: int | None = None) -> None:
+        self.coordinates = coordinates
         points = torch.from_numpy(self.coordinates(rows)).float()
         self._build(points.shape[1], seed)
-        steps = min(_MOST_STEPS, max(_LEAST_STEPS, _STEPS_A_ROW * len(points)))
+        if steps is None:
+            steps = min(_MOST_STEPS, max(_LEAST_STEPS, _STEPS_A_ROW * len(points)))
         config = TrainConfig(steps=steps, batch_size=min(256, max(32, len(points))), seed=seed)
         trainer = Trainer(self.net, NDSMLoss(self.process), points, config)
         trainer.fit(progress=False)

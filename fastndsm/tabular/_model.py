@@ -26,7 +26,7 @@ _GENERATED = 4  # rows for each that is left out
 _COPIES = 0.05  # share of copies beyond that of rows left out, above which a setting is passed over
 _NEAR = 0.1  # of a row's distance to its nearest neighbour: nearer than that is a copy
 _HIDDEN = 0.3  # share of cells that are hidden to choose the level of imputation
-_FIELDS = ("numbers", "observed", "codes")
+_FIELDS, _PLACES = ("numbers", "observed", "codes"), ("mean", "deviation")
 _DOCUMENT, _KIND, _VERSION = "table.json", "fastndsm table model", 1
 
 Floats = NDArray[np.float64]
@@ -81,6 +81,7 @@ class TabularModel:
         generator: str = "auto",
         levels: Sequence[float] = LEVELS,
         n_folds: int = 5,
+        steps: int | None = None,
         seed: int = 0,
     ) -> TabularModel:
         """Fit a generator to the rows of a table.
@@ -97,6 +98,7 @@ class TabularModel:
                 takes the one that is better on a fold.
             levels: of noise, in deviations of a class's columns, to choose from.
             n_folds: folds, at least 2.
+            steps: of a network's training, for each class; default 20 a row, 500 to 8,000.
             seed: of folds, of training and of the rows that settings are judged by.
 
         Raises:
@@ -113,14 +115,12 @@ class TabularModel:
         encoded = schema.encode(table)
         if len(encoded) < 2 * folds:
             raise ValueError(f"table: expected at least 2 n_folds = {2 * folds} rows, found {len(encoded)}")
-        fitting = _Fitting(schema, target, seed)
+        fitting = _Fitting(schema, target, seed, None if steps is None else _checks.count("steps", steps))
         candidates = fitting.candidates(encoded, folds, levels, generator)
         choice = candidates[0]
         parts = fitting.by_class(encoded)
-        rows = [SmoothedRows(part, fitting.sizes) for part in parts]
-        chosen: Sequence[SmoothedRows | NetworkRows] = rows
-        if choice.generator == "network":
-            chosen = [NetworkRows(part, fitting.sizes, seed) for part in parts]
+        rows = fitting.smoothed(parts)
+        chosen = fitting.networks(parts) if choice.generator == "network" else rows
         best = fitting.imputation_level(encoded, folds, levels)
         return cls(schema, target, fitting.classes, [len(p) for p in parts], chosen, rows, candidates, choice, best)
 
@@ -173,7 +173,7 @@ class TabularModel:
         return self._decoded(filled, np.where(labels >= 0, labels, of_class[chosen]), read(table)[0])
 
     def _split(self, rows: Encoded) -> tuple[NDArray[np.int64], Encoded]:
-        return _Fitting(self.schema, self.target, 0).split(rows)
+        return _Fitting(self.schema, self.target).split(rows)
 
     def _decoded(self, rows: Encoded, labels: NDArray[np.int64], form: str | None = None) -> Any:
         if self.target is not None:
@@ -202,11 +202,12 @@ class TabularModel:
             for name in _FIELDS:
                 values = np.ascontiguousarray(getattr(smoothed.rows, name))
                 tensors["rows.safetensors"][f"{c}.{name}"] = torch.from_numpy(values)
+            for name in _PLACES:
+                values = np.ascontiguousarray(getattr(smoothed.coordinates, name))
+                tensors["rows.safetensors"][f"{c}.{name}"] = torch.from_numpy(values)
             if isinstance(made, NetworkRows):
                 state = made.net.state_dict()
                 tensors["networks.safetensors"] |= {f"{c}.{name}": value for name, value in state.items()}
-                for name in ("mean", "deviation"):
-                    tensors["networks.safetensors"][f"{c}.{name}"] = torch.from_numpy(getattr(made.coordinates, name))
         tensors["networks.safetensors"] = tensors["networks.safetensors"] or {"none": torch.zeros(1)}
         storage.write_folder(Path(path), _DOCUMENT, _KIND, document, tensors)
 
@@ -224,15 +225,19 @@ class TabularModel:
             categories = column["categories"]
             columns.append(Column(**column | {"categories": None if categories is None else tuple(categories)}))
         schema, target = Schema(columns, document["form"]), document["target"]
-        fitting = _Fitting(schema, target, 0)
-        rows, generators = [], []
-        for c in range(len(document["counts"])):
-            held = [tensors[files[0]][f"{c}.{name}"].numpy() for name in _FIELDS]
-            rows.append(SmoothedRows(Encoded(*held), fitting.sizes))
+        fitting = _Fitting(schema, target)
+        classes = range(len(document["counts"]))
+        held = [Encoded(*(tensors[files[0]][f"{c}.{name}"].numpy() for name in _FIELDS)) for c in classes]
+        places = []
+        for c in classes:
+            mean, deviation = (tensors[files[0]][f"{c}.{name}"].numpy() for name in _PLACES)
+            places.append(Coordinates(mean, deviation, fitting.sizes))
+        rows = [SmoothedRows(*given) for given in zip(held, places, strict=True)]
+        generators = []
+        for c in classes:
             state = {k.removeprefix(f"{c}."): v for k, v in tensors[files[1]].items() if k.startswith(f"{c}.")}
             if state:
-                places = Coordinates(state.pop("mean").numpy(), state.pop("deviation").numpy(), fitting.sizes)
-                generators.append(NetworkRows.restored(places, state))
+                generators.append(NetworkRows.restored(places[c], state))
         candidates = [Candidate(**candidate) for candidate in document["candidates"]]
         made = candidates[document["choice"]]
         return cls(
@@ -244,11 +249,25 @@ class TabularModel:
 class _Fitting:
     """How the rows of a schema are split by class, and judged."""
 
-    def __init__(self, schema: Schema, target: str | None, seed: int) -> None:
-        self.schema, self.target, self.seed = schema, target, seed
+    def __init__(self, schema: Schema, target: str | None, seed: int = 0, steps: int | None = None) -> None:
+        self.schema, self.target, self.seed, self.steps = schema, target, seed, steps
         self.place = None if target is None else schema.index(target)
         self.classes = [None] if self.place is None else list(schema.coded[self.place].categories or ())
         self.sizes = tuple(size for i, size in enumerate(schema.sizes) if i != self.place)
+
+    def coordinates(self, parts: Sequence[Encoded]) -> list[Coordinates]:
+        """Return those of each class."""
+        overall = Encoded.joined(parts).numbers.std(0)
+        return [Coordinates.of(part, self.sizes, overall) for part in parts]
+
+    def smoothed(self, parts: Sequence[Encoded]) -> list[SmoothedRows]:
+        """Return the smoothed rows of each class."""
+        return [SmoothedRows(*given) for given in zip(parts, self.coordinates(parts), strict=True)]
+
+    def networks(self, parts: Sequence[Encoded]) -> list[NetworkRows]:
+        """Train a network for each class."""
+        coordinates = self.coordinates(parts)
+        return [NetworkRows(*given, self.seed, self.steps) for given in zip(parts, coordinates, strict=True)]
 
     def split(self, rows: Encoded) -> tuple[NDArray[np.int64], Encoded]:
         """Return the class of each row, -1 where it is missing, and the rows without it."""
@@ -288,7 +307,7 @@ class _Fitting:
         folds = list(self.folds(rows, n_folds))
         if generator != "network":
             for fold in folds:
-                made = [SmoothedRows(part, self.sizes) for part in self.by_class(fold[0])]
+                made = self.smoothed(self.by_class(fold[0]))
                 ordinary.append(scale.copies(fold[1], fold[0]))
                 for setting in settings:
                     found.setdefault(setting, []).append(self._judged(made, fold, setting, scale))
@@ -296,7 +315,7 @@ class _Fitting:
         if generator == "smoothed":
             return smoothed
         fit, left = folds[0]
-        networks = [NetworkRows(part, self.sizes, self.seed) for part in self.by_class(fit)]
+        networks = self.networks(self.by_class(fit))
         tried = {}
         for level in levels:
             setting = ("network", "mean", level)
@@ -339,7 +358,7 @@ class _Fitting:
         generator = np.random.default_rng(self.seed)
         scale = _Scale(rows)
         for fit, left in self.folds(rows, n_folds):
-            made = [SmoothedRows(part, self.sizes) for part in self.by_class(fit)]
+            made = self.smoothed(self.by_class(fit))
             hidden = (generator.random(left.observed.shape) < _HIDDEN) & left.observed
             given = self.split(replace(left, observed=left.observed & ~hidden))[1]
             source = np.concatenate([r.rows.numbers for r in made])
