@@ -21,12 +21,14 @@ from .sampling import log_likelihood, sample
 from .score import ResidualScore
 
 if _TYPE_CHECKING:
-    from . import checkpoint, cli, data, latent, metrics, networks, testing, trainer, training
+    from . import checkpoint, cli, data, latent, metrics, networks, tabular, testing, trainer, training
 
 _checkout.expose_kernels_and_sources()
 
 # Imported when first asked for (PEP 562): what they need takes longer to import than all of the above.
-_SUBMODULES = ("checkpoint", "cli", "data", "latent", "metrics", "networks", "testing", "trainer", "training")
+_SUBMODULES = (
+    *("checkpoint", "cli", "data", "latent", "metrics", "networks", "tabular", "testing", "trainer", "training"),
+)
 
 __all__ = [
     "BackendError",
@@ -49,6 +51,7 @@ __all__ = [
     "metrics",
     "networks",
     "sample",
+    "tabular",
     "testing",
     "trainer",
     "training",

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import fastndsm
-from fastndsm import checkpoint, data, functional, latent, metrics, networks, reference, testing, training
+from fastndsm import checkpoint, data, functional, latent, metrics, networks, reference, tabular, testing, training
 
 SEED = 7
 F = functional
@@ -130,6 +130,11 @@ def autoencoder(seed: int = 0) -> latent.Autoencoder:
     return latent.Autoencoder.fit(points(30, 4, seed), 2, hidden=(5,), steps=3, seed=seed)
 
 
+def table_model() -> tabular.TabularModel:
+    columns = {"a": points(20)[:, 0].double().numpy(), "b": ["u", "v"] * 10}
+    return tabular.TabularModel.fit(columns, "b", generator="smoothed", levels=(0.5, 1.0), n_folds=2)
+
+
 def latent_model(seed: int = 0) -> latent.LatentModel:
     return latent.LatentModel.fit(
         points(40, 4, seed),
@@ -232,6 +237,11 @@ def see_loss(loss: Any) -> Any:
 def see_encoder(e: Any) -> Any:
     z = e.encode(points(4, 4))
     return z, e.decode(z)
+
+
+def see_table(m: tabular.TabularModel) -> Any:
+    made = m.sample(9, seed=SEED)
+    return m.candidates, made["a"], made["b"].tolist()
 
 
 def see_latent(m: Any) -> Any:
@@ -363,6 +373,8 @@ EXAMPLES: dict[Any, list[Example]] = {
     latent.PCA: [Example(pca, see_encoder, (lambda: pca(1),))],
     latent.Autoencoder: [Example(autoencoder, see_encoder, (lambda: autoencoder(1),))],
     latent.LatentModel: [Example(latent_model, see_latent, (lambda: latent_model(1),))],
+    tabular.Candidate: [Example(lambda: tabular.Candidate("smoothed", "mean", 1.0, 0.5, 0.0))],
+    tabular.TabularModel: [Example(table_model, see_table)],
     metrics.DensityCoverage: [Example(lambda: metrics.density_coverage(points(), points(4, seed=1), 2))],
     metrics.PrecisionRecall: [Example(lambda: metrics.precision_recall(points(), points(4, seed=1), 2))],
     metrics.FeatureClassifier: [Example(classifier, see_classifier, (lambda: classifier(1),))],

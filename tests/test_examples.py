@@ -53,6 +53,16 @@ def test_paths_and_edits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     assert from_sketch == sorted(from_sketch)
 
 
+def test_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = run("table", monkeypatch, "--csv", str(tmp_path / "rows.csv"))
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 143
+    assert found["share of copies"] < 0.05
+    real, made = (found[f"accuracy, trained on {rows} rows"] for rows in ("real", "generated"))
+    assert made > real - 0.1
+    assert found["cultivars recognised by filling"] > 0.85
+    assert found["error of filled alcohol"] < 0.8 * found["error of any wine's alcohol"]
+
+
 def test_every_recipe_is_run_here() -> None:
     tested = {name.removeprefix("test_") for name in globals()} | {"own_training_loop"}
     assert set(NAMES) <= tested

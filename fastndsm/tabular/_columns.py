@@ -68,7 +68,7 @@ class Column:
 
     @property
     def native(self) -> bool:
-        """Whether an array of numpy's own holds it."""
+        """Return whether an array of numpy's own holds it."""
         return self.dtype != "object" and not (self.missing and np.dtype(self.dtype).kind in "iub")
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Schema:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """How many categories each code has."""
+        """Return how many categories each code has."""
         return tuple(len(c.categories or ()) for c in self.coded) + (2,) * len(self.gaps)
 
     @classmethod

@@ -208,7 +208,7 @@ class TabularModel:
             if isinstance(made, NetworkRows):
                 state = made.net.state_dict()
                 tensors["networks.safetensors"] |= {f"{c}.{name}": value for name, value in state.items()}
-        tensors["networks.safetensors"] = tensors["networks.safetensors"] or {"none": torch.zeros(1)}
+        tensors = {name: held for name, held in tensors.items() if held}
         storage.write_folder(Path(path), _DOCUMENT, _KIND, document, tensors)
 
     @classmethod
@@ -219,7 +219,7 @@ class TabularModel:
             CheckpointError: if a file is missing, truncated, altered or foreign, naming it.
         """
         files = ("rows.safetensors", "networks.safetensors")
-        document, tensors = storage.read_folder(Path(path), _DOCUMENT, _KIND, files)
+        document, tensors = storage.read_folder(Path(path), _DOCUMENT, _KIND, files[:1], files[1:])
         columns = []
         for column in document["columns"]:
             categories = column["categories"]
@@ -235,7 +235,7 @@ class TabularModel:
         rows = [SmoothedRows(*given) for given in zip(held, places, strict=True)]
         generators = []
         for c in classes:
-            state = {k.removeprefix(f"{c}."): v for k, v in tensors[files[1]].items() if k.startswith(f"{c}.")}
+            state = {k.removeprefix(f"{c}."): v for k, v in tensors.get(files[1], {}).items() if k.startswith(f"{c}.")}
             if state:
                 generators.append(NetworkRows.restored(places[c], state))
         candidates = [Candidate(**candidate) for candidate in document["candidates"]]
@@ -247,7 +247,7 @@ class TabularModel:
 
 
 class _Fitting:
-    """How the rows of a schema are split by class, and judged."""
+    """Splits the rows of a schema by class, and judges what is generated."""
 
     def __init__(self, schema: Schema, target: str | None, seed: int = 0, steps: int | None = None) -> None:
         self.schema, self.target, self.seed, self.steps = schema, target, seed, steps
