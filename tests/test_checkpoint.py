@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
 import pickle
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -370,7 +372,13 @@ class TestOwnNetworks:
         whole = fastndsm.ResidualScore(inner, process) if residual else inner
         whole = torch.compile(whole, backend="eager") if compiled == "whole" else whole
         save_model(tmp_path / "m", whole, process)
-        for options in ({"network": Own}, {"network": lambda: Own(7)}, {"allow_import": f"{__name__}.Own"}):
+        for options in (
+            {"network": Own},
+            {"network": lambda: Own(7)},
+            {"network": {"Bare": Bare, "Own": Own}},
+            {"allow_import": f"{__name__}.Own"},
+            {"allow_import": [__name__]},
+        ):
             loaded, _, _ = load_model(tmp_path / "m", **options)
             assert isinstance(loaded, fastndsm.ResidualScore) == residual
             found = loaded.net if residual else loaded
@@ -411,8 +419,8 @@ class TestOwnNetworks:
         [
             ({}, ValueError, r"network: expected the class {0}, which .* found None; pass it, or allow_import='{0}'"),
             ({"allow_import": "os.system"}, ValueError, "network: expected the class {0}, which .* found None"),
-            ({"allow_import": True}, TypeError, "allow_import: expected names of classes, found True"),
-            ({"allow_import": [3]}, TypeError, r"allow_import: expected names of classes, found \[3\]"),
+            ({"allow_import": True}, TypeError, "allow_import: expected names of packages or classes, found True"),
+            ({"allow_import": [3]}, TypeError, r"allow_import: expected names of packages or classes, found \[3\]"),
             (
                 {"network": "Own"},
                 TypeError,
@@ -429,6 +437,50 @@ class TestOwnNetworks:
         save_model(tmp_path / "m", Own(), processes()["ou"])
         with pytest.raises(error, match="^" + message.format(f"{__name__}.Own")):
             load_model(tmp_path / "m", **options)
+
+    @pytest.mark.parametrize("name", ["subprocess.Popen", f"{__name__}.torch.nn.Linear", f"{__name__}.storage.Path"])
+    def test_a_file_names_no_class_but_of_networks_and_by_its_own_name(self, tmp_path: Path, name: str) -> None:
+        save_model(tmp_path / "m", Own(), processes()["ou"])
+        options = {"args": ["touch", str(tmp_path / "made")]}
+        rewritten(lambda d: d["network"].update({"class": name, "config": options}))(tmp_path / "m" / "model.json")
+        for allowed in (name, __name__):
+            with pytest.raises(ValueError, match=r"^(allow_import|network): expected the (own name|class) "):
+                load_model(tmp_path / "m", allow_import=[allowed])
+        assert not (tmp_path / "made").exists()
+
+    def test_a_package_is_allowed_by_its_whole_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "nets_of_mine").mkdir()
+        code = (
+            "from torch import nn\nclass Net(nn.Module):\n    def __init__(self, width):\n        super().__init__()\n"
+            "        self.width, self.layer = width, nn.Linear(2, width)\n"
+            "    def config(self):\n        return {'width': self.width}\n"
+        )
+        (tmp_path / "nets_of_mine" / "small.py").write_text(code)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        net = importlib.import_module("nets_of_mine.small").Net(3)
+        save_model(tmp_path / "m", net, processes()["ou"])
+        for name in ("nets_of_mine.small", "nets_of_mine"):
+            sys.modules.pop(name)
+        for refused in ([], ["nets"], ["nets_of_mine.sma"], ["nets_of_mine.small.Net.x"]):
+            with pytest.raises(ValueError, match=r"^network: expected the class nets_of_mine\.small\.Net"):
+                load_model(tmp_path / "m", allow_import=refused)
+            assert "nets_of_mine" not in sys.modules
+        loaded, _, _ = load_model(tmp_path / "m", allow_import=["nets_of_mine"])
+        assert loaded.width == 3
+        assert_equal_weights(loaded, net)
+
+    def test_of_a_local_class_the_class_is_asked_for(self, tmp_path: Path) -> None:
+        class Local(Bare):
+            pass
+
+        save_model(tmp_path / "m", Local(6), processes()["ou"])
+        with pytest.raises(ValueError, match=r"^network: expected the class .*Local, which .*, found None; pass it$"):
+            load_model(tmp_path / "m")
+        with pytest.raises(TypeError, match=r"width.*, or save it with an attribute `config`, a"):
+            load_model(tmp_path / "m", network=Local)
+        with pytest.raises(ValueError, match=r"found None; pass it$"):
+            load_model(tmp_path / "m", network={"Other": Local})
+        assert type(load_model(tmp_path / "m", network={"Local": lambda: Local(6)})[0]) is Local
 
     @pytest.mark.parametrize("name", ["no_such_package.Net", "math.Net", "math.pi", "Net", "a b.c", ""])
     def test_names_that_lead_to_no_class(self, tmp_path: Path, name: str) -> None:

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 import fastndsm
 from fastndsm import reference
@@ -49,6 +50,17 @@ TINY = [
     "16,16",
     "--no-progress",
 ]
+
+
+class OneLayer(nn.Module):
+    """A network of the user's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.layer(x)
 
 
 class Result(SimpleNamespace):
@@ -418,6 +430,16 @@ class TestSampleAndEvaluate:
         # the same seed, model and data as the run's own report
         stored = json.loads((digits_run / "report" / "report.json").read_text())["metrics"]
         assert found["samples"] == pytest.approx(stored["samples"], rel=1e-3, abs=1e-4)
+
+    def test_a_network_of_ones_own_is_imported_if_allowed(self, tmp_path: Path, run: Any) -> None:
+        checkpoint.save_model(tmp_path / "m", OneLayer(), fastndsm.OUProcess(2), meta={"data": "ring"})
+        out, allowed = tmp_path / "s.npy", ("--allow-import", OneLayer.__module__)
+        for command in (("sample", tmp_path / "m", "--out", out), ("evaluate", tmp_path / "m")):
+            few = (*command, "--n", 20, "--no-progress")
+            refused(run(*few), f"or --allow-import='{OneLayer.__module__}.OneLayer' to have it imported")
+            result = run(*few, *allowed)
+            assert result.status == 0, result.err
+        assert np.load(out).shape == (20, 2)
 
     def test_bad_input(self, digits_run: Path, tmp_path: Path, run: Any) -> None:
         refused(run("sample", tmp_path), "expected a fastndsm model, found no such file")

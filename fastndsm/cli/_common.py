@@ -59,6 +59,13 @@ def add_sampling_options(parser: argparse.ArgumentParser, n: int) -> None:
         type=float,
         help="weight of the class, of a model trained with --labels: 0 is without, default 1, more stresses it",
     )
+    parser.add_argument(
+        "--allow-import",
+        nargs="+",
+        default=(),
+        metavar="PACKAGE",
+        help="of a model with a network of your own: what its class may be imported from, which runs the code there",
+    )
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument("--batch-size", type=int, default=SAMPLE_ROWS, help=f"default {SAMPLE_ROWS}")
 
@@ -199,7 +206,7 @@ def load(
 ) -> tuple[nn.Module, LangevinProcess, Units, dict[str, Any]]:
     """Load the model of the command line; return network, process, units, and the metadata stored with it."""
     path = find_model(arguments.model)
-    score_net, process, meta = checkpoint.load_model(path, device)
+    score_net, process, meta = checkpoint.load_model(path, device, allow_import=arguments.allow_import)
     units = Units.from_stored(meta.get("units"), checkpoint.load_encoder(path), process.event_shape)
     return score_net, process, units, meta
 

@@ -8,6 +8,7 @@ Both are written whole or not at all and verified when read; nothing is ever unp
 
 from __future__ import annotations
 
+import inspect
 import math
 import pkgutil
 import re
@@ -47,6 +48,7 @@ _CASTS = {"float16": "half", "bfloat16": "bfloat16", "float32": "float", "float6
 _MODEL_FILES = ("model.safetensors", "reference.safetensors")
 _ENCODER_FILE = "encoder.safetensors"
 Parts = tuple[dict[str, Any], dict[str, Tensor]]  # JSON-able values, and tensors by name
+Maker = Callable[..., nn.Module]  # a class of networks, or a function that makes one
 
 
 class Checkpoint(NamedTuple):
@@ -148,8 +150,8 @@ def save_model(
 
     Args:
         score_net: a network, or a ResidualScore of one, compiled or not. Of a class of your own, the name is stored
-            and, if it has an attribute `config` that is a dict, that: what its constructor is called with when the
-            model is loaded.
+            and, if it has an attribute `config` that is a dict, or a method that returns one, that: what its
+            constructor is called with when the model is loaded.
         process: a LangevinProcess or OUProcess; a sigma that is a callable is stored as its values on the grid.
         encoder: `latent.encoder_parts` of what decodes the process's samples; `load_encoder` reads them again.
     """
@@ -188,6 +190,7 @@ def _network_document(net: nn.Module) -> dict[str, Any]:
     if type(net) in (networks.MLP, networks.UNet):
         return {"name": net.architecture, "config": net.config}
     config = getattr(net, "config", None)
+    config = config() if inspect.ismethod(config) else config
     config = json_object("score_net.config", config) if isinstance(config, Mapping) else None
     dtype = str(network_dtype(net)).removeprefix("torch.")
     return {"class": f"{type(net).__module__}.{type(net).__qualname__}", "config": config, "dtype": dtype}
@@ -213,24 +216,25 @@ def load_model(
     path: str | Path,
     device: str | torch.device = "cpu",
     *,
-    network: Callable[..., nn.Module] | None = None,
+    network: Maker | Mapping[str, Maker] | None = None,
     allow_import: str | Sequence[str] = (),
 ) -> tuple[nn.Module, LangevinProcess, dict[str, Any]]:
     """Return (score_net in eval mode, process, meta) from what `save_model` wrote.
 
     Args:
         network: of a network of your own, its class, called with the stored config, or a function of no arguments that
-            makes one like it.
-        allow_import: instead, classes that may be imported and called, by name, as "package.module.Class"; importing
-            runs code, so name none but your own.
+            makes one like it; or a dict of these by the classes' names, "Class" or "package.module.Class".
+        allow_import: instead, what the class may be imported from: packages, modules or classes, by name, as
+            "package", "package.module" or "package.module.Class". Importing runs code, so name none but your own.
 
     Raises:
         CheckpointError: if a file is missing, truncated, altered or foreign, naming it.
         ValueError: if the network is of a class that was neither given nor allowed, naming it.
     """
     path, device = Path(path), _checks.device("device", device)
-    if network is not None and not callable(network):
-        raise TypeError(f"network: expected a class or a function that makes a network, found {network!r}")
+    for given in network.values() if isinstance(network, Mapping) else [network]:
+        if given is not None and not callable(given):
+            raise TypeError(f"network: expected a class or a function that makes a network, found {given!r}")
     allowed = _names("allow_import", allow_import)
     document, tensors = read_folder(path, "model.json", "model", _MODEL_FILES, (_ENCODER_FILE,))
     weights, reference = (tensors[name] for name in _MODEL_FILES)
@@ -258,22 +262,28 @@ def load_model(
 def _names(argument: str, value: Any) -> tuple[str, ...]:
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{argument}: expected names of classes, found {value!r}")
+        raise TypeError(f"{argument}: expected names of packages or classes, found {value!r}")
     return tuple(names)
 
 
 def _own_network(
-    path: Path, described: Mapping[str, Any], given: Callable[..., nn.Module] | None, allowed: tuple[str, ...]
+    path: Path, described: Mapping[str, Any], given: Maker | Mapping[str, Maker] | None, allowed: tuple[str, ...]
 ) -> nn.Module:
     """Make a network of the user's own class, in the dtype that it had, its weights not yet loaded."""
-    make = _imported(path, str(described["class"]), allowed) if given is None else given
+    name = str(described["class"])
+    if isinstance(given, Mapping):
+        given = given.get(name, given.get(name.rpartition(".")[2]))
+    make = _imported(path, name, allowed) if given is None else given
     config = described.get("config") if isinstance(make, type) else None
     try:
         net = make(**(config or {}))
     except TypeError as error:
+        advice = "pass a function of no arguments that makes the network"
+        if config is None:
+            advice += ", or save it with an attribute `config`, a dict of its constructor's arguments"
         raise TypeError(
             f"network: expected {getattr(make, '__name__', make)} to take the stored config, {config}, found: {error}; "
-            "pass a function of no arguments that makes the network"
+            f"{advice}"
         ) from error
     _checks.instance("network", net, nn.Module, "it to make a torch.nn.Module")
     dtype = str(described.get("dtype"))
@@ -282,18 +292,24 @@ def _own_network(
     return net
 
 
-def _imported(path: Path, name: str, allowed: tuple[str, ...]) -> Callable[..., nn.Module]:
-    """Return the class of that name, if it may be imported."""
-    if name not in allowed:
+def _imported(path: Path, name: str, allowed: tuple[str, ...]) -> Maker:
+    """Return the class of networks of that name, if it may be imported."""
+    if not any(name == given or name.startswith(f"{given}.") for given in allowed):
+        importable = not name.startswith("__main__.") and "<locals>" not in name
+        advice = f", or allow_import={name!r} to have it imported" if importable else ""
         raise ValueError(
-            f"network: expected the class {name}, which {path} was saved from, found None; "
-            f"pass it, or allow_import={name!r} to have it imported"
+            f"network: expected the class {name}, which {path} was saved from, found None; pass it{advice}"
         )
     try:
         found: Any = pkgutil.resolve_name(name)
     except (ValueError, ImportError, AttributeError) as error:
         raise ValueError(f"allow_import: expected a class that can be imported, found {name!r} ({error})") from error
-    return _checks.instance("allow_import", found, type, "the name of a class")  # type: ignore[no-any-return]
+    _checks.instance("allow_import", found, type, "the name of a class")
+    own = f"{found.__module__}.{found.__qualname__}"
+    # By another's name a file could call what an allowed module imports, subprocess.Popen for one.
+    if own != name or not issubclass(found, nn.Module):
+        raise ValueError(f"allow_import: expected the own name of a class of networks, found {name!r} for {own}")
+    return found  # type: ignore[no-any-return]
 
 
 def process_parts(process: NoisingProcess) -> Parts:
