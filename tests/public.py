@@ -454,7 +454,12 @@ def call_log_likelihood(given: Given) -> Any:
     return [
         fastndsm.log_likelihood(pull, process, points(3, process.dim), seed=SEED)
         for process in (langevin(), drifting(), wide)
-    ] + [fastndsm.log_likelihood(once()[2], with_prior(), points(), condition=labels())]
+    ] + [fastndsm.log_likelihood(once()[2], with_prior(), points(), condition=labels(), return_error=True)]
+
+
+def call_bits(given: Given) -> Any:
+    x = torch.tensor([[0, 3], [2, 1]], device="cpu")
+    return metrics.bits_per_dimension(pull, langevin(), x, levels=4, n_draws=2, return_error=True)
 
 
 def call_evaluate(given: Given) -> Any:
@@ -517,6 +522,7 @@ FUNCTIONS: dict[Any, Callable[[Given], Any]] = {
     checkpoint.save_model: lambda given: str(saved_model(given)),
     latent.encoder_from: lambda given: see_encoder(latent.encoder_from(*latent.encoder_parts(autoencoder()))),
     latent.encoder_parts: lambda given: latent.encoder_parts(pca()),
+    data.dequantize: lambda given: data.dequantize(torch.tensor([[0, 3]], device="cpu"), seed=SEED),
     data.digits: lambda given: data.digits(),
     data.four_modes: lambda given: two_dimensional(),
     data.from_arrays: lambda given: data.from_arrays(points(30, 4).numpy(), [1, 7, 7] * 10),
@@ -525,6 +531,7 @@ FUNCTIONS: dict[Any, Callable[[Given], Any]] = {
     data.moons: lambda given: data.moons(10, n_test=5),
     data.read_idx: lambda given: data.read_idx(saved_idx(given), 1),
     data.ring: lambda given: data.ring(10, n_test=5),
+    metrics.bits_per_dimension: call_bits,
     metrics.class_balance: lambda given: metrics.class_balance(points().softmax(1)),
     metrics.confidence: lambda given: metrics.confidence(points().softmax(1)),
     metrics.density_coverage: lambda given: metrics.density_coverage(points(), points(4, seed=1), 2),

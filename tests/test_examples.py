@@ -67,6 +67,12 @@ def test_own_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: py
     assert found["largest difference of samples"] == 0.0 and found["energy distance to held-out data"] < 0.02
 
 
+def test_bits_per_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run("bits_per_dimension", monkeypatch, "--steps", "300")
+    assert found["network"] + 10.0 * found["its standard error"] < found["mixture alone"] < found["no model"]
+    assert found["its error of integration"] < 0.05
+
+
 def test_every_recipe_is_run_here() -> None:
     tested = {name.removeprefix("test_") for name in globals()} | {"own_training_loop"}
     assert set(NAMES) <= tested

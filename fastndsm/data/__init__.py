@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ._arrays import LAYOUTS, from_arrays
 from ._dataset import Dataset
+from ._dequantize import dequantize
 from ._files import SUFFIXES, from_file
 from ._images import digits, mnist, read_idx
 from ._load import NAMES, load
@@ -16,6 +17,7 @@ __all__ = [
     "SUFFIXES",
     "Dataset",
     "Standardizer",
+    "dequantize",
     "digits",
     "four_modes",
     "from_arrays",

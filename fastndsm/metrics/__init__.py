@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._bits import bits_per_dimension
 from ._classifier import FeatureClassifier
 from ._distances import energy_distance, frechet_distance, nearest_distance, sliced_wasserstein
 from ._evaluate import evaluate, label_weights
@@ -13,6 +14,7 @@ __all__ = [
     "DensityCoverage",
     "FeatureClassifier",
     "PrecisionRecall",
+    "bits_per_dimension",
     "class_balance",
     "confidence",
     "density_coverage",
