@@ -29,7 +29,7 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@echo 'Setting up $(VENV) (once; a few minutes) ...'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) torch 'setuptools>=77'
-	$(PIP_INSTALL) --no-build-isolation --editable '.[test]'
+	$(PIP_INSTALL) --no-build-isolation --editable '.[test,integrations]'
 	@touch $@
 
 install: $(INSTALLED)

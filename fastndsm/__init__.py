@@ -21,13 +21,23 @@ from .sampling import log_likelihood, sample
 from .score import ResidualScore
 
 if _TYPE_CHECKING:
-    from . import checkpoint, cli, data, latent, metrics, networks, tabular, testing, trainer, training
+    from . import checkpoint, cli, data, integrations, latent, metrics, networks, tabular, testing, trainer, training
 
 _checkout.expose_kernels_and_sources()
 
 # Imported when first asked for (PEP 562): what they need takes longer to import than all of the above.
 _SUBMODULES = (
-    *("checkpoint", "cli", "data", "latent", "metrics", "networks", "tabular", "testing", "trainer", "training"),
+    "checkpoint",
+    "cli",
+    "data",
+    "integrations",
+    "latent",
+    "metrics",
+    "networks",
+    "tabular",
+    "testing",
+    "trainer",
+    "training",
 )
 
 __all__ = [
@@ -46,6 +56,7 @@ __all__ = [
     "cli",
     "data",
     "functional",
+    "integrations",
     "latent",
     "log_likelihood",
     "metrics",

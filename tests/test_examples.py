@@ -61,6 +61,8 @@ def test_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert made > real - 0.1
     assert found["cultivars recognised by filling"] > 0.85
     assert found["error of filled alcohol"] < 0.8 * found["error of any wine's alcohol"]
+
+
 def test_own_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = run("own_network", monkeypatch, "--steps", "300", "--folder", str(tmp_path / "own"))
     assert "without the class: network: expected the class own_network.Fourier" in capsys.readouterr().out

@@ -35,7 +35,7 @@ LAYERS = (
         "fastndsm.score",
     ),
     ("fastndsm.sampling", "fastndsm.training", "fastndsm.data", "fastndsm.metrics", "fastndsm.testing"),
-    ("fastndsm.latent", "fastndsm.tabular", "fastndsm.trainer", "fastndsm.checkpoint"),
+    ("fastndsm.latent", "fastndsm.tabular", "fastndsm.trainer", "fastndsm.checkpoint", "fastndsm.integrations"),
     ("fastndsm.cli",),
     ("fastndsm._checkout", "fastndsm"),
     ("benchmarks", "examples"),
@@ -163,7 +163,10 @@ REACHABLE = """
 import importlib.util, sys
 import fastndsm
 assert not {"fastndsm.latent", "fastndsm.training", "sklearn"} & set(sys.modules), "imported before it is asked for"
-for name in ("latent", "data", "networks", "metrics", "training", "testing", "cli", "trainer", "checkpoint", "tabular"):
+for name in (
+    "latent", "data", "networks", "metrics", "training", "testing", "cli", "trainer", "checkpoint", "integrations",
+    "tabular",
+):
     assert getattr(fastndsm, name).__name__ == f"fastndsm.{name}" and name in dir(fastndsm)
 for name in ("kernels.ops", "csrc"):
     assert importlib.util.find_spec(f"fastndsm.{name}") is not None, name

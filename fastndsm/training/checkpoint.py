@@ -45,8 +45,9 @@ __all__ = [
 _STATE_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 # The methods that leave complex and integer tensors alone, as `to` does not.
 _CASTS = {"float16": "half", "bfloat16": "bfloat16", "float32": "float", "float64": "double"}
+DOCUMENT, HUB_DOCUMENT = "model.json", "config.json"  # of a model: its name, and that on the Hugging Face Hub
 _MODEL_FILES = ("model.safetensors", "reference.safetensors")
-_ENCODER_FILE = "encoder.safetensors"
+ENCODER_FILE = "encoder.safetensors"
 Parts = tuple[dict[str, Any], dict[str, Tensor]]  # JSON-able values, and tensors by name
 Maker = Callable[..., nn.Module]  # a class of networks, or a function that makes one
 
@@ -170,8 +171,8 @@ def save_model(
     }
     groups = dict(zip(_MODEL_FILES, (weights, reference), strict=True))
     if encoder is not None:
-        document["encoder"], groups[_ENCODER_FILE] = json_object("encoder", encoder[0]), encoder[1]
-    write_folder(Path(path), "model.json", "model", document, groups)
+        document["encoder"], groups[ENCODER_FILE] = json_object("encoder", encoder[0]), encoder[1]
+    write_folder(Path(path), DOCUMENT, "model", document, groups)
 
 
 def load_encoder(path: str | Path) -> Parts | None:
@@ -180,9 +181,14 @@ def load_encoder(path: str | Path) -> Parts | None:
     Raises:
         CheckpointError: if its file or model.json is missing, truncated, altered or foreign, naming it.
     """
-    named = Path(path), "model.json", "model", _MODEL_FILES, (_ENCODER_FILE,)
+    named = Path(path), _document(Path(path)), "model", _MODEL_FILES, (ENCODER_FILE,)
     document, tensors = read_folder(*named, optional_alone=True)
-    return (document["encoder"], tensors[_ENCODER_FILE]) if _ENCODER_FILE in tensors else None
+    return (document["encoder"], tensors[ENCODER_FILE]) if ENCODER_FILE in tensors else None
+
+
+def _document(path: Path) -> str:
+    """Return what the description of the model in a folder is called."""
+    return HUB_DOCUMENT if (path / HUB_DOCUMENT).is_file() and not (path / DOCUMENT).is_file() else DOCUMENT
 
 
 def _network_document(net: nn.Module) -> dict[str, Any]:
@@ -236,7 +242,7 @@ def load_model(
         if given is not None and not callable(given):
             raise TypeError(f"network: expected a class or a function that makes a network, found {given!r}")
     allowed = _names("allow_import", allow_import)
-    document, tensors = read_folder(path, "model.json", "model", _MODEL_FILES, (_ENCODER_FILE,))
+    document, tensors = read_folder(path, _document(path), "model", _MODEL_FILES, (ENCODER_FILE,))
     weights, reference = (tensors[name] for name in _MODEL_FILES)
     try:
         described = dict(document["network"])
