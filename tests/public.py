@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 import fastndsm
 from fastndsm import checkpoint, data, functional, latent, metrics, networks, reference, tabular, testing, training
+from fastndsm import checkpoint, data, functional, latent, metrics, networks, reference, testing, training
+from fastndsm.integrations import score_sde, torchmetrics
 
 SEED = 7
 F = functional
@@ -39,7 +41,14 @@ class Given(NamedTuple):
 
 def modules() -> list[Any]:
     names = [name for name in fastndsm.__all__ if inspect.ismodule(getattr(fastndsm, name))]
-    return [fastndsm, reference, *(importlib.import_module(f"fastndsm.{name}") for name in names)]
+    # What an adapter to a package that may be missing makes is copied in `test_integrations.py`.
+    return [
+        fastndsm,
+        reference,
+        score_sde,
+        torchmetrics,
+        *(importlib.import_module(f"fastndsm.{name}") for name in names),
+    ]
 
 
 def public() -> dict[str, Any]:
@@ -253,6 +262,15 @@ def see_classifier(c: Any) -> Any:
     return c(x), c.features(x), c.probabilities(x)
 
 
+def see_features(f: Any) -> Any:
+    return f(points(4, 3)), f.num_features
+
+
+def see_sde(s: Any) -> Any:
+    x, t = points(), torch.linspace(0.1, 0.5, 5, device="cpu", dtype=torch.float32)
+    return s.T, s.N, s.sde(x, t), s.discretize(x, t)
+
+
 def see_trainer(t: Any) -> Any:
     t = copy.deepcopy(t)
     t.fit(progress=False)
@@ -378,6 +396,15 @@ EXAMPLES: dict[Any, list[Example]] = {
     metrics.DensityCoverage: [Example(lambda: metrics.density_coverage(points(), points(4, seed=1), 2))],
     metrics.PrecisionRecall: [Example(lambda: metrics.precision_recall(points(), points(4, seed=1), 2))],
     metrics.FeatureClassifier: [Example(classifier, see_classifier, (lambda: classifier(1),))],
+    torchmetrics.Features: [
+        Example(
+            lambda: torchmetrics.Features(classifier()), see_features, (lambda: torchmetrics.Features(classifier(1)),)
+        )
+    ],
+    score_sde.SDE: [Example(lambda: score_sde.SDE(langevin(sigma=wave)), see_sde)],
+    score_sde.ReverseSDE: [
+        Example(lambda flow=flow: score_sde.SDE(langevin()).reverse(pull, flow), see_sde) for flow in (False, True)
+    ],
     data.Dataset: [Example(dataset)],
     data.Standardizer: [Example(standardizer, see_encoder, (lambda: standardizer(1),))],
     checkpoint.Checkpoint: [

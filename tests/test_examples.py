@@ -75,6 +75,28 @@ def test_bits_per_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["its error of integration"] < 0.05
 
 
+def test_score_sde_sampler(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run("score_sde_sampler", monkeypatch, "--steps", "300")
+    assert "marginal_prob: expected a process with Gaussian transitions" in capsys.readouterr().out
+    for name in ("their predictor, reverse SDE", "their predictor, probability flow", "fastndsm.sample"):
+        assert found[name] < 0.3 * found["prior"]
+
+
+def test_with_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lightning")
+    pytest.importorskip("torchmetrics")
+    found = run("with_lightning", monkeypatch, "--steps", "200")
+    assert found["FID, samples"] < 0.8 * found["FID, mixture"]
+
+
+def test_hub_and_pipeline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    found = run("hub_and_pipeline", monkeypatch, "--steps", "100", "--folder", str(tmp_path))
+    assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
+    assert found["largest difference after two loads"] == 0.0
+    assert found["share of samples of their class"] > 0.7
+
+
 def test_every_recipe_is_run_here() -> None:
     tested = {name.removeprefix("test_") for name in globals()} | {"own_training_loop"}
     assert set(NAMES) <= tested

@@ -3,11 +3,12 @@
     from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import EMAWeightAveraging
     module = NDSMModule(net, fastndsm.NDSMLoss(process))
-    Trainer(max_steps=4000, callbacks=[EMAWeightAveraging(decay=0.99)]).fit(module, DataLoader(TensorDataset(x), 256))
+    ema = EMAWeightAveraging(decay=0.99, use_buffers=False)
+    Trainer(max_steps=4000, callbacks=[ema]).fit(module, DataLoader(TensorDataset(x), 256, shuffle=True))
     samples = module.sample(64)
 
-After `fit` the callback leaves the averaged weights in the module. This library's own is `fastndsm.training.Trainer`,
-which noises batches ahead and resumes to the bit.
+After `fit` the callback leaves the averaged weights in the module; averaged buffers would be the process's tables with
+other last digits. This library's own is `fastndsm.training.Trainer`, which noises batches ahead and resumes to the bit.
 """
 
 from __future__ import annotations
