@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -25,6 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fastndsm
 from fastndsm import LangevinProcess, NDSMLoss, OUProcess, ResidualScore, data, latent, metrics, networks, sample
+from fastndsm.cli import main
 from fastndsm.integrations.score_sde import SDE
 from fastndsm.training import CheckpointError, load_model
 
@@ -52,7 +54,7 @@ def images_process(seed: int = 0) -> LangevinProcess:
     mixture = fastndsm.GaussianMixture(
         [0.5, 0.5], normals(2, 64, seed=seed).double(), [0.6, 0.9], "spherical", event_shape=SHAPE
     )
-    return LangevinProcess(mixture, n_steps=20, grid="quadratic")
+    return LangevinProcess(mixture, n_steps=30, grid="quadratic")
 
 
 def woken(net: nn.Module, seed: int = 0) -> Any:
@@ -150,6 +152,8 @@ class TestHub:
         assert torch.equal(loaded.log_likelihood(x), fastndsm.log_likelihood(net, process, x))
         again = load_model(tmp_path / "m")[0]  # and by the library's own
         assert torch.equal(again(x, t), net(x, t))
+        assert main(["sample", str(tmp_path / "m"), "--n", "3", "--seed", "1", "--out", str(tmp_path / "s.npy")]) == 0
+        torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "s.npy")), loaded.sample(3, seed=1))
 
     def test_saved_again_it_is_the_new_one(self, tmp_path: Path) -> None:
         HubModel = adapter("huggingface_hub").HubModel
@@ -159,6 +163,8 @@ class TestHub:
         first.save_pretrained(tmp_path / "m")
         loaded = HubModel.from_pretrained(tmp_path / "m")
         assert torch.equal(loaded.sample(3, seed=1), encoder.decode(sample(net, process, 3, seed=1)))
+        assert main(["sample", str(tmp_path / "m"), "--n", "3", "--seed", "1", "--out", str(tmp_path / "s.npy")]) == 0
+        torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "s.npy")), loaded.sample(3, seed=1))
         (tmp_path / "m" / "other.safetensors").write_text("not ours")
         woken(net, seed=9)
         HubModel(net, process).save_pretrained(tmp_path / "m")
@@ -409,6 +415,9 @@ class TestPipeline:
         pipeline.save_pretrained(tmp_path / "p")
         index = json.loads((tmp_path / "p" / "model_index.json").read_text())
         assert index["_class_name"] == "NDSMPipeline"
+        out = tmp_path / "s.npy"
+        allowed = ["--allow-import", "fastndsm.integrations", "--no-progress"]
+        assert main(["sample", str(tmp_path / "p"), "--n", "2", "--out", str(out), *allowed, "--evaluations", "2"]) == 0
         loaded = module.NDSMPipeline.from_pretrained(tmp_path / "p")
         loaded.set_progress_bar_config(disable=True)
 
@@ -546,7 +555,7 @@ class TestLightning:
             for _ in range(2)
         ]
         assert values[0] == pytest.approx(values[1], rel=1e-6)
-        drawn = {float(NDSMLoss(process)(module.score_net, x)) for _ in range(2)}
+        drawn = {float(NDSMLoss(process)(module.score_net, x).detach()) for _ in range(2)}
         assert len(drawn) == 2  # where noise is not fixed it differs
 
     def test_conditions_and_their_dropout(self, tmp_path: Path) -> None:

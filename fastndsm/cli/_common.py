@@ -138,7 +138,7 @@ def find_model(path: str) -> Path:
     """Return the model folder: the path itself, or the run's."""
     given = Path(path)
     inner = given / "model"
-    return inner if not (given / "model.json").is_file() and (inner / "model.json").is_file() else given
+    return inner if not checkpoint.is_model(given) and checkpoint.is_model(inner) else given
 
 
 @dataclass(frozen=True)
@@ -165,11 +165,14 @@ class Units:
     def from_stored(
         cls, units: Mapping[str, Any] | None, encoder: checkpoint.Parts | None, event_shape: tuple[int, ...]
     ) -> Units:
-        """Return the units that `units` and `encoder` described; None, None: the data's own, as in models of before."""
-        if units is None:
+        """Return the units that `units` and `encoder` described; None, None: the data's own, as in models of before.
+
+        A model with an encoder alone is none of the command line's.
+        """
+        if units is None and encoder is None:
             return cls(_unchanged(event_shape), torch.float32)
-        dtype = getattr(torch, units["dtype"])
-        made = data.Standardizer.from_dict(units) if encoder is None else latent.encoder_from(*encoder)
+        dtype = torch.float32 if units is None else getattr(torch, units["dtype"])
+        made = latent.encoder_from(*encoder) if encoder is not None else data.Standardizer.from_dict(units or {})
         return cls(made, dtype)
 
     def to_dict(self) -> dict[str, Any]:

@@ -64,7 +64,9 @@ def _integers(x: Any, levels: int) -> None:
     if x.ndim < 2 or x.numel() == 0:
         raise ValueError(f"x: expected a non-empty [n, *event], found shape {tuple(x.shape)}")
     if x.is_floating_point() and not bool((x == x.round()).all()):
-        raise ValueError("x: expected integers, 0..levels-1, found numbers between them; give data that are not scaled")
+        raise ValueError(
+            "x: expected integers, 0..levels-1, found numbers between them; scale back, by ((x + 1) * 127.5).round()"
+        )
     least, most = (x.double().amin().item(), x.double().amax().item())
     if least < 0 or most >= levels:
         raise ValueError(f"x: expected integers in 0..{levels - 1}, found {least:.0f} to {most:.0f}")

@@ -13,6 +13,7 @@ other last digits. This library's own is `fastndsm.training.Trainer`, which nois
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -42,7 +43,7 @@ class NDSMModule(LightningModule):  # type: ignore[misc]
     Args:
         score_net: a network, or a ResidualScore of one.
         loss: an NDSMLoss or DSMLoss of reduction "mean".
-        lr: Adam's at the start, decaying to 0 along a cosine.
+        lr: Adam's at the start, decaying to 0 along a cosine over the steps of the Trainer, if they are bounded.
         optimizer: instead, a function of the parameters that makes one, such as lambda p: torch.optim.SGD(p, lr=1e-2).
         condition_dropout: share of samples whose condition is replaced by the network's null condition.
         seed: of the noise of validation, which is the same for a batch in every epoch.
@@ -107,7 +108,9 @@ class NDSMModule(LightningModule):  # type: ignore[misc]
         if self.make_optimizer is not None:
             return self.make_optimizer(parameters)
         optimizer = torch.optim.Adam(parameters, lr=self.lr)
-        schedule = CosineAnnealingLR(optimizer, int(self.trainer.estimated_stepping_batches))
+        if not math.isfinite(steps := self.trainer.estimated_stepping_batches):
+            return optimizer
+        schedule = CosineAnnealingLR(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def sample(self, n: int, method: str = "sde", **options: Any) -> Tensor:

@@ -186,6 +186,11 @@ def load_encoder(path: str | Path) -> Parts | None:
     return (document["encoder"], tensors[ENCODER_FILE]) if ENCODER_FILE in tensors else None
 
 
+def is_model(path: Path) -> bool:
+    """Return whether a folder has the description of a model, by either name."""
+    return (path / _document(path)).is_file()
+
+
 def _document(path: Path) -> str:
     """Return what the description of the model in a folder is called."""
     return HUB_DOCUMENT if (path / HUB_DOCUMENT).is_file() and not (path / DOCUMENT).is_file() else DOCUMENT
@@ -269,6 +274,8 @@ def _names(argument: str, value: Any) -> tuple[str, ...]:
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"{argument}: expected names of packages or classes, found {value!r}")
+    if wrong := [name for name in names if not all(part.isidentifier() for part in name.split("."))]:
+        raise ValueError(f"{argument}: expected names of packages or classes, found {', '.join(map(repr, wrong))}")
     return tuple(names)
 
 
