@@ -5,6 +5,7 @@
     python benchmarks/quality.py known                             Gaussian data, whose score is known
     python benchmarks/quality.py variance                          gradient trace of each estimator on trained networks
     python benchmarks/quality.py records [--seeds 3] [--jobs 2]    digits by path at 1 to 32 records a path, equal steps
+    python benchmarks/quality.py steps                             gradient trace of batches, steps drawn both ways
 
 Each writes its rows to benchmarks/results/quality-NAME.json and prints them; tests/test_quality.py asserts on them.
 """
@@ -211,6 +212,60 @@ def variance(seed: int = 0, steps: int = 4000, n: int = 1000) -> list[Row]:
     return rows
 
 
+def golden_steps(n: int, n_steps: int, first_path: int) -> Tensor:
+    """Return steps [n] that consecutive paths spread over the grid: floor(N frac(path G)), G the golden ratio."""
+    paths = torch.arange(n, device="cpu") + first_path
+    return ((paths * 0x9E3779B9 & 0xFFFFFFFF) * n_steps) >> 32
+
+
+def batch_trace(
+    model: nn.Module, loss: NDSMLoss, x: Tensor, golden: bool, batch_size: int = 256, batches: int = 400, seed: int = 0
+) -> float:
+    """Return the trace of the covariance over batches of the gradient of the mean loss, as training draws them.
+
+    golden: draw the steps by `golden_steps`, in place of independently.
+    """
+    parameters = list(model.parameters())
+    total, squares = [torch.zeros_like(p) for p in parameters], 0.0
+    order = torch.Generator("cpu").manual_seed(seed)
+    for i in range(batches):
+        rows = torch.randint(len(x), (batch_size,), generator=order, device="cpu")
+        first = i * batch_size
+        step = golden_steps(batch_size, loss.process.n_steps, first) if golden else None
+        grads = torch.autograd.grad(loss(model, x[rows], seed, step, first), parameters)
+        for t, g in zip(total, grads, strict=True):
+            t += g / batches
+            squares += float(g.square().sum()) / batches
+    return (squares - float(sum(t.square().sum() for t in total))) * batches / (batches - 1)
+
+
+def steps_drawn(seed: int = 0, steps: int = 4000, batches: int = 400) -> list[Row]:
+    """Return batch traces of both ways to draw steps, on four modes and digits, untrained, half and wholly trained."""
+    torch.manual_seed(seed)
+    dataset = data.load("four_modes", n=5000, seed=seed)
+    reference = GaussianMixture.fit(dataset.train, 4, random_state=seed)
+    process = LangevinProcess(reference, n_steps=100, grid="quadratic")
+    planar_net = ResidualScore(networks.MLP(2, (128, 128, 128), in_dim=4, horizon=process.T), process, features=True)
+    runs = {
+        "four_modes": (planar_net, dataset.train),
+        "digits": (digits_model(seed), data.load("digits").train.flatten(1)),
+    }
+    rows = []
+    for name, (model, x) in runs.items():
+        for after in (0, steps // 20, steps):
+            if after:
+                config = TrainConfig(steps=after, batch_size=256, seed=seed)
+                model = train(model, model.process, "path", x, config).requires_grad_()
+            for weighting in ("variance", None):
+                loss = NDSMLoss(model.process, weighting=weighting)
+                independent, golden = (
+                    batch_trace(model, loss, x, golden, batches=batches, seed=seed + 1) for golden in (False, True)
+                )
+                row = {"data": name, "after": after, "weighting": weighting or "1"}
+                rows.append(row | {"independent": independent, "golden": golden, "ratio": golden / independent})
+    return rows
+
+
 def table(rows: list[Row]) -> str:
     """Return the rows as Markdown."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -230,7 +285,7 @@ def _records_job(job: tuple[int, int], steps: int) -> Row:
 
 def main(arguments: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["planar", "digits", "known", "variance", "records"])
+    parser.add_argument("what", choices=["planar", "digits", "known", "variance", "records", "steps"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4000)
@@ -249,6 +304,8 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         pairs = [(count, seed) for count in RECORDS for seed in range(options.seeds)]
         with ProcessPoolExecutor(options.jobs) as pool:
             rows = list(pool.map(partial(_records_job, steps=options.steps), pairs))
+    elif options.what == "steps":
+        rows = steps_drawn(steps=options.steps)
     else:
         rows = variance(steps=options.steps)
     record = {

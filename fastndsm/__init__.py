@@ -17,7 +17,7 @@ from .backends import BackendError, use_backend
 from .mixture import GaussianMixture
 from .objective import DSMLoss, NDSMLoss
 from .process import DriftProcess, LangevinProcess, Noised, OUProcess, Transition
-from .sampling import log_likelihood, sample
+from .sampling import log_likelihood, read_samples, sample, sample_sharded, write_samples
 from .score import ResidualScore
 
 if _TYPE_CHECKING:
@@ -61,12 +61,15 @@ __all__ = [
     "log_likelihood",
     "metrics",
     "networks",
+    "read_samples",
     "sample",
+    "sample_sharded",
     "tabular",
     "testing",
     "trainer",
     "training",
     "use_backend",
+    "write_samples",
 ]
 
 

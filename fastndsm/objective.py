@@ -21,22 +21,21 @@ from torch import Tensor, nn
 
 from . import _checks, functional
 from ._condition import Condition, interleaved, repeated
+from ._ranks import rank_and_world
 from .process import Noised, NoisingProcess, OUProcess, Transition
 from .score import check_condition, check_process, score_at
 
 ScoreNet = Callable[..., Tensor]  # (x, t) or (x, t, condition) -> like x
 Weighting = str | None | Callable[[Tensor], Tensor]
 ESTIMATORS = ("path", "control_variate", "plain")
-RANK_STRIDE = 1 << 40  # paths set aside for each data-parallel rank
 
 
-def _first_path(first_path: int | None) -> int:
-    """Return a first path of the data-parallel rank's own, so that equal seeds do not give equal noise."""
+def _first_path(first_path: int | None, x0: Any) -> int:
+    """Return the first path, by default that of a data-parallel rank whose rows are its part of one large batch."""
     if first_path is not None:
         return first_path
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank() * RANK_STRIDE
-    return 0
+    rank = rank_and_world()[0]
+    return rank * len(x0) if rank else 0
 
 
 class _Loss(nn.Module):
@@ -92,7 +91,8 @@ class _Loss(nn.Module):
             seed: of the noise and of the drawn steps; None draws one from PyTorch's default generator.
             step: n in 0..N-1, int or [B], of "path" also [B, R]: R records of each path, as `process.noised` gives
                 them; drawn uniformly if None.
-            first_path: number of the first path; default 0, or a range of its own for each torch.distributed rank.
+            first_path: number of the first path; default 0, in a torch.distributed run rank * B, so that under one seed
+                W ranks of B rows draw the noise that one process draws of W B rows. Ranks of unequal B give it.
             condition: of x0, a tensor [B, ...] or a dict of them, on its device.
         """
         _checks.network("score_net", score_net)
@@ -159,7 +159,7 @@ class NDSMLoss(_Loss):
 
         step, records: as for `process.noised`; [B, R, ...] of several records a path is for "path" alone.
         """
-        start = _first_path(first_path)
+        start = _first_path(first_path, x0)
         if self.estimator == "path":
             return self.process.noised(x0, step, seed, start, self.antithetic, records)
         if records is not None:
@@ -241,7 +241,7 @@ class DSMLoss(_Loss):
         first_path: int | None = None,
     ) -> Noised:
         """Draw exactly noised samples of x0 [B, ...]."""
-        return self.ou_process.exact_noised(x0, step, seed, _first_path(first_path))
+        return self.ou_process.exact_noised(x0, step, seed, _first_path(first_path, x0))
 
     def evaluate(self, score_net: ScoreNet, drawn: Noised, condition: Condition | None = None) -> Tensor:
         score = score_at(score_net, drawn.x, drawn.t, condition)

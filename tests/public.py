@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 import fastndsm
 from fastndsm import checkpoint, data, functional, latent, metrics, networks, reference, tabular, testing, training
-from fastndsm import checkpoint, data, functional, latent, metrics, networks, reference, testing, training
 from fastndsm.integrations import score_sde, torchmetrics
 
 SEED = 7

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     ("fastndsm.reference", "fastndsm._version", "fastndsm._state"),
     ("fastndsm.kernels", "fastndsm.jit"),
-    ("fastndsm.backends", "fastndsm._checks", "fastndsm._condition"),
+    ("fastndsm.backends", "fastndsm._checks", "fastndsm._condition", "fastndsm._ranks"),
     ("fastndsm._ops", "fastndsm._grid", "fastndsm._scheme"),
     ("fastndsm.dynamics",),
     ("fastndsm.functional",),

@@ -351,7 +351,7 @@ class TestBatches:
     def test_paths_are_never_repeated_and_ranks_share_neither_rows_nor_paths(self) -> None:
         rows, paths = [], []
         for rank in range(3):
-            batches = batches_of(24, steps=2, batch_size=4, rank=rank, world=3)
+            batches = batches_of(24, steps=2, batch_size=12, rank=rank, world=3)
             rows += [batches(step).x for step in range(2)]
             paths += [batches(step).target for step in range(2)]
         assert torch.equal(torch.cat(rows)[:, 0].sort().values, torch.arange(24.0))

@@ -2,5 +2,6 @@
 
 from .likelihood import log_likelihood
 from .sampler import sample
+from .sharded import read_samples, sample_sharded, write_samples
 
-__all__ = ["log_likelihood", "sample"]
+__all__ = ["log_likelihood", "read_samples", "sample", "sample_sharded", "write_samples"]

@@ -55,7 +55,7 @@ Maker = Callable[..., nn.Module]  # a class of networks, or a function that make
 class Checkpoint(NamedTuple):
     """A training state: weights and their average by name, the optimizer's state_dict, the JSON document.
 
-    extra: what `get_extra_state` of the network's modules gave, by name.
+    extra: what `get_extra_state` of the network's modules gave, by name. scheduler: its state_dict, if there was one.
     """
 
     step: int
@@ -64,6 +64,7 @@ class Checkpoint(NamedTuple):
     optimizer: dict[str, Any]
     state: dict[str, Any]
     extra: dict[str, Any]
+    scheduler: dict[str, Any] = {}  # noqa: RUF012 of a tuple, never written to
 
 
 def checkpoints(directory: str | Path) -> list[Path]:
@@ -92,6 +93,7 @@ def save_checkpoint(
     keep: int = 2,
     *,
     extra: Mapping[str, Any] | None = None,
+    scheduler: Mapping[str, Any] | None = None,
     trial: bool = False,
 ) -> Path:
     """Write DIRECTORY/step-NNNNNN, then delete all but the last `keep` checkpoints.
@@ -100,6 +102,7 @@ def save_checkpoint(
         optimizer: an optimizer's state_dict, of tensors, numbers, strings, None and containers of these.
         state: JSON-able.
         extra: of modules by name, of the same kinds as the optimizer's.
+        scheduler: a scheduler's state_dict, of the same kinds.
         trial: only find out whether it can be written; nothing is left behind, and nothing deleted.
     """
     directory = Path(directory)
@@ -108,6 +111,8 @@ def save_checkpoint(
     document = {"step": step, "optimizer": _encode(optimizer, tensors, "optimizer", "state"), **state}
     if extra:
         document["extra"] = _encode(extra, tensors, "score_net", "extra")
+    if scheduler:
+        document["scheduler"] = _encode(scheduler, tensors, "scheduler", "scheduler")
     groups = dict(zip(_STATE_FILES, (model, ema, tensors), strict=True))
     write_folder(path, "state.json", "checkpoint", document, groups, trial=trial)
     for old in [] if trial else checkpoints(directory)[: -max(1, keep)]:
@@ -125,8 +130,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     state, tensors = read_folder(path, "state.json", "checkpoint", _STATE_FILES)
     model, ema, flat = (tensors[name] for name in _STATE_FILES)
     try:
-        optimizer, extra = _decode(state["optimizer"], flat), _decode(state.get("extra", {"dict": []}), flat)
-        return Checkpoint(int(state["step"]), model, ema, optimizer, state, extra)
+        optimizer = _decode(state["optimizer"], flat)
+        extra, scheduler = (_decode(state.get(name, {"dict": []}), flat) for name in ("extra", "scheduler"))
+        return Checkpoint(int(state["step"]), model, ema, optimizer, state, extra, scheduler)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path / 'state.json'}: expected a training state, found none ({error!r})") from error
 

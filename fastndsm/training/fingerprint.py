@@ -61,15 +61,18 @@ def shapes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for name, t in tensors.items()}
 
 
-def fingerprint(loss: NDSMLoss | DSMLoss, data: Tensor, conditions: Condition | None = None) -> dict[str, Any]:
-    """Describe data, process and loss of a run, JSON-able; callables (a weighting, a drift) only by their presence."""
+def fingerprint(loss: NDSMLoss | DSMLoss, data: Any, conditions: Condition | None = None) -> dict[str, Any]:
+    """Describe data, process and loss of a run, JSON-able; callables and iterables only by their presence."""
     weighting = loss.weighting
     buffers = loss.process.state_dict()
     parts = dict(sorted(conditions.items())) if isinstance(conditions, Mapping) else {"": conditions}
     described = {name: tensor_digest(part) for name, part in parts.items() if part is not None}
+    of_data: dict[str, Any] = {"type": type(data).__name__}
+    if isinstance(data, Tensor):
+        of_data = {"shape": list(data.shape), "dtype": str(data.dtype), "sha256": tensor_digest(data)}
     return {
         **({"conditions": described} if described else {}),
-        "data": {"shape": list(data.shape), "dtype": str(data.dtype), "sha256": tensor_digest(data)},
+        "data": of_data,
         "process": {
             "type": type(loss.process).__name__,
             "sha256": tensor_digest(*(t for name, t in buffers.items() if not name.endswith(_NOT_NOISING))),
