@@ -108,7 +108,7 @@ REFUSED = {
     "shape": "ValueError: data: expected the same on all ranks, found float32 [60, 2] on rank 0 and float32 [61",
     "values": "ValueError: data: expected the same on all ranks, which share its batches, found values of SHA-256 ",
     "config": "ValueError: config.lr: expected the same on all ranks, found 0.001 on rank 0 and 0.002 on rank 1",
-    "network": "ValueError: score_net.film.out.bias: expected the same on all ranks, found [32] float32 on rank 0",
+    "network": "ValueError: score_net.film.out.weight: expected the same on all ranks, found [32, 8] float32",
     "batch": "ValueError: batch_size: expected a multiple of the 2 ranks, found 7",
     "parts": "ValueError: accumulate: expected at most the 2 paths of a batch, found 3",
     "loss": "NonFiniteLoss: loss: expected a finite value, found nan at step 3; no checkpoint was written",
@@ -202,7 +202,7 @@ def test_conditions_and_starts_go_with_their_rows() -> None:
     torch.manual_seed(0)
     net, process = fastndsm.networks.MLP(2, (8,), embedding_dim=8, classes=3), ranks.process()
     torch.nn.init.normal_(net.last.weight)
-    options: dict[str, Any] = {"condition": torch.arange(8) % 3, "seed": 1, "batch_size": 3, "guidance": 0.5}
+    options: dict[str, Any] = {"condition": torch.arange(8) % 3, "seed": 1, "batch_size": 3}
     for started in ({"x_T": ranks.data(8)}, {"start": (ranks.data(8), 0.5)}):
         expected = fastndsm.sample(net, process, 8, **options, **started)
         assert_equal(fastndsm.sample_sharded(net, process, 8, **options, **started), expected)

@@ -29,20 +29,22 @@ class Parallel:
         self.world = rank_and_world()[1]
         wrappers = [_wrapper(net) for net in networks] if self.world > 1 else []
         self._wrappers = [wrapper for wrapper in wrappers if wrapper is not None]
-        known = {id(t) for wrapper in self._wrappers for t in (*wrapper.parameters(), *wrapper.buffers())}
+        known = {id(p) for wrapper in self._wrappers for p in wrapper.parameters()}
         own = {id(p) for p in parameters}
         self._loose = [p for p in parameters if id(p) not in known]
-        self._buffers = [t for t in tensors if id(t) not in known and id(t) not in own]
+        rest = [t for t in tensors if id(t) not in own]
+        self._frozen = [t for t in rest if isinstance(t, nn.Parameter)]
+        self._buffers = [t for t in rest if not isinstance(t, nn.Parameter)]
 
     @torch.no_grad()
     def begin(self) -> None:
         """Give all ranks the weights and buffers of rank 0."""
-        for t in [*self._loose, *self._buffers] if self.world > 1 else []:
+        for t in [*self._loose, *self._frozen, *self._buffers] if self.world > 1 else []:
             torch.distributed.broadcast(t.data, 0)
 
     @torch.no_grad()
     def share_buffers(self) -> None:
-        """Give all ranks the buffers of rank 0, as running means differ."""
+        """Give all ranks the buffers of rank 0, as running means differ after a step."""
         for t in self._buffers if self.world > 1 else []:
             torch.distributed.broadcast(t, 0)
 

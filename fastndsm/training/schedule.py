@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,10 @@ class Schedule:
 
     def __init__(self, optimizer: Optimizer, make: MakeScheduler | None, steps: int) -> None:
         self.own = make is not None
+        for group in optimizer.param_groups:  # one that was scheduled before starts anew
+            group["lr"] = copy.deepcopy(group.setdefault("initial_lr", group["lr"]))
+            if self.own:
+                del group["initial_lr"]  # some schedulers bring one of their own
         self.scheduler = CosineAnnealingLR(optimizer, steps) if make is None else _made(make, optimizer)
         self.waits = isinstance(self.scheduler, ReduceLROnPlateau)  # for validation losses
         self.taken = 0  # before step n (from 0) it has been stepped n times

@@ -144,8 +144,6 @@ class Trainer:
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         pairs = zip(self._parameters, stepped, strict=True)
         self._masters = [(p, master) for p, master in pairs if p is not master and id(master) in held]
-        for group in self.optimizer.param_groups:  # one that was scheduled before starts anew
-            group["lr"] = copy.deepcopy(group.setdefault("initial_lr", group["lr"]))
         self._schedule = Schedule(self.optimizer, scheduler, config.steps)
         if self._schedule.waits and validation is None:
             raise ValueError("scheduler: expected validation data with ReduceLROnPlateau, found none")
@@ -277,10 +275,10 @@ class Trainer:
 
     def _train_step(self) -> None:
         self._seed_dropout()
-        self._parallel.share_buffers()
         drawn, condition = self._batches(self.step), self._batches.condition(self.step, self.score_net)
         loss = self._backward(drawn, condition)
         self._parallel.average_gradients()
+        self._parallel.share_buffers()
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = get_total_norm([g.float() if g.dtype in HALF else g for g in gradients])
         if self.config.grad_clip is not None:
