@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from fastndsm.training import load_model
 
 FOLDER = Path(__file__).resolve().parent.parent / "examples"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -95,6 +98,40 @@ def test_hub_and_pipeline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
     assert found["largest difference after two loads"] == 0.0
     assert found["share of samples of their class"] > 0.7
+def test_trainer_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run("trainer_options", monkeypatch, "--steps", "500")
+    assert found["best step"] < found["steps taken"] < 500  # it ended early
+    assert found["its loss on held-out data"] < found["the last"]
+
+
+def killed(name: str, start_python: Any, *arguments: object) -> None:
+    """Run a recipe by torchrun on two processes, the second of which is killed."""
+    launch = ["--standalone", "--nproc-per-node", 2, FOLDER / f"{name}.py", *arguments]
+    torchrun = start_python("import torch.distributed.run as r; r.main()", *launch)
+    _, err = torchrun.communicate(timeout=200)
+    assert torchrun.returncode != 0 and "rank      : 1" in err, err
+
+
+def test_distributed_training(monkeypatch: pytest.MonkeyPatch, start_python: Any, tmp_path: Path) -> None:
+    options = ["--out", str(tmp_path), "--steps", "100", "--samples", "1200"]
+    killed("distributed_training", start_python, *options, "--kill-at", 57)
+    found = run("distributed_training", monkeypatch, *options)
+    assert found["resumed at step"] == 50 and found["processes"] == 1
+    assert found["files and gathered samples differ by"] == 0.0
+    assert found["energy distance to the data"] < 0.01
+    assert len(list((tmp_path / "samples").iterdir())) == 3
+
+
+def test_sharded_training(monkeypatch: pytest.MonkeyPatch, start_python: Any, tmp_path: Path) -> None:
+    options = ["--steps", "30", "--every", "10", "--width", "32", "--out"]
+    killed("sharded_training", start_python, *options, tmp_path / "a", "--kill-at", 25)
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "0")
+    resumed, whole = (run("sharded_training", monkeypatch, *options, str(tmp_path / name)) for name in "ab")
+    assert resumed["resumed at step"] == 20 and whole["resumed at step"] == 0
+    one, other = (load_model(tmp_path / name / "model")[0].state_dict() for name in "ab")
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 def test_every_recipe_is_run_here() -> None:

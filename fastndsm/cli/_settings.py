@@ -20,7 +20,7 @@ from ..process import LangevinProcess, OUProcess
 from ..reference.components import COVARIANCE_TYPES
 from ..score import ResidualScore
 from ..selection import Selection
-from ..training.trainer import TrainConfig
+from ..training.config import PRECISIONS, TrainConfig
 
 PLANAR = 3  # up to this many values a sample: quadratic grid, features, a narrower network
 LARGE_SIDE = 16  # pixels from which images get an autoencoder, or a U-Net
@@ -57,6 +57,7 @@ class Settings:
     base: int = 32
     features: bool | None = None
     residual: bool = True
+    validation: float | None = None
     training: TrainConfig = field(default_factory=TrainConfig)
     samples: int = 2000
 
@@ -77,6 +78,8 @@ class Settings:
             _checks.fraction("eigenvalue_floor", self.eigenvalue_floor)
         if self.T is not None:
             _checks.positive("T", self.T)
+        if self.validation is not None and _checks.fraction("validation", self.validation) == 1.0:
+            raise ValueError("validation: expected a number in (0, 1), found 1.0")
         if self.hidden is not None:
             _checks.integers("hidden", self.hidden)
 
@@ -292,6 +295,15 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add("--records-per-path", "samples from one path, each in a batch of its own; of estimator path", type=int)
     add("--noised-ahead", "batches whose paths are simulated by one call", type=int)
     add("--condition-dropout", "share of the paths trained without their class, for guidance", type=float)
+    add("--accumulate", "parts of a batch, evaluated one after the other, for less memory", type=int)
+    add("--precision", "of the network's evaluations; bfloat16: by autocast", choices=PRECISIONS)
+    add(
+        "--validation",
+        "share of the training data that is held out, to see the loss on it and keep the best weights; default none",
+        type=float,
+    )
+    add("--validate-every", "steps between looks at the loss on held-out data", type=int)
+    add("--patience", "looks without a lower loss after which training ends; default: it does not", type=int)
     add("--checkpoint-every", "steps between checkpoints", type=int)
     add("--seed", "of everything random", type=int)
     add("--samples", "samples for the report", type=int)

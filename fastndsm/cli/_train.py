@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..backends import registry
 from ..data import Dataset
@@ -26,6 +27,7 @@ from ..sampling.sampler import EVALUATIONS
 from ..selection import Candidate, Selection
 from ..training import checkpoint
 from ..training.lock import LOCK_NAME, locked
+from ..training.loggers import Logger, TensorBoard, WandB
 from ..training.storage import CheckpointError, read_folder, write_folder
 from ..training.trainer import Trainer
 from . import _common
@@ -38,7 +40,8 @@ EXAMPLE = "fastndsm train --data digits --out runs/demo"
 
 FOLDERS = ("setup", "checkpoints", "model", "report")
 SETUP_FILES = ("reference.safetensors", "encoder.safetensors")
-CHANGEABLE = ("samples", "checkpoint_every")  # by a resumed run
+CHANGEABLE = ("samples", "checkpoint_every", "validate_every", "patience")  # by a resumed run
+LOGGERS = ("tensorboard", "wandb")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue the run in --out, if there is one")
     parser.add_argument("--overwrite", action="store_true", help="delete the run in --out and start anew")
     parser.add_argument("--strict", action="store_true", help=STRICT)
+    parser.add_argument("--logger", choices=LOGGERS, help="where figures go besides; into the folder of that name")
     add_settings(parser)
     _common.add_run_options(parser)
 
@@ -77,6 +81,9 @@ def run(arguments: argparse.Namespace) -> int:
             seconds["fit the encoder"] = time.perf_counter() - began
         began = time.perf_counter()
         labels = dataset.labels if settings.labels else None
+        held_out = _split(x, labels, settings)
+        if held_out:
+            x, labels = held_out.pop("data"), held_out.pop("conditions")
         if stored is None:
             free = asked.grid == "auto" and asked.n_steps is None
             settings, process, choice = make_process(settings, x, free)
@@ -98,6 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
             directory=out / "checkpoints",
             meta=settings.flat(),
             conditions=labels,
+            loggers=_loggers(arguments.logger, out, settings),
+            **held_out,
         )
         made = {name: getattr(settings, name) for name in ("components", "covariance", "grid")}
         document = {"settings": asked.flat(), "process": described, "units": units.to_dict(), "made": made}
@@ -120,6 +129,9 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.resume and (step := trainer.resume()):
             print(f"resumed at step {step:,} of {config.steps:,}")
         trainer.fit(progress=arguments.progress)
+        if trainer.best is not None:
+            why = f"; training ended at step {trainer.step:,}" if trainer.stopped_early else ""
+            print(f"lowest loss on held-out data: {trainer.best.validation:.4g} at step {trainer.best.step:,}{why}")
         seconds["train"] = trainer.seconds
         meta: dict[str, Any] = {
             "data": settings.data,
@@ -128,16 +140,17 @@ def run(arguments: argparse.Namespace) -> int:
             "units": units.to_dict(),
             "classes": None if labels is None else _common.classes_of(dataset),
         }
-        checkpoint.save_model(out / "model", trainer.ema_net, process, meta=meta, encoder=encoder)
+        score_net = trainer.best_net  # the averaged weights, where nothing was held out
+        checkpoint.save_model(out / "model", score_net, process, meta=meta, encoder=encoder)
         began = time.perf_counter()
         options: dict[str, Any] = {"seed": config.seed, "batch_size": _common.SAMPLE_ROWS}
         options |= _common.conditions(meta["classes"], settings.samples, config.seed)
-        samples = _common.draw(trainer.ema_net, process, units, settings.samples, arguments, **options)
+        samples = _common.draw(score_net, process, units, settings.samples, arguments, **options)
         seconds["sample"] = time.perf_counter() - began
         few = min(PATHS, settings.samples)
         options |= _common.conditions(meta["classes"], few, config.seed)
         options |= {"method": "ode", "trajectory": min(EVALUATIONS, process.n_steps)}  # whose paths are smooth
-        paths = _common.draw(trainer.ema_net, process, units, few, arguments, **options)
+        paths = _common.draw(score_net, process, units, few, arguments, **options)
         reference = _common.draw_reference(process, units, settings.samples, config.seed)
         report = write_report(
             out / "report",
@@ -158,6 +171,33 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"\n{report.evaluation.weights_table()}")
     print(f"\nreport: {report.folder / 'report.md'}")
     return _common.verdict(report.evaluation, arguments)
+
+
+def _split(x: Tensor, labels: Tensor | None, settings: Settings) -> dict[str, Any]:
+    """Return what is trained on and what is held out of x [n, *event], in a Trainer's words; nothing if nothing is."""
+    if settings.validation is None:
+        return {}
+    count = round(settings.validation * len(x))
+    if not 0 < count < len(x):
+        raise ValueError(
+            f"--validation: expected a share that holds out some of {len(x)} samples, found {count} held out"
+        )
+    generator = torch.Generator("cpu").manual_seed(settings.training.seed)
+    order = torch.randperm(len(x), generator=generator, device="cpu")
+    first, rest = order[:count].sort().values, order[count:].sort().values
+    return {
+        "data": x[rest],
+        "conditions": None if labels is None else labels[rest],
+        "validation": x[first].float(),
+        "validation_conditions": None if labels is None else labels[first],
+    }
+
+
+def _loggers(name: str | None, out: Path, settings: Settings) -> list[Logger]:
+    if name is None:
+        return []
+    folder = out / name
+    return [TensorBoard(folder) if name == "tensorboard" else WandB(dir=str(folder), config=settings.flat())]
 
 
 class Stored(NamedTuple):
@@ -189,7 +229,7 @@ def _stored(out: Path, resume: bool, overwrite: bool) -> Stored | None:
     if not (out / "setup").is_dir():
         return None
     if overwrite:
-        for name in FOLDERS:
+        for name in (*FOLDERS, *LOGGERS):
             shutil.rmtree(out / name, ignore_errors=True)
         return None
     if not resume:

@@ -82,7 +82,7 @@ def draw_paths(path: Path, states: Tensor) -> None:
 
 
 def draw_curve(path: Path, history: Sequence[Row]) -> None:
-    """Draw the training loss against the step, as recorded and smoothed."""
+    """Draw the training loss against the step, as recorded and smoothed, and that on held-out data."""
     figure = _figure(7.0, 4.2)
     axis = figure.subplots()
     steps, losses = np.array([row.step for row in history]), np.array([row.loss for row in history])
@@ -91,8 +91,11 @@ def draw_curve(path: Path, history: Sequence[Row]) -> None:
     if width > 1:
         smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
         axis.plot(steps[width - 1 :], smooth, label=f"mean of the last {width} points")
+    validated = [(row.step, row.validation) for row in history if row.validation is not None]
+    if validated:
+        axis.plot(*zip(*validated, strict=True), color="black", marker=".", label="held-out data")
     axis.set(xlabel="step", ylabel="loss")
-    axis.set_ylim(_quantile_limits(losses))
+    axis.set_ylim(_quantile_limits(np.concatenate([losses, [loss for _, loss in validated]])))
     axis.legend()
     figure.savefig(path, dpi=120)
 
