@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--every", type=int, default=100, help="steps between checkpoints")
-    parser.add_argument("--kill-at", type=int, help="end the last process at this step, without a word")
+    parser.add_argument("--kill-at", type=int, help="kill the last process at this step, to see what is left")
     given = parser.parse_args(arguments)
 
     device = torch.device("cpu")
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
             model, moments = get_state_dict(score_net, optimizer)
             dcp.save({"model": model, "optimizer": moments}, checkpoint_id=given.out / f"step-{step + 1:06d}")
         if step + 1 == given.kill_at and rank == world - 1:
-            os._exit(9)
+            os.kill(os.getpid(), signal.SIGKILL)
 
     whole = get_model_state_dict(score_net, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     found = {"processes": float(world), "resumed at step": float(begin)}

@@ -1,4 +1,4 @@
-"""What the Trainer takes for a run of days: held-out data, early stop, a schedule, figures and callbacks of your own.
+"""A run of days by the Trainer: held-out data, early stop, any schedule, figures and callbacks of your own.
 
     python examples/trainer_options.py [--steps 3000] [--out runs/options] [--logger tensorboard]
 

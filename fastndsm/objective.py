@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from . import _checks, functional
 from ._condition import Condition, interleaved, repeated
-from ._ranks import rank_and_world
 from .process import Noised, NoisingProcess, OUProcess, Transition
 from .score import check_condition, check_process, score_at
 
@@ -34,8 +33,9 @@ def _first_path(first_path: int | None, x0: Any) -> int:
     """Return the first path, by default that of a data-parallel rank whose rows are its part of one large batch."""
     if first_path is not None:
         return first_path
-    rank = rank_and_world()[0]
-    return rank * len(x0) if rank else 0
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank() * len(x0)
+    return 0
 
 
 class _Loss(nn.Module):

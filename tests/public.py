@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import importlib
 import inspect
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -475,6 +476,18 @@ def call_sample(given: Given) -> Any:
     ] + [fastndsm.sample(once()[2], with_prior(), 5, seed=SEED, dtype=torch.float32, condition=labels(), guidance=2.0)]
 
 
+def call_sample_sharded(given: Given) -> Any:
+    options = {"batch_size": 2, "seed": SEED, "dtype": torch.float32}
+    return [fastndsm.sample_sharded(once()[1], process, 5, **options) for process in (langevin(), drifting())]
+
+
+def written_samples(given: Given) -> Path:
+    folder = given.folder / "samples"
+    shutil.rmtree(folder, ignore_errors=True)
+    fastndsm.write_samples(folder, once()[1], langevin(), 5, seed=SEED, batch_size=2, dtype=torch.float32)
+    return folder
+
+
 def call_log_likelihood(given: Given) -> Any:
     wide = testing.coarse_process(fastndsm.GaussianMixture.standard_normal(17), T=0.3, n_steps=3)
     return [
@@ -533,6 +546,9 @@ FUNCTIONS: dict[Any, Callable[[Given], Any]] = {
     **{getattr(reference, f"{name}_backward"): gradients_of(name) for name in ("ndsm_loss", "dsm_loss")},
     reference.philox4x32_10: lambda given: reference.philox4x32_10((torch.arange(3, device="cpu"),) * 4, (5, 6)),
     fastndsm.sample: call_sample,
+    fastndsm.sample_sharded: call_sample_sharded,
+    fastndsm.write_samples: lambda given: sorted(path.name for path in written_samples(given).iterdir()),
+    fastndsm.read_samples: lambda given: fastndsm.read_samples(written_samples(given)),
     fastndsm.log_likelihood: call_log_likelihood,
     checkpoint.checkpoints: lambda given: [
         saved_checkpoint(given).name,
@@ -582,7 +598,10 @@ FUNCTIONS: dict[Any, Callable[[Given], Any]] = {
     testing.strided: lambda given: testing.strided(points()),
 }
 TAKES_GRADIENTS = (testing.differentiated, reference.ndsm_loss_backward, reference.dsm_loss_backward)
-ELSEWHERE = {  # test_cli.py: programs of their own; data.mnist: files that are not here
+ELSEWHERE = {  # test_cli.py: programs of their own; data.mnist: files that are not here; test_trainer_options.py
+    "fastndsm.training.loggers.Logger": "two methods, and no more",
+    "fastndsm.training.loggers.TensorBoard": "needs a package that may not be here",
+    "fastndsm.training.loggers.WandB": "needs a package that may not be here",
     "fastndsm.cli.main": "a program",
     "fastndsm.cli.parser": "a program",
     "fastndsm.data._images.mnist": "needs files that are not here",

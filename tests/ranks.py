@@ -1,4 +1,4 @@
-"""What each rank of `test_ranks.py` runs: python ranks.py JOB RANK WORLD FOLDER."""
+"""The program of each rank of `test_ranks.py`: python ranks.py JOB RANK WORLD FOLDER."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import re
 import shutil
@@ -35,7 +36,7 @@ from fastndsm.latent import PCA, Autoencoder, LatentModel
 from fastndsm.networks import UNet
 from fastndsm.training import checkpoint
 from fastndsm.training.checkpoint import load_model
-from fastndsm.training.trainer import TrainConfig
+from fastndsm.training.trainer import TrainConfig, Trainer
 
 TINY = [
     "--steps",
@@ -246,6 +247,65 @@ class TestTrain:
             run("train", "--out", tmp_path / "b", "--resume", "--lr", 0.1, "--data", "moons"),
             "expected the settings of the run, found --data moons (run: ring), --lr 0.1 (run: 0.002)",
         )
+
+    def test_held_out_data_stop_a_run_and_choose_its_weights(
+        self, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        logged: list[tuple[int, Any]] = []
+        logger = SimpleNamespace(
+            log=lambda metrics, step: logged.append((step, metrics.get("validation"))), close=lambda: None
+        )
+        monkeypatch.setattr("fastndsm.cli._train.TensorBoard", lambda folder: logger)
+        seen: list[Trainer] = []
+        fit = Trainer.fit
+        monkeypatch.setattr(Trainer, "fit", lambda self, **options: seen.append(self) or fit(self, **options))
+        options = [
+            "--data",
+            "moons",
+            "--n-train",
+            100,
+            "--labels",
+            "auto",
+            *TINY,
+            "--components",
+            2,
+            "--validation",
+            0.2,
+        ]
+        options += ["--validate-every", 1, "--patience", 2, "--lr", 0.3, "--steps", 40, "--checkpoint-every", 3]
+        options += ["--precision", "bfloat16", "--accumulate", 4, "--logger", "tensorboard", "--ema", 0]
+        result = run("train", "--out", tmp_path / "a", *options)
+        assert result.status == 0, result.err
+        (trainer,) = seen
+        assert trainer.stopped_early and trainer.step < 40
+        best, last = trainer.best.step, trainer.step
+        assert f"at step {best}; training ended at step {last}" in result.out
+        assert logged == [(row.step, row.validation) for row in trainer.history]
+        known = load("moons", n=100)
+        rows = {tuple(row) for row in torch.cat([trainer.data, trainer._validation.x]).tolist()}
+        assert (len(trainer.data), len(trainer._validation.x), len(rows)) == (80, 20, len(known.train.unique(dim=0)))
+        stored, _, _ = load_model(tmp_path / "a" / "model")
+        torch.testing.assert_close(stored.net.last.weight, trainer.best_net.net.last.weight, rtol=0, atol=0)
+        assert not torch.equal(stored.net.last.weight, trainer.ema_net.net.last.weight)
+        assert (tmp_path / "a" / "report" / "curve.png").exists()
+
+        weights = (tmp_path / "a" / "model" / "model.safetensors").read_bytes()
+        shutil.rmtree(tmp_path / "a" / "model")
+        again = run("train", "--out", tmp_path / "a", "--resume", "--no-progress")
+        assert again.status == 0, again.err
+        assert (tmp_path / "a" / "model" / "model.safetensors").read_bytes() == weights
+        assert run("train", "--out", tmp_path / "a", "--resume", "--patience", 3, "--no-progress").status == 0
+        assert seen[-1].step > last
+
+    def test_options_for_held_out_data_and_figures_that_do_not_go_together(self, tmp_path: Path, run: Any) -> None:
+        options = ["train", "--data", "moons", "--n-train", 100, "--out", tmp_path / "r", *TINY]
+        refused(run(*options, "--patience", 3), "--patience: expected with --validation, found without")
+        refused(
+            run(*options, "--validation", 0.001), "--validation: expected a share that holds out some of 100 samples"
+        )
+        refused(run(*options, "--validation", 1), "--validation: expected a number in (0, 1), found 1.0")
+        if importlib.util.find_spec("wandb") is None:
+            refused(run(*options, "--logger", "wandb"), "--logger: expected the package wandb, found none")
 
     def test_a_bad_reference_is_told_and_a_resumed_run_still_shows_the_choice(self, tmp_path: Path, run: Any) -> None:
         np.save(tmp_path / "mine.npy", np.random.default_rng(0).normal(size=(80, 5)))

@@ -52,7 +52,7 @@ def assert_equal(one: Any, other: Any) -> None:
 
 
 def assert_near(one: Any, other: Any) -> None:
-    """To rounding, which Adam's first steps, of size lr whatever the gradient, make more of."""
+    """Compare to rounding, which Adam's first steps, of size lr whatever the gradient, make more of."""
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 

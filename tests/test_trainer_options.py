@@ -1,4 +1,4 @@
-"""What a Trainer takes besides network, loss and data: it does what it says, and a resumed run is as without a stop."""
+"""Options of a Trainer: each does what it says, and a resumed run is as without a stop."""
 
 from __future__ import annotations
 
@@ -350,7 +350,7 @@ class TestCallbacksAndLoggers:
 
     @pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
     def test_calls_of_the_packages(self, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What is called of each, where it is not installed."""
+        """Follow what is called of each, where it is not installed."""
         calls: list[Any] = []
 
         class Fake:

@@ -19,6 +19,7 @@ _ALIASES = {
     "n_evaluations": "evaluations",
     "dim": "latent_dim",
     "condition": "label",
+    "loggers": "logger",
 }
 _NO_WORDS = ("T", "sigma", "lr", "ema")  # names without an underscore that are no words of a sentence either
 _LEAD = re.compile(r"[A-Za-z]\w*(?:, [A-Za-z]\w*)*(?=: )")

@@ -126,6 +126,8 @@ class Settings:
             raise ValueError(f"--features: expected --network unet for samples of shape {event_shape}, found mlp")
         if self.process == "ou" and (self.estimator is not None or self.antithetic):
             raise ValueError("--estimator, --antithetic: expected with --process langevin, found ou")
+        if self.training.patience is not None and self.validation is None:
+            raise ValueError("--patience: expected with --validation, found without")
         if self.labels is not None and dataset.labels is None:
             raise ValueError(f"--labels: expected data with labels, or a file of them, found {dataset.name} without")
         return dataclasses.replace(

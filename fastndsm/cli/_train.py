@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         asked = Settings.from_flat(explicit) if stored is None else _merged(stored.settings, explicit)
         dataset = _common.load_data(asked.data, asked.n_train, asked.layout, asked.label_column, asked.labels)
         settings = asked.resolved(dataset)
-        config = settings.training
+        config, loggers = settings.training, _loggers(arguments.logger, out, settings)
         seconds: dict[str, float] = {}
         began = time.perf_counter()
         if stored is None:
@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
             directory=out / "checkpoints",
             meta=settings.flat(),
             conditions=labels,
-            loggers=_loggers(arguments.logger, out, settings),
+            loggers=loggers,
             **held_out,
         )
         made = {name: getattr(settings, name) for name in ("components", "covariance", "grid")}

@@ -1,4 +1,4 @@
-"""Where the figures of a training go: two methods, and those of TensorBoard and Weights & Biases."""
+"""Loggers of a training's figures: a protocol of two methods, and those of TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Logger", "TensorBoard", "WandB"]
 
 
 class Logger(Protocol):
-    """What `Trainer(loggers=)` takes: any object with these two methods."""
+    """A place for a training's figures, as `Trainer(loggers=)` takes it: any object with these two methods."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Take the figures of a step: loss, lr, gradient_norm, seconds, and validation where there is one."""
@@ -29,14 +29,15 @@ class TensorBoard:
     """
 
     def __init__(self, directory: str | Path, **options: Any) -> None:
-        self._module = _imported("torch.utils.tensorboard", "tensorboard")
+        _imported("torch.utils.tensorboard", "tensorboard")  # now, if it is not there, and not after hours
         self._options = {"log_dir": str(directory), **options}
         self._writer: Any = None
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Write each figure as a curve's point."""
         if self._writer is None:
-            self._writer = self._module.SummaryWriter(**self._options)
+            module = _imported("torch.utils.tensorboard", "tensorboard")
+            self._writer = module.SummaryWriter(**self._options)
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
@@ -56,14 +57,14 @@ class WandB:
     """
 
     def __init__(self, **options: Any) -> None:
-        self._module = _imported("wandb", "wandb")
+        _imported("wandb", "wandb")
         self._options = options
         self._run: Any = None
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log the figures at the step."""
         if self._run is None:
-            self._run = self._module.init(**self._options)
+            self._run = _imported("wandb", "wandb").init(**self._options)
         self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
