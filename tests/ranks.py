@@ -19,12 +19,12 @@ from fastndsm.training import TrainConfig, Trainer
 N, SIZE = 10, 3  # samples, and those of a batch
 
 
-def mixture() -> fastndsm.GaussianMixture:
-    return fastndsm.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.5]], [0.4, 0.6], "spherical")
+def mixture(shift: float = 0.0) -> fastndsm.GaussianMixture:
+    return fastndsm.GaussianMixture([0.5, 0.5], [[-1.0, shift], [1.0, 0.5]], [0.4, 0.6], "spherical")
 
 
-def process() -> fastndsm.LangevinProcess:
-    return fastndsm.LangevinProcess(mixture(), n_steps=20)
+def process(shift: float = 0.0) -> fastndsm.LangevinProcess:
+    return fastndsm.LangevinProcess(mixture(shift), n_steps=20)
 
 
 def data(n: int = 60) -> Tensor:
@@ -54,9 +54,9 @@ def network(seed: int = 0) -> MLP:
 def trainer(directory: Path | None = None, net: nn.Module | None = None, **options: Any) -> Trainer:
     hooks = {name: options.pop(name) for name in ("callbacks", "validation") if name in options}
     reduction, antithetic = options.pop("reduction", "mean"), options.pop("antithetic", False)
-    x = options.pop("data", None)
+    x, noising = options.pop("data", None), process(options.pop("shift", 0.0))
     config = TrainConfig(**{"steps": 13, "batch_size": 12, "checkpoint_every": 4, "noised_ahead": 3, **options})
-    loss = fastndsm.NDSMLoss(process(), antithetic=antithetic, reduction=reduction)
+    loss = fastndsm.NDSMLoss(noising, antithetic=antithetic, reduction=reduction)
     net = network() if net is None else net
     return Trainer(net, loss, data() if x is None else x, config, directory=directory, **hooks)
 
@@ -154,11 +154,15 @@ def refused(rank: int, folder: Path) -> dict[str, str]:
     return {
         "shape": message(lambda: trainer(data=data(60 + rank))),
         "values": message(lambda: trainer(data=data() + rank)),
+        "mixture": message(lambda: trainer(shift=0.1 * rank)),
+        "loss": message(lambda: trainer(antithetic=rank == 1)),
+        "validation": message(lambda: trainer(validation=data(5 + rank))),
+        "directory": message(lambda: trainer(folder if rank == 0 else None)),
         "config": message(lambda: trainer(lr=1e-3 * (1 + rank))),
         "network": message(lambda: trainer(net=MLP(2, (16 + rank,), embedding_dim=8))),
         "batch": message(lambda: trainer(batch_size=7)),
         "parts": message(lambda: trainer(batch_size=4, accumulate=3)),
-        "loss": message(lambda: trainer(net=FailsOnOne(rank)).fit(progress=False)),
+        "NaN": message(lambda: trainer(net=FailsOnOne(rank)).fit(progress=False)),
         "checkpoint": message(only_one),
         "sample": message(sampled),
         "sample of another n": message(lambda: fastndsm.sample_sharded(network(), process(), N + rank)),

@@ -105,13 +105,17 @@ def test_rank_zero_alone_logs(found: Found) -> None:
 
 
 REFUSED = {
-    "shape": "ValueError: data: expected the same on all ranks, found float32 [60, 2] on rank 0 and float32 [61",
-    "values": "ValueError: data: expected the same on all ranks, which share its batches, found values of SHA-256 ",
+    "shape": "ValueError: data.shape: expected the same on all ranks, found [60, 2] on rank 0 and [61, 2] on rank 1",
+    "values": "ValueError: data.sha256: expected the same on all ranks, found ",
+    "mixture": "ValueError: process.sha256: expected the same on all ranks, found ",
+    "loss": "ValueError: loss.antithetic: expected the same on all ranks, found False on rank 0 and True on rank 1",
+    "validation": "ValueError: validation: expected the same on all ranks, found (5, 2) on rank 0 and (6, 2) on rank 1",
+    "directory": "ValueError: directory: expected the same on all ranks, found a folder on rank 0 and None on rank 1",
     "config": "ValueError: config.lr: expected the same on all ranks, found 0.001 on rank 0 and 0.002 on rank 1",
     "network": "ValueError: score_net.film.out.weight: expected the same on all ranks, found [32, 8] float32",
     "batch": "ValueError: batch_size: expected a multiple of the 2 ranks, found 7",
     "parts": "ValueError: accumulate: expected at most the 2 paths of a batch, found 3",
-    "loss": "NonFiniteLoss: loss: expected a finite value, found nan at step 3; no checkpoint was written",
+    "NaN": "NonFiniteLoss: loss: expected a finite value, found nan at step 3; no checkpoint was written",
     "checkpoint": "ValueError: directory: expected one folder of all ranks, found step-000004 on rank 0 and no ch",
     "sample of another n": "ValueError: sample.n: expected the same on all ranks, found 10 on rank 0 and 11 on rank 1",
     "sample of another network": "ValueError: sample.score_net: expected the same on all ranks, found ",

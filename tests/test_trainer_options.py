@@ -471,6 +471,9 @@ class TestIterables:
             again.fit(progress=False)
         assert again.step == 22
 
+    def test_batches_smaller_than_the_parts_asked_for(self) -> None:
+        assert make(x=loader(batch_size=7), accumulate=6).fit(progress=False)[-1].step == 22
+
     def test_samplers_are_told_the_epoch(self) -> None:
         class Sampler(torch.utils.data.Sampler[int]):
             epochs: list[int] = []  # noqa: RUF012

@@ -209,6 +209,7 @@ def rows_of_draw(drawn: Any, rows: slice | Tensor, antithetic: bool) -> Any:
 def split(drawn: Any, condition: Any, parts: int, antithetic: bool) -> Iterator[tuple[Any, Any, float]]:
     """Yield the batch in parts, draws and conditions, with the share that each has of its rows."""
     n = len(drawn[0]) // (2 if antithetic else 1)
+    parts = min(parts, n)
     if parts == 1:
         yield drawn, condition, 1.0
         return

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
 from functools import cached_property
@@ -47,7 +48,7 @@ from .lock import locked
 from .loggers import Logger
 from .parallel import Parallel
 from .schedule import MakeScheduler, Schedule
-from .storage import CheckpointError, json_object, tensor_digest
+from .storage import CheckpointError, json_object
 from .stream import Stream
 from .validation import Validation
 
@@ -131,6 +132,12 @@ class Trainer:
         self._parameters = self._weights + [p for p in extra if p.requires_grad and id(p) not in known]
         called = [score_net] if self._control_variate is None else [score_net, self._control_variate]
         self._parallel = Parallel(called, list(state_tensors(*self._networks()).values()), self._parameters)
+        self.device = self._weights[0].device
+        self._conditions = conditions
+        self._validation: Validation | None = None
+        if validation is not None:
+            options: dict[str, Any] = {"rows": config.batch_size, "seed": config.seed, "device": self.device}
+            self._validation = Validation(validation, validation_conditions, loss, **options)
         self._agree()
         self._ema = self._copied(net).requires_grad_(False)
         self._best: nn.Module | None = None
@@ -150,7 +157,6 @@ class Trainer:
         self._settings = [
             {k: repr(v) for k, v in g.items() if k not in ("params", "lr")} for g in self.optimizer.param_groups
         ]
-        self.device = self._weights[0].device
         of_all: dict[str, Any] = {
             "seed": config.seed,
             "rank": self._rank,
@@ -174,11 +180,6 @@ class Trainer:
             )
         else:
             self._batches = Stream(data, loss, **of_all)
-        self._conditions = conditions
-        self._validation: Validation | None = None
-        if validation is not None:
-            options: dict[str, Any] = {"rows": config.batch_size, "seed": config.seed, "device": self.device}
-            self._validation = Validation(validation, validation_conditions, loss, **options)
         self._recent: list[tuple[Tensor, Tensor]] = []
 
     @property
@@ -267,7 +268,8 @@ class Trainer:
                     self.seconds = time.perf_counter() - started
                     self._record(validate)
                     bar.set_postfix(loss=f"{self.history[-1].loss:.4g}", refresh=False)
-                ended = any([callback(self) is True for callback in self.callbacks]) or self.stopped_early
+                ended = any([callback(self) is True for callback in self.callbacks])
+                ended = ended or (validate and self.stopped_early)
                 if ended and self._recent:
                     self._record()
                 if save or (ended and self.directory is not None):
@@ -299,17 +301,17 @@ class Trainer:
         """Compute the gradients of a batch, part by part; return its loss."""
         for p in self._parameters:
             p.grad = None
-        parts, antithetic = self.config.accumulate, self._batches.antithetic
+        parts = list(split(drawn, condition, self.config.accumulate, self._batches.antithetic))
         losses = []
-        for i, (part, its_condition, share) in enumerate(split(drawn, condition, parts, antithetic)):
-            with self._parallel.gathering(last=i == parts - 1):
+        for i, (part, its_condition, share) in enumerate(parts):
+            with self._parallel.gathering(last=i == len(parts) - 1):
                 with self._precision():
                     loss = self.loss.evaluate(self.score_net, part, its_condition)
                 # gradients are averaged over the ranks: those of a sum are to be added
                 loss = loss * (self._world if self.loss.reduction == "sum" else share)
                 loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
-        return torch.stack(losses).sum() if parts > 1 else losses[0]
+        return torch.stack(losses).sum() if len(parts) > 1 else losses[0]
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         if self.config.precision == "full":
@@ -423,8 +425,8 @@ class Trainer:
         if newest is None:
             return self.step
         loaded = checkpoint.load_checkpoint(newest)
-        if any(name.startswith(BEST) for name in loaded.ema):
-            self._best = self._copied(self.ema_net)
+        kept = any(name.startswith(BEST) for name in loaded.ema)
+        self._best = self._copied(self.ema_net) if kept else None
         model, average = self._named_tensors()
         pairs = ((model, loaded.model), (average, loaded.ema))
         halves = {name for name, t in state_tensors(*self._networks()).items() if t.dtype in HALF}
@@ -463,6 +465,12 @@ class Trainer:
         self._schedule.load(loaded.scheduler, self.step)
         if isinstance(self._batches, Stream):
             digests = loaded.state.get("batches", [])
+            if len(digests) != self._world:
+                warnings.warn(
+                    f"data: expected the {len(digests)} iterables of the run that is resumed, found {self._world}; it "
+                    "goes on, but not as it would have without a stop",
+                    stacklevel=2,
+                )
             self._batches.expect(self.step, digests[self._rank] if len(digests) == self._world else None)
         self.history = [Row(*row) for row in loaded.state["history"]]
         self._recent = []
@@ -485,10 +493,11 @@ class Trainer:
             return
         agreed("config", asdict(self.config))
         agreed("score_net", shapes(state_tensors(*self._networks())))
-        if isinstance(self.data, Tensor):
-            agreed("data", f"{str(self.data.dtype).removeprefix('torch.')} {list(self.data.shape)}")
-            digest = tensor_digest(self.data)[:12]
-            agreed("data", f"values of SHA-256 {digest}...", "the same on all ranks, which share its batches")
+        for name, value in self._fixed.items():
+            agreed(name, value)
+        held_out = None if self._validation is None else tuple(self._validation.x.shape)
+        agreed("validation", held_out)
+        agreed("directory", "a folder" if self.directory is not None else None)
         self._parallel.begin()
 
     @torch.no_grad()
