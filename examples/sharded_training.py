@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import fastndsm
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")  # it stays as it is
     for layer in (*score_net.net.layers, score_net.net):  # parts that are put together one at a time
         if isinstance(layer, nn.Linear | networks.MLP):
-            fully_shard(layer, mesh=dist.device_mesh.init_device_mesh(device.type, (world,)))
+            fully_shard(layer, mesh=init_device_mesh(device.type, (world,)))
     optimizer = torch.optim.Adam(score_net.parameters(), lr=1e-3)
     loss_fn = fastndsm.NDSMLoss(process)
 
