@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import fastndsm
 from fastndsm.networks import MLP
@@ -77,7 +79,7 @@ def weights(net: nn.Module) -> dict[str, Tensor]:
 def message(call: Callable[[], Any]) -> str:
     try:
         call()
-    except (ValueError, RuntimeError, FloatingPointError) as error:
+    except (ValueError, TypeError, RuntimeError, FloatingPointError) as error:
         return f"{type(error).__name__}: {error}"
     return "nothing was raised"
 
@@ -151,7 +153,11 @@ def refused(rank: int, folder: Path) -> dict[str, str]:
         net = (lambda x, t: x * torch.nan) if rank == 1 else (lambda x, t: -x)
         return fastndsm.sample_sharded(net, process(), N, batch_size=SIZE)
 
+    divided = network()
+    fully_shard(divided, mesh=init_device_mesh("cpu", (2,)))
     return {
+        "divided": message(lambda: trainer(net=divided)),
+        "sample of a divided network": message(lambda: fastndsm.sample_sharded(divided, process(), N)),
         "shape": message(lambda: trainer(data=data(60 + rank))),
         "values": message(lambda: trainer(data=data() + rank)),
         "mixture": message(lambda: trainer(shift=0.1 * rank)),
