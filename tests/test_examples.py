@@ -98,6 +98,8 @@ def test_hub_and_pipeline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
     assert found["largest difference after two loads"] == 0.0
     assert found["share of samples of their class"] > 0.7
+
+
 def test_trainer_options(monkeypatch: pytest.MonkeyPatch) -> None:
     found = run("trainer_options", monkeypatch, "--steps", "500")
     assert found["best step"] < found["steps taken"] < 500  # it ended early

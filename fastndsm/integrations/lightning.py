@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from .. import _checks
 from .._condition import Condition, mapped
-from ..objective import RANK_STRIDE, DSMLoss, NDSMLoss
+from ..objective import DSMLoss, NDSMLoss
 from ..sampling import sample
 from ..score import has_null_condition, null_condition
 from . import _missing
@@ -98,7 +98,7 @@ class NDSMModule(LightningModule):  # type: ignore[misc]
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log the loss of a batch, with the same noise in every epoch."""
         x, condition = _parts(batch)
-        path = self.global_rank * RANK_STRIDE + (batch_idx << 20)
+        path = batch_idx * self.trainer.world_size + self.global_rank << 20  # of each rank's batch its own
         loss = self.loss(self.score_net, x, seed=self.seed, first_path=path, condition=condition)
         self.log("val_loss", loss, prog_bar=True, batch_size=len(x), sync_dist=True)
 
