@@ -14,8 +14,9 @@ from typing import Any as _Any
 from . import _checkout, functional
 from ._version import __version__
 from .backends import BackendError, use_backend
+from .linear import EDMProcess, FlowProcess
 from .mixture import GaussianMixture
-from .objective import DSMLoss, NDSMLoss
+from .objective import DSMLoss, FlowMatchingLoss, NDSMLoss, loss_for
 from .process import DriftProcess, LangevinProcess, Noised, OUProcess, Transition
 from .sampling import log_likelihood, read_samples, sample, sample_sharded, write_samples
 from .score import ResidualScore
@@ -44,6 +45,9 @@ __all__ = [
     "BackendError",
     "DSMLoss",
     "DriftProcess",
+    "EDMProcess",
+    "FlowMatchingLoss",
+    "FlowProcess",
     "GaussianMixture",
     "LangevinProcess",
     "NDSMLoss",
@@ -59,6 +63,7 @@ __all__ = [
     "integrations",
     "latent",
     "log_likelihood",
+    "loss_for",
     "metrics",
     "networks",
     "read_samples",

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from . import reference
 from .backends import registry
-from .reference import MixtureOperands, PrincipalAxes, ProcessOperands
+from .reference import MixtureOperands, NoisedOperands, PrincipalAxes, ProcessOperands
 
 MIXTURE = "Tensor means, Tensor precisions, Tensor log_scale, str covariance_type"
 PROCESS = f"Tensor drift_scale, Tensor noise_std, {MIXTURE}"
 AXES = "Tensor? rotations, Tensor? rates"
+NOISED = "Tensor means, Tensor variances, Tensor log_weights, Tensor? rotations, str covariance_type"
 PATHS = "Tensor seed, SymInt first_path"
 SCHEMAS = {
     "philox_normal": "(SymInt n_paths, SymInt dim, Tensor seed, Tensor step, int stream, SymInt first_path, "
@@ -32,6 +33,10 @@ SCHEMAS = {
     "mixture_log_prob": f"(Tensor x, {MIXTURE}, str backend) -> Tensor",
     "mixture_hvp": f"(Tensor x, Tensor v, {MIXTURE}, str backend) -> Tensor",
     "mixture_hvp_backward": f"(Tensor grad, Tensor x, Tensor v, {MIXTURE}) -> Tensor",
+    "noised_score": f"(Tensor x, Tensor variance, {NOISED}, str backend) -> Tensor",
+    "noised_score_backward": f"(Tensor grad, Tensor x, Tensor variance, {NOISED}) -> (Tensor, Tensor)",
+    "noised_log_prob": f"(Tensor x, Tensor variance, {NOISED}, str backend) -> Tensor",
+    "noised_log_prob_backward": f"(Tensor grad, Tensor x, Tensor variance, {NOISED}) -> (Tensor, Tensor)",
     "mixture_sample": "(SymInt n, Tensor cumulative_weights, Tensor means, Tensor factors, str covariance_type, "
     f"{PATHS}, ScalarType dtype, str backend) -> Tensor",
     "simulate": f"(Tensor x0, Tensor steps, {PROCESS}, {PATHS}, str backend) -> Tensor",
@@ -287,6 +292,41 @@ def _(n, cumulative_weights, means, factors, covariance_type, seed, first_path, 
 @_fake("mixture_sample")
 def _(n, cumulative_weights, means, factors, covariance_type, seed, first_path, dtype, backend):  # type: ignore[no-untyped-def]
     return means.new_empty((n, means.shape[1]), dtype=dtype)
+
+
+# --- the mixture widened by noise of each row's own ----------------------------------------------------------------
+
+
+def _noised(x: Tensor, means: Tensor, variances: Tensor, log_weights: Tensor, rotations: Any, kind: str) -> Any:
+    _, means, variances, log_weights = _upcast(x, means, variances, log_weights)
+    rotations = None if rotations is None else rotations.to(means.dtype)
+    return NoisedOperands(means, variances, log_weights, rotations, kind)
+
+
+def _noised_op(name: str, function: Callable[..., Tensor]) -> None:
+    @_implement(name)
+    def _(x, variance, *arguments):  # type: ignore[no-untyped-def]
+        *mixture, backend = arguments
+        serve = registry.select(name, backend, x.device, [x.dtype])
+        return serve(*_upcast(x, variance), _noised(x, *mixture)).to(x.dtype)
+
+    @_fake(name)
+    def _(x, *rest):  # type: ignore[no-untyped-def]
+        return _new(x, x.shape[0]) if name == "noised_log_prob" else _new(x, *x.shape)
+
+    def rerun(x, variance, *mixture):  # type: ignore[no-untyped-def]
+        return function(*_upcast(x, variance), _noised(x, *mixture))
+
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        found = getattr(ops, f"{name}_backward")(grad.contiguous(), *_arguments(ctx))
+        return *found, *_none(6)
+
+    _autograd(name, backward, lambda ctx, inputs, output: _save_all(ctx, inputs[:-1], output))
+    _gradient_op(f"{name}_backward", 1, 3, rerun, n_points=2)
+
+
+_noised_op("noised_score", reference.noised_score)
+_noised_op("noised_log_prob", reference.noised_log_prob)
 
 
 # --- simulation --------------------------------------------------------------------------------------------------

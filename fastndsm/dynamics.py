@@ -135,6 +135,30 @@ class MixtureDynamics:
 
 
 @dataclass(frozen=True)
+class DriftlessDynamics(MixtureDynamics):
+    """dX = sigma dW, in the same ops: no multiple of the mixture's score is taken, whatever the mixture."""
+
+    def drift_score(self, y: Tensor, step: Tensor) -> Tensor:
+        return torch.zeros_like(y)
+
+    def reverse_steps(
+        self,
+        y: Tensor,
+        held: Tensor,
+        slope: Tensor | None,
+        rate: Tensor | None,
+        bounds: Tensor,
+        coefficients: Tensor,
+        seed: Tensor,
+        first_path: int,
+        backend: str,
+    ) -> Tensor:
+        decay, mixture, *rest = coefficients
+        coefficients = torch.stack([decay, torch.zeros_like(mixture), *rest])
+        return super().reverse_steps(y, held, slope, rate, bounds, coefficients, seed, first_path, backend)
+
+
+@dataclass(frozen=True)
 class CallableDrift:
     """A Python drift as `reference.simulate.Drift`: a_n Hess z is the transposed Jacobian product of dt_n F."""
 

@@ -15,7 +15,7 @@ from . import _checks
 from ._ops import ops
 from ._scheme import METHODS, PREDICTIONS, ReverseScheme, plain_coefficients
 from .dynamics import Dynamics
-from .reference import MixtureOperands
+from .reference import MixtureOperands, NoisedOperands
 
 __all__ = [
     "dsm_loss",
@@ -24,6 +24,8 @@ __all__ = [
     "mixture_sample",
     "mixture_score",
     "ndsm_loss",
+    "noised_log_prob",
+    "noised_score",
     "philox_normal",
     "reverse_step",
     "reverse_steps",
@@ -44,6 +46,8 @@ class Mixture(Protocol):
     def dim(self) -> int: ...
     def operands(self, dtype: torch.dtype) -> MixtureOperands: ...
     def sampling_operands(self) -> tuple[Tensor, Tensor, Tensor, str]: ...
+    def noised_operands(self, dtype: torch.dtype) -> NoisedOperands: ...
+    def widened_operands(self, dtype: torch.dtype, variance: Tensor) -> MixtureOperands: ...
 
 
 class Process(Protocol):
@@ -153,6 +157,42 @@ def mixture_hvp(x: Tensor, v: Tensor, mixture: Mixture, *, backend: str = "auto"
     flat = _checks.batch("x", x, _mixture(mixture).dim)
     direction = _checks.like("v", v, "x", x).reshape(flat.shape)
     return ops.mixture_hvp(flat, direction, *_mixture_arguments("x", x, mixture), _name(backend)).reshape(x.shape)
+
+
+def noised_score(x: Tensor, variance: Tensor, mixture: Mixture, *, backend: str = "auto") -> Tensor:
+    """Return the score at x [B, ...] of the mixture with covariances Sigma_k + variance I -> like x. Differentiable.
+
+    Args:
+        variance: not negative, [B], of each row its own, or 0-d, for all rows: then by `mixture_score`.
+    """
+    flat, variance = _noised_arguments(x, variance, mixture)
+    if variance.ndim == 0:
+        operands = mixture.widened_operands(x.dtype, variance)
+        return ops.mixture_score(flat, *operands, _name(backend)).reshape(x.shape)
+    return ops.noised_score(flat, variance, *mixture.noised_operands(x.dtype), _name(backend)).reshape(x.shape)
+
+
+def noised_log_prob(x: Tensor, variance: Tensor, mixture: Mixture, *, backend: str = "auto") -> Tensor:
+    """Return the log-density [B] in nats at x [B, ...] of the mixture with covariances Sigma_k + variance I.
+
+    variance: not negative, [B], of each row its own, or 0-d, for all rows.
+    """
+    flat, variance = _noised_arguments(x, variance, mixture)
+    if variance.ndim == 0:
+        return ops.mixture_log_prob(flat, *mixture.widened_operands(x.dtype, variance), _name(backend))
+    return ops.noised_log_prob(flat, variance, *mixture.noised_operands(x.dtype), _name(backend))
+
+
+def _noised_arguments(x: Tensor, variance: Tensor, mixture: Mixture) -> tuple[Tensor, Tensor]:
+    flat = _checks.batch("x", x, _mixture(mixture).dim)
+    _checks.same_device("x", x, "mixture", mixture.operands(x.dtype).means.device)
+    _checks.floating("variance", variance)
+    if variance.shape not in ((), (len(flat),)):
+        raise ValueError(f"variance: expected shape () or ({len(flat)},), found {tuple(variance.shape)}")
+    _checks.same_device("variance", variance, "x", x.device)
+    if not torch.compiler.is_compiling() and variance.device.type == "cpu" and not bool((variance >= 0.0).all()):
+        raise ValueError(f"variance: expected non-negative values, found {float(variance.amin())}")
+    return flat, variance
 
 
 def mixture_sample(

@@ -31,7 +31,7 @@ from .data import Standardizer
 from .mixture import GaussianMixture
 from .networks import MLP
 from .objective import NDSMLoss
-from .process import LangevinProcess
+from .process import LangevinProcess, ReferenceProcess
 from .sampling.sampler import sample
 from .score import ResidualScore
 from .selection import Selection
@@ -254,7 +254,7 @@ class LatentModel(nn.Module):
         selection: how the mixture was chosen; None where its K was given.
     """
 
-    def __init__(self, encoder: Coordinates, score_net: nn.Module, process: LangevinProcess) -> None:
+    def __init__(self, encoder: Coordinates, score_net: nn.Module, process: ReferenceProcess) -> None:
         super().__init__()
         if encoder.dim != process.dim:
             raise ValueError(f"process: expected {encoder.dim} dimensions as encoder has, found {process.dim}")

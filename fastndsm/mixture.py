@@ -21,6 +21,7 @@ from . import _checks, _em, functional, selection
 from ._state import KeepsDtype
 from .reference.components import COVARIANCE_TYPES, MixtureOperands, PrincipalAxes, component_scores
 from .reference.far import far_rows, with_far_rows
+from .reference.noised import NoisedOperands
 from .selection import Selection
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ class GaussianMixture(KeepsDtype):
         """Forget what was kept of earlier parameters."""
         self._cast: dict[torch.dtype, MixtureOperands] = {}
         self._cast_axes: dict[torch.dtype, PrincipalAxes] = {}
+        self._cast_noised: dict[torch.dtype, NoisedOperands] = {}
         self._axes: PrincipalAxes | None = None
         self._eigenvalues: tuple[Tensor, Tensor] | None = None
         self._largest: builtins.float | None = None
@@ -125,7 +127,7 @@ class GaussianMixture(KeepsDtype):
         self._digest: str | None = None
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> GaussianMixture:
-        self._cast, self._cast_axes = {}, {}  # values do not change, so that the rest still holds
+        self._cast, self._cast_axes, self._cast_noised = {}, {}, {}  # values do not change: the rest still holds
         return super()._apply(fn, recurse)
 
     # A module around the mixture does not change its dtype (see KeepsDtype); asked itself, it changes.
@@ -160,7 +162,7 @@ class GaussianMixture(KeepsDtype):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cast": {}, "_cast_axes": {}}
+        return {**self.__dict__, "_cast": {}, "_cast_axes": {}, "_cast_noised": {}}
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -358,6 +360,20 @@ class GaussianMixture(KeepsDtype):
             event_shape=self.event_shape,
         )
 
+    def noised(self, scale: builtins.float, variance: builtins.float) -> GaussianMixture:
+        """Return the law of scale x + sqrt(variance) n for x of this mixture and n of N(0, I): a mixture again.
+
+        Means become scale m_k, covariances scale^2 Sigma_k + variance I; weights and covariance type stay.
+        """
+        scale, variance = _checks.positive("scale", scale), _checks.non_negative("variance", variance)
+        with torch.inference_mode(False):
+            added = self.covariances.new_tensor(variance)
+            if self.covariance_type in ("tied", "full"):
+                added = added * torch.eye(self.dim, dtype=added.dtype, device=added.device)
+            means, covariances = scale * self.means, scale**2 * self.covariances + added
+            kind, shape = self.covariance_type, self.event_shape
+            return GaussianMixture(self.weights, means, covariances, kind, event_shape=shape)
+
     def symmetrized(self, maps: Sequence[Tensor | Callable[[Tensor], Tensor]]) -> GaussianMixture:
         """Return the average of this mixture and its images under affine maps: the identity and each of `maps`.
 
@@ -550,6 +566,43 @@ class GaussianMixture(KeepsDtype):
     def operands_and_axes(self, dtype: torch.dtype) -> tuple[MixtureOperands, PrincipalAxes | None]:
         """Return `operands` and `principal_axes`: what the path estimator's target takes."""
         return self.operands(dtype), self.principal_axes(dtype)
+
+    def noised_operands(self, dtype: torch.dtype) -> NoisedOperands:
+        """Return the mixture by its covariances' axes, as `operands` returns it: what `noised_score` takes."""
+        compute = torch.float64 if dtype == torch.float64 else torch.float32
+        if compute in self._cast_noised:
+            return self._cast_noised[compute]
+        axes = self.principal_axes(torch.float64)
+        inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+        with torch.inference_mode(False) if inference else contextlib.nullcontext():
+            means, variances, log_weights = self.means.double(), self.covariances.double(), self.weights.double().log()
+            if axes is not None:
+                variances = 1.0 / axes.rates
+                means = means @ axes.rotations if self.covariance_type == "tied" else means
+            means, variances, log_weights = (t.to(compute).contiguous() for t in (means, variances, log_weights))
+            rotations = None if axes is None else axes.rotations.to(compute).contiguous()
+        made = NoisedOperands(means, variances, log_weights, rotations, self.covariance_type)
+        if type(made.means) is Tensor:
+            self._cast_noised[compute] = made
+        return made
+
+    def widened_operands(self, dtype: torch.dtype, variance: Tensor) -> MixtureOperands:
+        """Return `operands` of the mixture with covariances Sigma_k + variance I, variance 0-d, unseen."""
+        own = self.noised_operands(torch.float64)
+        wide = own.variances + variance.double()
+        log_det = wide.log()
+        if self.covariance_type == "spherical":
+            log_det = self.dim * log_det
+        else:
+            log_det = log_det.sum(-1)
+        log_scale = own.log_weights - 0.5 * (log_det + self.dim * math.log(2.0 * math.pi))
+        precisions = 1.0 / wide
+        if own.rotations is not None:
+            precisions = (own.rotations * precisions[..., None, :]) @ own.rotations.mT
+        compute = torch.float64 if dtype == torch.float64 else torch.float32
+        return MixtureOperands(
+            self.operands(dtype).means, precisions.to(compute), log_scale.to(compute), self.covariance_type
+        )
 
     def sampling_operands(self) -> tuple[Tensor, Tensor, Tensor, str]:
         """Return cumulative weights (float64), means, Cholesky factors or standard deviations, and covariance type."""

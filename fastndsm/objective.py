@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from . import _checks, functional
 from ._condition import Condition, interleaved, repeated
-from .process import Noised, NoisingProcess, OUProcess, Transition
+from ._linear import LinearNoising
+from .linear import FlowProcess
+from .process import Noised, NoisingProcess, Transition
 from .score import check_condition, check_process, score_at
 
 ScoreNet = Callable[..., Tensor]  # (x, t) or (x, t, condition) -> like x
@@ -217,21 +219,24 @@ class NDSMLoss(_Loss):
 
 
 class DSMLoss(_Loss):
-    """Classical denoising score matching on the Ornstein-Uhlenbeck process, by exact transitions: the linear baseline.
+    """Classical denoising score matching under linear noising, by exact transitions: the linear baseline.
 
     Args:
-        process: an OUProcess.
-        weighting: "variance" (of the exact transition), None (1) or a callable(t [B]) -> [B].
+        process: an OUProcess or an EDMProcess, with a reference or without.
+        weighting: "variance" (of the exact transition; of an EDMProcess EDM's weight, sigma^4 / c_out^2), None (1) or a
+            callable(t [B]) -> [B].
         reduction: "mean", "sum" or "none" ([B]).
 
-    Source: Vincent 2011; Song et al. 2021.
+    Source: Vincent 2011; Song et al. 2021; Karras et al., arXiv 2206.00364.
     """
 
-    def __init__(self, process: OUProcess, weighting: Weighting = "variance", reduction: str = "mean") -> None:
-        if not isinstance(process, OUProcess):
-            raise TypeError(f"process: expected an OUProcess, found {type(process).__name__}")
+    kind: ClassVar[type] = LinearNoising
+    expected: ClassVar[str] = "an OUProcess or an EDMProcess"
+
+    def __init__(self, process: Any, weighting: Weighting = "variance", reduction: str = "mean") -> None:
+        _checks.instance("process", process, self.kind, self.expected)
         super().__init__(process, weighting, reduction)
-        self.ou_process = process
+        self.exact_process = process
 
     def draw(
         self,
@@ -241,9 +246,38 @@ class DSMLoss(_Loss):
         first_path: int | None = None,
     ) -> Noised:
         """Draw exactly noised samples of x0 [B, ...]."""
-        return self.ou_process.exact_noised(x0, step, seed, _first_path(first_path, x0))
+        return self.exact_process.exact_noised(x0, step, seed, _first_path(first_path, x0))  # type: ignore[no-any-return]
 
     def evaluate(self, score_net: ScoreNet, drawn: Noised, condition: Condition | None = None) -> Tensor:
         score = score_at(score_net, drawn.x, drawn.t, condition)
-        weight = drawn.variance if self.weighting == "variance" else self.weight(drawn.t, drawn.step)
+        own = self.weighting == "variance"
+        weight = self.exact_process.loss_weight(drawn) if own else self.weight(drawn.t, drawn.step)
         return functional.dsm_loss(score, drawn.target, weight, self.reduction)
+
+
+class FlowMatchingLoss(DSMLoss):
+    """Conditional flow matching, 1/2 |v(x_t, t) - (x_0 - y)|^2 with v the network, called as a score network is.
+
+    Args:
+        process: a FlowProcess, which draws y.
+        weighting: "variance" or None (1), or a callable(t [B]) -> [B].
+        reduction: "mean", "sum" or "none" ([B]).
+
+    Source: Lipman et al., arXiv 2210.02747; Tong et al., arXiv 2302.00482.
+    """
+
+    kind = FlowProcess
+    expected = "a FlowProcess"
+
+
+def loss_for(process: NoisingProcess, **options: Any) -> NDSMLoss | DSMLoss:
+    """Return the loss that trains a network on a process: so that a process is all that noisings differ in.
+
+    With `options` it is DSMLoss under linear noising (OUProcess, EDMProcess), FlowMatchingLoss of a flow, and NDSMLoss
+    of any other process.
+    """
+    _checks.instance("process", process, NoisingProcess, "a noising process")
+    for kind in (DSMLoss, FlowMatchingLoss):
+        if isinstance(process, kind.kind):
+            return kind(process, **options)
+    return NDSMLoss(process, **options)

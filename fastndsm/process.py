@@ -23,6 +23,7 @@ from torch import Tensor
 from . import _checks, functional
 from ._condition import Condition
 from ._grid import stiff_grid, time_grid, variance_recursion
+from ._linear import LinearNoising, interpolated
 from ._ops import ops
 from ._prior import fitted_weights, is_labels, log_prob_by_class, sample_by_class
 from ._scheme import METHODS, PREDICTIONS, ReverseScheme, reverse_scheme
@@ -364,6 +365,28 @@ class NoisingProcess(ExtraState, KeepsDtype):
         """Return whether the prior is that under the condition, or the noising forgets it; True where none can tell."""
         return True
 
+    @property
+    def default_method(self) -> str:
+        """The method of sampling where none is asked for."""
+        return "sde"
+
+    @property
+    def default_prediction(self) -> str:
+        """The prediction of sampling by default: "data", exact for one spherical component, or "linear"."""
+        return "linear" if self.single_variance is None else "data"
+
+    def for_evaluations(self, n_evaluations: int | None, start: float | None) -> NoisingProcess:
+        """Return the process to sample by from time `start` (None: T) if times of evaluation are left to it: itself."""
+        return self
+
+    def residual_scale(self, t: Tensor) -> Tensor:
+        """Return what a network's output is multiplied by to be added to the reference's score, [B] at times t [B]."""
+        return self.variance_at(t).rsqrt()
+
+    def network_inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what a network is given for x [B, ...] and t [B]: themselves."""
+        return x, t
+
     def same_law(self, other: NoisingProcess) -> bool:
         """Return whether the other process noises data alike, grids aside: one mixture or drift, one sigma, one T."""
         return self is other or (self._law() == other._law() and self._same_sigma(other))
@@ -394,7 +417,95 @@ class NoisingProcess(ExtraState, KeepsDtype):
         return f"T={self.T:.6g}, n_steps={self.n_steps}"
 
 
-class LangevinProcess(NoisingProcess):
+class ReferenceProcess(NoisingProcess):
+    """A process with a mixture for its reference, and for its prior one of the same components.
+
+    Attributes:
+        class_weights: weights of the components at T for each class [C, K], from `fit_prior`; else None.
+    """
+
+    reference: GaussianMixture
+    class_weights: Tensor | None
+
+    @property
+    @abstractmethod
+    def forgets(self) -> bool:
+        """True if the noising forgets by T which component a sample lay in."""
+
+    @abstractmethod
+    def reference_score(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return what a residual network adds to at x [B, ...] and t [B], the reference's score -> like x."""
+
+    def _noised_to_end(self, x0: Tensor) -> Tensor:
+        return self.simulate(x0, seed=0)
+
+    def fit_prior(self, x0: Tensor, labels: Tensor, n_classes: int | None = None) -> None:
+        """Fit the law at T of each class: weights of the components, to x0 [n, ...] noised to T; kept as class_weights.
+
+        Noising within T forgets a sample's place in a mode, not the mode. Sampling under a class starts from its
+        weights, and log_likelihood ends there.
+
+        Args:
+            labels: int64 [n], from 0.
+            n_classes: default the largest label and one.
+        """
+        _checks.data("x0", x0, self.dim)
+        _checks.labels("labels", labels, len(x0))
+        found = int(labels.max()) + 1
+        n_classes = found if n_classes is None else _checks.count("n_classes", n_classes, found)
+        with torch.inference_mode(False), torch.no_grad():
+            noised = self._noised_to_end(x0)
+            self.class_weights = fitted_weights(self.prior, noised, labels.to(noised.device), n_classes)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        stored = state_dict.get(f"{prefix}class_weights")
+        self.class_weights = None if stored is None else torch.empty_like(stored, device=self.times.device)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def draw_prior(
+        self,
+        n: int,
+        seed: int | Tensor | None = None,
+        first_path: int = 0,
+        condition: Condition | None = None,
+        *,
+        t: float | None = None,
+    ) -> Tensor:
+        """Draw n samples [n, ...] to start from at T, or at an earlier t of linear noising; as of NoisingProcess."""
+        law = self.prior if t is None else self.prior_at(t)
+        if self.class_weights is None or not is_labels(condition):
+            return law.sample(n, seed, first_path=first_path)
+        assert isinstance(condition, Tensor)
+        return sample_by_class(law, self.class_weights, condition, seed, first_path)
+
+    def prior_at(self, t: float) -> GaussianMixture:
+        """Return the reference noised to t, where that is known in closed form."""
+        raise TypeError(f"start: expected (x, t) with a {type(self).__name__}, found a time alone")
+
+    def prior_log_prob(self, x: Tensor, condition: Condition | None = None) -> Tensor:
+        if self.class_weights is None or not is_labels(condition):
+            return super().prior_log_prob(x)
+        assert isinstance(condition, Tensor)
+        return log_prob_by_class(self.prior, self.class_weights, condition, x)
+
+    def prior_knows(self, condition: Condition) -> bool:
+        several = self.prior.n_components > 1
+        return self.forgets or (several and self.class_weights is not None and is_labels(condition))
+
+
+def checked_reference(reference: Any, dim: int, event_shape: Sequence[int] | None = None) -> Sequence[int] | None:
+    """Check the mixture of a linear process of `dim` values, if there is one; return the shape of one sample."""
+    if reference is None:
+        return event_shape
+    _checks.instance("reference", reference, GaussianMixture, "a GaussianMixture")
+    if reference.dim != dim:
+        raise ValueError(f"reference: expected a mixture of {dim} values, found {reference.dim}")
+    if event_shape is not None and tuple(event_shape) != reference.event_shape:
+        raise ValueError(f"event_shape: expected the reference's, {reference.event_shape}, found {event_shape}")
+    return reference.event_shape
+
+
+class LangevinProcess(ReferenceProcess):
     """Langevin noising whose stationary law is the mixture `reference`: F = 1/2 sigma(t)^2 grad log pi.
 
     Args:
@@ -412,13 +523,8 @@ class LangevinProcess(NoisingProcess):
     Warns:
         UserWarning: if q exceeds 0.2, where the stationary variance is 1 / (1 - q/2) of the true one.
 
-    Attributes:
-        class_weights: weights of the components at T for each class [C, K], from `fit_prior`; else None.
-
     Source: Birrell et al., arXiv 2405.15625.
     """
-
-    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -478,19 +584,32 @@ class LangevinProcess(NoisingProcess):
             stacklevel=3 if type(self) is LangevinProcess else 4,
         )
 
+    @property
+    def stationary(self) -> GaussianMixture:
+        """The law that the noising leaves as it is: the reference."""
+        return self.reference
+
+    @property
+    def forgets(self) -> bool:
+        return self.stationary.n_components == 1 and math.exp(-0.5 * float(self._growth().sum())) < FORGOTTEN
+
+    def reference_score(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the score of the reference at x [B, ...] -> like x, whatever the times t [B]."""
+        return self.reference.score(x)
+
     def _growth(self) -> Tensor:
-        return 2.0 * self.drift_scale / self.reference.largest_variance
+        return 2.0 * self.drift_scale / self.stationary.largest_variance
 
     @property
     def stiffness(self) -> float:
         """Ratio of the largest to the smallest eigenvalue of any component's covariance."""
-        return self.reference.largest_variance / self.reference.smallest_variance
+        return self.stationary.largest_variance / self.stationary.smallest_variance
 
     @property
     def single_variance(self) -> float | None:
         """The variance of the reference if it is one spherical component, else None."""
-        alone = self.reference.n_components == 1 and self.reference.covariance_type == "spherical"
-        return float(self.reference.largest_variance) if alone else None
+        alone = self.stationary.n_components == 1 and self.stationary.covariance_type == "spherical"
+        return float(self.stationary.largest_variance) if alone else None
 
     def _law(self) -> tuple[Any, ...]:
         return *super()._law(), self.reference.digest
@@ -500,50 +619,8 @@ class LangevinProcess(NoisingProcess):
         """The law that sampling starts from: pi itself; under a class, with the weights that `fit_prior` found."""
         return self.reference
 
-    def fit_prior(self, x0: Tensor, labels: Tensor, n_classes: int | None = None) -> None:
-        """Fit the law at T of each class: weights of the components, to x0 [n, ...] noised to T; kept as class_weights.
-
-        Noising within T forgets a sample's place in a mode, not the mode. Sampling under a class starts from its
-        weights, and log_likelihood ends there.
-
-        Args:
-            labels: int64 [n], from 0.
-            n_classes: default the largest label and one.
-        """
-        _checks.data("x0", x0, self.dim)
-        _checks.labels("labels", labels, len(x0))
-        found = int(labels.max()) + 1
-        n_classes = found if n_classes is None else _checks.count("n_classes", n_classes, found)
-        with torch.inference_mode(False), torch.no_grad():
-            noised = self.simulate(x0, seed=0)
-            self.class_weights = fitted_weights(self.reference, noised, labels.to(noised.device), n_classes)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        stored = state_dict.get(f"{prefix}class_weights")
-        self.class_weights = None if stored is None else torch.empty_like(stored, device=self.times.device)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
-    def draw_prior(
-        self, n: int, seed: int | Tensor | None = None, first_path: int = 0, condition: Condition | None = None
-    ) -> Tensor:
-        if self.class_weights is None or not is_labels(condition):
-            return super().draw_prior(n, seed, first_path)
-        assert isinstance(condition, Tensor)
-        return sample_by_class(self.reference, self.class_weights, condition, seed, first_path)
-
-    def prior_log_prob(self, x: Tensor, condition: Condition | None = None) -> Tensor:
-        if self.class_weights is None or not is_labels(condition):
-            return super().prior_log_prob(x)
-        assert isinstance(condition, Tensor)
-        return log_prob_by_class(self.reference, self.class_weights, condition, x)
-
-    def prior_knows(self, condition: Condition) -> bool:
-        forgets = self.reference.n_components == 1 and math.exp(-0.5 * float(self._growth().sum())) < FORGOTTEN
-        several = self.reference.n_components > 1
-        return forgets or (several and self.class_weights is not None and is_labels(condition))
-
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
-        score = self.reference.score(x)
+        score = self.stationary.score(x)
         _checks.time("t", t, len(x))
         if not isinstance(t, Tensor):
             return 0.5 * self._sigma(float(t)) ** 2 * score
@@ -555,17 +632,24 @@ class LangevinProcess(NoisingProcess):
 
     @property
     def dynamics(self) -> MixtureDynamics:
-        return MixtureDynamics(self.drift_scale, self.noise_std, self.reference)
+        return MixtureDynamics(self.drift_scale, self.noise_std, self.stationary)
 
 
-class OUProcess(LangevinProcess):
-    """The Ornstein-Uhlenbeck (variance preserving) process: K = 1, pi = N(0, I), with exact transitions besides.
+class OUProcess(LinearNoising, LangevinProcess):
+    """The Ornstein-Uhlenbeck (variance preserving) process towards N(0, I), with exact transitions besides.
 
     Args:
         dim: d.
-        T, n_steps, sigma, grid: as for LangevinProcess. The classical baseline starts near N(0, I) only if
-            exp(-1/2 int sigma^2) is small: T = 10 is usual at sigma = 1.
-        event_shape: shape of one sample; default (dim,).
+        T, n_steps, sigma, grid: as for LangevinProcess. Without a mixture it starts near N(0, I) only if
+            exp(-1/2 int sigma^2) is small: T = 10 is usual at sigma = 1. With one the prior is right at any T, as far
+            as the mixture is; the default, 3, will do.
+        event_shape: shape of one sample; default the reference's, or (dim,).
+        reference: a mixture fitted to the data, any covariance type. Noised to T it is the prior, and at each row's own
+            t what a ResidualScore adds to. Default N(0, I), which noising leaves as it is: the classical baseline.
+
+    Between grid points sigma is taken for what it is at the last of them, as in the steps.
+
+    Source: for the mixture, Wang and Vastola, arXiv 2412.09726 (the Gaussian and mixture parts of a learnt score).
     """
 
     def __init__(
@@ -577,10 +661,44 @@ class OUProcess(LangevinProcess):
         grid: str | Sequence[float] | Tensor = "uniform",
         *,
         event_shape: Sequence[int] | None = None,
+        reference: GaussianMixture | None = None,
     ) -> None:
         _checks.count("dim", dim)
-        reference = GaussianMixture([1.0], [[0.0] * dim], [1.0], "spherical", event_shape=event_shape)
-        super().__init__(reference, T, n_steps, sigma, grid)
+        event_shape = checked_reference(reference, dim, event_shape)
+        normal = GaussianMixture([1.0], [[0.0] * dim], [1.0], "spherical", event_shape=event_shape)
+        super().__init__(normal, T, n_steps, sigma, grid)
+        self._normal: GaussianMixture | None = None
+        if reference is not None:
+            self._normal, self.reference = normal, reference
+            with torch.inference_mode(False):
+                self.to(reference.means.device)
+        self._read_tables()
+
+    @property
+    def has_mixture(self) -> bool:
+        """True if a reference was given."""
+        return self._normal is not None
+
+    @property
+    def stationary(self) -> GaussianMixture:
+        """The law that the noising leaves as it is: N(0, I)."""
+        return self.reference if self._normal is None else self._normal
+
+    @property
+    def prior(self) -> GaussianMixture:  # type: ignore[override]
+        """The law that sampling starts from: the reference noised to T, which is N(0, I) where there is none."""
+        if getattr(self, "_normal", None) is None:
+            return self.reference
+        return self.noised_prior
+
+    def reference_score(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.reference.score(x) if self._normal is None else super().reference_score(x, t)
+
+    def scale_and_variance(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return alpha(t) = exp(-1/2 int sigma^2) and v(t) = 1 - alpha^2 of times t of any shape, float64."""
+        exponent = torch.cat([self.drift_scale.new_zeros(1), self.drift_scale.cumsum(0)])
+        at = interpolated(self.times, exponent, t)
+        return (-at).exp(), -(-2.0 * at).expm1()
 
     def marginal(self) -> tuple[Tensor, Tensor]:
         """Return m, v of the exact law x_t | x_0 = N(m x_0, v I) at t_1..t_N: m = exp(-sum a_n), v = 1 - m^2; [N]."""

@@ -19,10 +19,12 @@ from .process import NoisingProcess
 class ResidualScore(nn.Module):
     """s(x, t) = grad log pi(x) + net(x, t) / sqrt(v(t)): the reference's score plus a learnt correction.
 
+    Of a linear process pi is its reference noised to t, in closed form. Of an EDMProcess this is its preconditioning.
+
     Args:
         net: module (x [B, ...], t [B]) -> like x; a last layer initialised to zero starts it at the reference's score.
             A condition goes on to it, as (x, t, condition).
-        process: a LangevinProcess; v is its noise_variance, linear between grid points.
+        process: one with a reference, such as a LangevinProcess; v is its noise_variance, linear between grid points.
         features: give the network torch.cat([x, grad log pi(x) sqrt(lambda_max)], dim=1), twice the channels of x.
             Helps in small d.
     """
@@ -57,10 +59,11 @@ class ResidualScore(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """Return the score at x [B, ...] and t [B] -> like x."""
-        reference = self.process.reference.score(x)
-        inputs = torch.cat([x, reference * self.feature_scale], dim=1) if self.features else x
-        correction = _checks.score_output(called(self.net, inputs, t, condition), x)
-        scale = self.process.variance_at(t).rsqrt().reshape(-1, *[1] * (x.ndim - 1))
+        reference = self.process.reference_score(x, t)
+        inputs, time = self.process.network_inputs(x, t)
+        inputs = torch.cat([inputs, reference * self.feature_scale], dim=1) if self.features else inputs
+        correction = _checks.score_output(called(self.net, inputs, time, condition), x)
+        scale = self.process.residual_scale(t).reshape(-1, *[1] * (x.ndim - 1))
         return (reference + correction * scale).to(x.dtype)
 
 

@@ -269,6 +269,14 @@ def _mixture_hvp(a: Arguments, backend: str) -> Tensor:
     return functional.mixture_hvp(a.x, a.v, a.mixture, backend=backend)
 
 
+def _noised_score(a: Arguments, backend: str) -> Tensor:
+    return functional.noised_score(a.x, a.std.square(), a.mixture, backend=backend)
+
+
+def _noised_log_prob(a: Arguments, backend: str) -> Tensor:
+    return functional.noised_log_prob(a.x, a.std.square(), a.mixture, backend=backend)
+
+
 def _mixture_sample(a: Arguments, backend: str) -> Tensor:
     options: dict[str, Any] = {"seed": a.seed, "first_path": a.first_path, "dtype": a.x.dtype, "backend": backend}
     return functional.mixture_sample(len(a.x), a.mixture, **options)
@@ -329,6 +337,8 @@ CALLS = (
     Call("mixture_score", _mixture_score, inputs=("x",)),
     Call("mixture_hvp", _mixture_hvp),
     Call("mixture_sample", _mixture_sample),
+    Call("noised_score", _noised_score, inputs=("x",)),
+    Call("noised_log_prob", _noised_log_prob, inputs=("x",)),
     Call("simulate", _simulate),
     Call("simulate_transition", _simulate_transition),
     Call("simulate_target", partial(_simulate_target, antithetic=False)),

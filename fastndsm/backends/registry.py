@@ -90,10 +90,12 @@ def _unavailable(backend: Backend) -> str | None:
 
 
 REFERENCE = Backend("reference", "fastndsm.reference", devices=())
-DRAWS = ("mixture_sample",)  # once a run, a few launches, and a fit's is in float64
+# Draws: once a run, a few launches, and a fit's is in float64. Noised in each row: only training asks for it, sampling
+# has one time a call, for which `mixture_score` serves.
+LEFT = ("mixture_sample", "noised_score", "noised_log_prob")
 BACKENDS: dict[str, Backend] = {
-    "cuda": Backend("cuda", "fastndsm.backends.cuda", ("cuda",), (torch.float32,), untested=True, left=DRAWS),
-    "triton": Backend("triton", "fastndsm.kernels.ops", ("cuda",), (torch.float32,), left=DRAWS),
+    "cuda": Backend("cuda", "fastndsm.backends.cuda", ("cuda",), (torch.float32,), untested=True, left=LEFT),
+    "triton": Backend("triton", "fastndsm.kernels.ops", ("cuda",), (torch.float32,), left=LEFT),
     "cpp": Backend("cpp", "fastndsm.backends.cpp", devices=("cpu",)),
     "reference": REFERENCE,
 }

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .. import _checks, data, latent
 from .._scheme import PREDICTIONS
 from ..backends import registry
-from ..process import LangevinProcess
+from ..process import ReferenceProcess
 from ..sampling.sampler import sample
 from ..training import checkpoint
 from .report import Evaluation
@@ -206,7 +206,7 @@ def _unchanged(event_shape: tuple[int, ...]) -> data.Standardizer:
 
 def load(
     arguments: argparse.Namespace, device: torch.device
-) -> tuple[nn.Module, LangevinProcess, Units, dict[str, Any]]:
+) -> tuple[nn.Module, ReferenceProcess, Units, dict[str, Any]]:
     """Load the model of the command line; return network, process, units, and the metadata stored with it."""
     path = find_model(arguments.model)
     score_net, process, meta = checkpoint.load_model(path, device, allow_import=arguments.allow_import)
@@ -216,7 +216,7 @@ def load(
 
 def draw(
     score_net: nn.Module,
-    process: LangevinProcess,
+    process: ReferenceProcess,
     units: Units,
     n: int,
     arguments: argparse.Namespace,
@@ -230,7 +230,7 @@ def draw(
     return made.reshape(*drawn.shape[: -len(process.event_shape)], *made.shape[1:])
 
 
-def draw_reference(process: LangevinProcess, units: Units, n: int, seed: int) -> Tensor:
+def draw_reference(process: ReferenceProcess, units: Units, n: int, seed: int) -> Tensor:
     """Draw [n, *event] from the reference, on the CPU in the data's units, with the seed after that of the samples."""
     return units.outer(process.reference.sample(n, seed=_checks.seed(seed) + 1).to(units.dtype))
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from .. import _checks, networks
 from .._grid import STEPS
 from ..data import LAYOUTS, NAMES, SUFFIXES, Dataset
+from ..linear import EDMProcess, FlowProcess
 from ..mixture import GaussianMixture
-from ..objective import ESTIMATORS, DSMLoss, NDSMLoss
-from ..process import LangevinProcess, OUProcess
+from ..objective import ESTIMATORS, DSMLoss, NDSMLoss, loss_for
+from ..process import LangevinProcess, OUProcess, ReferenceProcess
 from ..reference.components import COVARIANCE_TYPES
 from ..score import ResidualScore
 from ..selection import Selection
@@ -27,6 +28,8 @@ LARGE_SIDE = 16  # pixels from which images get an autoencoder, or a U-Net
 LATENTS = ("auto", "none", "autoencoder", "pca")
 LATENT_DIM = {"autoencoder": 16, "pca": 32}
 OU_HORIZON = 10.0
+PROCESSES = ("langevin", "ou", "ou-mixture", "edm", "flow")
+GRIDLESS = ("edm", "flow")  # that have times of their own
 
 
 @dataclass(frozen=True)
@@ -120,12 +123,18 @@ class Settings:
         if network == "unet" and self.hidden is not None:
             raise ValueError("--hidden: expected with --network mlp, found unet")
         features = planar and self.residual if self.features is None else self.features
+        if self.process == "flow":
+            features = False  # whose residual velocity starts from zero
         if features and not self.residual:
             raise ValueError("--features: expected with --residual, found --no-residual")
         if features and network == "mlp" and len(event_shape) > 1:
             raise ValueError(f"--features: expected --network unet for samples of shape {event_shape}, found mlp")
-        if self.process == "ou" and (self.estimator is not None or self.antithetic):
-            raise ValueError("--estimator, --antithetic: expected with --process langevin, found ou")
+        if self.process != "langevin" and (self.estimator is not None or self.antithetic):
+            raise ValueError(f"--estimator, --antithetic: expected with --process langevin, found {self.process}")
+        if self.process in GRIDLESS and (self.T is not None or self.sigma != 1.0 or self.grid != "auto"):
+            raise ValueError(
+                f"--T, --sigma, --grid: expected without --process {self.process}, whose times are its own"
+            )
         if self.training.patience is not None and self.validation is None:
             raise ValueError("--patience: expected with --validation, found without")
         if self.labels is not None and dataset.labels is None:
@@ -135,8 +144,10 @@ class Settings:
             latent=latent,
             latent_dim=latent_dim,
             T=OU_HORIZON if self.process == "ou" and self.T is None else self.T,
-            grid=("quadratic" if planar else "uniform") if self.grid == "auto" else self.grid,
-            estimator=None if self.process == "ou" else self.estimator or "path",
+            grid=("quadratic" if planar or self.process == "ou-mixture" else "uniform")
+            if self.grid == "auto"
+            else self.grid,
+            estimator=self.estimator or "path" if self.process == "langevin" else None,
             network=network,
             hidden=self.hidden or ([128] * 3 if planar else [256] * 3) if network == "mlp" else None,
             features=features,
@@ -169,7 +180,7 @@ class Settings:
 
 def make_process(
     settings: Settings, x: Tensor, free: bool = False
-) -> tuple[Settings, LangevinProcess, Selection[GaussianMixture] | None]:
+) -> tuple[Settings, ReferenceProcess, Selection[GaussianMixture] | None]:
     """Make the noising process of resolved settings; choose the mixture, or fit the one asked for, to x [n, *event].
 
     free: whether number and times of the steps were left open, so that a chosen mixture may have more than usual.
@@ -187,7 +198,7 @@ def make_process(
     components = None if isinstance(settings.components, str) else settings.components
     if components is not None and settings.covariance != "auto":
         reference = GaussianMixture.fit(x, components, settings.covariance, **given)
-        return settings, LangevinProcess(reference, grid=settings.grid, **options), None
+        return settings, _around(reference, settings, x, options), None
     if settings.n_steps is not None:
         given["max_steps"] = settings.n_steps
     choice = GaussianMixture.select(x, components, settings.covariance, **given)
@@ -196,12 +207,24 @@ def make_process(
         settings,
         components=chosen.n_components,
         covariance=chosen.covariance_type,
-        grid="stiff" if free and chosen.n_steps > STEPS else settings.grid,
+        grid="stiff" if free and chosen.n_steps > STEPS and settings.process == "langevin" else settings.grid,
     )
-    return settings, LangevinProcess(choice.mixture, grid=settings.grid, **options), choice
+    return settings, _around(choice.mixture, settings, x, options), choice
 
 
-def make_network(settings: Settings, process: LangevinProcess, n_classes: int) -> nn.Module:
+def _around(reference: GaussianMixture, settings: Settings, x: Tensor, options: dict[str, Any]) -> ReferenceProcess:
+    """Make the process of a fitted mixture."""
+    steps: dict[str, Any] = {} if settings.n_steps is None else {"n_steps": settings.n_steps}
+    if settings.process == "flow":
+        return FlowProcess(reference, **steps)
+    if settings.process == "edm":
+        return EDMProcess(reference.dim, reference, x, **steps)
+    if settings.process == "ou-mixture":
+        return OUProcess(reference.dim, reference=reference, grid=settings.grid, **options)
+    return LangevinProcess(reference, grid=settings.grid, **options)
+
+
+def make_network(settings: Settings, process: ReferenceProcess, n_classes: int) -> nn.Module:
     """Make the untrained score network of resolved settings."""
     width = 2 if settings.features else 1
     options: dict[str, Any] = {"horizon": process.T, "classes": n_classes if settings.labels else None}
@@ -215,10 +238,10 @@ def make_network(settings: Settings, process: LangevinProcess, n_classes: int) -
     return ResidualScore(net, process, bool(settings.features)) if settings.residual else net
 
 
-def make_loss(settings: Settings, process: LangevinProcess) -> NDSMLoss | DSMLoss:
+def make_loss(settings: Settings, process: ReferenceProcess) -> NDSMLoss | DSMLoss:
     """Make the objective of resolved settings."""
-    if isinstance(process, OUProcess):
-        return DSMLoss(process)
+    if settings.process != "langevin":
+        return loss_for(process)
     return NDSMLoss(process, settings.estimator or "path", settings.antithetic)
 
 
@@ -266,8 +289,9 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("noising process and objective")
     add(
         "--process",
-        "langevin, or ou: the linear baseline, classical DSM with T = 10",
-        choices=("langevin", "ou"),
+        "langevin; linear noising: ou without a mixture, by classical DSM with T = 10, ou-mixture with it for prior "
+        "and residual, edm with it in EDM's form; flow: flow matching from the mixture",
+        choices=PROCESSES,
     )
     add("--T", "horizon; default 3 lambda_max / sigma^2", type=float)
     add("--sigma", "diffusion coefficient", type=float)

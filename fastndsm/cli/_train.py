@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..backends import registry
 from ..data import Dataset
-from ..process import LangevinProcess
+from ..process import ReferenceProcess
 from ..sampling.sampler import EVALUATIONS
 from ..selection import Candidate, Selection
 from ..training import checkpoint
@@ -204,7 +204,7 @@ class Stored(NamedTuple):
     """A run as its folder has it; made: the settings that the fit of the mixture chose."""
 
     settings: Settings
-    process: LangevinProcess
+    process: ReferenceProcess
     units: _common.Units
     choice: Selection[Any] | None
     made: dict[str, Any]
@@ -273,7 +273,7 @@ def _merged(stored: Settings, explicit: dict[str, Any]) -> Settings:
 def _announce(
     dataset: Dataset,
     settings: Settings,
-    process: LangevinProcess,
+    process: ReferenceProcess,
     score_net: torch.nn.Module,
     device: torch.device,
 ) -> None:
@@ -292,7 +292,7 @@ def _announce(
         "data": f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.test):,} held-out, {shape}, {scale}",
         "reference": f"{reference.n_components} {reference.covariance_type} components",
         "process": f"{settings.process}, T = {process.T:.4g}, {process.n_steps} steps, {settings.grid} grid",
-        "objective": settings.estimator or "classical DSM",
+        "objective": settings.estimator or ("flow matching" if settings.process == "flow" else "classical DSM"),
         "network": f"{settings.network}, {parameters:,} parameters{classes}",
         "backend": f"{serving} on {device}",
     }

@@ -7,6 +7,7 @@ so that it is also the gradient oracle. Imports nothing but torch.
 from .components import MixtureOperands, PrincipalAxes
 from .loss import dsm_loss, dsm_loss_backward, ndsm_loss, ndsm_loss_backward
 from .mixture import mixture_hvp, mixture_log_prob, mixture_sample, mixture_score
+from .noised import NoisedOperands, noised_log_prob, noised_score
 from .philox import philox4x32_10, philox_normal
 from .process import ProcessOperands
 from .reverse_steps import reverse_steps
@@ -14,6 +15,7 @@ from .simulate import simulate, simulate_target, simulate_transition
 
 __all__ = [
     "MixtureOperands",
+    "NoisedOperands",
     "PrincipalAxes",
     "ProcessOperands",
     "dsm_loss",
@@ -24,6 +26,8 @@ __all__ = [
     "mixture_score",
     "ndsm_loss",
     "ndsm_loss_backward",
+    "noised_log_prob",
+    "noised_score",
     "philox4x32_10",
     "philox_normal",
     "reverse_steps",

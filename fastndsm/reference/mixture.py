@@ -149,6 +149,11 @@ def mixture_sample(
     u = philox.uniform(philox.philox_words(paths, 1, int(seed), 1, philox.PRIOR)[0][:, 0])
     k = torch.searchsorted(cumulative_weights, u, right=True).clamp_(max=means.shape[0] - 1)
     z = philox.normal(paths, dim, seed=int(seed), step=0, stream=philox.PRIOR, dtype=means.dtype)
+    return component_draws(k, z, means, factors, covariance_type).to(dtype)
+
+
+def component_draws(k: Tensor, z: Tensor, means: Tensor, factors: Tensor, covariance_type: str) -> Tensor:
+    """Return m_k + L_k z of components k [n] and normals z [n, d]."""
     if covariance_type == "spherical":
         deviation = factors[k, None] * z
     elif covariance_type == "diag":
@@ -160,4 +165,4 @@ def mixture_sample(
         for component in k.unique():
             rows = k == component
             deviation[rows] = z[rows] @ factors[component].T
-    return (means[k] + deviation).to(dtype)
+    return means[k] + deviation

@@ -19,7 +19,7 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 
 # Stream ids: one for each use of random numbers, so that no two uses share a counter.
-NOISING, PRIOR, REVERSE, STEP, PROBE, DROPOUT, DEQUANTIZE = range(7)
+NOISING, PRIOR, REVERSE, STEP, PROBE, DROPOUT, DEQUANTIZE, LEVEL = range(8)
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 

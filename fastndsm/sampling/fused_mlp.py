@@ -118,8 +118,10 @@ def _refuses_process(process: NoisingProcess, residual: ResidualScore | None) ->
     for own in [process] if residual is None else [process, residual.process]:
         if not isinstance(own, LangevinProcess) or type(own).dynamics is not LangevinProcess.dynamics:
             return f"the process is no LangevinProcess but {type(own).__name__}"
-        if type(own.reference) is not GaussianMixture:
-            return f"the reference is no GaussianMixture but {type(own.reference).__name__}"
+        if type(own.stationary) is not GaussianMixture:
+            return f"the reference is no GaussianMixture but {type(own.stationary).__name__}"
+        if residual is not None and own.reference is not own.stationary:
+            return "the mixture in the network's score changes with t"
     if residual is not None and not _same(process, residual.process):
         return "the network's reference is not that of the process"
     return None
@@ -127,8 +129,8 @@ def _refuses_process(process: NoisingProcess, residual: ResidualScore | None) ->
 
 def _same(process: Any, own: Any) -> bool:
     """Return whether their references are the same mixture."""
-    one: MixtureOperands = process.reference.operands(torch.float32)
-    other: MixtureOperands = own.reference.operands(torch.float32)
+    one: MixtureOperands = process.stationary.operands(torch.float32)
+    other: MixtureOperands = own.stationary.operands(torch.float32)
     if one.covariance_type != other.covariance_type:
         return False
     pairs = list(zip(one[:3], other[:3], strict=True))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from tqdm.auto import tqdm
 
 from .. import _checks
 from .._condition import Condition, rows_of
+from .._linear import LinearNoising
 from .._scheme import METHODS, PREDICTIONS, Schedule, evaluation_indices
 from ..backends import registry
 from ..dynamics import Dynamics
@@ -44,7 +46,7 @@ def sample(
     score_net: ScoreNet,
     process: NoisingProcess,
     n: int,
-    method: str = "sde",
+    method: str | None = None,
     *,
     n_evaluations: int | None = None,
     order: int = 2,
@@ -60,7 +62,7 @@ def sample(
     condition: Condition | None = None,
     guidance: float | None = None,
     guide: Guide | None = None,
-    start: tuple[Tensor, float] | None = None,
+    start: tuple[Tensor, float] | float | None = None,
     x_T: Tensor | None = None,
     callback: Callable[[dict[str, Any]], object] | None = None,
     trajectory: int | None = None,
@@ -71,16 +73,17 @@ def sample(
         score_net: callable (x [B, ...], t [B]) -> like x, with a condition (x, t, condition) -> like x. A module is
             evaluated in eval mode, and left in the modes it came in.
         process: the noising process it was trained on, or one of the same mixture, sigma and T on another grid.
-        method: "sde", or "ode" (probability flow).
+        method: "sde" (default), or "ode" (probability flow); of a FlowProcess "ode" alone.
         n_evaluations: M, of the network for each sample, at most process.n_steps; default 10, or all steps if fewer.
             With M = process.n_steps, order=1 and prediction="score" these are Euler-Maruyama steps.
         order: 1 holds what the network gave until its next evaluation, 2 extrapolates it from the last two.
         prediction: what of the network is held, as `fastndsm._scheme` has it: "linear", "data", "score", or "auto",
-            which takes "data" where the reference is one spherical component (SDE-DPM-Solver++, or DPM-Solver++ for
-            the flow) and "linear" elsewhere.
+            which takes "data" under linear noising (SDE-DPM-Solver++, or DPM-Solver++ for the flow), whose law at T
+            is one spherical component, "score" of a FlowProcess, and "linear" elsewhere.
         grid: times of evaluation: "uniform", "quadratic" (default), "cubic" (default for "score", and where the
             reference's eigenvalues differ by a factor above 20), or the times themselves, each taken to the nearest of
-            the process's.
+            the process's. Where it is not given, an EDMProcess has its own levels, one an evaluation, and a FlowProcess
+            equal steps, however many steps they were made with.
         batch_size: samples held at once; default all.
         progress: show a bar.
         cuda_graph: on a CUDA device, record an evaluation and the steps after it once a batch and launch them from
@@ -102,7 +105,9 @@ def sample(
         guide: callable (x [B, ...], t [B]) -> like x, added to the score, in which x may be differentiated: of a
             classifier or an inverse problem, grad log p(y | x) at time t.
         start: (x [n, ...], t): go on from noised x at time t, taken to the nearest of the process's, in place of the
-            prior's draws at T; n_evaluations are made from there on. x_T: the same at T.
+            prior's draws at T; n_evaluations are made from there on. x_T: the same at T. Or a time t alone, of an
+            OUProcess or EDMProcess with a reference: go on from draws of the reference noised to t, which skips the
+            part where the network adds nothing to its score (Wang and Vastola, arXiv 2412.09726).
         callback: called at each evaluation of a batch with {"step": k, "t": its time, "x": the samples there, "score":
             theirs}, in tensors that are not to be written into; not with a CUDA graph or the fused network.
         trajectory: k, to return states [k + 1, n, *event_shape], the first at the start, the last the samples, after
@@ -121,10 +126,19 @@ def sample(
     _checks.network("score_net", score_net)
     _checks.instance("process", process, NoisingProcess, "a noising process")
     _checks.count("n", n)
-    _checks.choice("method", method, METHODS)
+    method = process.default_method if method is None else _checks.choice("method", method, METHODS)
     _check_cuda_graph(cuda_graph, process, callback)
     prediction = _prediction(process, prediction)
-    first, last_index = _start(process, n, start, x_T)
+    if n_evaluations is not None:
+        _checks.count("n_evaluations", n_evaluations)
+    first, time = _start(process, n, start, x_T)
+    if grid is None:
+        process = process.for_evaluations(n_evaluations or EVALUATIONS, time)
+    last_index, prior = process.n_steps, process.draw_prior
+    if time is not None:
+        last_index = int((process.times[1:] - time).abs().argmin()) + 1
+        if first is None:
+            prior = partial(process.draw_prior, t=float(process.times[last_index]))  # type: ignore[call-arg]
     schedule = _schedule(process, method, n_evaluations, order, prediction, grid, last_index)
     followed = Guidance.of(score_net, condition, guidance, guide, n, process.times.device)
     if first is None:
@@ -157,7 +171,7 @@ def sample(
                 *(score, dynamics, schedule, times, prediction, order, key, path, evaluated or state, callback)
             )
             if first is None:
-                y = process.draw_prior(rows.stop - begin, key, path, rows_of(followed.condition, rows))
+                y = prior(rows.stop - begin, key, path, rows_of(followed.condition, rows))
             else:
                 y = first[rows]
             y = y.to(device=process.times.device, dtype=state)
@@ -171,28 +185,35 @@ def sample(
 
 
 def _start(
-    process: NoisingProcess, n: int, start: tuple[Tensor, float] | None, x_T: Tensor | None
-) -> tuple[Tensor | None, int]:
-    """Return the states to start from, None for draws of the prior, and the grid point that they are at."""
+    process: NoisingProcess, n: int, start: tuple[Tensor, float] | float | None, x_T: Tensor | None
+) -> tuple[Tensor | None, float | None]:
+    """Return the states to start from, None for draws of the prior, and their time, None for T."""
     if x_T is not None:
         if start is not None:
             raise ValueError("start, x_T: expected one of them, found both")
-        name, x, index = "x_T", x_T, process.n_steps
-    elif start is not None:
-        if not isinstance(start, tuple | list) or len(start) != 2:
-            raise TypeError(f"start: expected (x, t), found {_checks.shown(start)}")
-        time = start[1].item() if isinstance(start[1], Tensor) and start[1].numel() == 1 else start[1]
-        name, x, t = "start", start[0], _checks.positive("start", time)
-        if t > process.T * (1.0 + 1e-6):
-            raise ValueError(f"start: expected a time of at most T = {process.T:.6g}, found {t:.6g}")
-        index = int((process.times[1:] - t).abs().argmin()) + 1
+        name, x, t = "x_T", x_T, None
+    elif start is None:
+        return None, None
+    elif isinstance(start, tuple | list) and len(start) == 2:
+        name, x, t = "start", start[0], _time(process, start[1])
+    elif isinstance(start, int | float):
+        if not isinstance(process, LinearNoising):
+            raise TypeError(f"start: expected (x, t) with a {type(process).__name__}, found a time alone")
+        return None, _time(process, start)
     else:
-        return None, process.n_steps
+        raise TypeError(f"start: expected (x, t), found {_checks.shown(start)}")
     _checks.data(name, x, process.dim)
     if len(x) != n:
         raise ValueError(f"{name}: expected {n} rows, one for each sample, found shape {tuple(x.shape)}")
     _checks.same_device(name, x, "process", process.times.device)
-    return x.detach(), index
+    return x.detach(), t
+
+
+def _time(process: NoisingProcess, value: Any) -> float:
+    t = _checks.positive("start", value.item() if isinstance(value, Tensor) and value.numel() == 1 else value)
+    if t > process.T * (1.0 + 1e-6):
+        raise ValueError(f"start: expected a time of at most T = {process.T:.6g}, found {t:.6g}")
+    return t
 
 
 def _kept(trajectory: int | None, n_evaluations: int) -> list[int]:
@@ -206,11 +227,9 @@ def _kept(trajectory: int | None, n_evaluations: int) -> list[int]:
 
 
 def _prediction(process: NoisingProcess, prediction: str) -> str:
-    """Return what is held: for "auto" what is exact for one spherical component, and the linearised residual else."""
+    """Return what is held: for "auto" what the process has for its default."""
     _checks.choice("prediction", prediction, ("auto", *PREDICTIONS))
-    if prediction != "auto":
-        return prediction
-    return "linear" if process.single_variance is None else "data"
+    return process.default_prediction if prediction == "auto" else prediction
 
 
 def _schedule(
@@ -374,7 +393,7 @@ def _run_fused(
             y.flatten(1),
             *(network.weights, network.biases, network.scales, network.shifts, network.feature_scale),
             *(bounds, coefficients, network.evaluations),
-            langevin.reference.operands(y.dtype),
+            langevin.stationary.operands(y.dtype),
             *(reverse.seed, reverse.first_path),
         )
     except NotImplementedError as error:

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from .. import _checks, networks
 from .._state import ordinary_modes
+from ..linear import EDMProcess, FlowProcess
 from ..mixture import GaussianMixture
-from ..process import LangevinProcess, NoisingProcess, OUProcess, TabulatedSigma
+from ..process import LangevinProcess, NoisingProcess, OUProcess, ReferenceProcess, TabulatedSigma
 from ..score import ResidualScore, network_dtype, unwrapped
 from .storage import CheckpointError, json_object, read_folder, remove_leftovers, write_folder
 
@@ -48,6 +49,7 @@ _CASTS = {"float16": "half", "bfloat16": "bfloat16", "float32": "float", "float6
 DOCUMENT, HUB_DOCUMENT = "model.json", "config.json"  # of a model: its name, and that on the Hugging Face Hub
 _MODEL_FILES = ("model.safetensors", "reference.safetensors")
 ENCODER_FILE = "encoder.safetensors"
+_PROCESSES = (LangevinProcess, OUProcess, EDMProcess, FlowProcess)
 Parts = tuple[dict[str, Any], dict[str, Tensor]]  # JSON-able values, and tensors by name
 Maker = Callable[..., nn.Module]  # a class of networks, or a function that makes one
 
@@ -159,7 +161,8 @@ def save_model(
         score_net: a network, or a ResidualScore of one, compiled or not. Of a class of your own, the name is stored
             and, if it has an attribute `config` that is a dict, or a method that returns one, that: what its
             constructor is called with when the model is loaded.
-        process: a LangevinProcess or OUProcess; a sigma that is a callable is stored as its values on the grid.
+        process: a LangevinProcess, OUProcess, EDMProcess or FlowProcess; a sigma that is a callable is stored as its
+            values on the grid.
         encoder: `latent.encoder_parts` of what decodes the process's samples; `load_encoder` reads them again.
     """
     outer = unwrapped(_checks.instance("score_net", score_net, nn.Module, "a torch.nn.Module"))
@@ -235,7 +238,7 @@ def load_model(
     *,
     network: Maker | Mapping[str, Maker] | None = None,
     allow_import: str | Sequence[str] = (),
-) -> tuple[nn.Module, LangevinProcess, dict[str, Any]]:
+) -> tuple[nn.Module, ReferenceProcess, dict[str, Any]]:
     """Return (score_net in eval mode, process, meta) from what `save_model` wrote.
 
     Args:
@@ -333,46 +336,68 @@ def _imported(path: Path, name: str, allowed: tuple[str, ...]) -> Maker:
 
 def process_parts(process: NoisingProcess) -> Parts:
     """Return a process as a JSON-able dict and named tensors; `process_from` rebuilds it."""
-    if type(process) not in (LangevinProcess, OUProcess):
+    if type(process) not in _PROCESSES:
         raise TypeError(f"process: expected a LangevinProcess or OUProcess, found {type(process).__name__}")
-    assert isinstance(process, LangevinProcess)
+    assert isinstance(process, ReferenceProcess)
     reference = process.reference
-    described = {
+    described: dict[str, Any] = {
         "type": type(process).__name__,
-        "sigma": None if callable(process.sigma) else float(process.sigma),
         "event_shape": list(process.event_shape),
         "covariance_type": reference.covariance_type,
     }
-    names = ("weights", "means", "covariances")
-    tensors = {"times": process.times, **{name: getattr(reference, name) for name in names}}
-    if callable(process.sigma):
-        tensors["sigma"] = process.sigma_on_grid()
+    tensors = {name: getattr(reference, name) for name in ("weights", "means", "covariances")}
+    if isinstance(process, EDMProcess | FlowProcess):
+        described["config"] = process.config
+    else:
+        described["sigma"] = None if callable(process.sigma) else float(process.sigma)
+        tensors["times"] = process.times
+        if callable(process.sigma):
+            tensors["sigma"] = process.sigma_on_grid()
+    if isinstance(process, EDMProcess):
+        tensors["output_logs"] = process.output_logs
+    if isinstance(process, EDMProcess | OUProcess):
+        described["mixture"] = process.has_mixture
     if process.class_weights is not None:
         tensors["class_weights"] = process.class_weights
     return described, tensors
 
 
-def process_from(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LangevinProcess:
+def process_from(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ReferenceProcess:
     """Rebuild the process of `process_parts`; a stability warning given when it was first built is not repeated."""
-    sigma, event_shape, times = described["sigma"], described["event_shape"], tensors["times"]
-    if sigma is None:
-        sigma = TabulatedSigma(tuple(times[:-1].tolist()), tuple(tensors["sigma"].tolist()))
+    weights, means, covariances = (tensors[name] for name in ("weights", "means", "covariances"))
+    kind, event_shape = described["covariance_type"], described["event_shape"]
+    reference = GaussianMixture(weights, means, covariances, kind, event_shape=event_shape)
+    mixture = reference if described.get("mixture") else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if described["type"] == "OUProcess":
-            dim = tensors["means"].shape[1]
-            process: LangevinProcess = OUProcess(dim, sigma=sigma, grid=times, event_shape=event_shape)
-        else:
-            reference = GaussianMixture(
-                tensors["weights"],
-                tensors["means"],
-                tensors["covariances"],
-                described["covariance_type"],
-                event_shape=event_shape,
-            )
-            process = LangevinProcess(reference, sigma=sigma, grid=times)
+        process = _made(described, tensors, reference, mixture, event_shape)
     process.class_weights = tensors.get("class_weights")
     return process
+
+
+def _made(
+    described: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    reference: GaussianMixture,
+    mixture: GaussianMixture | None,
+    event_shape: Sequence[int],
+) -> ReferenceProcess:
+    """Make the process of a reference; `mixture` is the same, or None where the process is to make its own."""
+    if described["type"] == "FlowProcess":
+        return FlowProcess(reference, **described["config"])
+    if described["type"] == "EDMProcess":
+        # c_out was measured once: what is measured here is replaced, and may be of any point
+        made = EDMProcess(
+            *(reference.dim, mixture, reference.means[:1]), event_shape=event_shape, **described["config"]
+        )
+        made.output_logs = tensors["output_logs"]
+        return made
+    sigma, times = described["sigma"], tensors["times"]
+    if sigma is None:
+        sigma = TabulatedSigma(tuple(times[:-1].tolist()), tuple(tensors["sigma"].tolist()))
+    if described["type"] == "OUProcess":
+        return OUProcess(reference.dim, sigma=sigma, grid=times, event_shape=event_shape, reference=mixture)
+    return LangevinProcess(reference, sigma=sigma, grid=times)
 
 
 def _encode(node: Any, tensors: dict[str, Tensor], argument: str, name: str) -> Any:
