@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..jit import core as jit
-from ..reference import MixtureOperands, PrincipalAxes, ProcessOperands
+from ..reference import MixtureOperands, NoisedOperands, PrincipalAxes, ProcessOperands
 from ..reference.loss import accumulation_dtype
 
 _ops = torch.ops.fastndsm_cpp
@@ -40,6 +40,14 @@ def mixture_log_prob(x: Tensor, mixture: MixtureOperands) -> Tensor:
 
 def mixture_hvp(x: Tensor, v: Tensor, mixture: MixtureOperands) -> Tensor:
     return _ops.mixture_hvp(x, v, *mixture)
+
+
+def noised_score(x: Tensor, variance: Tensor, mixture: NoisedOperands) -> Tensor:
+    return _ops.noised_score(x, variance, *mixture)
+
+
+def noised_log_prob(x: Tensor, variance: Tensor, mixture: NoisedOperands) -> Tensor:
+    return _ops.noised_log_prob(x, variance, *mixture)
 
 
 def mixture_sample(

@@ -1,0 +1,280 @@
+// A Gaussian mixture widened by noise of another variance s in each row, on tiles of samples: log-density and score.
+//
+//   Sigma_k = U_k diag(lambda_k) U_k^T,   u_k = U_k^T (m_k - x),   p_k = 1 / (lambda_k + s)
+//   l_k     = log w_k - 1/2 sum_j [u_kj^2 p_kj + log(lambda_kj + s)],    score = sum_k r_k U_k (p_k u_k)
+//
+// As in mixture.h every lane is a sample, and a block of components is absorbed under a running maximum (online softmax).
+// Precisions are of the lane and the component, so that what a row costs more than mixture.h's is: spherical, a division
+// and a logarithm for 2 d multiply-adds; diag, those of every dimension; tied, nothing for each component; full, U_k a
+// second time, where the component has weight.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "mixture_view.h"
+
+namespace fastndsm {
+
+template <typename S>
+struct NoisedView {
+  int64_t n_components, dim;
+  const S* means;  // [K, d]; tied: along the axes
+  const S* variances;  // [K], [K, d], [d] or [K, d]
+  const S* log_weights;  // [K], in units of log 2
+  const S* rotations;  // tied [d, d], full [K, d, d], an eigenvector a column
+  S largest;  // of the variances: logarithms are of ratios to (largest + s), which products of four do not overflow
+};
+
+template <typename V, Covariance kind>
+class NoisedTile {
+  using S = scalar_of<V>;
+  static constexpr S kHalfLog2e = S(0.72134752044448170368);
+  static constexpr S kLn2 = S(0.69314718055994530942);
+  static constexpr bool kTied = kind == Covariance::tied, kFull = kind == Covariance::full;
+  static constexpr bool kKeeps = kind == Covariance::diag || kFull;  // p u of each component
+  static constexpr int kBlock = kFull ? 1 : kind == Covariance::diag ? 4 : kRegisters >= 32 ? 10 : 8;
+  static constexpr int64_t kPart = 64;  // dimensions of a short sum, as in mixture.h
+
+ public:
+  // Vectors of scratch.
+  static int64_t vectors(int64_t d) { return (5 + (kKeeps ? kBlock : 0)) * d; }
+
+  FASTNDSM_HD NoisedTile(const NoisedView<S>& mixture, V* scratch) : m_(mixture) {
+    const int64_t d = m_.dim;
+    a_ = scratch, x_ = a_ + d, p_ = x_ + d, w_ = p_ + d, t_ = w_ + d, u_ = t_ + d;
+  }
+
+  // x [d] and s of a tile.
+  FASTNDSM_HD void evaluate(const V* x, V s) {
+    const int64_t d = m_.dim;
+    maximum_ = splat<V>(kLowestLogit<V>), total_ = V{}, rate_ = V{}, s_ = s;
+    top_ = S(1) / (s + m_.largest);
+    common_ = V{};
+    for (int64_t j = 0; j < d; ++j) a_[j] = V{}, x_[j] = x[j];
+    if constexpr (kTied) {
+      turn<true>(m_.rotations, x, x_);
+      for (int64_t j = 0; j < d; ++j) {
+        const V wide = s + m_.variances[j];
+        p_[j] = S(1) / wide, w_[j] = fastndsm::sqrt(p_[j]), x_[j] = x_[j] * w_[j];
+        common_ = common_ + log(V(wide * top_));
+      }
+    }
+    int64_t k = 0;
+    for (; k + kBlock <= m_.n_components; k += kBlock) absorb<kBlock>(k);
+    for (; k < m_.n_components; ++k) absorb<1>(k);
+  }
+
+  FASTNDSM_HD V log_prob() const {
+    const V value = fma(maximum_, splat<V>(kLn2), log(total_));
+    const V widths = common_ - S(m_.dim) * log(top_);
+    return value - S(0.5) * (widths + S(1.83787706640934548356) * S(m_.dim));
+  }
+
+  FASTNDSM_HD void score(V* to) {
+    const int64_t d = m_.dim;
+    const V inverse = S(1) / total_;
+    if constexpr (kTied) {
+      for (int64_t j = 0; j < d; ++j) t_[j] = fma(a_[j], V(inverse * p_[j]), V(-x_[j] * w_[j]));
+      turn<false>(m_.rotations, t_, to);
+    } else if constexpr (kind == Covariance::spherical) {
+      const V rate = rate_ * inverse;
+      for (int64_t j = 0; j < d; ++j) to[j] = fma(a_[j], inverse, V(-x_[j] * rate));
+    } else {
+      for (int64_t j = 0; j < d; ++j) to[j] = a_[j] * inverse;
+    }
+  }
+
+ private:
+  template <int KB>
+  FASTNDSM_HD void absorb(int64_t k0) {
+    V logit[KB], precision[KB];
+    if constexpr (kFull) {
+      full_logit(k0, logit[0]);
+    } else if constexpr (kind == Covariance::diag) {
+      diag_logits<KB>(k0, logit);
+    } else {
+      distances<KB>(k0, logit);
+      FASTNDSM_UNROLL
+      for (int k = 0; k < KB; ++k) {
+        V q = logit[k];
+        if constexpr (kind == Covariance::spherical) {
+          const V wide = s_ + m_.variances[k0 + k];
+          precision[k] = S(1) / wide;
+          q = fma(q, precision[k], V(S(m_.dim) * log(V(wide * top_))));
+        }
+        logit[k] = fma(q, splat<V>(-kHalfLog2e), splat<V>(m_.log_weights[k0 + k]));
+      }
+    }
+    V peak = maximum_;
+    FASTNDSM_UNROLL
+    for (int k = 0; k < KB; ++k) peak = fastndsm::max(logit[k], peak);
+    const V shrink = exp2_nonpositive(V(maximum_ - peak));
+    if (any_lane(shrink != S(1))) {
+      total_ = total_ * shrink, rate_ = rate_ * shrink;
+      for (int64_t j = 0; j < m_.dim; ++j) a_[j] = a_[j] * shrink;
+    }
+    maximum_ = peak;
+    V e[KB];
+    FASTNDSM_UNROLL
+    for (int k = 0; k < KB; ++k) {
+      e[k] = exp2_nonpositive(V(logit[k] - peak));
+      total_ = total_ + e[k];
+      if constexpr (kind == Covariance::spherical) e[k] = e[k] * precision[k], rate_ = rate_ + e[k];
+    }
+    if constexpr (kFull) {
+      // Below the least there is, in all lanes: nothing that a sum would see.
+      if (!any_lane(V(logit[0] - peak) > kNothing)) return;
+      turn<false>(m_.rotations + k0 * m_.dim * m_.dim, u_, t_);
+      for (int64_t j = 0; j < m_.dim; ++j) a_[j] = fma(e[0], t_[j], a_[j]);
+    } else {
+      add<KB>(k0, e);
+    }
+  }
+
+  static constexpr S kNothing = S(detail::kSingle<V> ? -100 : -160);
+
+  // sum_j (x - m_k)_j^2, each times p_j if tied.
+  template <int KB>
+  FASTNDSM_HD void distances(int64_t k0, V* q) const {
+    const int64_t d = m_.dim;
+    const S* means = m_.means + k0 * d;
+    FASTNDSM_UNROLL
+    for (int k = 0; k < KB; ++k) q[k] = V{};
+#pragma GCC unroll 1
+    for (int64_t j0 = 0; j0 < d; j0 += kPart) {
+      V part[KB];
+      FASTNDSM_UNROLL
+      for (int k = 0; k < KB; ++k) part[k] = V{};
+      const int64_t end = std::min<int64_t>(d, j0 + kPart);
+#pragma GCC unroll 4
+      for (int64_t j = j0; j < end; ++j) {
+        V t[KB];
+        FASTNDSM_UNROLL
+        for (int k = 0; k < KB; ++k) {
+          if constexpr (kTied) {
+            t[k] = fma(splat<V>(-means[k * d + j]), w_[j], x_[j]);
+          } else {
+            t[k] = x_[j] - means[k * d + j];
+          }
+        }
+        FASTNDSM_UNROLL
+        for (int k = 0; k < KB; ++k) part[k] = fma(t[k], t[k], part[k]);
+      }
+      FASTNDSM_UNROLL
+      for (int k = 0; k < KB; ++k) q[k] = q[k] + part[k];
+    }
+  }
+
+  // Precisions of n = 1..4 neighbouring variances by one division; the product of the variances over (largest + s).
+  template <int N>
+  FASTNDSM_HD V precisions(const S* variances, V* p) const {
+    V wide[N], left[N];
+    FASTNDSM_UNROLL
+    for (int i = 0; i < N; ++i) wide[i] = (s_ + variances[i]) * top_, left[i] = i ? V(left[i - 1] * wide[i]) : wide[i];
+    V rest = top_ / left[N - 1];
+    FASTNDSM_UNROLL
+    for (int i = N - 1; i > 0; --i) p[i] = rest * left[i - 1], rest = rest * wide[i];
+    p[0] = rest;
+    return left[N - 1];
+  }
+
+  template <int N>
+  FASTNDSM_HD void pull(const S* variances, const V* apart, V* to, V& q, V& logs) const {
+    V p[N];
+    logs = logs + log(precisions<N>(variances, p));
+    FASTNDSM_UNROLL
+    for (int i = 0; i < N; ++i) {
+      const V u = apart[i];  // which may be where the result goes
+      to[i] = p[i] * u, q = fma(to[i], u, q);
+    }
+  }
+
+  template <int KB>
+  FASTNDSM_HD void diag_logits(int64_t k0, V* logit) {
+    const int64_t d = m_.dim;
+    V q[KB], logs[KB];
+    FASTNDSM_UNROLL
+    for (int k = 0; k < KB; ++k) q[k] = V{}, logs[k] = V{};
+    const auto some = [&](int64_t j, auto count) {
+      constexpr int N = decltype(count)::value;
+      FASTNDSM_UNROLL
+      for (int k = 0; k < KB; ++k) {
+        const int64_t at = (k0 + k) * d + j;
+        V apart[N];
+        FASTNDSM_UNROLL
+        for (int i = 0; i < N; ++i) apart[i] = m_.means[at + i] - x_[j + i];
+        pull<N>(m_.variances + at, apart, u_ + k * d + j, q[k], logs[k]);
+      }
+    };
+    int64_t j = 0;
+    for (; j + 4 <= d; j += 4) some(j, std::integral_constant<int, 4>{});
+    for (; j < d; ++j) some(j, std::integral_constant<int, 1>{});
+    FASTNDSM_UNROLL
+    for (int k = 0; k < KB; ++k) {
+      logit[k] = fma(V(q[k] + logs[k]), splat<V>(-kHalfLog2e), splat<V>(m_.log_weights[k0 + k]));
+    }
+  }
+
+  FASTNDSM_HD void full_logit(int64_t k, V& logit) {
+    const int64_t d = m_.dim;
+    for (int64_t j = 0; j < d; ++j) t_[j] = m_.means[k * d + j] - x_[j];
+    turn<true>(m_.rotations + k * d * d, t_, u_);
+    V q = V{}, logs = V{};
+    int64_t j = 0;
+    for (; j + 4 <= d; j += 4) pull<4>(m_.variances + k * d + j, u_ + j, u_ + j, q, logs);
+    for (; j < d; ++j) pull<1>(m_.variances + k * d + j, u_ + j, u_ + j, q, logs);
+    logit = fma(V(q + logs), splat<V>(-kHalfLog2e), splat<V>(m_.log_weights[k]));
+  }
+
+  // Adds KB components by their weights e: times means, or times p u.
+  template <int KB>
+  FASTNDSM_HD void add(int64_t k0, const V* e) {
+    const int64_t d = m_.dim;
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < d; ++j) {
+      V sum = V{};
+      FASTNDSM_UNROLL
+      for (int k = 0; k < KB; ++k) {
+        if constexpr (kKeeps) {
+          sum = fma(e[k], u_[k * d + j], sum);
+        } else {
+          sum = fma(e[k], splat<V>(m_.means[(k0 + k) * d + j]), sum);
+        }
+      }
+      a_[j] = a_[j] + sum;
+    }
+  }
+
+  // to = U^T x (transposed) or U x, for U [d, d].
+  template <bool transposed>
+  FASTNDSM_OUTLINE void turn(const S* matrix, const V* x, V* to) const {
+    const int64_t d = m_.dim;
+    int64_t i = 0;
+    for (; i + 8 <= d; i += 8) turn_rows<transposed, 8>(matrix, x, to, i);
+    for (; i < d; ++i) turn_rows<transposed, 1>(matrix, x, to, i);
+  }
+
+  template <bool transposed, int R>
+  FASTNDSM_HD void turn_rows(const S* matrix, const V* x, V* to, int64_t i) const {
+    const int64_t d = m_.dim;
+    V sum[R];
+    FASTNDSM_UNROLL
+    for (int r = 0; r < R; ++r) sum[r] = V{};
+    for (int64_t j = 0; j < d; ++j) {
+      const V value = x[j];
+      FASTNDSM_UNROLL
+      for (int r = 0; r < R; ++r) {
+        sum[r] = fma(value, splat<V>(transposed ? matrix[j * d + i + r] : matrix[(i + r) * d + j]), sum[r]);
+      }
+    }
+    FASTNDSM_UNROLL
+    for (int r = 0; r < R; ++r) to[i + r] = sum[r];
+  }
+
+  const NoisedView<S>& m_;
+  V *a_, *x_, *p_, *w_, *t_, *u_;
+  V maximum_, total_, rate_, s_, top_, common_;
+};
+
+}  // namespace fastndsm
