@@ -116,6 +116,18 @@ def labels(rows: int = 5) -> Tensor:
     return torch.arange(rows, device="cpu") % 3
 
 
+def ou_mixture(seed: int = 0, T: float = 0.5) -> fastndsm.OUProcess:
+    return fastndsm.OUProcess(2, T, 10, reference=mixture("full", seed))
+
+
+def edm(seed: int = 0, **options: Any) -> fastndsm.EDMProcess:
+    return fastndsm.EDMProcess(2, mixture(seed=seed), n_steps=8, **options)
+
+
+def flow(seed: int = 0) -> fastndsm.FlowProcess:
+    return fastndsm.FlowProcess(mixture(seed=seed), n_steps=6)
+
+
 def with_prior() -> fastndsm.LangevinProcess:
     process = langevin()
     process.fit_prior(points(9), labels(9))
@@ -226,6 +238,16 @@ def see_ou(p: Any) -> Any:
     return see_process(p), p.marginal(), p.exact_noised(points(), seed=SEED)
 
 
+def see_flow(p: Any) -> Any:
+    t = torch.full((5,), 0.2, dtype=torch.float32, device="cpu")
+    tables = p.times, p.noise_variance, p.T, p.variance_at(t), p.residual_scale(t), p.network_inputs(points(), t)
+    return tables, p.prior.sample(3, seed=SEED), p.exact_noised(points(), seed=SEED), p.reference_score(points(), t)
+
+
+def see_edm(p: Any) -> Any:
+    return see_process(p), see_flow(p), p.output_scale(p.times[1:]), p.config
+
+
 def see_network(net: Any) -> Any:
     p = next(net.parameters())
     x = points(3, 64).reshape(3, 1, 8, 8) if isinstance(net, networks.UNet) else points(3, 2)
@@ -325,8 +347,15 @@ EXAMPLES: dict[Any, list[Example]] = {
             lambda: fastndsm.OUProcess(2, 1.0, 10),
             see_ou,
             (lambda: fastndsm.OUProcess(2, 2.0, 10, 0.5), lambda: fastndsm.OUProcess(2, 1.0, 12)),
-        )
+        ),
+        Example(
+            ou_mixture,
+            lambda p: (see_ou(p), p.reference_score(points(), p.times[[1, 1, 2, 3, 9]])),
+            (lambda: ou_mixture(1), lambda: ou_mixture(T=1.0), lambda: fastndsm.OUProcess(2, 1.0, 10)),
+        ),
     ],
+    fastndsm.EDMProcess: [Example(edm, see_edm, (lambda: edm(1), lambda: edm(sigma_max=3.0)))],
+    fastndsm.FlowProcess: [Example(flow, see_flow, (lambda: flow(1),))],
     fastndsm.DriftProcess: [
         Example(
             drifting,
@@ -366,7 +395,11 @@ EXAMPLES: dict[Any, list[Example]] = {
             lambda: fastndsm.DSMLoss(fastndsm.OUProcess(2, 1.0, 10)),
             see_loss,
             (lambda: fastndsm.DSMLoss(fastndsm.OUProcess(2, 2.0, 10)),),
-        )
+        ),
+        Example(lambda: fastndsm.DSMLoss(edm()), see_loss, (lambda: fastndsm.DSMLoss(edm(1)),)),
+    ],
+    fastndsm.FlowMatchingLoss: [
+        Example(lambda: fastndsm.FlowMatchingLoss(flow()), see_loss, (lambda: fastndsm.FlowMatchingLoss(flow(1)),))
     ],
     fastndsm.Noised: [Example(lambda: langevin().noised(points(), seed=SEED))],
     fastndsm.Transition: [Example(lambda: langevin().transition(points(), seed=SEED))],
@@ -417,6 +450,7 @@ EXAMPLES: dict[Any, list[Example]] = {
     training.Trainer: [Example(trainer, see_trainer, parameters=True)],
     testing.Arguments: [Example(arguments, lambda a: vars(a) | {"process": see_process(a.process)})],
     testing.Call: [Example(lambda call=call: call, lambda c: c(arguments())) for call in testing.CALLS],
+    reference.NoisedOperands: [Example(lambda: mixture("full").noised_operands(torch.float32))],
     reference.MixtureOperands: [Example(lambda: mixture().operands(torch.float32))],
     reference.PrincipalAxes: [Example(lambda: mixture("full").principal_axes(torch.float32))],
     reference.ProcessOperands: [Example(lambda: langevin().dynamics.operands(torch.float32))],
@@ -537,7 +571,15 @@ def gradients_of(name: str) -> Callable[[Given], Any]:
 
 
 OPS = ("mixture_hvp", "mixture_log_prob", "mixture_sample", "mixture_score", "simulate", "simulate_target")
-OPS += ("simulate_transition", "reverse_steps", "ndsm_loss", "dsm_loss", "philox_normal")
+OPS += (
+    "noised_log_prob",
+    "noised_score",
+    "simulate_transition",
+    "reverse_steps",
+    "ndsm_loss",
+    "dsm_loss",
+    "philox_normal",
+)
 PARTS = checkpoint.process_parts
 
 FUNCTIONS: dict[Any, Callable[[Given], Any]] = {
@@ -545,6 +587,7 @@ FUNCTIONS: dict[Any, Callable[[Given], Any]] = {
     **{getattr(reference, name): of_reference(name) for name in OPS},
     **{getattr(reference, f"{name}_backward"): gradients_of(name) for name in ("ndsm_loss", "dsm_loss")},
     reference.philox4x32_10: lambda given: reference.philox4x32_10((torch.arange(3, device="cpu"),) * 4, (5, 6)),
+    fastndsm.loss_for: lambda given: [see_loss(fastndsm.loss_for(p)) for p in (langevin(), edm(), flow())],
     fastndsm.sample: call_sample,
     fastndsm.sample_sharded: call_sample_sharded,
     fastndsm.write_samples: lambda given: sorted(path.name for path in written_samples(given).iterdir()),

@@ -136,6 +136,15 @@ def test_sharded_training(monkeypatch: pytest.MonkeyPatch, start_python: Any, tm
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
+def test_four_noisings(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run("four_noisings", monkeypatch, "--steps", "500")
+    mixture = found.pop("draws from the mixture")["energy distance"]
+    assert len(found) == 5
+    for name, figures in found.items():
+        assert figures["energy distance"] < 0.6 * mixture, name
+        assert figures["log-likelihood"] > -1.6, name
+
+
 def test_every_recipe_is_run_here() -> None:
     tested = {name.removeprefix("test_") for name in globals()} | {"own_training_loop"}
     assert set(NAMES) <= tested

@@ -97,17 +97,19 @@ def mixture() -> GaussianMixture:
 def test_linear_noising_of_a_mixture_is_exact(mixture: GaussianMixture, kind: str) -> None:
     if kind == "spherical":
         mixture = GaussianMixture(mixture.weights, mixture.means, torch.tensor([0.1, 0.5, 2.0]), "spherical")
-    process = methods.LinearMixtureProcess(mixture, T=1.5, n_steps=20, grid="quadratic")
+    settings = methods.DEFAULTS | {"n_steps": 20, "linear_mixture": {"T": 1.5, "grid": "quadratic"}}
+    process = methods.build(methods.LINEAR_MIXTURE, mixture.means, settings, 0, mixture)
+    assert isinstance(process, fastndsm.OUProcess)
     x = torch.randn(7, 4, dtype=torch.float64)
     last = torch.full((7,), process.T, dtype=torch.float64)
-    torch.testing.assert_close(process.mixture_score(x, last), process.prior.score(x))
-    torch.testing.assert_close(process.mixture_score(x, 0 * last), mixture.score(x))
+    torch.testing.assert_close(process.reference_score(x, last), process.prior.score(x))
+    torch.testing.assert_close(process.reference_score(x, 0 * last), mixture.score(x))
     start = mixture.sample(40_000, seed=0).double()
     noised = process.exact_noised(start, step=19, seed=1).x
     there = process.prior.sample(40_000, seed=2).double()
     torch.testing.assert_close(noised.mean(0), there.mean(0), atol=0.05, rtol=0)
     torch.testing.assert_close(torch.cov(noised.T), torch.cov(there.T), atol=0.15, rtol=0.05)
-    untrained = methods.LinearMixtureScore(fastndsm.networks.MLP(4, (8,), horizon=1.5), process)
+    untrained = fastndsm.ResidualScore(fastndsm.networks.MLP(4, (8,), horizon=1.5), process)
     torch.testing.assert_close(untrained(x.float(), last.float()), process.prior.score(x.float()))
     samples = fastndsm.sample(untrained, process, 4000, seed=3)  # the exact score of the mixture gives it back
     assert fastndsm.metrics.energy_distance(samples, start[:4000]) < 0.02

@@ -73,61 +73,6 @@ TUNED_IMAGES = {
 RETUNED_IMAGES = TUNED_IMAGES | {"linear": {"T": 4.0, "grid": "quadratic"}, "components": 50}
 
 
-class LinearMixtureProcess(OUProcess):
-    """Linear noising of data whose law is taken for a mixture: its law at t is then a mixture in closed form.
-
-    N(m_k, Sigma_k) becomes N(c m_k, c^2 Sigma_k + (1 - c^2) I), c = exp(-t / 2). The prior is the mixture noised to T.
-    """
-
-    def __init__(self, mixture: GaussianMixture, T: float, n_steps: int, grid: str) -> None:
-        super().__init__(mixture.dim, T=T, n_steps=n_steps, grid=grid)
-        covariances = mixture.covariances.double()
-        if mixture.covariance_type == "spherical":
-            self.rotations, values = None, covariances[:, None].expand(-1, mixture.dim)
-        elif mixture.covariance_type == "full":
-            values, self.rotations = torch.linalg.eigh(covariances)
-        else:
-            raise ValueError(f"mixture: expected spherical or full covariances, found {mixture.covariance_type}")
-        self.means, self.values, self.weights = mixture.means.double(), values, mixture.weights.double()
-        c = math.exp(-0.5 * self.T)
-        eye = torch.eye(mixture.dim, dtype=torch.float64)
-        widened = c**2 * covariances + (1 - c**2) * (1.0 if mixture.covariance_type == "spherical" else eye)
-        self.noised_mixture = GaussianMixture(self.weights, c * self.means, widened, mixture.covariance_type)
-
-    @property
-    def prior(self) -> GaussianMixture:  # type: ignore[override]
-        return self.noised_mixture
-
-    def mixture_score(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return grad log of the noised mixture at x [B, d] and t [B]."""
-        c = (-0.5 * t).exp()[:, None, None]
-        means, values, log_weights = (z.to(x.dtype) for z in (self.means, self.values, self.weights.log()))
-        variances = c**2 * values + (1 - c**2)  # [B, K, d], along the rotated axes
-        shift = c * means - x[:, None]
-        rotations = None if self.rotations is None else self.rotations.to(x.dtype)
-        if rotations is not None:
-            shift = torch.einsum("bki,kij->bkj", shift, rotations)
-        logits = log_weights - 0.5 * (shift.square() / variances + variances.log()).sum(2)
-        weighted = logits.softmax(1)[:, :, None] * shift / variances
-        if rotations is not None:
-            return torch.einsum("bkj,kij->bi", weighted, rotations)
-        return weighted.sum(1)
-
-
-class LinearMixtureScore(nn.Module):
-    """The noised mixture's score plus net(x, t) / sqrt(v(t)): `ResidualScore` for linear noising."""
-
-    def __init__(self, net: nn.Module, process: LinearMixtureProcess, features: bool = False) -> None:
-        super().__init__()
-        self.net, self.process, self.features = net, process, features
-        self.feature_scale = float(process.values.max()) ** 0.5
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        score = self.process.mixture_score(x, t)
-        inputs = torch.cat([x, score * self.feature_scale], dim=1) if self.features else x
-        return score + self.net(inputs, t) * self.process.variance_at(t).rsqrt()[:, None]
-
-
 class NoiseLevels(NDSMLoss):
     """The path estimator at EDM's noise levels: log(sqrt(v) / sqrt(largest variance)) ~ N(p_mean, 1.2^2), not uniform.
 
@@ -198,7 +143,7 @@ def build(
     reference = fit_reference(z, settings, seed) if reference is None else reference
     if row in (LINEAR_MIXTURE, LINEAR_FULL):
         mixture = settings["linear_mixture"]
-        return LinearMixtureProcess(reference, mixture["T"], steps, mixture["grid"])
+        return OUProcess(reference.dim, T=mixture["T"], n_steps=steps, grid=mixture["grid"], reference=reference)
     horizon = nonlinear["T"] * float(extremes(reference)[1])
     if settings.get("shorten", False):
         needed = steps_needed(reference, nonlinear["T"], nonlinear["grid"])
@@ -227,8 +172,6 @@ def untrained(process: NoisingProcess, settings: dict[str, Any], seed: int) -> n
     torch.manual_seed(seed)
     dim, features = process.dim, settings["features"]
     net = networks.MLP(dim, settings["hidden"], in_dim=2 * dim if features else dim, horizon=process.T)
-    if isinstance(process, LinearMixtureProcess):
-        return LinearMixtureScore(net, process, features)
     return ResidualScore(net, process, features) if settings["residual"] else Plain(net, process)
 
 

@@ -74,7 +74,7 @@ def _cases(call: Call) -> Iterator[Case]:
         yield Case(call, (16_384, 16, 1, 1), (262_144, 16, 1, 1))
     elif call.op.startswith("simulate"):
         yield from (Case(call, *sizes) for sizes in (_PLANAR, _VECTORS, _IMAGES))
-    elif call.op.startswith("mixture"):
+    elif call.op.startswith(("mixture", "noised")):
         yield from (Case(call, *_VECTORS, kind) for kind in COVARIANCE_TYPES)
         if call.op == "mixture_score":
             yield from (Case(call, *_VECTORS, kind, gradients=True) for kind in COVARIANCE_TYPES)
