@@ -172,6 +172,18 @@ class EDMProcess(LinearNoising, _Driftless):
         names = ("sigma_data", "p_mean", "p_std", "sigma_min", "sigma_max", "rho", "n_steps", "c_noise")
         return {name: getattr(self, name) for name in names}
 
+    def get_extra_state(self) -> Tensor:
+        """Return the numbers of `config` but n_steps, which the tables tell."""
+        return torch.tensor([*self._numbers(), C_NOISE.index(self.c_noise)], dtype=torch.float64, device="cpu")
+
+    def _numbers(self) -> tuple[float, ...]:
+        return self.sigma_data, self.p_mean, self.p_std, self.sigma_min, self.sigma_max, self.rho
+
+    def set_extra_state(self, state: Tensor) -> None:
+        *numbers, c_noise = state.tolist()
+        self.sigma_data, self.p_mean, self.p_std, self.sigma_min, self.sigma_max, self.rho = numbers
+        self.c_noise = C_NOISE[int(c_noise)]
+
     def sigma_on_grid(self) -> Tensor:
         return (self.times[:-1] + self.times[1:]).sqrt()  # whose square times dt is what t^2 grows by
 
@@ -198,7 +210,8 @@ class EDMProcess(LinearNoising, _Driftless):
         x0 = x0.flatten(1).to(device, torch.float32)
         found = []
         for i, square in enumerate(squares.tolist()):
-            level, seed = torch.tensor(math.sqrt(square), device=device), torch.tensor(i, device="cpu")
+            level = torch.tensor(math.sqrt(square), dtype=torch.float64, device=device)
+            seed = torch.tensor(i, dtype=torch.int64, device="cpu")
             z = ops.philox_normal(len(x0), self.dim, seed, seed, philox.LEVEL, 0, x0.dtype, device, "auto")
             x = x0 + level * z
             denoised = x + square * LinearNoising.reference_score(self, x, level.expand(len(x)))

@@ -214,7 +214,7 @@ def test_likelihood_to_one_percent(kind: str) -> None:
 
 @kinds
 def test_preconditioned_outputs_have_variance_one(kind: str) -> None:
-    """What the network is to give, E[x_0 | x] aside, is of variance one at every noise level: what c_out is for."""
+    """Find what the network is to give, E[x_0 | x] aside, of variance one at every noise level: by c_out."""
     m = random_mixture(kind, 4, 6, ratio=4.0)
     process = EDMProcess(6, m, m.sample(4000, seed=1))
     loss = DSMLoss(process, reduction="none")
@@ -409,7 +409,7 @@ def test_bad_input_is_refused() -> None:
         (lambda: EDMProcess(3, m), ValueError, "reference: expected a mixture of 3 values, found 2"),
         (lambda: EDMProcess(2, sigma_min=3.0, sigma_max=2.0), ValueError, "sigma_min: expected less than"),
         (lambda: EDMProcess(2, p_std=0.0), ValueError, "p_std: expected a finite positive number, found 0.0"),
-        (lambda: EDMProcess(2, c_noise="t"), ValueError, "c_noise: expected one of sigma, log"),
+        (lambda: EDMProcess(2, c_noise="t"), ValueError, "c_noise: expected one of 'sigma', 'log', found 't'"),
         (lambda: FlowProcess(2), TypeError, "reference: expected a GaussianMixture, found int"),
         (lambda: FlowMatchingLoss(EDMProcess(2)), TypeError, "process: expected a FlowProcess, found EDMProcess"),
         (

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .._condition import Condition
 from .._state import ExtraState
+from ..linear import EDMProcess
 from ..objective import DSMLoss, NDSMLoss
 from ..process import NoisingProcess
 from .storage import tensor_digest
@@ -76,6 +77,7 @@ def fingerprint(loss: NDSMLoss | DSMLoss, data: Any, conditions: Condition | Non
         "process": {
             "type": type(loss.process).__name__,
             "sha256": tensor_digest(*(t for name, t in buffers.items() if not name.endswith(_NOT_NOISING))),
+            **({"config": loss.process.config} if isinstance(loss.process, EDMProcess) else {}),
         },
         "loss": {
             "type": type(loss).__name__,
