@@ -270,11 +270,16 @@ def _mixture_hvp(a: Arguments, backend: str) -> Tensor:
 
 
 def _noised_score(a: Arguments, backend: str) -> Tensor:
-    return functional.noised_score(a.x, a.std.square(), a.mixture, backend=backend)
+    return functional.noised_score(a.x, _variance(a), a.mixture, backend=backend)
 
 
 def _noised_log_prob(a: Arguments, backend: str) -> Tensor:
-    return functional.noised_log_prob(a.x, a.std.square(), a.mixture, backend=backend)
+    return functional.noised_log_prob(a.x, _variance(a), a.mixture, backend=backend)
+
+
+def _variance(a: Arguments) -> Tensor:
+    """Return variances [B] that are exact in every dtype."""
+    return a.v.flatten(1).abs().amax(1)
 
 
 def _mixture_sample(a: Arguments, backend: str) -> Tensor:
@@ -308,7 +313,7 @@ def _reverse_steps(a: Arguments, backend: str, *, method: str, prediction: str, 
     last = 0 if to_the_end else high // 2
     options: dict[str, Any] = {"seed": a.seed, "first_path": a.first_path, "method": method, "prediction": prediction}
     if prediction == "linear":
-        options["rate"] = a.v.abs().flatten(1).amax(1)  # exact in every dtype
+        options["rate"] = _variance(a)
     return functional.reverse_steps(a.x, a.v, slope, a.process, high, last, backend=backend, **options)
 
 

@@ -100,13 +100,9 @@ def test_sigma_of_t_is_integrated_as_the_steps_have_it() -> None:
 
 
 @kinds
-def test_the_op_has_gradients_and_a_fake_kernel(kind: str) -> None:
+def test_it_compiles_to_one_graph(kind: str) -> None:
     m = random_mixture(kind, 4, 3)
-    x, variance = normals(5, 3).requires_grad_(), (0.1 + normals(5, seed=1).abs()).requires_grad_()
-    for op in (functional.noised_score, functional.noised_log_prob):
-        assert torch.autograd.gradcheck(lambda x, v, op=op: op(x, v, m), (x, variance))
-        arguments = (x.detach().requires_grad_(), variance.detach(), *m.noised_operands(F64), "auto")
-        torch.library.opcheck(getattr(torch.ops.fastndsm, op.__name__).default, arguments)
+    x, variance = normals(5, 3), 0.1 + normals(5, seed=1).abs()
     compiled = torch.compile(functional.noised_score, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x, variance, m), functional.noised_score(x, variance, m))
 

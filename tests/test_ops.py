@@ -40,6 +40,7 @@ def op_arguments(name: str, covariance_type: str) -> tuple[Any, ...]:
     tables = (p.drift_scale, p.noise_std, *mixture)
     axes = m.principal_axes(torch.float64) or (None, None)
     x, v = leaf(4, 2), leaf(4, 2, seed=1)
+    noised, variance = tuple(m.noised_operands(torch.float64)), normals(4, seed=6).abs().requires_grad_()
     pair = (normals(2, 2, seed=2), normals(2, seed=3).abs() + 0.1, "control_variate", False, "auto")
     width = 1 if covariance_type == "spherical" else 2
     reverse = torch.tensor([4, 1]), p.reverse_scheme(prediction="linear").coefficients(4, 1)
@@ -50,6 +51,10 @@ def op_arguments(name: str, covariance_type: str) -> tuple[Any, ...]:
         "mixture_log_prob": (x, *mixture, "auto"),
         "mixture_hvp": (x, v, *mixture, "auto"),
         "mixture_hvp_backward": (normals(4, 2, seed=2), x.detach(), v.detach(), *mixture),
+        "noised_score": (x, variance, *noised, "auto"),
+        "noised_score_backward": (normals(4, 2, seed=2), x.detach(), variance.detach(), *noised),
+        "noised_log_prob": (x, variance, *noised, "auto"),
+        "noised_log_prob_backward": (normals(4, seed=2), x.detach(), variance.detach(), *noised),
         "mixture_sample": (5, *m.sampling_operands(), SEED, 0, torch.float32, "auto"),
         "simulate": (x, STEPS, *tables, SEED, 0, "auto"),
         "simulate_backward": (normals(4, 2, seed=2), x.detach(), STEPS, *tables, SEED, 0),
@@ -95,6 +100,9 @@ def differentiable_functions() -> Iterator[Any]:
         yield pytest.param(m.log_prob, (x,), id=f"log_prob {kind}")
         yield pytest.param(m.score, (x,), id=f"score {kind}")
         yield pytest.param(m.hvp, (x, v), id=f"hvp {kind}")
+        for op in (functional.noised_score, functional.noised_log_prob):
+            noised = lambda x, s, m=m, op=op: op(x, 0.1 + s.square(), m)  # noqa: E731
+            yield pytest.param(noised, (x, (4,)), id=f"{op.__name__} {kind}")
         yield pytest.param(lambda x, p=p: p.simulate(x, STEPS, seed=1), (x,), id=f"simulate {kind}")
         yield pytest.param(lambda x, p=p: p.transition(x, STEPS, seed=1)[:2], (x,), id=f"transition {kind}")
         yield pytest.param(lambda x, p=p: p.noised(x, STEPS, seed=1, antithetic=True)[:3], (x,), id=f"noised {kind}")
