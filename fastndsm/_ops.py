@@ -4,12 +4,13 @@ An op is opaque to the compiler; inside it `_backend` picks who serves it, at ru
 Where a gradient has no closed form among the ops, it re-runs the reference under autograd; so do higher derivatives.
 A mixture travels as (means, precisions, log_scale, covariance_type), see `reference.MixtureOperands`; its principal
 axes, if tied or full, as (rotations, rates), see `reference.PrincipalAxes`; a seed as a 0-d int64 tensor, so that a new
-one never recompiles a graph.
+one never recompiles a graph. `ranges`, int64 [B, 2], are the components start..stop that each row has; None is all.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -26,35 +27,37 @@ PROCESS = f"Tensor drift_scale, Tensor noise_std, {MIXTURE}"
 AXES = "Tensor? rotations, Tensor? rates"
 NOISED = "Tensor means, Tensor variances, Tensor log_weights, Tensor? rotations, str covariance_type"
 PATHS = "Tensor seed, SymInt first_path"
+RANGES = "Tensor? ranges"
 SCHEMAS = {
     "philox_normal": "(SymInt n_paths, SymInt dim, Tensor seed, Tensor step, int stream, SymInt first_path, "
     "ScalarType dtype, Device device, str backend) -> Tensor",
-    "mixture_score": f"(Tensor x, {MIXTURE}, str backend) -> Tensor",
-    "mixture_log_prob": f"(Tensor x, {MIXTURE}, str backend) -> Tensor",
-    "mixture_hvp": f"(Tensor x, Tensor v, {MIXTURE}, str backend) -> Tensor",
-    "mixture_hvp_backward": f"(Tensor grad, Tensor x, Tensor v, {MIXTURE}) -> Tensor",
+    "mixture_score": f"(Tensor x, {MIXTURE}, {RANGES}, str backend) -> Tensor",
+    "mixture_log_prob": f"(Tensor x, {MIXTURE}, {RANGES}, str backend) -> Tensor",
+    "mixture_hvp": f"(Tensor x, Tensor v, {MIXTURE}, {RANGES}, str backend) -> Tensor",
+    "mixture_hvp_backward": f"(Tensor grad, Tensor x, Tensor v, {MIXTURE}, {RANGES}) -> Tensor",
     "noised_score": f"(Tensor x, Tensor variance, {NOISED}, str backend) -> Tensor",
     "noised_score_backward": f"(Tensor grad, Tensor x, Tensor variance, {NOISED}) -> (Tensor, Tensor)",
     "noised_log_prob": f"(Tensor x, Tensor variance, {NOISED}, str backend) -> Tensor",
     "noised_log_prob_backward": f"(Tensor grad, Tensor x, Tensor variance, {NOISED}) -> (Tensor, Tensor)",
     "mixture_sample": "(SymInt n, Tensor cumulative_weights, Tensor means, Tensor factors, str covariance_type, "
-    f"{PATHS}, ScalarType dtype, str backend) -> Tensor",
-    "simulate": f"(Tensor x0, Tensor steps, {PROCESS}, {PATHS}, str backend) -> Tensor",
-    "simulate_backward": f"(Tensor grad, Tensor x0, Tensor steps, {PROCESS}, {PATHS}) -> Tensor",
-    "simulate_transition": f"(Tensor x0, Tensor steps, {PROCESS}, {PATHS}, str backend) -> (Tensor, Tensor, Tensor)",
-    "simulate_target": f"(Tensor x0, Tensor steps, {PROCESS}, {AXES}, {PATHS}, bool antithetic, str backend) "
+    f"{PATHS}, ScalarType dtype, {RANGES}, str backend) -> Tensor",
+    "simulate": f"(Tensor x0, Tensor steps, {PROCESS}, {PATHS}, {RANGES}, str backend) -> Tensor",
+    "simulate_backward": f"(Tensor grad, Tensor x0, Tensor steps, {PROCESS}, {PATHS}, {RANGES}) -> Tensor",
+    "simulate_transition": f"(Tensor x0, Tensor steps, {PROCESS}, {PATHS}, {RANGES}, str backend) "
     "-> (Tensor, Tensor, Tensor)",
+    "simulate_target": f"(Tensor x0, Tensor steps, {PROCESS}, {AXES}, {PATHS}, bool antithetic, {RANGES}, "
+    "str backend) -> (Tensor, Tensor, Tensor)",
     "simulate_target_backward": "(Tensor grad_x, Tensor grad_target, Tensor grad_variance, Tensor x0, Tensor steps, "
-    f"{PROCESS}, {AXES}, {PATHS}, bool antithetic) -> Tensor",
+    f"{PROCESS}, {AXES}, {PATHS}, bool antithetic, {RANGES}) -> Tensor",
     "ndsm_loss": "(Tensor scores, Tensor noise, Tensor std, str estimator, bool antithetic, str backend) -> Tensor",
     "ndsm_loss_backward": "(Tensor grad, Tensor scores, Tensor noise, Tensor std, str estimator, bool antithetic, "
     "str backend) -> Tensor",
     "dsm_loss": "(Tensor score, Tensor target, str backend) -> Tensor",
     "dsm_loss_backward": "(Tensor grad, Tensor score, Tensor target, str backend) -> Tensor",
     "reverse_steps": "(Tensor y, Tensor held, Tensor? slope, Tensor? rate, Tensor bounds, Tensor coefficients, "
-    f"{MIXTURE}, {PATHS}, str backend) -> Tensor",
+    f"{MIXTURE}, {PATHS}, {RANGES}, str backend) -> Tensor",
     "reverse_steps_backward": "(Tensor grad, Tensor y, Tensor held, Tensor? slope, Tensor? rate, "
-    f"Tensor bounds, Tensor coefficients, {MIXTURE}, {PATHS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"Tensor bounds, Tensor coefficients, {MIXTURE}, {PATHS}, {RANGES}) -> (Tensor, Tensor, Tensor, Tensor)",
 }
 
 library = torch.library.Library("fastndsm", "DEF")
@@ -229,12 +232,20 @@ def _(n_paths, dim, seed, step, stream, first_path, dtype, device, backend):  # 
 # --- mixture -----------------------------------------------------------------------------------------------------
 
 
+def _serve_rows(
+    name: str, backend: str, device: torch.device, dtype: torch.dtype, ranges: Tensor | None
+) -> Callable[..., Any]:
+    """Return the function that serves rows of these ranges, bound to them if there are any."""
+    serve = registry.select(name, backend, device, [dtype], ranges=ranges is not None)
+    return serve if ranges is None else functools.partial(serve, ranges=ranges)
+
+
 def _mixture_op(name: str) -> None:
     @_implement(name)
     def _(*arguments):  # type: ignore[no-untyped-def]
-        *points, means, precisions, log_scale, covariance_type, backend = arguments
+        *points, means, precisions, log_scale, covariance_type, ranges, backend = arguments
         x = points[0]
-        serve = registry.select(name, backend, x.device, [x.dtype])
+        serve = _serve_rows(name, backend, x.device, x.dtype, ranges)
         mixture = _operands(x, means, precisions, log_scale, covariance_type)
         return serve(*_upcast(*points), mixture).to(x.dtype)
 
@@ -249,32 +260,32 @@ for _name in ("mixture_score", "mixture_log_prob", "mixture_hvp"):
 
 
 def _save_mixture(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    *tensors, ctx.covariance_type, backend = inputs
+    *tensors, ctx.covariance_type, ranges, backend = inputs
     ctx.backend = registry.requested(backend)
-    ctx.save_for_backward(*tensors)
+    ctx.save_for_backward(*tensors, ranges)
 
 
 def _score_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    x, *mixture = ctx.saved_tensors  # the hessian is symmetric
-    return ops.mixture_hvp(x, grad.contiguous(), *mixture, ctx.covariance_type, ctx.backend), *_none(5)
+    x, *mixture, ranges = ctx.saved_tensors  # the hessian is symmetric
+    return ops.mixture_hvp(x, grad.contiguous(), *mixture, ctx.covariance_type, ranges, ctx.backend), *_none(6)
 
 
 def _log_prob_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    x, *mixture = ctx.saved_tensors
-    return grad[:, None] * ops.mixture_score(x, *mixture, ctx.covariance_type, ctx.backend), *_none(5)
+    x, *mixture, ranges = ctx.saved_tensors
+    return grad[:, None] * ops.mixture_score(x, *mixture, ctx.covariance_type, ranges, ctx.backend), *_none(6)
 
 
 def _hvp_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    x, v, *mixture = ctx.saved_tensors
+    x, v, *mixture, ranges = ctx.saved_tensors
     grad = grad.contiguous()
-    grad_x = ops.mixture_hvp_backward(grad, x, v, *mixture, ctx.covariance_type)
-    return grad_x, ops.mixture_hvp(x, grad, *mixture, ctx.covariance_type, ctx.backend), *_none(5)
+    grad_x = ops.mixture_hvp_backward(grad, x, v, *mixture, ctx.covariance_type, ranges)
+    return grad_x, ops.mixture_hvp(x, grad, *mixture, ctx.covariance_type, ranges, ctx.backend), *_none(6)
 
 
-def _rerun_hvp(x, v, means, precisions, log_scale, covariance_type):  # type: ignore[no-untyped-def]
+def _rerun_hvp(x, v, means, precisions, log_scale, covariance_type, ranges):  # type: ignore[no-untyped-def]
     mixture = _operands(x, means, precisions, log_scale, covariance_type)
     x, v = _upcast(x, v)
-    return reference.mixture_hvp(x, v, mixture)
+    return reference.mixture_hvp(x, v, mixture, ranges)
 
 
 _gradient_op("mixture_hvp_backward", 1, 3, _rerun_hvp)
@@ -284,13 +295,13 @@ _autograd("mixture_hvp", _hvp_backward, _save_mixture)
 
 
 @_implement("mixture_sample")
-def _(n, cumulative_weights, means, factors, covariance_type, seed, first_path, dtype, backend):  # type: ignore[no-untyped-def]
-    serve = registry.select("mixture_sample", backend, means.device, [means.dtype])
+def _(n, cumulative_weights, means, factors, covariance_type, seed, first_path, dtype, ranges, backend):  # type: ignore[no-untyped-def]
+    serve = _serve_rows("mixture_sample", backend, means.device, means.dtype, ranges)
     return serve(n, cumulative_weights, means, factors, covariance_type, seed, first_path, dtype)
 
 
 @_fake("mixture_sample")
-def _(n, cumulative_weights, means, factors, covariance_type, seed, first_path, dtype, backend):  # type: ignore[no-untyped-def]
+def _(n, cumulative_weights, means, factors, covariance_type, seed, first_path, dtype, ranges, backend):  # type: ignore[no-untyped-def]
     return means.new_empty((n, means.shape[1]), dtype=dtype)
 
 
@@ -340,8 +351,8 @@ def _process(x: Tensor, drift_scale: Tensor, noise_std: Tensor, *mixture: Any) -
 def _simulate_op(name: str) -> None:
     @_implement(name)
     def _(x0, steps, *arguments):  # type: ignore[no-untyped-def]
-        *process, seed, first_path, backend = arguments
-        serve = registry.select(name, backend, x0.device, [x0.dtype])
+        *process, seed, first_path, ranges, backend = arguments
+        serve = _serve_rows(name, backend, x0.device, x0.dtype, ranges)
         out = serve(*_upcast(x0), steps, _process(x0, *process), seed, first_path)
         return out.to(x0.dtype) if isinstance(out, Tensor) else tuple(o.to(x0.dtype) for o in out)
 
@@ -358,17 +369,17 @@ for _name in ("simulate", "simulate_transition"):
 def _save_simulation(ctx, inputs, output):  # type: ignore[no-untyped-def]
     """Save everything but the backend: the backward ops re-run the reference."""
     _save_all(ctx, inputs[:-1], output)
-    if isinstance(output, tuple) and len(inputs) == 11:  # simulate_transition: the noise does not depend on x0
+    if isinstance(output, tuple) and len(inputs) == 12:  # simulate_transition: the noise does not depend on x0
         ctx.mark_non_differentiable(output[2])
 
 
 def _simulate_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    return ops.simulate_backward(grad.contiguous(), *_arguments(ctx)), *_none(10)
+    return ops.simulate_backward(grad.contiguous(), *_arguments(ctx)), *_none(11)
 
 
 def _transition_backward(ctx, grad_x, grad_mean, _grad_noise):  # type: ignore[no-untyped-def]
     # x - mean is noise, which does not depend on x0
-    return ops.simulate_backward((grad_x + grad_mean).contiguous(), *_arguments(ctx)), *_none(10)
+    return ops.simulate_backward((grad_x + grad_mean).contiguous(), *_arguments(ctx)), *_none(11)
 
 
 _autograd("simulate", _simulate_backward, _save_simulation)
@@ -376,9 +387,9 @@ _autograd("simulate_transition", _transition_backward, _save_simulation)
 
 
 def _rerun_simulate(x0, steps, *arguments):  # type: ignore[no-untyped-def]
-    *process, seed, first_path = arguments
+    *process, seed, first_path, ranges = arguments
     (x,) = _upcast(x0)
-    return reference.simulate(x, steps, _process(x0, *process), seed, first_path)
+    return reference.simulate(x, steps, _process(x0, *process), seed, first_path, ranges)
 
 
 _gradient_op("simulate_backward", 1, 2, _rerun_simulate)
@@ -392,8 +403,8 @@ def _axes(x: Tensor, rotations: Tensor | None, rates: Tensor | None) -> Principa
 
 @_implement("simulate_target")
 def _(x0, steps, *arguments):  # type: ignore[no-untyped-def]
-    *process, rotations, rates, seed, first_path, antithetic, backend = arguments
-    serve = registry.select("simulate_target", backend, x0.device, [x0.dtype])
+    *process, rotations, rates, seed, first_path, antithetic, ranges, backend = arguments
+    serve = _serve_rows("simulate_target", backend, x0.device, x0.dtype, ranges)
     axes = _axes(x0, rotations, rates)
     out = serve(*_upcast(x0), steps, _process(x0, *process), axes, seed, first_path, antithetic)
     return tuple(o.to(x0.dtype) for o in out)
@@ -401,24 +412,24 @@ def _(x0, steps, *arguments):  # type: ignore[no-untyped-def]
 
 @_fake("simulate_target")
 def _(x0, steps, drift_scale, noise_std, means, precisions, log_scale, covariance_type, *rest):  # type: ignore[no-untyped-def]
-    *_, antithetic, _ = rest
+    *_, antithetic, _, _ = rest
     shape = x0.shape[0] * (2 if antithetic else 1), *steps.shape[1:], x0.shape[1]
     width = 1 if covariance_type == "spherical" else x0.shape[1]
     return _new(x0, *shape), _new(x0, *shape), _new(x0, *shape[:-1], width)
 
 
 def _target_backward(ctx, *grads):  # type: ignore[no-untyped-def]
-    return ops.simulate_target_backward(*(g.contiguous() for g in grads), *_arguments(ctx)), *_none(13)
+    return ops.simulate_target_backward(*(g.contiguous() for g in grads), *_arguments(ctx)), *_none(14)
 
 
 _autograd("simulate_target", _target_backward, _save_simulation)
 
 
 def _rerun_target(x0, steps, *arguments):  # type: ignore[no-untyped-def]
-    *process, rotations, rates, seed, first_path, antithetic = arguments
+    *process, rotations, rates, seed, first_path, antithetic, ranges = arguments
     (x,) = _upcast(x0)
     axes = _axes(x0, rotations, rates)
-    return reference.simulate_target(x, steps, _process(x0, *process), axes, seed, first_path, antithetic)
+    return reference.simulate_target(x, steps, _process(x0, *process), axes, seed, first_path, antithetic, ranges)
 
 
 _gradient_op("simulate_target_backward", 3, 4, _rerun_target)
@@ -544,8 +555,8 @@ def _reverse_arguments(
 
 @_implement("reverse_steps")
 def _(y, *rest):  # type: ignore[no-untyped-def]
-    *arguments, backend = rest
-    serve = registry.select("reverse_steps", backend, y.device, [y.dtype])
+    *arguments, ranges, backend = rest
+    serve = _serve_rows("reverse_steps", backend, y.device, y.dtype, ranges)
     return serve(*_reverse_arguments(y, *arguments)).to(y.dtype)
 
 
@@ -558,14 +569,15 @@ def _reverse_backward(ctx, grad):  # type: ignore[no-untyped-def]
     arguments = _arguments(ctx)
     found = ops.reverse_steps_backward(grad.contiguous(), *arguments)
     grads = [g if point is not None else None for point, g in zip(arguments[:4], found, strict=True)]
-    return *grads, *_none(9)
+    return *grads, *_none(10)
 
 
 _autograd("reverse_steps", _reverse_backward, _save_simulation)
 
 
 def _rerun_reverse(*arguments):  # type: ignore[no-untyped-def]
-    return reference.reverse_steps(*_reverse_arguments(*arguments))
+    *rest, ranges = arguments
+    return functools.partial(reference.reverse_steps, ranges=ranges)(*_reverse_arguments(*rest))
 
 
 _gradient_op("reverse_steps_backward", 1, 5, _rerun_reverse, n_points=4)

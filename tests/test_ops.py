@@ -32,8 +32,8 @@ def leaf(*shape: int, seed: int = 0) -> Tensor:
 # --- opcheck -----------------------------------------
 
 
-def op_arguments(name: str, covariance_type: str) -> tuple[Any, ...]:
-    """Draw arguments of the op `name`, inputs that are differentiable requiring grad."""
+def op_arguments(name: str, covariance_type: str, ranges: Tensor | None = None) -> tuple[Any, ...]:
+    """Draw arguments of the op `name`, inputs that are differentiable requiring grad; ranges [4, 2] or none."""
     p = process(covariance_type)
     m = p.reference
     mixture = tuple(m.operands(torch.float64))
@@ -47,28 +47,28 @@ def op_arguments(name: str, covariance_type: str) -> tuple[Any, ...]:
     rate = normals(4, seed=5).abs().requires_grad_()
     return {
         "philox_normal": (4, 2, SEED, STEPS, 0, 2**33, torch.float32, torch.device("cpu"), "auto"),
-        "mixture_score": (x, *mixture, "auto"),
-        "mixture_log_prob": (x, *mixture, "auto"),
-        "mixture_hvp": (x, v, *mixture, "auto"),
-        "mixture_hvp_backward": (normals(4, 2, seed=2), x.detach(), v.detach(), *mixture),
+        "mixture_score": (x, *mixture, ranges, "auto"),
+        "mixture_log_prob": (x, *mixture, ranges, "auto"),
+        "mixture_hvp": (x, v, *mixture, ranges, "auto"),
+        "mixture_hvp_backward": (normals(4, 2, seed=2), x.detach(), v.detach(), *mixture, ranges),
+        "mixture_sample": (4, *m.sampling_operands(), SEED, 0, torch.float32, ranges, "auto"),
+        "simulate": (x, STEPS, *tables, SEED, 0, ranges, "auto"),
+        "simulate_backward": (normals(4, 2, seed=2), x.detach(), STEPS, *tables, SEED, 0, ranges),
+        "simulate_transition": (x, STEPS + 1, *tables, SEED, 0, ranges, "auto"),
+        "simulate_target": (x, STEPS, *tables, *axes, SEED, 0, True, ranges, "auto"),
         "noised_score": (x, variance, *noised, "auto"),
         "noised_score_backward": (normals(4, 2, seed=2), x.detach(), variance.detach(), *noised),
         "noised_log_prob": (x, variance, *noised, "auto"),
         "noised_log_prob_backward": (normals(4, seed=2), x.detach(), variance.detach(), *noised),
-        "mixture_sample": (5, *m.sampling_operands(), SEED, 0, torch.float32, "auto"),
-        "simulate": (x, STEPS, *tables, SEED, 0, "auto"),
-        "simulate_backward": (normals(4, 2, seed=2), x.detach(), STEPS, *tables, SEED, 0),
-        "simulate_transition": (x, STEPS + 1, *tables, SEED, 0, "auto"),
-        "simulate_target": (x, STEPS, *tables, *axes, SEED, 0, True, "auto"),
         "simulate_target_backward": (
             *(normals(8, 2, seed=2), normals(8, 2, seed=3), normals(8, width, seed=4)),
-            *(x.detach(), STEPS, *tables, *axes, SEED, 0, True),
+            *(x.detach(), STEPS, *tables, *axes, SEED, 0, True, ranges),
         ),
         "ndsm_loss": (x, *pair),
         "ndsm_loss_backward": (normals(2, seed=4), x.detach(), *pair),
         "dsm_loss": (x, v, "auto"),
         "dsm_loss_backward": (normals(4, seed=4), x.detach(), v.detach(), "auto"),
-        "reverse_steps": (x, v, leaf(4, 2, seed=2), rate, *reverse, *mixture, SEED, 0, "auto"),
+        "reverse_steps": (x, v, leaf(4, 2, seed=2), rate, *reverse, *mixture, SEED, 0, ranges, "auto"),
         "reverse_steps_backward": (
             normals(4, 2, seed=3),
             x.detach(),
@@ -79,6 +79,7 @@ def op_arguments(name: str, covariance_type: str) -> tuple[Any, ...]:
             *mixture,
             SEED,
             0,
+            ranges,
         ),
     }[name]
 
@@ -88,6 +89,9 @@ def test_opcheck(name: str) -> None:
     operator = getattr(torch.ops.fastndsm, name).default
     for covariance_type in COVARIANCE_TYPES if "covariance_type" in SCHEMAS[name] else ("diag",):
         torch.library.opcheck(operator, op_arguments(name, covariance_type))
+    if "ranges" in SCHEMAS[name]:
+        ranges = torch.tensor([[0, 1], [1, 3], [0, 3], [1, 3]])
+        torch.library.opcheck(operator, op_arguments(name, "full", ranges))
 
 
 # --- gradients -----------------------------------------

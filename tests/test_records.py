@@ -160,7 +160,7 @@ def test_gradients_and_the_compiler(kind: str) -> None:
         for found, expected in zip(compiled(x0), function(x0), strict=True):
             assert torch.equal(found, expected)
     operands = p.reference.operands(torch.float64), p.reference.principal_axes(torch.float64) or (None, None)
-    arguments = (p.drift_scale, p.noise_std, *operands[0], *operands[1], torch.tensor(1), 0, True, "cpp")
+    arguments = (p.drift_scale, p.noise_std, *operands[0], *operands[1], torch.tensor(1), 0, True, None, "cpp")
     torch.library.opcheck(torch.ops.fastndsm.simulate_target.default, (x0, steps, *arguments))
 
 

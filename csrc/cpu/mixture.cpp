@@ -1,12 +1,13 @@
 // mixture_score, mixture_log_prob and mixture_hvp: one evaluation of the mixture a row.
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/tensor.h>
 
+#include <deque>
 #include <functional>
 
-#include "arguments.h"
 #include "far.h"
+#include "row_ranges.h"
 
 namespace fastndsm {
 namespace {
@@ -68,12 +69,51 @@ void for_far_lanes(V maximum, scalar_of<V> limit, int64_t count, const Body& bod
   }
 }
 
-// Rows in whole tiles over the threads, so that a row is computed the same way wherever the cuts fall.
-template <int W, typename Body>
-void parallel_rows(int64_t n_rows, const Body& body) {
-  at::parallel_for(0, (n_rows + W - 1) / W, 1,
-                   [&](int64_t begin, int64_t end) { body(begin * W, std::min(end * W, n_rows)); });
-}
+// Rows of one range, one after another from `first` on, and their components.
+template <typename S>
+struct ConsecutiveRows {
+  MixtureArgument<S> mixture;
+  int64_t first, count;
+
+  ConsecutiveRows(const MixtureInput& input, const RangeRows& part, int64_t first)
+      : mixture(input.of<S>(part)), first(first), count(static_cast<int64_t>(part.rows.size())) {}
+  int64_t n_tiles() const { return (count + kLanes<S> - 1) / kLanes<S>; }
+};
+
+// The rows of a batch, those of one range next to each other.
+template <typename S>
+class GroupedRows {
+ public:
+  GroupedRows(const MixtureInput& input, const std::optional<at::Tensor>& ranges, int64_t n_rows) {
+    std::vector<int64_t> order;
+    for (const RangeRows& part : rows_by_range(ranges, n_rows, input.means.size(0))) {
+      parts_.emplace_back(input, part, static_cast<int64_t>(order.size()));
+      order.insert(order.end(), part.rows.begin(), part.rows.end());
+    }
+    if (parts_.size() > 1) order_ = at::tensor(order, at::kLong);
+  }
+
+  at::Tensor grouped(const at::Tensor& rows) const {
+    return order_.defined() ? rows.index_select(0, order_) : rows.contiguous();
+  }
+  at::Tensor ungrouped(const at::Tensor& rows) const {
+    return order_.defined() ? at::empty(rows.sizes(), rows.options()).index_copy_(0, order_, rows) : rows;
+  }
+
+  // body(mixture, begin, end) of rows in whole tiles over the threads, so that a row is computed the same way wherever the
+  // cuts fall.
+  template <typename Body>
+  void parallel(const Body& body) const {
+    constexpr int64_t W = kLanes<S>;
+    parallel_tiles(parts_, [&](const ConsecutiveRows<S>& part, int64_t begin, int64_t end) {
+      body(part.mixture.view(), part.first + begin * W, part.first + std::min(end * W, part.count));
+    });
+  }
+
+ private:
+  std::deque<ConsecutiveRows<S>> parts_;
+  at::Tensor order_;
+};
 
 void check_points(const char* name, const at::Tensor& x, const at::Tensor& means) {
   TORCH_CHECK_VALUE(means.dim() == 2, "means: expected shape [K, d], found ", means.sizes());
@@ -82,28 +122,31 @@ void check_points(const char* name, const at::Tensor& x, const at::Tensor& means
 }
 
 at::Tensor mixture_log_prob(const at::Tensor& x, const at::Tensor& means, const at::Tensor& precisions,
-                            const at::Tensor& log_scale, const std::string& covariance_type) {
+                            const at::Tensor& log_scale, const std::string& covariance_type,
+                            const std::optional<at::Tensor>& ranges) {
   check_points("x", x, means);
+  const MixtureInput input{means, precisions, log_scale, covariance_type};
   at::Tensor out = at::empty({x.size(0)}, x.options());
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "fastndsm::mixture_log_prob", [&] {
     using V = vec<scalar_t, kLanes<scalar_t>>;
-    const MixtureArgument<scalar_t> mixture(means, precisions, log_scale, covariance_type);
-    const at::Tensor points = x.contiguous();
+    const GroupedRows<scalar_t> rows(input, ranges, x.size(0));
+    const at::Tensor points = rows.grouped(x);
     const scalar_t* in = points.const_data_ptr<scalar_t>();
     scalar_t* to = out.mutable_data_ptr<scalar_t>();
-    by_kind(mixture.view().kind, [&](auto kind) {
-      parallel_rows<lanes_of<V>>(x.size(0), [&](int64_t begin, int64_t end) {
-        evaluate_rows<V, kind, false>(mixture.view(), in, nullptr, begin, end,
+    by_kind(covariance_kind(covariance_type), [&](auto kind) {
+      rows.parallel([&](const MixtureView<scalar_t>& mixture, int64_t begin, int64_t end) {
+        evaluate_rows<V, kind, false>(mixture, in, nullptr, begin, end,
                                       [&](auto& tile, V*, V*, int64_t first, int64_t count) {
           const V value = tile.log_prob();
           scatter_rows(&value, first, count, 1, to);
           for_far_lanes(tile.maximum(), tile.kLowest, count, [&](int64_t l) {
-            const FarRow<scalar_t> row(mixture.view(), in + (first + l) * x.size(1));
+            const FarRow<scalar_t> row(mixture, in + (first + l) * x.size(1));
             to[first + l] = static_cast<scalar_t>(row.log_prob());
           });
         });
       });
     });
+    out = rows.ungrouped(out);
   });
   return out;
 }
@@ -111,27 +154,29 @@ at::Tensor mixture_log_prob(const at::Tensor& x, const at::Tensor& means, const 
 // The score of each row, or its Hessian-vector product with z.
 template <bool with_product>
 at::Tensor moment(const at::Tensor& x, const at::Tensor& z, const at::Tensor& means, const at::Tensor& precisions,
-                  const at::Tensor& log_scale, const std::string& covariance_type) {
+                  const at::Tensor& log_scale, const std::string& covariance_type,
+                  const std::optional<at::Tensor>& ranges) {
   check_points("x", x, means);
+  const MixtureInput input{means, precisions, log_scale, covariance_type};
   at::Tensor out = at::empty(x.sizes(), x.options());
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "fastndsm::mixture", [&] {
     using V = vec<scalar_t, kLanes<scalar_t>>;
-    const MixtureArgument<scalar_t> mixture(means, precisions, log_scale, covariance_type);
-    const at::Tensor points = x.contiguous(), directions = with_product ? z.contiguous() : points;
+    const GroupedRows<scalar_t> rows(input, ranges, x.size(0));
+    const at::Tensor points = rows.grouped(x), directions = with_product ? rows.grouped(z) : points;
     const scalar_t *in = points.const_data_ptr<scalar_t>(), *along = directions.const_data_ptr<scalar_t>();
     scalar_t* to = out.mutable_data_ptr<scalar_t>();
     const int64_t d = x.size(1);
-    by_kind(mixture.view().kind, [&](auto kind) {
-      parallel_rows<lanes_of<V>>(x.size(0), [&](int64_t begin, int64_t end) {
+    by_kind(covariance_kind(covariance_type), [&](auto kind) {
+      rows.parallel([&](const MixtureView<scalar_t>& mixture, int64_t begin, int64_t end) {
         std::vector<V> memory(2 * d);
         V *score = memory.data(), *product = score + d;
-        evaluate_rows<V, kind, with_product>(mixture.view(), in, along, begin, end,
+        evaluate_rows<V, kind, with_product>(mixture, in, along, begin, end,
                                              [&](auto& tile, const V* tx, const V* tz, int64_t first, int64_t count) {
           tile.all_moments(tx, tz, score, product, nullptr);
           scatter_rows(with_product ? product : score, first, count, d, to);
           for_far_lanes(tile.maximum(), with_product ? tile.kNothingLeft : tile.kLowest, count, [&](int64_t l) {
             const int64_t at = (first + l) * d;
-            FarRow<scalar_t> row(mixture.view(), in + at);
+            FarRow<scalar_t> row(mixture, in + at);
             if constexpr (with_product)
               row.product(along + at, to + at);
             else
@@ -140,25 +185,28 @@ at::Tensor moment(const at::Tensor& x, const at::Tensor& z, const at::Tensor& me
         });
       });
     });
+    out = rows.ungrouped(out);
   });
   return out;
 }
 
 at::Tensor mixture_score(const at::Tensor& x, const at::Tensor& means, const at::Tensor& precisions,
-                         const at::Tensor& log_scale, const std::string& covariance_type) {
-  return moment<false>(x, x, means, precisions, log_scale, covariance_type);
+                         const at::Tensor& log_scale, const std::string& covariance_type,
+                         const std::optional<at::Tensor>& ranges) {
+  return moment<false>(x, x, means, precisions, log_scale, covariance_type, ranges);
 }
 
 at::Tensor mixture_hvp(const at::Tensor& x, const at::Tensor& v, const at::Tensor& means, const at::Tensor& precisions,
-                       const at::Tensor& log_scale, const std::string& covariance_type) {
+                       const at::Tensor& log_scale, const std::string& covariance_type,
+                       const std::optional<at::Tensor>& ranges) {
   check_points("v", v, means);
   TORCH_CHECK_VALUE(x.sizes() == v.sizes(), "v: expected the shape of x, ", x.sizes(), ", found ", v.sizes());
-  return moment<true>(x, v, means, precisions, log_scale, covariance_type);
+  return moment<true>(x, v, means, precisions, log_scale, covariance_type, ranges);
 }
 
 }  // namespace
 
-#define FASTNDSM_MIXTURE "Tensor means, Tensor precisions, Tensor log_scale, str covariance_type"
+#define FASTNDSM_MIXTURE "Tensor means, Tensor precisions, Tensor log_scale, str covariance_type, Tensor? ranges=None"
 
 TORCH_LIBRARY_FRAGMENT(fastndsm_cpp, m) {
   m.def("mixture_score(Tensor x, " FASTNDSM_MIXTURE ") -> Tensor");

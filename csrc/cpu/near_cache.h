@@ -15,7 +15,7 @@ namespace fastndsm {
 template <typename S>
 std::shared_ptr<const NearComponents<S>> near_components(const MixtureView<S>& m) {
   if (!lists_components<S>(m.kind, m.n_components, m.dim)) return nullptr;
-  constexpr size_t kKept = 4;
+  constexpr size_t kKept = 4, kValues = size_t(1) << 22;  // entries kept, and more while all have no more values
   struct Entry {
     Covariance kind;
     int64_t dim;
@@ -44,7 +44,12 @@ std::shared_ptr<const NearComponents<S>> near_components(const MixtureView<S>& m
                                             {m.log_scale, m.log_scale + k},
                                             std::make_shared<NearComponents<S>>(m)});
   if (!made->components->pays()) made->components.reset();
-  if (entries.size() == kKept) entries.pop_back();
+  const auto values = [&] {
+    size_t sum = 0;
+    for (const auto& entry : entries) sum += entry->means.size() + entry->precisions.size();
+    return sum;
+  };
+  while (entries.size() >= kKept && values() > kValues) entries.pop_back();
   entries.insert(entries.begin(), made);
   return made->components;
 }

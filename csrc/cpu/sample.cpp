@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "arguments.h"
+#include "row_ranges.h"
 
 namespace fastndsm {
 namespace {
@@ -20,6 +20,18 @@ struct Source {
   int64_t n_components, dim;
   const double* cumulative;
   const S *means, *factors;
+  const int64_t* ranges;  // [n, 2], or null: the components that draw i has
+
+  // The component of draw i by a uniform number.
+  int64_t choose(int64_t i, double u) const {
+    const int64_t start = ranges ? ranges[2 * i] : 0, stop = ranges ? ranges[2 * i + 1] : n_components;
+    if (ranges) {
+      const double below = start > 0 ? cumulative[start - 1] : 0.0;
+      u = below + u * (cumulative[stop - 1] - below);
+    }
+    const int64_t k = std::upper_bound(cumulative, cumulative + n_components, u) - cumulative;
+    return std::clamp(k, start, stop - 1);
+  }
 };
 
 // Lane l of z [d] becomes row `out` of component k.
@@ -59,9 +71,7 @@ void sample_into(const Source<S>& source, const NoiseStream& noise, int64_t n, i
       normals(paths.at(0, noise.key), 0, d, z.data());
       for (int l = 0; l < std::min<int64_t>(W, n - tile * W); ++l) {
         const double u = (word[l] + 0.5) * 0x1p-32;
-        const int64_t k =
-            std::upper_bound(source.cumulative, source.cumulative + source.n_components, u) - source.cumulative;
-        place<S, W>(source, std::min(k, source.n_components - 1), reinterpret_cast<const S*>(z.data()), l,
+        place<S, W>(source, source.choose(tile * W + l, u), reinterpret_cast<const S*>(z.data()), l,
                     out + (tile * W + l) * d);
       }
     }
@@ -70,7 +80,7 @@ void sample_into(const Source<S>& source, const NoiseStream& noise, int64_t n, i
 
 at::Tensor mixture_sample(int64_t n, const at::Tensor& cumulative_weights, const at::Tensor& means,
                           const at::Tensor& factors, const std::string& covariance_type, const at::Tensor& seed,
-                          int64_t first_path) {
+                          int64_t first_path, const std::optional<at::Tensor>& ranges) {
   TORCH_CHECK_VALUE(means.dim() == 2 && means.size(0) == cumulative_weights.size(0), "means: expected shape [",
                     cumulative_weights.size(0), ", d], found ", means.sizes());
   TORCH_CHECK_VALUE(cumulative_weights.scalar_type() == at::kDouble, "cumulative_weights: expected float64, found ",
@@ -78,6 +88,8 @@ at::Tensor mixture_sample(int64_t n, const at::Tensor& cumulative_weights, const
   TORCH_CHECK_VALUE(n >= 0, "n: expected at least 0, found ", n);
   check_shape("cumulative_weights", cumulative_weights, {means.size(0)});
   check_factors("factors", factors, covariance_kind(covariance_type), means.size(0), means.size(1));
+  if (ranges) check_ranges(*ranges, n, means.size(0));
+  const at::Tensor own = ranges ? ranges->contiguous() : at::Tensor();
   at::Tensor out = at::empty({n, means.size(1)}, means.options());
   const at::Tensor cumulative = cumulative_weights.contiguous(), m = means.contiguous(), f = factors.contiguous();
   const NoiseStream noise(seed_value(seed), kPriorStream);
@@ -87,7 +99,8 @@ at::Tensor mixture_sample(int64_t n, const at::Tensor& cumulative_weights, const
                                   m.size(1),
                                   cumulative.const_data_ptr<double>(),
                                   m.const_data_ptr<scalar_t>(),
-                                  f.const_data_ptr<scalar_t>()};
+                                  f.const_data_ptr<scalar_t>(),
+                                  ranges ? own.const_data_ptr<int64_t>() : nullptr};
     sample_into(source, noise, n, first_path, out.mutable_data_ptr<scalar_t>());
   });
   return out;
@@ -98,7 +111,7 @@ at::Tensor mixture_sample(int64_t n, const at::Tensor& cumulative_weights, const
 TORCH_LIBRARY_FRAGMENT(fastndsm_cpp, m) {
   m.def(
       "mixture_sample(int n, Tensor cumulative_weights, Tensor means, Tensor factors, str covariance_type, Tensor seed, "
-      "int first_path) -> Tensor");
+      "int first_path, Tensor? ranges=None) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(fastndsm_cpp, CPU, m) { m.impl("mixture_sample", mixture_sample); }

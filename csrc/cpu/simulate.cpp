@@ -1,9 +1,9 @@
 // simulate, simulate_transition, simulate_target: whole trajectories in one call, each row with its own last step; of the
 // last one, several records of each.
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
+#include <deque>
 #include <optional>
 
 #include "schedule.h"
@@ -28,23 +28,24 @@ struct Axes {
     rotations = u->contiguous(), rates = p->contiguous();
   }
 
+  // Of the components from `start` on.
   template <typename S>
-  AxesView<S> view(int64_t dim) const {
+  AxesView<S> view(int64_t dim, int64_t start) const {
     if (!rotations.defined()) return {nullptr, nullptr, dim};
-    return {rotations.const_data_ptr<S>(), rates.const_data_ptr<S>(), dim};
+    const int64_t first = rates.dim() == 1 ? 0 : start;  // tied: one matrix
+    return {rotations.const_data_ptr<S>() + first * dim * dim, rates.const_data_ptr<S>() + first * dim, dim};
   }
 };
 
 template <typename S>
 void run(const at::Tensor& x0, const at::Tensor& steps, const at::Tensor& drift_scale, const at::Tensor& noise_std,
-         const MixtureArgument<S>& mixture, const AxesView<S>& axes, const at::Tensor& seed, int64_t first_path,
-         bool mirrored, Outputs& out) {
+         const MixtureInput& mixture, const Axes& axes, const at::Tensor& seed, int64_t first_path, bool mirrored,
+         const std::optional<at::Tensor>& ranges, Outputs& out) {
   const at::Tensor start = x0.contiguous(), counts = steps.contiguous();
   const at::Tensor a = drift_scale.contiguous(), s = noise_std.contiguous();
   const int64_t n_rows = x0.size(0), n_steps = a.size(0);
   const auto pointer = [](const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr<S>() : nullptr; };
-  const ProcessView<S> process{mixture.view(), a.const_data_ptr<S>(), s.const_data_ptr<S>(),
-                               NoiseStream(seed_value(seed), 0), axes};
+  const NoiseStream noise(seed_value(seed), 0);
   const int64_t* taken = counts.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < counts.numel(); ++i) {
     TORCH_CHECK_VALUE(taken[i] >= 0 && taken[i] <= n_steps, "steps: expected values in 0..", n_steps, ", found ", taken[i]);
@@ -55,17 +56,26 @@ void run(const at::Tensor& x0, const at::Tensor& steps, const at::Tensor& drift_
       n_rows,      n_records,      n_steps,           first_path,         start.const_data_ptr<S>(), taken,
       last.data(), pointer(out.x), pointer(out.mean), pointer(out.noise), pointer(out.target),       pointer(out.variance),
       mirrored};
-  const Schedule schedule = schedule_of(process, batch);
-  at::parallel_for(0, schedule.n_tiles(), 1, [&](int64_t begin, int64_t end) {
+  std::vector<int32_t> component(n_rows);
+  std::deque<ScheduledRows<S, ProcessView>> parts;
+  for (const RangeRows& part : rows_by_range(ranges, n_rows, mixture.means.size(0))) {
+    parts.emplace_back(mixture, part, [&](const MixtureView<S>& m, const RangeRows& part) {
+      return ProcessView<S>{m, a.const_data_ptr<S>(), s.const_data_ptr<S>(), noise, axes.view<S>(m.dim, part.start)};
+    }, [&](const MixtureView<S>& m, const std::vector<int64_t>& rows) {
+      return schedule_of(m, batch, rows, component.data());
+    });
+  }
+  parallel_tiles(parts, [&](const auto& part, int64_t begin, int64_t end) {
     const auto run = batch.target ? run_tiles<S, true> : run_tiles<S, false>;
-    run(process, batch, schedule, begin, end);
+    run(part.view, batch, part.schedule, begin, end);
   });
 }
 
 void simulate_into(const at::Tensor& x0, const at::Tensor& steps, const at::Tensor& drift_scale,
                    const at::Tensor& noise_std, const at::Tensor& means, const at::Tensor& precisions,
                    const at::Tensor& log_scale, const std::string& covariance_type, const at::Tensor& seed,
-                   int64_t first_path, bool mirrored, const Axes& axes, Outputs& out) {
+                   int64_t first_path, bool mirrored, const std::optional<at::Tensor>& ranges, const Axes& axes,
+                   Outputs& out) {
   TORCH_CHECK_VALUE(means.dim() == 2, "means: expected shape [K, d], found ", means.sizes());
   TORCH_CHECK_VALUE(x0.dim() == 2 && x0.size(1) == means.size(1), "x0: expected shape [B, ", means.size(1), "], found ",
                     x0.sizes());
@@ -77,32 +87,31 @@ void simulate_into(const at::Tensor& x0, const at::Tensor& steps, const at::Tens
   TORCH_CHECK_VALUE(drift_scale.dim() == 1, "drift_scale: expected shape [N], found ", drift_scale.sizes());
   check_shape("noise_std", noise_std, drift_scale.sizes());
   if (steps.numel() == 0) return;
+  const MixtureInput mixture{means, precisions, log_scale, covariance_type};
   AT_DISPATCH_FLOATING_TYPES(x0.scalar_type(), "fastndsm::simulate", [&] {
-    const MixtureArgument<scalar_t> mixture(means, precisions, log_scale, covariance_type, Visits::along_a_trajectory);
-    const AxesView<scalar_t> view = axes.view<scalar_t>(x0.size(1));
-    run<scalar_t>(x0, steps, drift_scale, noise_std, mixture, view, seed, first_path, mirrored, out);
+    run<scalar_t>(x0, steps, drift_scale, noise_std, mixture, axes, seed, first_path, mirrored, ranges, out);
   });
 }
 
 at::Tensor simulate(const at::Tensor& x0, const at::Tensor& steps, const at::Tensor& drift_scale,
                     const at::Tensor& noise_std, const at::Tensor& means, const at::Tensor& precisions,
                     const at::Tensor& log_scale, const std::string& covariance_type, const at::Tensor& seed,
-                    int64_t first_path) {
+                    int64_t first_path, const std::optional<at::Tensor>& ranges) {
   Outputs out;
   out.x = at::empty(x0.sizes(), x0.options());
   simulate_into(x0, steps, drift_scale, noise_std, means, precisions, log_scale, covariance_type, seed, first_path, false,
-                Axes(), out);
+                ranges, Axes(), out);
   return out.x;
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_transition(
     const at::Tensor& x0, const at::Tensor& steps, const at::Tensor& drift_scale, const at::Tensor& noise_std,
     const at::Tensor& means, const at::Tensor& precisions, const at::Tensor& log_scale, const std::string& covariance_type,
-    const at::Tensor& seed, int64_t first_path) {
+    const at::Tensor& seed, int64_t first_path, const std::optional<at::Tensor>& ranges) {
   Outputs out;
   for (at::Tensor* t : {&out.x, &out.mean, &out.noise}) *t = at::empty(x0.sizes(), x0.options());
   simulate_into(x0, steps, drift_scale, noise_std, means, precisions, log_scale, covariance_type, seed, first_path, false,
-                Axes(), out);
+                ranges, Axes(), out);
   return {out.x, out.mean, out.noise};
 }
 
@@ -110,7 +119,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_target(
     const at::Tensor& x0, const at::Tensor& steps, const at::Tensor& drift_scale, const at::Tensor& noise_std,
     const at::Tensor& means, const at::Tensor& precisions, const at::Tensor& log_scale, const std::string& covariance_type,
     const std::optional<at::Tensor>& rotations, const std::optional<at::Tensor>& rates, const at::Tensor& seed,
-    int64_t first_path, bool antithetic) {
+    int64_t first_path, bool antithetic, const std::optional<at::Tensor>& ranges) {
   TORCH_CHECK_VALUE(means.dim() == 2, "means: expected shape [K, d], found ", means.sizes());
   const Axes axes(rotations, rates, covariance_kind(covariance_type), means.sizes());
   std::vector<int64_t> shape = steps.sizes().vec();
@@ -122,7 +131,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_target(
   if (covariance_kind(covariance_type) == Covariance::spherical) shape.back() = 1;
   out.variance = at::empty(shape, x0.options());
   simulate_into(x0, steps, drift_scale, noise_std, means, precisions, log_scale, covariance_type, seed, first_path,
-                antithetic, axes, out);
+                antithetic, ranges, axes, out);
   return {out.x, out.target, out.variance};
 }
 
@@ -133,10 +142,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> simulate_target(
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(fastndsm_cpp, m) {
-  m.def("simulate(Tensor x0, Tensor steps, " FASTNDSM_PROCESS FASTNDSM_PATHS ") -> Tensor");
-  m.def("simulate_transition(Tensor x0, Tensor steps, " FASTNDSM_PROCESS FASTNDSM_PATHS ") -> (Tensor, Tensor, Tensor)");
+  m.def("simulate(Tensor x0, Tensor steps, " FASTNDSM_PROCESS FASTNDSM_PATHS ", Tensor? ranges=None) -> Tensor");
+  m.def("simulate_transition(Tensor x0, Tensor steps, " FASTNDSM_PROCESS FASTNDSM_PATHS
+        ", Tensor? ranges=None) -> (Tensor, Tensor, Tensor)");
   m.def("simulate_target(Tensor x0, Tensor steps, " FASTNDSM_PROCESS "Tensor? rotations, Tensor? rates, " FASTNDSM_PATHS
-        ", bool antithetic) -> (Tensor, Tensor, Tensor)");
+        ", bool antithetic, Tensor? ranges=None) -> (Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(fastndsm_cpp, CPU, m) {

@@ -36,7 +36,8 @@ inline std::vector<int64_t> last_steps(const int64_t* steps, int64_t n_rows, int
 // thread's share of consecutive tiles costs the same.
 class Schedule {
  public:
-  Schedule(const int64_t* steps, int64_t n_rows, int64_t n_steps, int lanes, const int32_t* component = nullptr,
+  // steps and component by the number of a row.
+  Schedule(const int64_t* steps, std::vector<int64_t> rows, int64_t n_steps, int lanes, const int32_t* component = nullptr,
            int64_t n_components = 0);
   int64_t n_tiles() const { return n_tiles_; }
   int lanes() const { return lanes_; }
@@ -49,10 +50,12 @@ class Schedule {
   std::vector<int64_t> order_;
 };
 
-inline Schedule::Schedule(const int64_t* steps, int64_t n_rows, int64_t n_steps, int lanes, const int32_t* component,
-                          int64_t n_components)
-    : n_rows_(n_rows), n_tiles_((n_rows + lanes - 1) / lanes), lanes_(lanes), order_(n_rows) {
-  for (int64_t i = 0; i < n_rows; ++i) order_[i] = i;
+inline Schedule::Schedule(const int64_t* steps, std::vector<int64_t> rows, int64_t n_steps, int lanes,
+                          const int32_t* component, int64_t n_components)
+    : n_rows_(static_cast<int64_t>(rows.size())),
+      n_tiles_((n_rows_ + lanes - 1) / lanes),
+      lanes_(lanes),
+      order_(std::move(rows)) {
   const auto counting_sort = [&](int64_t n_keys, auto key) {  // stable
     const std::vector<int64_t> rows = order_;
     std::vector<int64_t> start(n_keys + 1, 0);

@@ -30,16 +30,16 @@ def philox_normal(
     return _ops.philox_normal(n_paths, dim, seed, step, stream, first_path, dtype)
 
 
-def mixture_score(x: Tensor, mixture: MixtureOperands) -> Tensor:
-    return _ops.mixture_score(x, *mixture)
+def mixture_score(x: Tensor, mixture: MixtureOperands, ranges: Tensor | None = None) -> Tensor:
+    return _ops.mixture_score(x, *mixture, ranges)
 
 
-def mixture_log_prob(x: Tensor, mixture: MixtureOperands) -> Tensor:
-    return _ops.mixture_log_prob(x, *mixture)
+def mixture_log_prob(x: Tensor, mixture: MixtureOperands, ranges: Tensor | None = None) -> Tensor:
+    return _ops.mixture_log_prob(x, *mixture, ranges)
 
 
-def mixture_hvp(x: Tensor, v: Tensor, mixture: MixtureOperands) -> Tensor:
-    return _ops.mixture_hvp(x, v, *mixture)
+def mixture_hvp(x: Tensor, v: Tensor, mixture: MixtureOperands, ranges: Tensor | None = None) -> Tensor:
+    return _ops.mixture_hvp(x, v, *mixture, ranges)
 
 
 def noised_score(x: Tensor, variance: Tensor, mixture: NoisedOperands) -> Tensor:
@@ -59,8 +59,9 @@ def mixture_sample(
     seed: Tensor,
     first_path: int,
     dtype: torch.dtype,
+    ranges: Tensor | None = None,
 ) -> Tensor:
-    out: Tensor = _ops.mixture_sample(n, cumulative_weights, means, factors, covariance_type, seed, first_path)
+    out: Tensor = _ops.mixture_sample(n, cumulative_weights, means, factors, covariance_type, seed, first_path, ranges)
     return out.to(dtype)
 
 
@@ -70,8 +71,9 @@ def simulate(
     process: ProcessOperands,
     seed: Tensor,
     first_path: int,
+    ranges: Tensor | None = None,
 ) -> Tensor:
-    out = _ops.simulate(x0, steps, *process.flat, seed, first_path)
+    out = _ops.simulate(x0, steps, *process.flat, seed, first_path, ranges)
     return out
 
 
@@ -81,8 +83,9 @@ def simulate_transition(
     process: ProcessOperands,
     seed: Tensor,
     first_path: int,
+    ranges: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out = _ops.simulate_transition(x0, steps, *process.flat, seed, first_path)
+    out = _ops.simulate_transition(x0, steps, *process.flat, seed, first_path, ranges)
     return out
 
 
@@ -94,8 +97,10 @@ def simulate_target(
     seed: Tensor,
     first_path: int,
     antithetic: bool,
+    ranges: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out = _ops.simulate_target(x0, steps, *process.flat, *(axes or (None, None)), seed, first_path, antithetic)
+    operands = *process.flat, *(axes or (None, None))
+    out = _ops.simulate_target(x0, steps, *operands, seed, first_path, antithetic, ranges)
     return out
 
 
@@ -109,8 +114,9 @@ def reverse_steps(
     mixture: MixtureOperands,
     seed: Tensor,
     first_path: int,
+    ranges: Tensor | None = None,
 ) -> Tensor:
-    return _ops.reverse_steps(y, held, slope, rate, bounds, coefficients, *mixture, seed, first_path)
+    return _ops.reverse_steps(y, held, slope, rate, bounds, coefficients, *mixture, seed, first_path, ranges)
 
 
 def sample_mlp(

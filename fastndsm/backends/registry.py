@@ -42,6 +42,7 @@ class Backend:
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
     untested: bool = False  # it never ran on the devices it is for: auto never takes it
     left: tuple[str, ...] = ()  # ops that it leaves to the reference, in every dtype
+    ranges: bool = True  # it serves rows with components of their own
 
     def load(self) -> ModuleType:
         """Import (and on first use build) the backend; raise ImportError or RuntimeError with the reason."""
@@ -51,14 +52,16 @@ class Backend:
         """Return why this backend cannot run here at all, or None."""
         return _unavailable(self)
 
-    def refuses(self, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Return why this backend cannot serve `op` on such tensors, or None."""
+    def refuses(self, op: str, device: torch.device, dtype: torch.dtype, ranges: bool = False) -> str | None:
+        """Return why this backend cannot serve `op` on such tensors, with ranges of components of rows, or None."""
         if self.devices and device.type not in self.devices:
             return f"it serves {' and '.join(self.devices)} tensors, found {device.type}"
         if op in self.left:
             return self.unavailable()
         if dtype not in self.dtypes:
             return f"it computes in {', '.join(map(str, self.dtypes))}, found {dtype}"
+        if ranges and not self.ranges:
+            return "it has every row use all components, found rows with those of their class alone"
         reason = self.unavailable()
         if reason is None and not hasattr(self.load(), op):
             reason = f"it has no {op}"
@@ -94,8 +97,10 @@ REFERENCE = Backend("reference", "fastndsm.reference", devices=())
 # has one time a call, for which `mixture_score` serves.
 LEFT = ("mixture_sample", "noised_score", "noised_log_prob")
 BACKENDS: dict[str, Backend] = {
-    "cuda": Backend("cuda", "fastndsm.backends.cuda", ("cuda",), (torch.float32,), untested=True, left=LEFT),
-    "triton": Backend("triton", "fastndsm.kernels.ops", ("cuda",), (torch.float32,), left=LEFT),
+    "cuda": Backend(
+        "cuda", "fastndsm.backends.cuda", ("cuda",), (torch.float32,), untested=True, left=LEFT, ranges=False
+    ),
+    "triton": Backend("triton", "fastndsm.kernels.ops", ("cuda",), (torch.float32,), left=LEFT, ranges=False),
     "cpp": Backend("cpp", "fastndsm.backends.cpp", devices=("cpu",)),
     "reference": REFERENCE,
 }
@@ -158,25 +163,30 @@ class use_backend:
         return decorated
 
 
-def serving(op: str, device: torch.device, dtype: torch.dtype) -> list[str]:
+def serving(op: str, device: torch.device, dtype: torch.dtype, ranges: bool = False) -> list[str]:
     """Return the names of the backends that can serve, fastest first; without those that auto never takes."""
-    return [b.name for b in BACKENDS.values() if not b.untested and b.refuses(op, device, dtype) is None]
+    return [b.name for b in BACKENDS.values() if not b.untested and b.refuses(op, device, dtype, ranges) is None]
 
 
-def select(op: str, backend: str, device: torch.device, dtypes: Sequence[torch.dtype]) -> Callable[..., Any]:
-    """Return the function that serves `op` on tensors of this device and compute dtype."""
+def select(
+    op: str, backend: str, device: torch.device, dtypes: Sequence[torch.dtype], *, ranges: bool = False
+) -> Callable[..., Any]:
+    """Return the function that serves `op` on tensors of this device and compute dtype.
+
+    ranges: where it takes ranges of components, a row each.
+    """
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
     name = requested(backend)
     if name != "auto":
-        reason = BACKENDS[name].refuses(op, device, dtype)
+        reason = BACKENDS[name].refuses(op, device, dtype, ranges)
         if reason is not None:
-            can = ", ".join(serving(op, device, dtype))
+            can = ", ".join(serving(op, device, dtype, ranges))
             raise BackendError(f"backend {name!r} cannot serve {op}: {reason}; these can: {can}")
         return BACKENDS[name].function(op)
     for candidate in BACKENDS.values():
         if candidate.untested or (candidate.devices and device.type not in candidate.devices):
             continue
-        reason = candidate.refuses(op, device, dtype)
+        reason = candidate.refuses(op, device, dtype, ranges)
         if reason is None:
             return candidate.function(op)
         # A user wants to hear of compiled code that should serve here and cannot.

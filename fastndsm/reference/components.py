@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -38,11 +39,25 @@ class PrincipalAxes(NamedTuple):
     rates: Tensor
 
 
-def component_scores(x: Tensor, m: MixtureOperands) -> tuple[Tensor, Tensor]:
-    """Return log w_k N(x; m_k, Sigma_k) [B, K] and g_k = P_k (m_k - x) [B, K, d]."""
+def component_scores(
+    x: Tensor, m: MixtureOperands, ranges: Tensor | None = None, first: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Return log w_k N(x; m_k, Sigma_k) [B, K] and g_k = P_k (m_k - x) [B, K, d].
+
+    ranges: int64 [B, 2], the components start..stop that a row has; others have log-density -inf. first: the number of
+    m's first component.
+    """
     diff = m.means - x[:, None, :]
     g = precision_product(diff, m)
-    return m.log_scale - 0.5 * (diff * g).sum(-1), g
+    return within(m.log_scale - 0.5 * (diff * g).sum(-1), ranges, first), g
+
+
+def within(values: Tensor, ranges: Tensor | None, first: int = 0, other: float = -math.inf) -> Tensor:
+    """Return values [B, K] with `other` at the components that are not in a row's range; see `component_scores`."""
+    if ranges is None:
+        return values
+    k = torch.arange(first, first + values.shape[1], device=values.device)
+    return values.masked_fill((k < ranges[:, :1]) | (k >= ranges[:, 1:]), other)
 
 
 def precision_product(diff: Tensor, m: MixtureOperands) -> Tensor:

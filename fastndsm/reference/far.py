@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .components import MixtureOperands, precision_product
+from .components import MixtureOperands, precision_product, within
 
 BLOCK_ELEMENTS = 1 << 22  # ceiling on the values of a block of rows
 
@@ -39,7 +39,7 @@ class Centred(NamedTuple):
     mixture: MixtureOperands
 
 
-def centred(x: Tensor, m: MixtureOperands) -> Centred:
+def centred(x: Tensor, m: MixtureOperands, ranges: Tensor | None = None) -> Centred:
     """Centre rows: with u_k = m_k - x and c the component of the largest density, differences come before rounding:
 
         u_k^T P_k u_k - u_c^T P_c u_c = (m_k - m_c)^T P_k (u_k + u_c) + u_c^T (P_k - P_c) u_c
@@ -54,13 +54,13 @@ def centred(x: Tensor, m: MixtureOperands) -> Centred:
     u = means * s[..., None] - (x * s)[:, None, :]
     g = precision_product(u, m)
     square = (u * g).sum(-1)
-    c = (0.5 * square - log_scale * s * s).argmin(1)
+    c = within(0.5 * square - log_scale * s * s, ranges, other=math.inf).argmin(1)
     rows = torch.arange(len(x), device=x.device)
     u_c, g_c, square_c = u[rows, c][:, None], g[rows, c][:, None], square[rows, c]
     apart = (means - means[c][:, None]) * s[..., None]
     beside = _other_precisions(u_c, c, m)
     change = (apart * precision_product(u + u_c, m)).sum(-1) + (u_c * beside).sum(-1)
-    logits = log_scale - log_scale[c][:, None] - 0.5 * change / s / s
+    logits = within(log_scale - log_scale[c][:, None] - 0.5 * change / s / s, ranges)
     weights = logits.softmax(1)
     shift = (precision_product(apart, m) + beside) / s[..., None]
     shift = torch.where(weights[..., None] == 0.0, 0.0, shift)  # no component without weight adds inf * 0
@@ -85,6 +85,7 @@ def with_far_rows(
     m: MixtureOperands,
     function: Callable[[Centred, Tensor], Tensor],
     again: Callable[[Tensor], Tensor],
+    ranges: Tensor | None = None,
 ) -> Tensor:
     """Replace the values of `rows` by those of `function`, which takes rows about their component, and their numbers.
 
@@ -93,7 +94,9 @@ def with_far_rows(
     if rows is None:
         return values
     if values.requires_grad:
-        values = again(x.index_copy(0, rows, m.means[m.log_scale.argmax()].expand(len(rows), -1)))
+        heaviest = within(m.log_scale.expand(len(rows), -1), None if ranges is None else ranges[rows]).argmax(1)
+        values = again(x.index_copy(0, rows, m.means[heaviest]))
     size = max(1, BLOCK_ELEMENTS // max(m.means.numel(), m.precisions.numel()))
-    made = torch.cat([function(centred(x[part], m), part) for part in rows.split(size)])
+    parts = [(part, None if ranges is None else ranges[part]) for part in rows.split(size)]
+    made = torch.cat([function(centred(x[part], m, own), part) for part, own in parts])
     return values.index_copy(0, rows, made.to(values.dtype))

@@ -68,11 +68,15 @@ def reverse_steps(
     mixture: MixtureOperands,
     seed: Tensor,
     first_path: int,
+    ranges: Tensor | None = None,
 ) -> Tensor:
-    """Take the steps of bounds = (first, last), int64 [2], from y [B, d] -> [B, d]; held, slope [B, d], rate [B]."""
+    """Take the steps of bounds = (first, last), int64 [2], from y [B, d] -> [B, d]; held, slope [B, d], rate [B].
+
+    ranges: int64 [B, 2], the components start..stop of each row; None is all.
+    """
     first, last = (int(bound) for bound in bounds)
 
     def score(_: int, x: Tensor) -> Tensor:
-        return mixture_score(x, mixture)
+        return mixture_score(x, mixture, ranges)
 
     return walk_back(y, held, slope, rate, first, last, coefficients, score, int(seed), first_path)

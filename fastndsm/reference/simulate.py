@@ -70,6 +70,9 @@ class Frame:
 class Drift(Protocol):
     """The drift part of one step."""
 
+    def of(self, rows: Tensor | slice) -> Drift:
+        """Return the drift of some of the rows."""
+
     def increment(self, n: int, x: Tensor) -> Tensor:
         """Return mean_n - x_n [B, d]."""
 
@@ -84,18 +87,26 @@ class Drift(Protocol):
 
 
 class LangevinDrift:
-    """F = 1/2 sigma^2 grad log pi of a mixture; the target of tied and full covariances needs their axes."""
+    """F = 1/2 sigma^2 grad log pi of a mixture; the target of tied and full covariances needs their axes.
 
-    def __init__(self, process: ProcessOperands, axes: PrincipalAxes | None = None) -> None:
+    ranges: int64 [B, 2], the components start..stop of each row; None is all.
+    """
+
+    def __init__(
+        self, process: ProcessOperands, axes: PrincipalAxes | None = None, ranges: Tensor | None = None
+    ) -> None:
+        self.process, self.axes, self.ranges = process, axes, ranges
         self.mixture = process.mixture
         self.drift_scale = process.drift_scale
-        self.axes = axes
+
+    def of(self, rows: Tensor | slice) -> LangevinDrift:
+        return self if self.ranges is None else LangevinDrift(self.process, self.axes, self.ranges[rows])
 
     def increment(self, n: int, x: Tensor) -> Tensor:
-        return self.drift_scale[n] * mixture_score(x, self.mixture)
+        return self.drift_scale[n] * mixture_score(x, self.mixture, self.ranges)
 
     def increment_and_product(self, n: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        score, hvp = score_and_hvp(x, z, self.mixture)
+        score, hvp = score_and_hvp(x, z, self.mixture, self.ranges)
         return self.drift_scale[n] * score, self.drift_scale[n] * hvp
 
     def contraction(self, n: int, p: Tensor) -> Tensor:
@@ -104,12 +115,12 @@ class LangevinDrift:
     def frame(self, x0: Tensor) -> Frame:
         kind = self.mixture.covariance_type
         if kind in ("spherical", "diag"):
-            return Frame(mean_precision(x0, self.mixture))
+            return Frame(mean_precision(x0, self.mixture, self.ranges))
         if self.axes is None:
             raise ValueError(f"axes: expected the principal axes of {kind} covariances, found None")
         if kind == "tied":
             return Frame(self.axes.rates.expand_as(x0), self.axes.rotations)
-        component = heaviest_component(x0, self.mixture)
+        component = heaviest_component(x0, self.mixture, self.ranges)
         return Frame(self.axes.rates[component], self.axes.rotations, component)
 
 
@@ -160,13 +171,13 @@ def walk(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return x_n, mean_{n-1} and z_{n-1} after n = steps [B] steps from x0 [B, d] (x0, x0 and 0 where n = 0)."""
     rows = _Rows(steps)
-    paths = paths[rows.order]
+    paths, drift = paths[rows.order], drift.of(rows.order)
     x = x0[rows.order]
     state: tuple[Tensor, ...] = (x, x, torch.zeros_like(x))
     for n in range(rows.n_steps):
         (x, _, _) = rows.record(state, n)
         z = philox.normal(paths[: len(x)], x.shape[1], seed=seed, step=n, stream=philox.NOISING, dtype=x.dtype)
-        mean = x + drift.increment(n, x)
+        mean = x + drift.of(slice(len(x))).increment(n, x)
         state = (mean + noise_std[n] * z, mean, z)
     rows.record(state, rows.n_steps)
     x, mean, z = rows.collect()
@@ -183,13 +194,13 @@ def walk_with_target(
     rows = _Rows(steps)
     paths, sign = paths[rows.order], sign[rows.order]
     frame = drift.frame(x0)
-    x, ordered = x0[rows.order], frame.of(rows.order)
+    x, ordered, drift = x0[rows.order], frame.of(rows.order), drift.of(rows.order)
     state: tuple[Tensor, ...] = (x, torch.zeros_like(x), torch.zeros_like(ordered.rate))
     for n in range(rows.n_steps):
         x, h, v = rows.record(state, n)
         m, s = len(x), noise_std[n]
         z = sign[:m] * philox.normal(paths[:m], x.shape[1], seed=seed, step=n, stream=philox.NOISING, dtype=x.dtype)
-        increment, product = drift.increment_and_product(n, x, z)
+        increment, product = drift.of(slice(m)).increment_and_product(n, x, z)
         now = ordered.of(slice(m))
         contraction = drift.contraction(n, now.rate)
         v_next = s**2 + contraction**2 * v
@@ -212,10 +223,11 @@ def simulate(
     process: ProcessOperands,
     seed: Tensor,
     first_path: int,
+    ranges: Tensor | None = None,
 ) -> Tensor:
-    """Return x [B, d] after steps [B] steps of the Langevin process from x0 [B, d]."""
+    """Return x [B, d] after steps [B] steps of the Langevin process from x0 [B, d]; ranges: as for LangevinDrift."""
     paths = philox.path_range(len(x0), first_path, x0.device)
-    return walk(x0, steps, LangevinDrift(process), process.noise_std, paths, int(seed))[0]
+    return walk(x0, steps, LangevinDrift(process, None, ranges), process.noise_std, paths, int(seed))[0]
 
 
 def simulate_transition(
@@ -224,10 +236,11 @@ def simulate_transition(
     process: ProcessOperands,
     seed: Tensor,
     first_path: int,
+    ranges: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return x, and mean and noise of the last step, each [B, d], after steps [B] >= 1 steps."""
     paths = philox.path_range(len(x0), first_path, x0.device)
-    return walk(x0, steps, LangevinDrift(process), process.noise_std, paths, int(seed))
+    return walk(x0, steps, LangevinDrift(process, None, ranges), process.noise_std, paths, int(seed))
 
 
 def antithetic_pairs(
@@ -249,6 +262,7 @@ def simulate_target(
     seed: Tensor,
     first_path: int,
     antithetic: bool,
+    ranges: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return x [B, d], target [B, d] and variance ([B, 1] spherical, else [B, d]); 2B rows if antithetic.
 
@@ -257,4 +271,7 @@ def simulate_target(
     """
     paths = philox.path_range(len(x0), first_path, x0.device)
     x0, steps, paths, sign = antithetic_pairs(paths, x0, steps, antithetic)
-    return walk_with_target(x0, steps, LangevinDrift(process, axes), process.noise_std, paths, sign, int(seed))
+    if ranges is not None and antithetic:
+        ranges = torch.cat([ranges, ranges])
+    drift = LangevinDrift(process, axes, ranges)
+    return walk_with_target(x0, steps, drift, process.noise_std, paths, sign, int(seed))

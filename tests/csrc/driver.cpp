@@ -5,6 +5,7 @@
 // answer is arrays of doubles or of 64-bit integers. Arrays have exactly the size they should, and outputs hold NaN before.
 #include <cstdio>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 #include <vector>
 
@@ -237,6 +238,12 @@ void look_up(PackedMixture<S>& packed, bool visits_all) {
   packed.look_up_in(std::make_shared<NearComponents<S>>(m, visits_all));
 }
 
+std::vector<int64_t> all_rows(int64_t n) {
+  std::vector<int64_t> rows(n);
+  std::iota(rows.begin(), rows.end(), 0);
+  return rows;
+}
+
 enum class What { state, transition, target, mirrored_target };
 
 // x, and mean and noise or target and variance; `missing` values of x0 are left out, for which a sanitizer must stop it.
@@ -269,7 +276,7 @@ void trajectory(Channel& channel) {
   batch.x0 = x0.data(), batch.steps = batch.last = steps.data(), batch.x = x.data(), batch.mirrored = mirrored;
   (target ? batch.target : batch.mean) = second.data();
   (target ? batch.variance : batch.noise) = third.data();
-  const Schedule schedule(steps.data(), n_rows, n_steps, kLanes<S>);
+  const Schedule schedule(steps.data(), all_rows(n_rows), n_steps, kLanes<S>);
   for (int64_t begin = 0; begin < schedule.n_tiles(); begin += tiles_per_call) {
     const int64_t end = std::min(begin + tiles_per_call, schedule.n_tiles());
     if (target) {
@@ -305,7 +312,7 @@ void back(Channel& channel) {
                               sloped ? slope.data() : nullptr,
                               rated ? own.data() : nullptr,
                               out.data()};
-  const Schedule schedule(nullptr, n_rows, n_steps, kLanes<S>);
+  const Schedule schedule(nullptr, all_rows(n_rows), n_steps, kLanes<S>);
   for (int64_t begin = 0; begin < schedule.n_tiles(); begin += tiles_per_call) {
     run_tiles_back(view, batch, schedule, begin, std::min(begin + tiles_per_call, schedule.n_tiles()));
   }
