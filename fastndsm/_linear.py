@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, functional
+from ._condition import Condition
 from .mixture import GaussianMixture
 
 
@@ -50,7 +51,7 @@ class LinearNoising:
         """Return the weight [B] of `DSMLoss` that lets all times count alike for a residual network: v(t)."""
         return drawn.variance  # type: ignore[no-any-return]
 
-    def reference_score(self, x: Tensor, t: Tensor) -> Tensor:
+    def reference_score(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """Return the score of the reference noised to t [B], at x [B, ...] -> like x."""
         scaled, scale, variance = self._unscaled(x, t)
         return (functional.noised_score(scaled, variance, self.reference) / scale).to(x.dtype)

@@ -73,11 +73,15 @@ class Mixture(Protocol):
 
 @dataclass(frozen=True)
 class MixtureDynamics:
-    """Langevin dynamics towards a mixture: F dt = a_n grad log pi, in the fused ops."""
+    """Langevin dynamics towards a mixture: F dt = a_n grad log pi, in the fused ops.
+
+    ranges: int64 [B, 2], the components start..stop of each row; None is all.
+    """
 
     drift_scale: Tensor
     noise_std: Tensor
     mixture: Mixture
+    ranges: Tensor | None = None
 
     def operands(self, dtype: torch.dtype) -> ProcessOperands:
         """Return what a backend takes for data of `dtype`."""
@@ -94,13 +98,14 @@ class MixtureDynamics:
 
     def simulate(self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, backend: str) -> Tensor:
         operands = self._arguments(x0.dtype)
-        return ops.simulate(x0.flatten(1), steps, *operands, seed, first_path, backend).reshape(x0.shape)
+        return ops.simulate(x0.flatten(1), steps, *operands, seed, first_path, self.ranges, backend).reshape(x0.shape)
 
     def simulate_transition(
         self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, backend: str
     ) -> tuple[Tensor, Tensor, Tensor]:
         operands = self._arguments(x0.dtype)
-        x, mean, noise = ops.simulate_transition(x0.flatten(1), steps, *operands, seed, first_path, backend)
+        flat = x0.flatten(1)
+        x, mean, noise = ops.simulate_transition(flat, steps, *operands, seed, first_path, self.ranges, backend)
         return x.reshape(x0.shape), mean.reshape(x0.shape), noise.reshape(x0.shape)
 
     def simulate_target(
@@ -108,11 +113,13 @@ class MixtureDynamics:
     ) -> tuple[Tensor, Tensor, Tensor]:
         mixture, axes = self.mixture.operands_and_axes(x0.dtype)
         operands = *self._beside(mixture), *(axes or (None, None))
-        made = ops.simulate_target(x0.flatten(1), steps, *operands, seed, first_path, antithetic, backend)
+        flat = x0.flatten(1)
+        made = ops.simulate_target(flat, steps, *operands, seed, first_path, antithetic, self.ranges, backend)
         return _shaped(made, x0, scalar_variance=self.mixture.covariance_type == "spherical")
 
     def drift_score(self, y: Tensor, step: Tensor) -> Tensor:
-        return ops.mixture_score(y.flatten(1), *self.mixture.operands(y.dtype), "auto").reshape(y.shape)
+        operands = self.mixture.operands(y.dtype)
+        return ops.mixture_score(y.flatten(1), *operands, self.ranges, "auto").reshape(y.shape)
 
     def reverse_steps(
         self,
@@ -129,7 +136,7 @@ class MixtureDynamics:
         mixture = self.mixture.operands(y.dtype)
         network = held.flatten(1), None if slope is None else slope.flatten(1)
         flat = ops.reverse_steps(
-            y.flatten(1), *network, rate, bounds, coefficients, *mixture, seed, first_path, backend
+            y.flatten(1), *network, rate, bounds, coefficients, *mixture, seed, first_path, self.ranges, backend
         )
         return flat.reshape(y.shape)
 
@@ -166,6 +173,9 @@ class CallableDrift:
     times: Tensor
     event_shape: tuple[int, ...]
     contraction_rate: float
+
+    def of(self, rows: Tensor | slice) -> CallableDrift:
+        return self
 
     def _dt(self, n: int, dtype: torch.dtype) -> Tensor:
         return (self.times[n + 1] - self.times[n]).to(dtype)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._condition import Condition
 from ._ops import ops
 from ._scheme import METHODS, PREDICTIONS, ReverseScheme, plain_coefficients
 from .dynamics import Dynamics
@@ -48,6 +49,8 @@ class Mixture(Protocol):
     def sampling_operands(self) -> tuple[Tensor, Tensor, Tensor, str]: ...
     def noised_operands(self, dtype: torch.dtype) -> NoisedOperands: ...
     def widened_operands(self, dtype: torch.dtype, variance: Tensor) -> MixtureOperands: ...
+    def ranges_of(self, labels: Any, n: int) -> Tensor: ...
+    def class_log_weights(self, labels: Any, n: int) -> Tensor: ...
 
 
 class Process(Protocol):
@@ -60,8 +63,7 @@ class Process(Protocol):
     def dim(self) -> int: ...
     @property
     def n_steps(self) -> int: ...
-    @property
-    def dynamics(self) -> Dynamics: ...
+    def dynamics_under(self, condition: Condition | None, rows: int) -> Dynamics: ...
     def check_dtype(self, name: str, dtype: torch.dtype) -> None: ...
     def reverse_scheme(self, method: str = "sde", prediction: str = "data") -> ReverseScheme: ...
     def check_paths(
@@ -134,29 +136,37 @@ def philox_normal(
     )
 
 
-def _mixture_arguments(name: str, x: Tensor, mixture: Mixture) -> tuple[Any, ...]:
+def _mixture_arguments(name: str, x: Tensor, mixture: Mixture, labels: Tensor | None) -> tuple[Any, ...]:
     operands = mixture.operands(x.dtype)
     _checks.same_device(name, x, "mixture", operands.means.device)
-    return tuple(operands)
+    return *operands, None if labels is None else mixture.ranges_of(labels, len(x))
 
 
-def mixture_score(x: Tensor, mixture: Mixture, *, backend: str = "auto") -> Tensor:
-    """Return grad log pi(x) for x [B, ...] -> like x. Differentiable in x (by the HVP), twice."""
+def mixture_score(x: Tensor, mixture: Mixture, *, labels: Tensor | None = None, backend: str = "auto") -> Tensor:
+    """Return grad log pi(x) for x [B, ...] -> like x. Differentiable in x (by the HVP), twice.
+
+    labels: integers [B], of a mixture with classes: row by row that of the class's components alone. A label that is
+        no class stands for all of them.
+    """
     flat = _checks.batch("x", x, _mixture(mixture).dim)
-    return ops.mixture_score(flat, *_mixture_arguments("x", x, mixture), _name(backend)).reshape(x.shape)
+    return ops.mixture_score(flat, *_mixture_arguments("x", x, mixture, labels), _name(backend)).reshape(x.shape)
 
 
-def mixture_log_prob(x: Tensor, mixture: Mixture, *, backend: str = "auto") -> Tensor:
-    """Return log pi(x) in nats for x [B, ...] -> [B]."""
+def mixture_log_prob(x: Tensor, mixture: Mixture, *, labels: Tensor | None = None, backend: str = "auto") -> Tensor:
+    """Return log pi(x) in nats for x [B, ...] -> [B]; with labels, as for `mixture_score`, log pi(x | label)."""
     flat = _checks.batch("x", x, _mixture(mixture).dim)
-    return ops.mixture_log_prob(flat, *_mixture_arguments("x", x, mixture), _name(backend))
+    log_prob: Tensor = ops.mixture_log_prob(flat, *_mixture_arguments("x", x, mixture, labels), _name(backend))
+    return log_prob if labels is None else log_prob - mixture.class_log_weights(labels, len(x)).to(log_prob.dtype)
 
 
-def mixture_hvp(x: Tensor, v: Tensor, mixture: Mixture, *, backend: str = "auto") -> Tensor:
-    """Return the Hessian of log pi at x times v, for x, v [B, ...] -> like x."""
+def mixture_hvp(
+    x: Tensor, v: Tensor, mixture: Mixture, *, labels: Tensor | None = None, backend: str = "auto"
+) -> Tensor:
+    """Return the Hessian of log pi at x times v, for x, v [B, ...] -> like x; labels as for `mixture_score`."""
     flat = _checks.batch("x", x, _mixture(mixture).dim)
     direction = _checks.like("v", v, "x", x).reshape(flat.shape)
-    return ops.mixture_hvp(flat, direction, *_mixture_arguments("x", x, mixture), _name(backend)).reshape(x.shape)
+    arguments = _mixture_arguments("x", x, mixture, labels)
+    return ops.mixture_hvp(flat, direction, *arguments, _name(backend)).reshape(x.shape)
 
 
 def noised_score(x: Tensor, variance: Tensor, mixture: Mixture, *, backend: str = "auto") -> Tensor:
@@ -202,16 +212,19 @@ def mixture_sample(
     seed: int | Tensor | None,
     first_path: int = 0,
     dtype: torch.dtype | None = None,
+    labels: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Draw n exact samples [n, ...] from the mixture, in its own dtype unless another is given."""
+    """Draw n exact samples [n, ...] from the mixture, in its own dtype unless another is given.
+
+    labels: of the samples, integers [n], as for `mixture_score`.
+    """
     _checks.count("n", n)
     cumulative, means, factors, covariance_type = _mixture(mixture).sampling_operands()
     dtype = means.dtype if dtype is None else _checks.floating_dtype("dtype", dtype)
-    start = _checks.first_path(first_path)
-    out = ops.mixture_sample(
-        n, cumulative, means, factors, covariance_type, _checks.seed(seed), start, dtype, _name(backend)
-    )
+    key, start = _checks.seed(seed), _checks.first_path(first_path)
+    ranges = None if labels is None else mixture.ranges_of(labels, n)
+    out = ops.mixture_sample(n, cumulative, means, factors, covariance_type, key, start, dtype, ranges, _name(backend))
     return out.reshape(n, *mixture.event_shape)
 
 
@@ -222,14 +235,17 @@ def simulate(
     *,
     seed: int | Tensor | None,
     first_path: int = 0,
+    condition: Condition | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Return x after `steps` (int or [B], 0..N; default N) Euler-Maruyama steps from x0 [B, ...] -> like x0.
 
+    condition: of x0; where the process's reference has classes, rows are noised towards that of theirs.
+
     Source: Kloeden and Platen, Numerical Solution of SDEs; noise of path first_path + i at step n by `philox_normal`.
     """
     taken, key, start = _process(process).check_paths(x0, steps, seed, first_path)
-    return process.dynamics.simulate(x0, taken, key, start, _name(backend))
+    return process.dynamics_under(condition, len(x0)).simulate(x0, taken, key, start, _name(backend))
 
 
 def simulate_transition(
@@ -239,11 +255,13 @@ def simulate_transition(
     *,
     seed: int | Tensor | None,
     first_path: int = 0,
+    condition: Condition | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return x after `steps` (1..N) steps with the mean and the noise of the last one, each like x0 [B, ...]."""
     taken, key, start = _process(process).check_paths(x0, steps, seed, first_path, least=1)
-    return process.dynamics.simulate_transition(x0, taken, key, start, _name(backend))
+    dynamics = process.dynamics_under(condition, len(x0))
+    return dynamics.simulate_transition(x0, taken, key, start, _name(backend))
 
 
 def simulate_target(
@@ -254,6 +272,7 @@ def simulate_target(
     seed: int | Tensor | None,
     first_path: int = 0,
     antithetic: bool = False,
+    condition: Condition | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return x as `simulate` gives it, the path estimator's target, and its reference variance v.
@@ -261,6 +280,7 @@ def simulate_target(
     Args:
         steps: an int, [B], or [B, R] in any order for R records of each path, in about the time of the one of most
             steps: outputs are [B, R, ...] then, each record the bits of a call with its steps alone.
+        condition: as for `simulate`.
 
     Returns:
         x and target [B, ...], variance [B] (spherical mixtures) or like x; 2B rows if antithetic, the B paths driven
@@ -269,7 +289,8 @@ def simulate_target(
     """
     options = {"antithetic": antithetic, "records": True}
     taken, key, start = _process(process).check_paths(x0, steps, seed, first_path, **options)
-    return process.dynamics.simulate_target(x0, taken, key, start, antithetic, _name(backend))
+    dynamics = process.dynamics_under(condition, len(x0))
+    return dynamics.simulate_target(x0, taken, key, start, antithetic, _name(backend))
 
 
 def reduce(losses: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
@@ -371,6 +392,7 @@ def reverse_steps(
     first_path: int = 0,
     method: str = "sde",
     prediction: str = "data",
+    condition: Condition | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Return y at t_last from y [B, ...] at t_first: all steps between two evaluations of the network, in one call.
@@ -384,6 +406,7 @@ def reverse_steps(
         first, last: numbers of grid points, N >= first > last >= 0.
         rate: omega [B] of "linear", at least 0; None is 0.
         method: "sde" adds the noise of the reverse stream except at the step to t_0; "ode" is the probability flow.
+        condition: of y; where the process's reference has classes, grad log pi is that of a row's class.
 
     Source: the reverse SDE, Anderson 1982; exponential integrators for it, Lu et al., arXiv 2211.01095.
     """
@@ -397,7 +420,8 @@ def reverse_steps(
     key, start = _checks.seed(seed), _checks.first_path(first_path)
     coefficients = process.reverse_scheme(method, prediction).coefficients(high, low)
     bounds = torch.tensor([high, low], dtype=torch.int64, device="cpu").to(y.device)
-    return process.dynamics.reverse_steps(y, held, slope, rate, bounds, coefficients, key, start, _name(backend))
+    dynamics = process.dynamics_under(condition, len(y))
+    return dynamics.reverse_steps(y, held, slope, rate, bounds, coefficients, key, start, _name(backend))
 
 
 def reverse_step(
@@ -409,12 +433,13 @@ def reverse_step(
     seed: int | Tensor | None,
     first_path: int = 0,
     method: str = "sde",
+    condition: Condition | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Take the step y_{n+1} -> y_n in reverse, n = step (0..N-1, int or 0-d); score = s(y, t_{n+1}) like y [B, ...].
 
     It is the case of one step of `reverse_steps`, by Euler-Maruyama. "sde" adds the noise of the reverse stream except
-    at n = 0; "ode" is the Euler step of the probability flow.
+    at n = 0; "ode" is the Euler step of the probability flow. condition: as for `reverse_steps`.
 
     Source: Anderson 1982; Song et al. 2021.
     """
@@ -424,7 +449,8 @@ def reverse_step(
     key, start = _checks.seed(seed), _checks.first_path(first_path)
     bounds = torch.stack([n + 1, n])
     coefficients = plain_coefficients(process.drift_scale, process.noise_std, method)
-    return process.dynamics.reverse_steps(y, held, None, None, bounds, coefficients, key, start, _name(backend))
+    dynamics = process.dynamics_under(condition, len(y))
+    return dynamics.reverse_steps(y, held, None, None, bounds, coefficients, key, start, _name(backend))
 
 
 def _reverse_operand(name: str, value: Tensor, y: Tensor, process: Process) -> Tensor:

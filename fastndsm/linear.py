@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._condition import Condition
 from ._linear import LinearNoising, interpolated
 from ._ops import ops
 from ._scheme import METHODS, PREDICTIONS, ReverseScheme
@@ -61,7 +62,7 @@ class _Driftless(ReferenceProcess):
         """Make the tables of times [N+1] from 0, in place of those there are."""
         raise NotImplementedError
 
-    def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
+    def drift(self, x: Tensor, t: float | Tensor, condition: Condition | None = None) -> Tensor:
         _checks.batch("x", x, self.dim)
         _checks.time("t", t, len(x))
         return torch.zeros_like(x)
@@ -302,6 +303,7 @@ class FlowProcess(_Driftless):
 
     def __init__(self, reference: GaussianMixture, n_steps: int = 100) -> None:
         _checks.instance("reference", reference, GaussianMixture, "a GaussianMixture")
+        checked_reference(reference, reference.dim)
         super().__init__(reference.dim, 1.0, n_steps, 1.0, "uniform")
         self.register_buffer("class_weights", None)
         self.reference = reference
@@ -343,7 +345,7 @@ class FlowProcess(_Driftless):
         """Return ones [B]."""
         return drawn.variance
 
-    def reference_score(self, x: Tensor, t: Tensor) -> Tensor:
+    def reference_score(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """Return zeros like x [B, ...]: the velocity that a ResidualScore adds to."""
         return torch.zeros_like(x)
 

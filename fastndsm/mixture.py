@@ -10,14 +10,14 @@ import contextlib
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import _checks, _em, functional, selection
+from . import _checks, _classes, _em, functional, selection
 from ._state import KeepsDtype
 from .reference.components import COVARIANCE_TYPES, MixtureOperands, PrincipalAxes, component_scores
 from .reference.far import far_rows, with_far_rows
@@ -40,6 +40,9 @@ class GaussianMixture(KeepsDtype):
         covariances: [K] spherical, [K, d] diag, [d, d] tied, [K, d, d] full; symmetric positive definite.
         covariance_type: "spherical", "diag", "tied" or "full".
         event_shape: shape of one sample, d values; default (d,). `sample` returns [n, *event_shape].
+        ranges: of a class-conditional mixture, the components of each class, int64 [C, 2]: start..stop, one class after
+            another. Rows with labels then have the components of their class alone, at weights that sum to one; a
+            label that is no class (-1, or C) stands for all components.
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what was found.
@@ -48,6 +51,7 @@ class GaussianMixture(KeepsDtype):
     weights: Tensor
     means: Tensor
     covariances: Tensor
+    ranges: Tensor | None
     _precisions: Tensor
     _log_scale: Tensor
     _factors: Tensor
@@ -60,6 +64,7 @@ class GaussianMixture(KeepsDtype):
         covariance_type: str = "full",
         *,
         event_shape: Sequence[int] | None = None,
+        ranges: Any = None,
     ) -> None:
         super().__init__()
         self.covariance_type = _checks.choice("covariance_type", covariance_type, COVARIANCE_TYPES)
@@ -76,6 +81,9 @@ class GaussianMixture(KeepsDtype):
         self.event_shape = (dim,) if event_shape is None else _checks.integers("event_shape", event_shape)
         if math.prod(self.event_shape) != dim:
             raise ValueError(f"event_shape: expected {dim} values, found {self.event_shape}")
+        with torch.inference_mode(False):
+            ranges = _classes.checked_ranges(ranges, n_components, means.device)
+        self.register_buffer("ranges", ranges)
         self.register_buffer("weights", weights)
         self.register_buffer("means", means)
         self.register_buffer("covariances", covariances)
@@ -113,6 +121,9 @@ class GaussianMixture(KeepsDtype):
         dtype = self.means.dtype
         self._precisions, self._log_scale, self._factors = (t.to(dtype) for t in (precisions, log_scale, factors))
         self._largest_mean = float(self.means.double().abs().amax())
+        if self.ranges is not None and not bool((self.class_weights > 0.0).all()):
+            empty = int((self.class_weights <= 0.0).nonzero()[0])
+            raise ValueError(f"weights: expected some for every class, found 0 for class {empty}")
         self._forget()
 
     def _forget(self) -> None:
@@ -157,7 +168,8 @@ class GaussianMixture(KeepsDtype):
     def _cast_to(self, dtype: torch.dtype) -> GaussianMixture:
         with torch.inference_mode(False):
             for name, buffer in self.named_buffers():
-                setattr(self, name, buffer.to(dtype))
+                if buffer.is_floating_point():
+                    setattr(self, name, buffer.to(dtype))
         self._forget()
         return self
 
@@ -173,6 +185,8 @@ class GaussianMixture(KeepsDtype):
         stored = local_metadata.get("covariance_type", self.covariance_type)
         if stored != self.covariance_type:
             raise ValueError(f"state_dict: expected {self.covariance_type!r} covariances, found {stored!r}")
+        ranges = state_dict.get(f"{prefix}ranges")
+        self.ranges = None if ranges is None else torch.empty_like(ranges, device=self.means.device)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)  # type: ignore[no-untyped-call]
 
     @property
@@ -180,7 +194,8 @@ class GaussianMixture(KeepsDtype):
         """A hash of type and parameters: that of equal mixtures is equal, on every device."""
         if self._digest is None:
             made = hashlib.sha256(self.covariance_type.encode())
-            for tensor in (self.weights, self.means, self.covariances):
+            ranges = () if self.ranges is None else (self.ranges,)
+            for tensor in (self.weights, self.means, self.covariances, *ranges):
                 made.update(tensor.detach().double().cpu().numpy().tobytes())
             self._digest = made.hexdigest()
         return self._digest
@@ -191,31 +206,41 @@ class GaussianMixture(KeepsDtype):
     def fit(
         cls,
         X: Any,
-        n_components: int,
+        n_components: int | Sequence[int] | Mapping[int, int],
         covariance_type: str = "spherical",
         reg_covar: builtins.float = 1e-2,
         random_state: int | None = None,
         *,
         eigenvalue_floor: builtins.float | None = None,
         sample_weight: Any = None,
+        labels: Any = None,
         **sklearn_options: Any,
     ) -> GaussianMixture:
         """Fit by expectation maximisation in float64, on the device of X, as scikit-learn's GaussianMixture does.
 
         Args:
             X: data [n, ...], finite, n >= max(2, n_components); the event shape is kept.
+            n_components: K. With labels, their sum over classes, shared by the classes' sizes (one each at least), or
+                each class's own in a sequence or by class.
             reg_covar: added to the covariances' diagonal, in squared units of the data; 1e-2 suits data of unit scale.
                 Warns where it exceeds a tenth of the data's variance.
             random_state, sklearn_options: as scikit-learn's (n_init, tol, max_iter, init_params, means_init, ...).
             eigenvalue_floor: in (0, 1]; the fit's eigenvalues below this fraction of the mean variance are raised to
                 it, as by `conditioned`. It takes stiffness away at less cost than a large reg_covar.
             sample_weight: how much each row counts for, [n], not negative; default equally.
+            labels: the class of each row, integers [n] from 0, of every class two rows or more. Each class is fitted by
+                itself, and its components weigh its share of the rows: the mixture is class-conditional (`ranges`).
+                A tied covariance is the mean of the classes'.
         """
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture as Estimator
 
-        _checks.count("n_components", n_components)
         _checks.choice("covariance_type", covariance_type, COVARIANCE_TYPES)
+        if labels is not None:
+            options = {"covariance_type": covariance_type, "reg_covar": reg_covar, "random_state": random_state}
+            fitted = cls._fit_classes(X, labels, n_components, sample_weight, **options, **sklearn_options)
+            return fitted if eigenvalue_floor is None else fitted.conditioned(eigenvalue_floor)
+        n_components = _checks.count("n_components", n_components)
         points, event_shape = _checks.points("X", X)
         if len(points) < 2:
             raise ValueError(f"X: expected at least 2 samples, found {len(points)}")
@@ -265,6 +290,47 @@ class GaussianMixture(KeepsDtype):
         return fitted if eigenvalue_floor is None else fitted.conditioned(eigenvalue_floor)
 
     @classmethod
+    def _fit_classes(
+        cls, X: Any, labels: Any, n_components: Any, sample_weight: Any, **options: Any
+    ) -> GaussianMixture:
+        """Fit each class by itself; the options are those of `fit`."""
+        if given := sorted({"means_init", "weights_init", "precisions_init"} & options.keys()):
+            raise ValueError(f"{given[0]}: expected None with labels, found values")
+        points, event_shape = _checks.points("X", X)
+        y = _checks.labels("labels", torch.as_tensor(labels).cpu(), len(points), "X").numpy()
+        sizes = np.bincount(y)
+        if sizes.min() < 2:
+            few = int(sizes.argmin())
+            raise ValueError(f"labels: expected two samples or more of each class, found {sizes[few]} of class {few}")
+        counts = _classes.components_by_class(n_components, sizes.tolist())
+        device = X.device if isinstance(X, Tensor) else "cpu"
+        rows = (
+            np.ones(len(y))
+            if sample_weight is None
+            else np.asarray(_checks.parameter("sample_weight", sample_weight).cpu())
+        )
+        parts = []
+        for c, count in enumerate(counts):
+            of_class = torch.from_numpy(points[y == c]).reshape(-1, *event_shape).to(device)
+            weight = None if sample_weight is None else rows[y == c]
+            parts.append(cls.fit(of_class, count, sample_weight=weight, **options))
+        shares = np.bincount(y, rows) / rows.sum()
+        kind = parts[0].covariance_type
+        covariances = (
+            torch.cat([part.covariances for part in parts])
+            if kind != "tied"
+            else sum(share * part.covariances for share, part in zip(shares, parts, strict=True))
+        )
+        return cls(
+            torch.cat([share * part.weights for share, part in zip(shares, parts, strict=True)]),
+            torch.cat([part.means for part in parts]),
+            covariances,
+            kind,
+            event_shape=event_shape,
+            ranges=_classes.consecutive(counts),
+        )
+
+    @classmethod
     def select(
         cls,
         X: Any,
@@ -277,6 +343,7 @@ class GaussianMixture(KeepsDtype):
         n_init: int | None = None,
         max_steps: int = 300,
         random_state: int | None = None,
+        labels: Any = None,
         **options: Any,
     ) -> Selection[GaussianMixture]:
         """Choose K and covariance type by the likelihood of held-out rows; return the mixture fitted to all rows.
@@ -294,6 +361,7 @@ class GaussianMixture(KeepsDtype):
             n_init: starts; default 5 for few components, 1 from sixteen on.
             max_steps: the most noising steps that a candidate may ask for (T = 3 lambda_max / sigma^2, q = 0.2).
             random_state: of starts and of the split; with an int the mixture is that of `fit` with the same options.
+            labels: as for `fit`; K is shared by the classes, and rows are judged under their labels.
         """
         return selection.select(
             cls.fit,
@@ -306,6 +374,7 @@ class GaussianMixture(KeepsDtype):
             n_init=n_init,
             max_steps=max_steps,
             random_state=random_state,
+            labels=labels,
             **options,
         )
 
@@ -358,6 +427,7 @@ class GaussianMixture(KeepsDtype):
             raised.to(self.covariances.dtype),
             self.covariance_type,
             event_shape=self.event_shape,
+            ranges=self.ranges,
         )
 
     def noised(self, scale: builtins.float, variance: builtins.float) -> GaussianMixture:
@@ -400,6 +470,11 @@ class GaussianMixture(KeepsDtype):
         else:
             covariances = torch.cat([c for _, c in images])
         weights = self.weights.double().repeat(len(images)) / len(images)
+        ranges = self.ranges
+        if ranges is not None:  # the images of a class's components are of the class
+            order = _classes.of_component(ranges).repeat(len(images)).argsort(stable=True)
+            weights, means, ranges = weights[order], means[order], ranges * len(images)
+            covariances = covariances if self.covariance_type == "tied" else covariances[order]
         dtype = self.means.dtype
         return GaussianMixture(
             weights.to(dtype),
@@ -407,6 +482,7 @@ class GaussianMixture(KeepsDtype):
             covariances.to(dtype),
             self.covariance_type,
             event_shape=self.event_shape,
+            ranges=ranges,
         )
 
     def _affine(self, given: Tensor | Callable[[Tensor], Tensor], name: str) -> tuple[Tensor, Tensor]:
@@ -480,6 +556,59 @@ class GaussianMixture(KeepsDtype):
     def n_components(self) -> int:
         """K, the number of components."""
         return int(self.means.shape[0])
+
+    @property
+    def n_classes(self) -> int:
+        """C, the number of classes that components belong to; 0 of a mixture without."""
+        return 0 if self.ranges is None else len(self.ranges)
+
+    @property
+    def class_weights(self) -> Tensor:
+        """The weight of each class, the sum of its components', float64 [C]."""
+        weights = self.weights.double()
+        if self.ranges is None:
+            return weights[:0]
+        return weights.new_zeros(self.n_classes).index_add_(0, _classes.of_component(self.ranges), weights)
+
+    def of_class(self, label: int) -> GaussianMixture:
+        """Return the mixture of one class's components, at weights that sum to one."""
+        if self.ranges is None:
+            raise ValueError("label: expected a mixture with classes, found one without")
+        if not 0 <= _checks.index("label", label) < self.n_classes:
+            raise ValueError(f"label: expected a class in 0..{self.n_classes - 1}, found {label}")
+        start, stop = self.ranges[label].tolist()
+        weights = self.weights[start:stop].double()
+        return GaussianMixture(
+            (weights / weights.sum()).to(self.weights.dtype),
+            self.means[start:stop],
+            self.covariances if self.covariance_type == "tied" else self.covariances[start:stop],
+            self.covariance_type,
+            event_shape=self.event_shape,
+        )
+
+    def ranges_of(self, labels: Any, n: int) -> Tensor:
+        """Return the components start..stop of each of n labels, int64 [n, 2]; all of them where one is no class."""
+        ranges = self._ranges()
+        return _classes.by_label(ranges, ranges.new_tensor([[0, self.n_components]]), self._labels(labels, n))
+
+    def class_log_weights(self, labels: Any, n: int) -> Tensor:
+        """Return the log of the weight of each of n labels' classes, float64 [n]; 0 where one is no class."""
+        weights = self.class_weights.log()
+        return _classes.by_label(weights, weights.new_zeros(1), self._labels(labels, n))
+
+    def _ranges(self) -> Tensor:
+        if self.ranges is None:
+            raise ValueError("labels: expected None for a mixture without classes, found some")
+        return self.ranges
+
+    def _labels(self, labels: Any, n: int) -> Tensor:
+        """Check labels [n], integers, of a mixture with classes."""
+        self._ranges()
+        _checks.tensor("labels", labels, "integers [B]", _classes.INTEGERS)
+        if labels.shape != (n,):
+            raise ValueError(f"labels: expected shape ({n},), found {tuple(labels.shape)}")
+        _checks.same_device("labels", labels, "mixture", self.means.device)
+        return labels  # type: ignore[no-any-return]
 
     def covariance_eigenvalues(self) -> tuple[Tensor, Tensor]:
         """Return the smallest and largest eigenvalue of each covariance, float64 [K] ([1] if tied)."""
@@ -610,41 +739,50 @@ class GaussianMixture(KeepsDtype):
         return cumulative / cumulative[-1], self.means, self._factors, self.covariance_type
 
     def extra_repr(self) -> str:
-        return f"n_components={self.n_components}, dim={self.dim}, covariance_type={self.covariance_type!r}"
+        classes = "" if self.ranges is None else f", n_classes={self.n_classes}"
+        return f"n_components={self.n_components}, dim={self.dim}, covariance_type={self.covariance_type!r}{classes}"
 
     # --- what it computes --------------------------------------------------------------------------------------
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Return log pi(x) in nats, [B, ...] -> [B]."""
-        return functional.mixture_log_prob(x, self)
+    # labels [B], of a mixture with classes: each row has the components of its class alone, whose weights sum to one.
 
-    def score(self, x: Tensor) -> Tensor:
-        """Return grad log pi(x), [B, ...] -> like x."""
-        return functional.mixture_score(x, self)
+    def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return log pi(x) in nats, [B, ...] -> [B], under labels [B] if there are any."""
+        return functional.mixture_log_prob(x, self, labels=labels)
 
-    def hvp(self, x: Tensor, v: Tensor) -> Tensor:
-        """Return the Hessian of log pi at x times v, [B, ...] -> like x."""
-        return functional.mixture_hvp(x, v, self)
+    def score(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return grad log pi(x), [B, ...] -> like x, under labels [B] if there are any."""
+        return functional.mixture_score(x, self, labels=labels)
 
-    def responsibilities(self, x: Tensor) -> Tensor:
-        """Return r_k(x), [B, ...] -> [B, K]; B x K values are stored."""
+    def hvp(self, x: Tensor, v: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the Hessian of log pi at x times v, [B, ...] -> like x, under labels [B] if there are any."""
+        return functional.mixture_hvp(x, v, self, labels=labels)
+
+    def responsibilities(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return r_k(x), [B, ...] -> [B, K], under labels [B] if there are any; B x K values are stored."""
         flat = _checks.batch("x", x, self.dim)
         mixture = self.operands(x.dtype)
         _checks.same_device("x", x, "mixture", mixture.means.device)
         flat = flat.to(mixture.means.dtype)
+        ranges = None if labels is None else self.ranges_of(labels, len(flat))
         size = max(1, (1 << 22) // max(1, flat.numel()))
-        blocks = [mixture.block(k, min(k + size, self.n_components)) for k in range(0, self.n_components, size)]
+        blocks = [(k, mixture.block(k, min(k + size, self.n_components))) for k in range(0, self.n_components, size)]
 
         def weights(x: Tensor) -> Tensor:
-            return torch.cat([component_scores(x, block)[0] for block in blocks], dim=1).softmax(1)
+            return torch.cat([component_scores(x, block, ranges, k)[0] for k, block in blocks], dim=1).softmax(1)
 
         made = weights(flat)
         rows = far_rows(made.amax(1))
-        return with_far_rows(made, rows, flat, mixture, lambda far, _: far.weights, weights).to(x.dtype)
+        return with_far_rows(made, rows, flat, mixture, lambda far, _: far.weights, weights, ranges).to(x.dtype)
 
-    def sample(self, n: int, seed: int | Tensor | None = None, *, first_path: int = 0) -> Tensor:
-        """Draw n exact samples [n, d] ([n, *event_shape]); draw i depends on seed and first_path + i alone."""
-        return functional.mixture_sample(n, self, seed=seed, first_path=first_path)
+    def sample(
+        self, n: int, seed: int | Tensor | None = None, *, first_path: int = 0, labels: Tensor | None = None
+    ) -> Tensor:
+        """Draw n exact samples [n, d] ([n, *event_shape]), of labels [n] if there are any.
+
+        Draw i depends on seed, first_path + i and its label alone.
+        """
+        return functional.mixture_sample(n, self, seed=seed, first_path=first_path, labels=labels)
 
 
 def _derive_again(mixture: GaussianMixture, _: Any) -> None:

@@ -68,7 +68,15 @@ class _Loss(nn.Module):
             raise ValueError(f"weighting: expected it to return shape {tuple(t.shape)}, found {found}")
         return _checks.loss_weights("weighting", weight)
 
-    def draw(self, x0: Tensor, seed: Any = None, step: Any = None, first_path: int | None = None) -> Any:
+    def draw(
+        self,
+        x0: Tensor,
+        seed: Any = None,
+        step: Any = None,
+        first_path: int | None = None,
+        *,
+        condition: Condition | None = None,
+    ) -> Any:
         """Draw what `evaluate` needs of x0 [B, ...]: noised samples. No network is called."""
         raise NotImplementedError
 
@@ -102,7 +110,7 @@ class _Loss(nn.Module):
         if condition is not None:
             rows = len(_checks.batch("x0", x0, self.process.dim))
             self.check_condition(score_net, condition, rows, self.process.times.device)
-        return self.evaluate(score_net, self.draw(x0, seed, step, first_path), condition)
+        return self.evaluate(score_net, self.draw(x0, seed, step, first_path, condition=condition), condition)
 
     def check_condition(
         self, score_net: ScoreNet, condition: Condition | None, rows: int, device: torch.device | None
@@ -156,17 +164,19 @@ class NDSMLoss(_Loss):
         step: int | Tensor | None = None,
         first_path: int | None = None,
         records: int | None = None,
+        *,
+        condition: Condition | None = None,
     ) -> Noised | Transition:
         """Draw noised samples of x0 [B, ...]: `Noised` for "path", else `Transition`; 2B rows if antithetic.
 
-        step, records: as for `process.noised`; [B, R, ...] of several records a path is for "path" alone.
+        step, records, condition: as for `process.noised`; [B, R, ...] of several records a path is for "path" alone.
         """
         start = _first_path(first_path, x0)
         if self.estimator == "path":
-            return self.process.noised(x0, step, seed, start, self.antithetic, records)
+            return self.process.noised(x0, step, seed, start, self.antithetic, records, condition=condition)
         if records is not None:
             raise ValueError(f"records: expected None with estimator {self.estimator!r}, found {records}")
-        return self.process.transition(x0, step, seed, start, self.antithetic)
+        return self.process.transition(x0, step, seed, start, self.antithetic, condition=condition)
 
     def check_condition(
         self, score_net: ScoreNet, condition: Condition | None, rows: int, device: torch.device | None
@@ -244,8 +254,10 @@ class DSMLoss(_Loss):
         seed: int | Tensor | None = None,
         step: int | Tensor | None = None,
         first_path: int | None = None,
+        *,
+        condition: Condition | None = None,
     ) -> Noised:
-        """Draw exactly noised samples of x0 [B, ...]."""
+        """Draw exactly noised samples of x0 [B, ...], alike under every condition."""
         return self.exact_process.exact_noised(x0, step, seed, _first_path(first_path, x0))  # type: ignore[no-any-return]
 
     def evaluate(self, score_net: ScoreNet, drawn: Noised, condition: Condition | None = None) -> Tensor:

@@ -10,10 +10,11 @@ where dt_n = t_{n+1} - t_n.
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -202,19 +203,36 @@ class NoisingProcess(ExtraState, KeepsDtype):
             )
 
     @abstractmethod
-    def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
-        """Return F(x, t) for x [B, ...] and t a number or [B] -> like x."""
+    def drift(self, x: Tensor, t: float | Tensor, condition: Condition | None = None) -> Tensor:
+        """Return F(x, t) for x [B, ...] and t a number or [B] -> like x, under a condition that the reference knows."""
 
     @property
     @abstractmethod
     def dynamics(self) -> Dynamics:
         """Its steps and those of its reverse, with the tables as they are now."""
 
+    def dynamics_under(self, condition: Condition | None, rows: int) -> Dynamics:
+        """Return `dynamics` of so many rows under a condition, as far as the reference has classes."""
+        return self.dynamics
+
+    def class_labels(self, condition: Condition | None) -> Tensor | None:
+        """Return the labels [B] that a condition has, where the reference has classes; else None."""
+        return None
+
     def simulate(
-        self, x0: Tensor, steps: int | Tensor | None = None, seed: int | Tensor | None = None, first_path: int = 0
+        self,
+        x0: Tensor,
+        steps: int | Tensor | None = None,
+        seed: int | Tensor | None = None,
+        first_path: int = 0,
+        *,
+        condition: Condition | None = None,
     ) -> Tensor:
-        """Return x after `steps` (int or [B], 0..N; default N) steps from x0 [B, ...] -> like x0."""
-        return functional.simulate(x0, self, steps, seed=seed, first_path=first_path)
+        """Return x after `steps` (int or [B], 0..N; default N) steps from x0 [B, ...] -> like x0.
+
+        condition: of x0; where the reference has classes, rows are noised towards that of theirs.
+        """
+        return functional.simulate(x0, self, steps, seed=seed, first_path=first_path, condition=condition)
 
     def draw_steps(
         self, n: int, seed: int | Tensor | None = None, first_path: int = 0, records: int | None = None
@@ -288,15 +306,18 @@ class NoisingProcess(ExtraState, KeepsDtype):
         seed: int | Tensor | None = None,
         first_path: int = 0,
         antithetic: bool = False,
+        *,
+        condition: Condition | None = None,
     ) -> Transition:
         """Run x0 [B, ...] to step n and take one more: x = x_{n+1}, mean = mean_n, noise = z_n, std = s_n, t = t_{n+1}.
 
         Args:
             step: n in 0..N-1, int or [B]; drawn uniformly if None.
             antithetic: 2B rows, mean + s z with noise z first, then mean - s z with noise -z.
+            condition: as for `simulate`.
         """
         n, key, start = self._draw(x0, step, seed, first_path, antithetic)
-        x, mean, noise = self.dynamics.simulate_transition(x0, n + 1, key, start, "auto")
+        x, mean, noise = self.dynamics_under(condition, len(x0)).simulate_transition(x0, n + 1, key, start, "auto")
         std = self.noise_std[n].to(coordinate_dtype(x.dtype))
         if antithetic:
             mirror = (mean - std.reshape(-1, *[1] * (x.ndim - 1)) * noise).to(x.dtype)
@@ -312,6 +333,8 @@ class NoisingProcess(ExtraState, KeepsDtype):
         first_path: int = 0,
         antithetic: bool = False,
         records: int | None = None,
+        *,
+        condition: Condition | None = None,
     ) -> Noised:
         """Draw the path estimator's pair at t_{n+1}: E[target | x] = grad log p_{n+1}(x), variance about 1 / v_{n+1}.
 
@@ -321,9 +344,11 @@ class NoisingProcess(ExtraState, KeepsDtype):
             step: n in 0..N-1: int, [B], or [B, R] for R records of each path, [B, R, ...], at about the cost of one.
                 Those of one path are correlated: a batch should hold few of them. Drawn uniformly if None.
             records: R, to have [B, R] steps drawn as `draw_steps` does; None draws [B].
+            condition: as for `simulate`.
         """
         n, key, start = self._draw(x0, step, seed, first_path, antithetic, records, several=True)
-        x, target, variance = self.dynamics.simulate_target(x0, n + 1, key, start, antithetic, "auto")
+        dynamics = self.dynamics_under(condition, len(x0))
+        x, target, variance = dynamics.simulate_target(x0, n + 1, key, start, antithetic, "auto")
         n = torch.cat([n, n]) if antithetic else n
         return Noised(x, target, variance, self.times[n + 1].to(coordinate_dtype(x.dtype)), n)
 
@@ -421,7 +446,8 @@ class ReferenceProcess(NoisingProcess):
     """A process with a mixture for its reference, and for its prior one of the same components.
 
     Attributes:
-        class_weights: weights of the components at T for each class [C, K], from `fit_prior`; else None.
+        class_weights: weights of the components at T for each class [C, K], from `fit_prior`; else None. A reference
+            with classes of its own has no need of them.
     """
 
     reference: GaussianMixture
@@ -433,8 +459,11 @@ class ReferenceProcess(NoisingProcess):
         """True if the noising forgets by T which component a sample lay in."""
 
     @abstractmethod
-    def reference_score(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return what a residual network adds to at x [B, ...] and t [B], the reference's score -> like x."""
+    def reference_score(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """Return what a residual network adds to at x [B, ...] and t [B], the reference's score -> like x.
+
+        Under a condition it is that of each row's class, where the reference has classes.
+        """
 
     def _noised_to_end(self, x0: Tensor) -> Tensor:
         return self.simulate(x0, seed=0)
@@ -449,6 +478,8 @@ class ReferenceProcess(NoisingProcess):
             labels: int64 [n], from 0.
             n_classes: default the largest label and one.
         """
+        if self.reference.n_classes:
+            raise ValueError("fit_prior: expected a reference without classes, found one that has the law of each at T")
         _checks.data("x0", x0, self.dim)
         _checks.labels("labels", labels, len(x0))
         found = int(labels.max()) + 1
@@ -473,6 +504,9 @@ class ReferenceProcess(NoisingProcess):
     ) -> Tensor:
         """Draw n samples [n, ...] to start from at T, or at an earlier t of linear noising; as of NoisingProcess."""
         law = self.prior if t is None else self.prior_at(t)
+        labels = self.class_labels(condition)
+        if labels is not None:
+            return law.sample(n, seed, first_path=first_path, labels=labels)
         if self.class_weights is None or not is_labels(condition):
             return law.sample(n, seed, first_path=first_path)
         assert isinstance(condition, Tensor)
@@ -483,6 +517,9 @@ class ReferenceProcess(NoisingProcess):
         raise TypeError(f"start: expected (x, t) with a {type(self).__name__}, found a time alone")
 
     def prior_log_prob(self, x: Tensor, condition: Condition | None = None) -> Tensor:
+        labels = self.class_labels(condition)
+        if labels is not None:
+            return self.prior.log_prob(x, labels)
         if self.class_weights is None or not is_labels(condition):
             return super().prior_log_prob(x)
         assert isinstance(condition, Tensor)
@@ -490,7 +527,8 @@ class ReferenceProcess(NoisingProcess):
 
     def prior_knows(self, condition: Condition) -> bool:
         several = self.prior.n_components > 1
-        return self.forgets or (several and self.class_weights is not None and is_labels(condition))
+        fitted = self.reference.n_classes > 0 or (self.class_weights is not None and is_labels(condition))
+        return self.forgets or (several and fitted)
 
 
 def checked_reference(reference: Any, dim: int, event_shape: Sequence[int] | None = None) -> Sequence[int] | None:
@@ -500,6 +538,11 @@ def checked_reference(reference: Any, dim: int, event_shape: Sequence[int] | Non
     _checks.instance("reference", reference, GaussianMixture, "a GaussianMixture")
     if reference.dim != dim:
         raise ValueError(f"reference: expected a mixture of {dim} values, found {reference.dim}")
+    if reference.n_classes:
+        raise ValueError(
+            "reference: expected a mixture without classes, whose law at T under each `fit_prior` finds, found one "
+            f"with {reference.n_classes}; LangevinProcess takes it"
+        )
     if event_shape is not None and tuple(event_shape) != reference.event_shape:
         raise ValueError(f"event_shape: expected the reference's, {reference.event_shape}, found {event_shape}")
     return reference.event_shape
@@ -516,6 +559,9 @@ class LangevinProcess(ReferenceProcess):
         grid: "uniform", "quadratic" (t_n = T (n/N)^2), "stiff" (t_n = c n^2 first, then uniform steps that continue
             it, with q <= 0.2: as few steps as a stiff reference allows; for a constant sigma), or the N+1 times
             themselves, from 0.
+        class_key: of a reference with classes, where their labels are in a condition that is a dict. Under a condition,
+            noising, prior and residual of a row are those of its class; a label that is no class (-1, or the null
+            condition) stands for all components.
 
     Raises:
         ValueError: if q = a_n lambda_max(P_k) reaches 1, where Euler-Maruyama is far off (beyond 2 it diverges).
@@ -533,6 +579,8 @@ class LangevinProcess(ReferenceProcess):
         n_steps: int | None = None,
         sigma: Sigma = 1.0,
         grid: str | Sequence[float] | Tensor = "uniform",
+        *,
+        class_key: str = "labels",
     ) -> None:
         if not isinstance(reference, GaussianMixture):
             raise TypeError(f"reference: expected a GaussianMixture, found {type(reference).__name__}")
@@ -547,6 +595,7 @@ class LangevinProcess(ReferenceProcess):
             grid = stiff_grid(T, n_steps, longest)
         super().__init__(reference.dim, T, n_steps, sigma, grid)
         self.reference = reference
+        self.class_key: str = _checks.instance("class_key", class_key, str, "a string")
         self.register_buffer("class_weights", None)
         self._register_noise_variance(1.0 - self.drift_scale / slowest)
         self._check_stability(1.0 / smallest, grid)
@@ -593,9 +642,9 @@ class LangevinProcess(ReferenceProcess):
     def forgets(self) -> bool:
         return self.stationary.n_components == 1 and math.exp(-0.5 * float(self._growth().sum())) < FORGOTTEN
 
-    def reference_score(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return the score of the reference at x [B, ...] -> like x, whatever the times t [B]."""
-        return self.reference.score(x)
+    def reference_score(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """Return the score of the reference at x [B, ...] -> like x, whatever the times t [B]; of each row's class."""
+        return self.reference.score(x, self.class_labels(condition))
 
     def _growth(self) -> Tensor:
         return 2.0 * self.drift_scale / self.stationary.largest_variance
@@ -619,8 +668,20 @@ class LangevinProcess(ReferenceProcess):
         """The law that sampling starts from: pi itself; under a class, with the weights that `fit_prior` found."""
         return self.reference
 
-    def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
-        score = self.stationary.score(x)
+    def class_labels(self, condition: Condition | None) -> Tensor | None:
+        if condition is None or self.reference.n_classes == 0:
+            return None
+        labels = condition.get(self.class_key) if isinstance(condition, Mapping) else condition
+        if not is_labels(labels):
+            found = sorted(condition) if isinstance(condition, Mapping) else _checks.shown(condition)
+            raise ValueError(
+                f"condition: expected class labels, integers [B], or a dict with them as {self.class_key!r}, for a "
+                f"reference with {self.reference.n_classes} classes, found {found}"
+            )
+        return labels
+
+    def drift(self, x: Tensor, t: float | Tensor, condition: Condition | None = None) -> Tensor:
+        score = self.stationary.score(x, self.class_labels(condition))
         _checks.time("t", t, len(x))
         if not isinstance(t, Tensor):
             return 0.5 * self._sigma(float(t)) ** 2 * score
@@ -633,6 +694,12 @@ class LangevinProcess(ReferenceProcess):
     @property
     def dynamics(self) -> MixtureDynamics:
         return MixtureDynamics(self.drift_scale, self.noise_std, self.stationary)
+
+    def dynamics_under(self, condition: Condition | None, rows: int) -> Dynamics:
+        labels = self.class_labels(condition)
+        if labels is None:
+            return self.dynamics
+        return dataclasses.replace(self.dynamics, ranges=self.reference.ranges_of(labels, rows))
 
 
 class OUProcess(LinearNoising, LangevinProcess):
@@ -691,7 +758,7 @@ class OUProcess(LinearNoising, LangevinProcess):
             return self.reference
         return self.noised_prior
 
-    def reference_score(self, x: Tensor, t: Tensor) -> Tensor:
+    def reference_score(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         return self.reference.score(x) if self._normal is None else super().reference_score(x, t)
 
     def scale_and_variance(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -763,7 +830,7 @@ class DriftProcess(NoisingProcess):
         self._register_noise_variance(contraction)
         self._read_tables()
 
-    def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
+    def drift(self, x: Tensor, t: float | Tensor, condition: Condition | None = None) -> Tensor:
         _checks.batch("x", x, self.dim)
         _checks.time("t", t, len(x))
         times = torch.as_tensor(t, dtype=x.dtype, device=x.device).reshape(-1).expand(len(x))

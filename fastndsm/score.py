@@ -59,7 +59,7 @@ class ResidualScore(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """Return the score at x [B, ...] and t [B] -> like x."""
-        reference = self.process.reference_score(x, t)
+        reference = self.process.reference_score(x, t, condition)
         inputs, time = self.process.network_inputs(x, t)
         inputs = torch.cat([inputs, reference * self.feature_scale], dim=1) if self.features else inputs
         correction = _checks.score_output(called(self.net, inputs, time, condition), x)

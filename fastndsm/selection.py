@@ -46,8 +46,8 @@ class Mixture(Protocol):
         """The largest eigenvalue of any covariance."""
         ...
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Return log-densities [B] of x [B, d]."""
+    def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return log-densities [B] of x [B, d], under labels [B] if there are any."""
         ...
 
 
@@ -126,6 +126,7 @@ def select(
     n_init: int | None,
     max_steps: int,
     random_state: Any,
+    labels: Any = None,
     **options: Any,
 ) -> Selection[M]:
     """Choose among candidates made by `fit`; see `GaussianMixture.select`."""
@@ -139,28 +140,37 @@ def select(
         _checks.count("n_init", n_init)
     x = torch.from_numpy(points).to(X.device if isinstance(X, Tensor) else "cpu")
     order = torch.from_numpy(_em.random_state(random_state).permutation(n)).to(x.device)
-    splits = [(order, order)] if by == "bic" else list(_splits(order))
-    pairs = _pairs(n_components, covariance_types, min(len(train) for train, _ in splits), dim)
+    y = None
+    if labels is not None:
+        y = _checks.labels("labels", torch.as_tensor(labels).to(x.device), n, "X")
+        order = order[y[order].argsort(stable=True)]  # so that what is held out has its share of every class
+    splits = [(order, order)] if by == "bic" else list(_splits(order, y is not None))
+    n_classes = 1 if y is None else int(y.max()) + 1
+    pairs = _pairs(n_components, covariance_types, min(len(train) for train, _ in splits), dim, n_classes)
 
-    def make(rows: Tensor, k: int, kind: str) -> M:
+    def make(rows: Tensor | slice, k: int, kind: str) -> M:
         starts = default_starts(k) if n_init is None else n_init
-        return fit(rows, k, kind, random_state=random_state, n_init=starts, **options)
+        own = options if y is None else {**options, "labels": y[rows]}
+        return fit(x[rows].reshape(-1, *event_shape), k, kind, random_state=random_state, n_init=starts, **own)
+
+    def log_prob(mixture: M, rows: Tensor) -> Tensor:
+        return mixture.log_prob(x[rows]) if y is None else mixture.log_prob(x[rows], y[rows])
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the last fit warns of what it has in common with those before
-        found = [_judge(make, x, splits, k, kind) for k, kind in pairs]
+        found = [_judge(make, log_prob, dim, splits, k, kind) for k, kind in pairs]
     table, place = _choose(found, max_steps, _EQUAL * dim)
     began = time.perf_counter()
-    mixture = make(x.reshape(n, *event_shape), table[place].n_components, table[place].covariance_type)
+    mixture = make(slice(None), table[place].n_components, table[place].covariance_type)
     chosen = dataclasses.replace(table[place], seconds=table[place].seconds + time.perf_counter() - began)
     table[place] = chosen
     return Selection(mixture, chosen, tuple(table), _warning(chosen, table, dim, max_steps))
 
 
 def _pairs(
-    n_components: int | Sequence[int] | None, covariance_types: str | Sequence[str], n: int, dim: int
+    n_components: int | Sequence[int] | None, covariance_types: str | Sequence[str], n: int, dim: int, least: int
 ) -> list[tuple[int, str]]:
-    """Return the candidates, the simplest first."""
+    """Return the candidates, the simplest first; those left open have `least` components or more."""
     if isinstance(covariance_types, str):
         kinds: Sequence[str] = COVARIANCE_TYPES if covariance_types == "auto" else (covariance_types,)
     else:
@@ -170,7 +180,7 @@ def _pairs(
     for kind in kinds:
         _checks.choice("covariance_types", kind, COVARIANCE_TYPES)
     if n_components is None:
-        made = [(k, kind) for kind in kinds for k in default_components(n, dim, kind)]
+        made = [(max(k, least), kind) for kind in kinds for k in default_components(n, dim, kind)]
     else:
         given = (n_components,) if isinstance(n_components, int) else _checks.integers("n_components", n_components)
         for k in given:
@@ -180,11 +190,19 @@ def _pairs(
     return sorted(set(made), key=lambda pair: parameters_of(pair[0], pair[1], dim))
 
 
-def _splits(order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield rows to fit to and rows held out: every fold in turn where rows are few, one split where they are not."""
+def _splits(order: Tensor, spread: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield rows to fit to and rows held out: every fold in turn where rows are few, one split where they are not.
+
+    spread: hold out rows from everywhere in the order.
+    """
     n = len(order)
     if n >= _FEW:
         size = min(n // _FOLDS, _HELD_OUT)
+        if spread:
+            out = torch.zeros(n, dtype=torch.bool, device=order.device)
+            out[torch.arange(size, device=order.device) * n // size] = True
+            yield order[~out], order[out]
+            return
         yield order[size:], order[:size]
         return
     folds = min(_FOLDS, n // 2)
@@ -201,20 +219,26 @@ class _Judged(NamedTuple):
 
 
 def _judge(
-    make: Callable[[Tensor, int, str], M], x: Tensor, splits: Sequence[tuple[Tensor, Tensor]], k: int, kind: str
+    make: Callable[[Tensor, int, str], M],
+    log_prob: Callable[[M, Tensor], Tensor],
+    dim: int,
+    splits: Sequence[tuple[Tensor, Tensor]],
+    k: int,
+    kind: str,
 ) -> _Judged:
     """Fit a candidate to each split."""
     began = time.perf_counter()
     scores, train, bic, variances = [], 0.0, 0.0, []
     for fitted, held_out in splits:
-        mixture = make(x[fitted], k, kind)
-        density = float(mixture.log_prob(x[fitted]).mean())
-        penalty = parameters_of(k, kind, x.shape[1]) * math.log(len(fitted))
+        mixture = make(fitted, k, kind)
+        density = float(log_prob(mixture, fitted).mean())
+        penalty = parameters_of(k, kind, dim) * math.log(len(fitted))
         train += density / len(splits)
         bic += (penalty - 2.0 * len(fitted) * density) / len(splits)
         variances += [mixture.smallest_variance, mixture.largest_variance]
         in_sample = held_out is fitted
-        scores.append(x.new_tensor([-0.5 * bic / len(x)]) if in_sample else mixture.log_prob(x[held_out]))
+        of_all = torch.tensor([-0.5 * bic / len(fitted)], dtype=torch.float64, device=fitted.device)
+        scores.append(of_all if in_sample else log_prob(mixture, held_out))
     joined = torch.cat(scores)
     steps = math.ceil(_STEPS * max(variances) / min(variances))
     candidate = Candidate(

@@ -26,6 +26,7 @@ LAYERS = (
     ("fastndsm.functional",),
     (
         "fastndsm.mixture",
+        "fastndsm._classes",
         "fastndsm._em",
         "fastndsm.selection",
         "fastndsm._prior",

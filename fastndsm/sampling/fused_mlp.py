@@ -31,7 +31,7 @@ class FusedNetwork:
 
     weights, biases: of the hidden layers, then of the output. scales, shifts [M, sum of hidden widths]. feature_scale:
     what grad log pi is multiplied by as inputs more, 0 without features. evaluations [M, 8]: what grad log pi and the
-    output are multiplied by to give r, then as in `Schedule`.
+    output are multiplied by to give r, then as in `Schedule`. mixture: the components that the samples have.
     """
 
     weights: list[Tensor]
@@ -40,6 +40,7 @@ class FusedNetwork:
     shifts: Tensor
     feature_scale: float
     evaluations: Tensor
+    mixture: MixtureOperands
 
 
 def fused_network(
@@ -74,7 +75,17 @@ def fused_network(
         shifts=torch.cat([shift for _, shift in film], dim=1).detach().to(dtype),
         feature_scale=residual.feature_scale if residual is not None and residual.features else 0.0,
         evaluations=torch.cat([torch.stack(parts, dim=1).to(dtype), schedule.evaluations.to(dtype)], dim=1),
+        mixture=_components(process, condition, dtype),
     )
+
+
+def _components(process: Any, condition: Any, dtype: torch.dtype) -> MixtureOperands:
+    """Return the reference's components, those of the class where a condition [1, ...] names one of its classes."""
+    mixture: MixtureOperands = process.stationary.operands(dtype)
+    labels = process.class_labels(condition)
+    if labels is None:
+        return mixture
+    return mixture.block(*process.reference.ranges_of(labels, 1)[0].tolist())
 
 
 def _refuses_network(net: Any, dtype: torch.dtype) -> str | None:

@@ -131,6 +131,7 @@ class _Flow:
         self.condition = None if condition is None else mapped(torch.clone, condition)  # for the same reason
         self.flat, self.shape = x.flatten(1), x.shape
         self.probes = _probes(self.flat.detach(), n_probes, seed)
+        self.dynamics = process.dynamics_under(condition, len(x))
         self.scheme = process.reverse_scheme("ode", "score")
 
     def residual(self, y: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -143,7 +144,7 @@ class _Flow:
             t = self.process.times[n].to(torch.promote_types(self.evaluated, torch.float32)).expand(len(y))
             score = score_at(self.score_net, point, t, self.condition).to(self.dtype)
             step = torch.tensor(n - 1, device=y.device)
-            value = (score - self.process.dynamics.drift_score(shaped, step)).reshape(y.shape)
+            value = (score - self.dynamics.drift_score(shaped, step)).reshape(y.shape)
             divergence = torch.zeros_like(value[:, 0])
             for probe in self.probes:
                 (along,) = torch.autograd.grad(value, y, probe, retain_graph=True, create_graph=graph)

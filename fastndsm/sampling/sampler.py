@@ -163,19 +163,21 @@ def sample(
             reason = "there are no states on the way for a callback or a trajectory"
         network = _fused(score_net, process, schedule, fused, cuda_graph, state, reason, followed.of_all)
         check_process(score_net, process)
-        times, dynamics = process.times[schedule.bounds[:-1]], process.dynamics
+        times = process.times[schedule.bounds[:-1]]
         for begin in range(0, n, batch_size):
             rows = slice(begin, min(begin + batch_size, n))
             score, path = followed.score(score_net, rows), first_path + begin
+            condition = rows_of(followed.condition, rows)
+            dynamics = process.dynamics_under(condition, rows.stop - begin)
             reverse = _Reverse(
                 *(score, dynamics, schedule, times, prediction, order, key, path, evaluated or state, callback)
             )
             if first is None:
-                y = prior(rows.stop - begin, key, path, rows_of(followed.condition, rows))
+                y = prior(rows.stop - begin, key, path, condition)
             else:
                 y = first[rows]
             y = y.to(device=process.times.device, dtype=state)
-            done = None if network is None else _run_fused(reverse, process, y, fused, *network)
+            done = None if network is None else _run_fused(reverse, y, fused, *network)
             if done is not None:
                 bar.update(n_evaluations)
             states = _run(reverse, y, cuda_graph, bar.update, kept) if done is None else [done]
@@ -379,21 +381,19 @@ def _not_fused(fused: str | bool, reason: str) -> None:
 
 def _run_fused(
     reverse: _Reverse,
-    process: NoisingProcess,
     y: Tensor,
     fused: str | bool,
     serve: Callable[..., tuple[Tensor, Tensor]],
     network: FusedNetwork,
 ) -> Tensor | None:
     """Run y_N -> y_0 by the backend's evaluation of the network; None where the backend has none for this network."""
-    langevin: Any = process
     bounds, coefficients, _ = reverse.schedule
     try:
         flat, failed = serve(
             y.flatten(1),
             *(network.weights, network.biases, network.scales, network.shifts, network.feature_scale),
             *(bounds, coefficients, network.evaluations),
-            langevin.stationary.operands(y.dtype),
+            network.mixture,
             *(reverse.seed, reverse.first_path),
         )
     except NotImplementedError as error:

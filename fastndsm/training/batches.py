@@ -47,6 +47,7 @@ class Batches:
         rank, world: of the process in a data-parallel run.
         device: where the batches are made.
         conditions: of the data, on their device, or None.
+        classes: labels [n] under which the data are noised, beside them, or None.
         dropout: share of the paths whose condition is the null one.
     """
 
@@ -66,9 +67,10 @@ class Batches:
         world: int = 1,
         device: torch.device,
         conditions: Condition | None = None,
+        classes: Tensor | None = None,
         dropout: float = 0.0,
     ) -> None:
-        self.conditions, self.dropout = conditions, dropout
+        self.conditions, self.classes, self.dropout = conditions, classes, dropout
         self.data, self.loss, self.device = data, loss, device
         self.steps, self.batch_size, self.seed = steps, batch_size, seed
         self.group = noised_ahead * batch_size
@@ -152,12 +154,16 @@ class Batches:
         """Draw paths start .. start + count - 1; records one after another, as rows of their own."""
         indices = self._indices(start, count)
         x0 = self.data.index_select(0, indices).to(self.device)
-        if self.conditions is not None:
-            self._origins.append((indices, dropped(count, start, self.seed, self.dropout, self.device)))
         options: dict[str, Any] = {} if self.records == 1 else {"records": self.records}
+        if self.conditions is not None:
+            null = dropped(count, start, self.seed, self.dropout, self.device)
+            self._origins.append((indices, null))
+            if self.classes is not None:  # a path whose condition is dropped is noised towards all components
+                labels = self.classes.index_select(0, indices).to(self.device)
+                options["condition"] = torch.where(null, -1, labels.long())
         with torch.no_grad():
             drawn = self.loss.draw(x0, seed=self.seed, first_path=start, **options)
-        return type(drawn)(*(field.flatten(0, 1) for field in drawn)) if options else drawn
+        return drawn if self.records == 1 else type(drawn)(*(field.flatten(0, 1) for field in drawn))
 
     def _indices(self, start: int, count: int) -> Tensor:
         n = len(self.data)

@@ -349,6 +349,8 @@ def process_parts(process: NoisingProcess) -> Parts:
     if isinstance(process, EDMProcess | FlowProcess):
         described["config"] = process.config
     else:
+        assert isinstance(process, LangevinProcess)
+        described["class_key"] = process.class_key
         described["sigma"] = None if callable(process.sigma) else float(process.sigma)
         tensors["times"] = process.times
         if callable(process.sigma):
@@ -357,6 +359,8 @@ def process_parts(process: NoisingProcess) -> Parts:
         tensors["output_logs"] = process.output_logs
     if isinstance(process, EDMProcess | OUProcess):
         described["mixture"] = process.has_mixture
+    if reference.ranges is not None:
+        tensors["ranges"] = reference.ranges
     if process.class_weights is not None:
         tensors["class_weights"] = process.class_weights
     return described, tensors
@@ -366,7 +370,9 @@ def process_from(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
     """Rebuild the process of `process_parts`; a stability warning given when it was first built is not repeated."""
     weights, means, covariances = (tensors[name] for name in ("weights", "means", "covariances"))
     kind, event_shape = described["covariance_type"], described["event_shape"]
-    reference = GaussianMixture(weights, means, covariances, kind, event_shape=event_shape)
+    reference = GaussianMixture(
+        weights, means, covariances, kind, event_shape=event_shape, ranges=tensors.get("ranges")
+    )
     mixture = reference if described.get("mixture") else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -397,7 +403,7 @@ def _made(
         sigma = TabulatedSigma(tuple(times[:-1].tolist()), tuple(tensors["sigma"].tolist()))
     if described["type"] == "OUProcess":
         return OUProcess(reference.dim, sigma=sigma, grid=times, event_shape=event_shape, reference=mixture)
-    return LangevinProcess(reference, sigma=sigma, grid=times)
+    return LangevinProcess(reference, sigma=sigma, grid=times, class_key=described.get("class_key", "labels"))
 
 
 def _encode(node: Any, tensors: dict[str, Tensor], argument: str, name: str) -> Any:

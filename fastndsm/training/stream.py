@@ -66,8 +66,12 @@ class Stream:
             self._take()
         if self._drawn is None:
             x0 = self._x.to(self.device)
+            labels = self.loss.process.class_labels(self._condition)
+            if labels is not None:  # a path whose condition is dropped is noised towards all components
+                null = dropped(len(x0), self._first_path, self.seed, self.dropout, self.device)
+                labels = torch.where(null, -1, labels.to(self.device).long())
             with torch.no_grad():
-                self._drawn = self.loss.draw(x0, seed=self.seed, first_path=self._first_path)
+                self._drawn = self.loss.draw(x0, seed=self.seed, first_path=self._first_path, condition=labels)
         return self._drawn
 
     def condition(self, step: int, score_net: Any) -> Any:

@@ -176,6 +176,7 @@ class Trainer:
                 records=config.records_per_path,
                 world=self._world,
                 conditions=conditions,
+                classes=loss.process.class_labels(conditions),
                 **of_all,
             )
         else:

@@ -43,10 +43,11 @@ class Validation:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for begin in range(rank * self.rows, len(self.x), world * self.rows):
             rows = slice(begin, min(begin + self.rows, len(self.x)))
-            drawn: Any = self.loss.draw(self.x[rows].to(self.device), seed=self.seed, first_path=begin)
             condition: Any = rows_of(self.conditions, rows)
             if condition is not None:
                 condition = mapped(lambda part: part.to(self.device), condition)
+            x0 = self.x[rows].to(self.device)
+            drawn: Any = self.loss.draw(x0, seed=self.seed, first_path=begin, condition=condition)
             value = self.loss.evaluate(score_net, drawn, condition)
             total += value.double() * (1 if self.loss.reduction == "sum" else rows.stop - rows.start)
         return float(averaged(total)) * world / len(self.x)
