@@ -41,6 +41,7 @@ class Settings:
     layout: str = "auto"
     label_column: str | None = None
     labels: str | None = None
+    class_reference: bool | None = None
     standardize: bool = True
     latent: str = "auto"
     latent_dim: int | None = None
@@ -95,10 +96,10 @@ class Settings:
 
     @classmethod
     def from_stored(cls, values: Mapping[str, Any]) -> Settings:
-        """Make the settings of a run's folder; one from before standardising, or encoders, had none."""
+        """Make the settings of a run's folder; one from before standardising, encoders or classes had none."""
         if values.get("components", "auto") is None:  # how a choice was called before there was one
             values = {**values, "components": "auto"}
-        return cls.from_flat({"standardize": False, "latent": "none", **values})
+        return cls.from_flat({"standardize": False, "latent": "none", "class_reference": False, **values})
 
     def flat(self) -> dict[str, Any]:
         """Return every value by name; `from_flat` makes the settings again."""
@@ -139,10 +140,16 @@ class Settings:
             raise ValueError("--patience: expected with --validation, found without")
         if self.labels is not None and dataset.labels is None:
             raise ValueError(f"--labels: expected data with labels, or a file of them, found {dataset.name} without")
+        if self.class_reference and (self.labels is None or self.process != "langevin"):
+            found = "none" if self.labels is None else f"--process {self.process}"
+            raise ValueError(f"--class-reference: expected with --labels and --process langevin, found {found}")
         return dataclasses.replace(
             self,
             latent=latent,
             latent_dim=latent_dim,
+            class_reference=self._has_class_reference(dataset)
+            if self.class_reference is None
+            else self.class_reference,
             T=OU_HORIZON if self.process == "ou" and self.T is None else self.T,
             grid=("quadratic" if planar or self.process == "ou-mixture" else "uniform")
             if self.grid == "auto"
@@ -152,6 +159,14 @@ class Settings:
             hidden=self.hidden or ([128] * 3 if planar else [256] * 3) if network == "mlp" else None,
             features=features,
         )
+
+    def _has_class_reference(self, dataset: Dataset) -> bool:
+        """Return whether there are labels, and rows and components enough for a reference of each class."""
+        if self.labels is None or dataset.labels is None or self.process != "langevin":
+            return False
+        sizes = dataset.labels.bincount()
+        enough = isinstance(self.components, str) or self.components >= len(sizes)
+        return enough and int(sizes.min()) >= 2
 
     def _latent(self, dataset: Dataset) -> str:
         """Return the encoder: for large images an autoencoder, unless what was asked for needs pixels."""
@@ -179,11 +194,12 @@ class Settings:
 
 
 def make_process(
-    settings: Settings, x: Tensor, free: bool = False
+    settings: Settings, x: Tensor, free: bool = False, labels: Tensor | None = None
 ) -> tuple[Settings, ReferenceProcess, Selection[GaussianMixture] | None]:
     """Make the noising process of resolved settings; choose the mixture, or fit the one asked for, to x [n, *event].
 
     free: whether number and times of the steps were left open, so that a chosen mixture may have more than usual.
+    labels: of x, int64 [n], if the samples have some.
 
     Returns:
         the settings with what was chosen, the process, and the choice (None where there was none).
@@ -193,6 +209,8 @@ def make_process(
         shape = tuple(x.shape[1:])
         return settings, OUProcess(x[0].numel(), event_shape=shape, grid=settings.grid, **options), None
     given: dict[str, Any] = {"reg_covar": settings.reg_covar, "random_state": settings.training.seed % 2**32}
+    if settings.class_reference:
+        given["labels"] = labels
     if settings.eigenvalue_floor is not None:
         given["eigenvalue_floor"] = settings.eigenvalue_floor
     components = None if isinstance(settings.components, str) else settings.components
@@ -264,6 +282,12 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "--labels",
         "train under the classes of the samples: auto, those that the data have, or a .npy or text file, a label a row",
         metavar="auto|FILE",
+    )
+    add(
+        "--class-reference",
+        "with --labels: fit components of each class's own, towards which its samples are noised; default yes, "
+        "where each class has two samples and --components is no less than the classes",
+        action=argparse.BooleanOptionalAction,
     )
     add(
         "--standardize",

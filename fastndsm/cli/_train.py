@@ -86,8 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
             x, labels = held_out.pop("data"), held_out.pop("conditions")
         if stored is None:
             free = asked.grid == "auto" and asked.n_steps is None
-            settings, process, choice = make_process(settings, x, free)
-            if labels is not None:
+            settings, process, choice = make_process(settings, x, free, labels)
+            if labels is not None and not settings.class_reference:
                 process.fit_prior(x, labels, dataset.n_classes)
         else:
             process, choice = stored.process, stored.choice
@@ -290,7 +290,8 @@ def _announce(
         scale += f" of {settings.latent_dim}"
     lines = {
         "data": f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.test):,} held-out, {shape}, {scale}",
-        "reference": f"{reference.n_components} {reference.covariance_type} components",
+        "reference": f"{reference.n_components} {reference.covariance_type} components"
+        + (f" of {reference.n_classes} classes" if reference.n_classes else ""),
         "process": f"{settings.process}, T = {process.T:.4g}, {process.n_steps} steps, {settings.grid} grid",
         "objective": settings.estimator or ("flow matching" if settings.process == "flow" else "classical DSM"),
         "network": f"{settings.network}, {parameters:,} parameters{classes}",
