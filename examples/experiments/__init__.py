@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import evaluations, imbalance, latent_space, planar, reference, small, stiff, sweeps, symmetry, tuning
+from . import classes, evaluations, imbalance, latent_space, planar, reference, small, stiff, sweeps, symmetry, tuning
 
 # In the order in which they are run; each has configs(seed, quick), priority(config), perform(config), NAME, VERSION.
 EXPERIMENTS: dict[str, ModuleType] = {
     module.NAME: module
-    for module in (tuning, planar, imbalance, symmetry, latent_space, small, stiff, sweeps, reference, evaluations)
+    for module in (
+        tuning,
+        planar,
+        imbalance,
+        symmetry,
+        latent_space,
+        small,
+        stiff,
+        sweeps,
+        reference,
+        evaluations,
+        classes,
+    )
 }

@@ -12,6 +12,7 @@ from . import (
     EXPERIMENTS,
     best,
     claims,
+    classes,
     evaluations,
     figures,
     imbalance,
@@ -87,6 +88,11 @@ def tables(results: dict[str, Results]) -> dict[str, Callable[[], str]]:
         made[f"imbalance {case}"] = lambda case=case: table(unequal, rare, case=case)  # type: ignore[misc]
     for case in symmetry.CASES:
         made[f"symmetry {case}"] = lambda case=case: table(mirrored, balance, case=case)  # type: ignore[misc]
+    by_class = {"Frechet": "frechet", "class TV": "class_tv", "class accuracy": "accuracy"}
+    by_class |= {"rare: accuracy": "rare_accuracy", "Frechet of it": "rare_frechet", "covered": "rare_covered"}
+    by_class |= {"covered by its share": "rare_coverage", "train s": "train_seconds"}
+    for k in (classes.SETTINGS["components"], classes.MANY):
+        made[f"classes {k}"] = lambda k=k: table(results[classes.NAME], by_class, components=k)  # type: ignore[misc]
     columns = {"Frechet to raw images": "frechet_raw", "nearest, relative": "nearest_ratio", "copies": "copies"}
     for n in small.SIZES:
         made[f"small {n}"] = lambda n=n: table(few, columns | {"class TV": "class_tv"}, n=n)  # type: ignore[misc]
