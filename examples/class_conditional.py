@@ -2,6 +2,10 @@
 
     python examples/class_conditional.py [--steps 1500]
 
+The reference is fitted under the labels too: each class has components of its own, from which its samples start and
+towards which its rows are noised. A reference of all the data does as well; `process.fit_prior(x, labels)` then finds
+which of its components a class starts from, since noising does not move a sample from mode to mode.
+
 A network of your own takes the place of MLP if it is called (x, t, condition), takes (x, t) for the case of none, and
 has `null_condition(condition)`, which gives what stands for none (see `fastndsm.networks`). Conditions may be vectors,
 images, or a dict of several tensors.
@@ -29,9 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     x, labels = moons.train, moons.labels  # [n, 2] and [n], int64 from 0
     test, test_labels = moons.test[:1000], moons.test_labels[:1000]
 
-    reference = fastndsm.GaussianMixture.fit(x, n_components=8, random_state=0)
+    reference = fastndsm.GaussianMixture.fit(x, n_components=8, labels=labels, random_state=0)  # four of each class
     process = fastndsm.LangevinProcess(reference, grid="quadratic")
-    process.fit_prior(x, labels)  # which components a class starts from: noising does not move it from mode to mode
     net = networks.MLP(2, (96, 96), in_dim=4, horizon=process.T, classes=2)
     score_net = fastndsm.ResidualScore(net, process, features=True)
 
@@ -46,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
 
     wanted = torch.arange(1000) % 2
     found = {"error of held-out data": error(test, test_labels)}
+    start = process.draw_prior(1000, seed=2, condition=wanted)
+    found["error of draws from the reference"] = error(start.float(), wanted)
     for guidance in (0.0, 1.0, 2.0):  # no class, the class, more than the class
         drawn = fastndsm.sample(score_net, process, 1000, condition=wanted, guidance=guidance, seed=1)
         found[f"error at guidance {guidance:g}"] = error(drawn, wanted)

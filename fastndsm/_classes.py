@@ -37,6 +37,15 @@ def checked_ranges(ranges: Any, n_components: int, device: torch.device) -> Tens
     return made.to(torch.int64)
 
 
+def checked_labels(labels: Any, n: int, device: torch.device | str) -> Tensor:
+    """Check labels of n samples X, integers from 0; return them as int64 on the device."""
+    try:
+        made = torch.as_tensor(labels, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"labels: expected integers [n], found {_checks.shown(labels)}") from None
+    return _checks.labels("labels", made.long() if made.dtype in INTEGERS else made, n, "X")
+
+
 def by_label(of_classes: Tensor, of_none: Tensor, labels: Tensor) -> Tensor:
     """Return the row of a table [C, ...] for each label [B], and of_none [1, ...] for one that is no class."""
     return torch.cat([of_classes, of_none])[labels.long().clamp(-1, len(of_classes))]

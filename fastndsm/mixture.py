@@ -297,7 +297,7 @@ class GaussianMixture(KeepsDtype):
         if given := sorted({"means_init", "weights_init", "precisions_init"} & options.keys()):
             raise ValueError(f"{given[0]}: expected None with labels, found values")
         points, event_shape = _checks.points("X", X)
-        y = _checks.labels("labels", torch.as_tensor(labels).cpu(), len(points), "X").numpy()
+        y = _classes.checked_labels(labels, len(points), "cpu").numpy()
         sizes = np.bincount(y)
         if sizes.min() < 2:
             few = int(sizes.argmin())

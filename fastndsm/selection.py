@@ -18,7 +18,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from . import _checks, _em
+from . import _checks, _classes, _em
 from .reference.components import COVARIANCE_TYPES
 
 __all__ = ["CRITERIA", "Candidate", "Selection", "default_components", "default_starts", "select"]
@@ -142,7 +142,7 @@ def select(
     order = torch.from_numpy(_em.random_state(random_state).permutation(n)).to(x.device)
     y = None
     if labels is not None:
-        y = _checks.labels("labels", torch.as_tensor(labels).to(x.device), n, "X")
+        y = _classes.checked_labels(labels, n, x.device)
         order = order[y[order].argsort(stable=True)]  # so that what is held out has its share of every class
     splits = [(order, order)] if by == "bic" else list(_splits(order, y is not None))
     n_classes = 1 if y is None else int(y.max()) + 1

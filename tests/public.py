@@ -74,6 +74,11 @@ def mixture(kind: str = "diag", seed: int = 0, **options: Any) -> fastndsm.Gauss
     return testing.random_mixture(kind, 3, 2, seed=seed, ratio=3.0, **options)
 
 
+def by_class(seed: int = 0) -> fastndsm.GaussianMixture:
+    m = mixture(seed=seed)
+    return fastndsm.GaussianMixture(m.weights, m.means, m.covariances, "diag", ranges=[[0, 1], [1, 3]])
+
+
 def wave(t: float) -> float:
     return 1.0 + 0.1 * t
 
@@ -234,6 +239,20 @@ def see_process(p: Any) -> Any:
     )
 
 
+def see_classes(m: Any) -> Any:
+    if m.n_classes == 0:
+        return see_mixture(m)
+    x, v, y = points(), points(seed=1), labels()
+    under = m.log_prob(x, y), m.score(x, y), m.hvp(x, v, y), m.responsibilities(x, y), m.sample(5, SEED, labels=y)
+    return see_mixture(m), under, m.class_weights, m.n_classes, m.of_class(1).score(x)
+
+
+def see_process_of_classes(p: Any) -> Any:
+    x, y = points(), {"labels": labels()}
+    noised = p.simulate(x, seed=SEED, condition=y), p.transition(x, 3, SEED, condition=y)
+    return see_process(p), noised, p.noised(x, 3, SEED, condition=y), p.draw_prior(5, SEED, 0, y)
+
+
 def see_ou(p: Any) -> Any:
     return see_process(p), p.marginal(), p.exact_noised(points(), seed=SEED)
 
@@ -327,8 +346,14 @@ EXAMPLES: dict[Any, list[Example]] = {
             ),
         )
         for kind in testing.COVARIANCE_TYPES
-    ],
+    ]
+    + [Example(by_class, see_classes, (mixture, lambda: by_class(1)))],
     fastndsm.LangevinProcess: [
+        Example(
+            lambda: testing.coarse_process(by_class(), T=0.5, n_steps=6),
+            see_process_of_classes,
+            (langevin, lambda: testing.coarse_process(by_class(1), T=0.5, n_steps=6)),
+        ),
         Example(
             langevin,
             see_process,

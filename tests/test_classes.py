@@ -278,6 +278,7 @@ def test_numbers_of_components_are_shared_or_given() -> None:
         ({"n_components": {0: 1, 1: 1}}, r"^n_components: expected the classes 0\.\.2, found \[0, 1\]$"),
         ({"n_components": (1, 0, 1)}, r"^n_components\[1\]: expected .* at least 1, found 0"),
         ({"labels": torch.zeros(3, dtype=torch.int64)}, r"^labels: expected \[400\], one for each sample of X"),
+        ({"labels": torch.arange(400) - 1}, "^labels: expected labels from 0, found -1$"),
         ({"labels": torch.arange(400)}, "^labels: expected two samples or more of each class, found 1 of class 0$"),
         ({"means_init": [[0.0, 0.0]] * 3}, "^means_init: expected None with labels, found values$"),
     ],
@@ -287,6 +288,23 @@ def test_bad_fits_are_refused(arguments: dict[str, Any], message: str) -> None:
     x, labels = points()
     with pytest.raises(ValueError, match=message):
         GaussianMixture.fit(x, **{"n_components": 3, "labels": labels, **arguments})
+
+
+def test_a_choice_judges_rows_under_their_labels() -> None:
+    """Each class is one Gaussian: one component each is enough, however rare a class is."""
+    x, labels = points(2100)
+    for rows in (slice(None), slice(0, 900)):  # one split, and folds
+        chosen = GaussianMixture.select(
+            x[rows], (3, 9, 60), labels=labels[rows].to(torch.int32), n_init=1, random_state=0
+        )
+        assert chosen.chosen.n_components == 3 and len(chosen.table) == 3
+        floor = {"eigenvalue_floor": 0.03, "random_state": 0}
+        again = GaussianMixture.fit(x[rows], 3, labels=labels[rows].numpy(), **floor)
+        assert chosen.mixture.digest == again.digest
+        each = chosen.mixture.log_prob(x, labels).mean()
+        assert abs(float(each) - float(chosen.chosen.held_out)) < 0.2  # type: ignore[arg-type]
+    open_choice = GaussianMixture.select(x[:40], labels=labels[:40] % 2, random_state=0)
+    assert open_choice.chosen.n_components >= 2
 
 
 def test_bad_ranges_and_labels_are_refused() -> None:

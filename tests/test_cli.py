@@ -544,7 +544,10 @@ SCALES = [
 class TestLabels:
     def test_a_model_of_the_data_s_classes(self, moons_run: Path, tmp_path: Path, run: Any) -> None:
         net, process, meta = load_model(moons_run / "model")
-        assert net.takes_condition and net.null_trained and process.class_weights is not None
+        assert net.takes_condition and net.null_trained
+        assert process.reference.n_classes == 2 and process.class_weights is None
+        shares = torch.tensor(meta["classes"]["weights"], dtype=torch.float64)
+        torch.testing.assert_close(process.reference.class_weights, shares)
         assert meta["classes"]["names"] == ["0", "1"] and sum(meta["classes"]["weights"]) == pytest.approx(1.0)
         assert (meta["settings"]["labels"], meta["settings"]["condition_dropout"]) == ("auto", 0.1)
 
@@ -587,9 +590,12 @@ class TestLabels:
             labels.write_text("\n".join(names) + "\n")
         options = ("train", "--data", tmp_path / "x.npy", "--labels", labels, "--out", tmp_path / "r", *TINY)
         options += ("--components", 2)
+        of_classes = suffix == ".txt"  # else one for all, with a start fitted to each
+        options += () if of_classes else ("--no-class-reference",)
         assert run(*options).status == 0
         _, process, meta = load_model(tmp_path / "r" / "model")
-        assert meta["classes"]["names"] == ["left", "right side"] and process.class_weights.shape == (2, 2)
+        assert meta["classes"]["names"] == ["left", "right side"] and process.reference.n_classes == 2 * of_classes
+        assert of_classes == (process.class_weights is None)
         out = tmp_path / "s.npy"
         assert run("sample", tmp_path / "r", "--label", "right side", "--out", out, "--no-progress").status == 0
         assert run("evaluate", tmp_path / "r", "--n", 80, "--no-progress").status == 0
@@ -615,6 +621,12 @@ class TestLabels:
         (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY")
         refused(run(*mine, tmp_path / "cut.npy"), "--labels: expected a plain array in")
         refused(run(*train, "moons", "--labels", tmp_path / "few.txt"), "--labels: expected with a file, found 'moons'")
+        without = "--class-reference: expected with --labels and --process langevin, found "
+        refused(run(*train, "moons", "--class-reference"), without + "none")
+        linear = ("--labels", "auto", "--process", "ou", "--class-reference")
+        refused(run(*train, "moons", *linear), without + "--process ou")
+        few = ("--labels", "auto", "--class-reference", "--components", 1)
+        refused(run(*train, "moons", *few), "--components: expected 2, one for each class, to ")
         for option in (("--label", 3), ("--guidance", 2)):
             message = f"{option[0]}: expected a model trained with --labels, found one without"
             refused(run("sample", digits_run, "--out", tmp_path / "s.npy", *option), message)

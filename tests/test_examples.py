@@ -30,6 +30,7 @@ def test_the_loop_of_ones_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 def test_class_conditional(monkeypatch: pytest.MonkeyPatch) -> None:
     found = run("class_conditional", monkeypatch, "--steps", "600")
     assert found["error at guidance 0"] > 0.4  # which asks for no class
+    assert found["error of draws from the reference"] < 0.1  # before any training
     for guidance in (1, 2):
         assert found[f"error at guidance {guidance}"] <= found["error of held-out data"] + 0.02
     assert found["energy distance to class 0"] < 0.03 and found["energy distance to class 1"] < 0.03

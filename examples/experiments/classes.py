@@ -61,10 +61,11 @@ def scene(source: str, dim: int, n: int, evaluated: int, seed: int) -> tuple[ima
     return made, given.labels[train], rare
 
 
-def in_shares(weights: Tensor, n: int) -> Tensor:
-    """Return n labels in these shares, to rounding."""
+def in_shares(weights: Tensor, n: int, seed: int) -> Tensor:
+    """Return n labels in these shares, to rounding, in any order."""
     middles = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    return torch.searchsorted(weights.cumsum(0), middles).clamp(max=len(weights) - 1)
+    labels = torch.searchsorted(weights.cumsum(0), middles).clamp(max=len(weights) - 1)
+    return labels[torch.randperm(n, generator=torch.Generator().manual_seed(seed))]
 
 
 def reference(config: Config, z: Tensor, labels: Tensor) -> GaussianMixture:
@@ -109,7 +110,7 @@ def perform(config: Config) -> tuple[dict[str, Any], Tensor | None]:
     """Run a configuration: its figures, and the samples to keep."""
     given, labels, rare = scene(*(config[k] for k in ("source", "dim", "n", "evaluated", "seed")))
     seed, z = config["seed"], given.z
-    wanted = in_shares(given.weights, config["evaluated"])
+    wanted = in_shares(given.weights, config["evaluated"], seed)
     ordered = torch.full((config["rare"],), RARE)
     result: dict[str, Any] = {}
     apart: Tensor | None = None
