@@ -46,6 +46,12 @@ def checked_labels(labels: Any, n: int, device: torch.device | str) -> Tensor:
     return _checks.labels("labels", made.long() if made.dtype in INTEGERS else made, n, "X")
 
 
+def can_fit(labels: Tensor, n_components: Any) -> bool:
+    """Return whether there are rows, and of a number of components enough, for a mixture of each class."""
+    sizes = labels.bincount()
+    return int(sizes.min()) >= 2 and not (isinstance(n_components, int) and n_components < len(sizes))
+
+
 def by_label(of_classes: Tensor, of_none: Tensor, labels: Tensor) -> Tensor:
     """Return the row of a table [C, ...] for each label [B], and of_none [1, ...] for one that is no class."""
     return torch.cat([of_classes, of_none])[labels.long().clamp(-1, len(of_classes))]

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import _checks
+from ._classes import can_fit
 from ._condition import checked
 from ._prior import is_labels
 from ._state import ordinary_modes
@@ -291,7 +292,8 @@ class LatentModel(nn.Module):
                 None is 5, or what `select` takes.
             hidden: widths of the MLP.
             config: of the training; its seed is that of the mixture and of the network too.
-            conditions: of X, labels int64 [n] from 0, or vectors [n, ...]; `sample` then takes condition=.
+            conditions: of X, labels int64 [n] from 0, or vectors [n, ...]; `sample` then takes condition=. Of labels,
+                the mixture is fitted class by class, where each has two rows and there is a component for each.
             loss_options, process_options: as NDSMLoss and LangevinProcess take them (estimator; n_steps, T, grid).
         """
         _checks.instance("encoder", encoder, Coordinates, "an Encoder")
@@ -303,6 +305,11 @@ class LatentModel(nn.Module):
         options: dict[str, Any] = {"reg_covar": reg_covar, "random_state": config.seed % 2**32}
         if eigenvalue_floor is not None:
             options["eigenvalue_floor"] = eigenvalue_floor
+        if conditions is not None:
+            checked("conditions", _checks.tensor("conditions", conditions), len(z), z.device, "X")
+        classes = _checks.labels("conditions", conditions, len(z)) if is_labels(conditions) else None
+        if classes is not None and can_fit(classes, n_components):
+            options["labels"] = classes
         selection = None
         if isinstance(n_components, str):
             _checks.choice("n_components", n_components, ("auto",))
@@ -316,10 +323,10 @@ class LatentModel(nn.Module):
         process = LangevinProcess(reference.to(z.device), **process_options)
         taken: dict[str, int] = {}
         if conditions is not None:
-            checked("conditions", _checks.tensor("conditions", conditions), len(z), z.device, "X")
-            if is_labels(conditions):
-                process.fit_prior(z, conditions)
-                taken["classes"] = int(conditions.max()) + 1
+            if classes is not None:
+                if not process.reference.n_classes:
+                    process.fit_prior(z, classes)
+                taken["classes"] = int(classes.max()) + 1
             else:
                 taken["condition_dim"] = conditions[:1].numel()
         with torch.random.fork_rng([z.device] if z.device.type == "cuda" else []):

@@ -177,6 +177,7 @@ def test_a_latent_model_of_classes(digits: data.Dataset) -> None:
     model = latent.LatentModel.fit(
         x, encoder, 20, hidden=(64, 64), config=config, conditions=y, n_init=1, progress=False
     )
+    assert model.process.reference.n_classes == 10 and model.process.class_weights is None
     wanted = torch.arange(200) % 10
     drawn = model.sample(200, condition=wanted, seed=1)
     nearest = y[torch.cdist(drawn.flatten(1), x.flatten(1)).argmin(1)]

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import _checks, networks
+from .._classes import can_fit
 from .._grid import STEPS
 from ..data import LAYOUTS, NAMES, SUFFIXES, Dataset
 from ..linear import EDMProcess, FlowProcess
@@ -164,9 +165,7 @@ class Settings:
         """Return whether there are labels, and rows and components enough for a reference of each class."""
         if self.labels is None or dataset.labels is None or self.process != "langevin":
             return False
-        sizes = dataset.labels.bincount()
-        enough = isinstance(self.components, str) or self.components >= len(sizes)
-        return enough and int(sizes.min()) >= 2
+        return can_fit(dataset.labels, self.components)
 
     def _latent(self, dataset: Dataset) -> str:
         """Return the encoder: for large images an autoencoder, unless what was asked for needs pixels."""
