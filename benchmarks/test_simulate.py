@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastndsm import functional
+from fastndsm import GaussianMixture, LangevinProcess, functional
 from fastndsm.testing import deviation
 
 from . import peers, peers_jax, roofline
@@ -36,6 +36,7 @@ FLOAT32 = 1e-5  # plus ten times the reference's own error in float32
 MATMUL_FORM = 5e-5  # x P x - 2 x b cancels
 LARGEST_Z = 6.0
 RECORDS = 16
+CLASSES = 10
 
 
 def label(problem: Problem) -> str:
@@ -143,3 +144,30 @@ def test_records(problem: Problem, contender: str, race: Any) -> None:
 def test_simulate_target_among_many_components(problem: Problem, rates: roofline.Rates, race: Any) -> None:
     """Components apart and mingled: what thousands cost beside ten."""
     run_ours(problem, True, {}, rates, race)
+
+
+@pytest.mark.parametrize("contender", ["ours", "alone"])
+@pytest.mark.parametrize("target", [False, True], ids=["simulate", "simulate_target"])
+def test_rows_of_classes(target: bool, contender: str, race: Any) -> None:
+    """Rows of ten classes of a hundred components against as many rows of the mixture that one class is."""
+    m, size = MINGLED.mixture, MINGLED.components // CLASSES
+    ranges = [(start, start + size) for start in range(0, MINGLED.components, size)]
+    every = GaussianMixture(m.weights, m.means, m.covariances, m.covariance_type, ranges=ranges)
+    labels, steps = torch.arange(MINGLED.rows) % CLASSES, MINGLED.process.draw_steps(MINGLED.rows, seed=2) + 1
+
+    def call(process: LangevinProcess, x0: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+        if target:
+            return functional.simulate_target(x0, process, steps, seed=1, condition=y, backend="cpp")
+        return (functional.simulate(x0, process, steps, seed=1, condition=y, backend="cpp"),)
+
+    one = every.of_class(0)
+    of_all, of_one = (LangevinProcess(mixture, grid=MINGLED.process.times) for mixture in (every, one))
+    x0 = every.sample(MINGLED.rows, seed=1, labels=labels).float()
+    first = labels == 0
+    for mixed, of_first in zip(call(of_all, x0, labels), call(of_all, x0, 0 * labels), strict=True):
+        assert torch.equal(mixed[first], of_first[first])
+    op, case = "simulate_target classes" if target else "simulate classes", f"{MINGLED.label} classes={CLASSES}"
+    row = Row(op, case, contender, "a sample-step", int(steps.sum()), "bits of a batch of one class")
+    row.targets = {"alone": 1 / 1.6} if contender == "ours" else {}
+    ours, alone = partial(call, of_all, x0, labels), partial(call, of_one, one.sample(len(x0), seed=1).float(), None)
+    race(row, ours if contender == "ours" else alone)

@@ -190,7 +190,7 @@ def select(
         if reason is None:
             return candidate.function(op)
         # A user wants to hear of compiled code that should serve here and cannot.
-        expected = candidate.unavailable() not in (None, ABSENT)
+        expected = candidate.unavailable() not in (None, ABSENT) or (ranges and not candidate.ranges)
         level = logging.WARNING if expected else logging.INFO
         log_once(level, f"backend auto: {candidate.name} passed over: {reason}")
     raise AssertionError("the reference serves everything")
