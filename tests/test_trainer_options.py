@@ -269,6 +269,9 @@ class TestSchedules:
 class Kept:
     """A logger that keeps all."""
 
+    def __repr__(self) -> str:  # names of tests do not depend on where it lies
+        return "Kept()"
+
     def __init__(self) -> None:
         self.rows: list[tuple[int, dict[str, float]]] = []
         self.closed = 0
