@@ -34,15 +34,19 @@ def data(n: int = 60) -> Tensor:
 
 
 class Normalised(nn.Module):
-    """A network with running means, and a parameter that is never used."""
+    """A network with running means, a parameter that is never used, and others of unusual dtype and layout."""
 
     def __init__(self) -> None:
         super().__init__()
         self.norm, self.net = nn.BatchNorm1d(2), network()
         self.unused = nn.Parameter(torch.ones(3))
+        self.across = nn.Parameter(torch.randn(3, 2).T)
+        self.turn = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+        self.register_buffer("shift", torch.tensor([1.0 + 1.0j, 2.0]))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.net(self.norm(x), t)
+        out: Tensor = self.net(self.norm(x), t)
+        return out * (self.turn * self.shift).real + (x @ self.across).sum(1, keepdim=True)
 
 
 def network(seed: int = 0) -> MLP:

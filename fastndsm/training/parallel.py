@@ -40,13 +40,13 @@ class Parallel:
     def begin(self) -> None:
         """Give all ranks the weights and buffers of rank 0."""
         for t in [*self._loose, *self._frozen, *self._buffers] if self.world > 1 else []:
-            torch.distributed.broadcast(t.data, 0)
+            _broadcast(t.data)
 
     @torch.no_grad()
     def share_buffers(self) -> None:
         """Give all ranks the buffers of rank 0, as running means differ after a step."""
         for t in self._buffers if self.world > 1 else []:
-            torch.distributed.broadcast(t, 0)
+            _broadcast(t)
 
     @contextlib.contextmanager
     def gathering(self, last: bool) -> Iterator[None]:
@@ -74,6 +74,13 @@ class Parallel:
             sizes = [p.numel() * (2 if p.is_complex() else 1) for p in parameters]
             for p, mean in zip(parameters, averaged(flat).split(sizes), strict=True):
                 _real(p.grad).copy_(mean.view_as(_real(p.grad)))  # type: ignore[arg-type]
+
+
+def _broadcast(t: Tensor) -> None:
+    """Give all ranks the values of rank 0, of any dtype and memory format."""
+    whole = _real(t).contiguous()
+    torch.distributed.broadcast(whole, 0)
+    _real(t).copy_(whole)
 
 
 def _real(t: Tensor) -> Tensor:
