@@ -245,10 +245,14 @@ def test_files_of_another_call_are_refused(tmp_path: Path) -> None:
     for other, changed, name in (
         (net, {"seed": 4}, "seed = 3 in place of 4"),
         (net, {"seed": 3, "order": 1}, "order = None in place of 1"),
+        (net, {"seed": 3, "x_T": torch.zeros(6, 2)}, "x_T = None in place of "),
+        (net, {"seed": 3, "start": (torch.zeros(6, 2), 0.5)}, "start = None in place of "),
         (ranks.network(1), {"seed": 3}, "score_net = "),
     ):
         with pytest.raises(ValueError, match=f"^directory: expected samples of one call, found .* with {name}"):
             fastndsm.write_samples(tmp_path, other, process, 6, **changed)
+    with pytest.raises(ValueError, match=r"^directory: expected samples of one call, found .* with process = "):
+        fastndsm.write_samples(tmp_path, net, ranks.process(0.1), 6, seed=3)
     (tmp_path / "samples-000000000-000000006.safetensors").write_text("foreign")
     with pytest.raises(ValueError, match=r"^directory: expected files of write_samples, found"):
         fastndsm.read_samples(tmp_path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +53,7 @@ class _Run(NamedTuple):
             "seed": self.seed,
             "first_path": self.first_path + rows.start,
             "condition": rows_of(self.condition, rows),
-            "start": None if self.start is None else (self.start[0][rows], self.start[1]),
+            "start": (self.start[0][rows], self.start[1]) if isinstance(self.start, tuple | list) else self.start,
             "x_T": None if self.x_T is None else self.x_T[rows],
         }
 
@@ -217,7 +217,8 @@ def _checked(
     identity |= {
         name: str(value) for name, value in options.items() if isinstance(value, str | int | float | torch.dtype)
     }
-    identity["score_net"] = _weights(score_net)
+    given = {"score_net": score_net, "process": process, "condition": condition, "start": start, "x_T": x_T}
+    identity |= {name: _digest(value) for name, value in given.items()}
     return _Run(n, batch_size, first_path, key, condition, start, x_T, 0, 1, False, identity)
 
 
@@ -261,13 +262,19 @@ def _described(parts: list[Tensor]) -> tuple[torch.dtype, tuple[int, ...]] | Non
     return (parts[0].dtype, tuple(parts[0].shape[1:])) if parts else None
 
 
-def _weights(score_net: Any) -> str | None:
-    """Return a digest of a module's tensors, None of another callable."""
+def _digest(value: Any) -> Any:
+    """Return what tells a module's tensors, a condition or a start from another, JSON-able; None of a callable."""
     from ..training.storage import tensor_digest
 
-    if not isinstance(score_net, nn.Module):
-        return None
-    return tensor_digest(*(t for t in score_net.state_dict().values() if isinstance(t, Tensor)))
+    if isinstance(value, nn.Module):
+        return tensor_digest(*(t for t in value.state_dict().values() if isinstance(t, Tensor)))
+    if isinstance(value, Mapping):
+        return {name: _digest(part) for name, part in sorted(value.items())}
+    if isinstance(value, tuple | list):
+        return [_digest(part) for part in value]
+    if isinstance(value, Tensor):
+        return tensor_digest(value)
+    return value if isinstance(value, int | float) else None
 
 
 def _file(directory: Path, rows: slice) -> Path:
