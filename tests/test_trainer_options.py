@@ -456,8 +456,13 @@ class TestIterables:
 
         from fastndsm.training.stream import Stream
 
-        echo: Any = Echo()
-        echo.process = process()
+        class Paths(Echo):
+            process = process()
+
+            def draw(self, x0: Tensor, seed: int, first_path: int, **_: Any) -> Any:
+                return super().draw(x0, seed, first_path)
+
+        echo: Any = Paths()
         drawn = []
         for rank in range(2):
             stream = Stream(loader(batch_size=7), echo, seed=0, rank=rank, device=torch.device("cpu"))
