@@ -87,6 +87,15 @@ def spherical_score_multiply_adds(dim: int, components: float) -> float:
     return 2 * components * dim + 12 * components + 2 * dim
 
 
+def noised_score_multiply_adds(dim: int, components: float) -> float:
+    """Count those of one sample of noised_score, spherical covariances: those of mixture_score, and a component
+
+    1 / (lambda + s)         8   a division, by its throughput
+    d/2 log (lambda + s)    13   of degree 8, and the exponent
+    """
+    return spherical_score_multiply_adds(dim, components) + 21 * components
+
+
 def spherical_target_multiply_adds(dim: int, components: float) -> float:
     """Count those of one sample-step of simulate_target, spherical covariances: those of the score, and
 

@@ -8,7 +8,7 @@ of their own share all parameters but that number.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class LinearNoising:
     times: Tensor
     reference: GaussianMixture
     T: Any
+    keeps_scale: ClassVar[bool] = False  # alpha is 1
 
     @abstractmethod
     def scale_and_variance(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,23 +54,28 @@ class LinearNoising:
 
     def reference_score(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """Return the score of the reference noised to t [B], at x [B, ...] -> like x."""
-        scaled, scale, variance = self._unscaled(x, t)
-        return (functional.noised_score(scaled, variance, self.reference) / scale).to(x.dtype)
+        scaled, inverse, variance = self._unscaled(x, t)
+        score = functional.noised_score(scaled, variance, self.reference)
+        return (score if inverse is None else score * inverse).to(x.dtype)
 
     def reference_log_prob(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the log-density [B] of the reference noised to t [B], at x [B, ...]."""
-        scaled, scale, variance = self._unscaled(x, t)
+        scaled, inverse, variance = self._unscaled(x, t)
         found = functional.noised_log_prob(scaled, variance, self.reference)
-        return (found - x[0].numel() * scale.flatten().log()).to(x.dtype)
+        return (found if inverse is None else found + x[0].numel() * inverse.flatten().log()).to(x.dtype)
 
-    def _unscaled(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return x / alpha, alpha [B, 1, ...] and v / alpha^2 [B]; [] if all rows have one time, as far as is known."""
+    def _unscaled(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return x / alpha, 1 / alpha [B, 1, ...] (None for 1) and v / alpha^2, [B] or, of rows of one time, []."""
         _checks.time("t", t, len(x))
         wide = torch.promote_types(x.dtype, torch.float32)
         scale, variance = self.scale_and_variance(t)
-        variance = (variance / scale.square()).to(wide)
-        scale = scale.to(wide).reshape(-1, *[1] * (x.ndim - 1))
-        return x.to(wide) / scale, scale, variance[0] if t.stride(0) == 0 or len(t) == 1 else variance
+        inverse = None if self.keeps_scale else 1.0 / scale
+        variance = (variance if inverse is None else variance * inverse.square()).to(wide)
+        variance = variance[0] if t.stride(0) == 0 or len(t) == 1 else variance  # as samplers ask
+        if inverse is None:
+            return x.to(wide), None, variance
+        inverse = inverse.to(wide).reshape(-1, *[1] * (x.ndim - 1))
+        return x.to(wide) * inverse, inverse, variance
 
 
 def interpolated(times: Tensor, values: Tensor, t: Tensor) -> Tensor:

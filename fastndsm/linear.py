@@ -120,6 +120,7 @@ class EDMProcess(LinearNoising, _Driftless):
 
     level_logs: Tensor
     output_logs: Tensor
+    keeps_scale = True
 
     def __init__(
         self,

@@ -763,8 +763,11 @@ class OUProcess(LinearNoising, LangevinProcess):
 
     def scale_and_variance(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return alpha(t) = exp(-1/2 int sigma^2) and v(t) = 1 - alpha^2 of times t of any shape, float64."""
-        exponent = torch.cat([self.drift_scale.new_zeros(1), self.drift_scale.cumsum(0)])
-        at = interpolated(self.times, exponent, t)
+        if callable(self.sigma):
+            exponent = torch.cat([self.drift_scale.new_zeros(1), self.drift_scale.cumsum(0)])
+            at = interpolated(self.times, exponent, t)
+        else:
+            at = 0.5 * self.sigma**2 * t.to(torch.float64)
         return (-at).exp(), -(-2.0 * at).expm1()
 
     def marginal(self) -> tuple[Tensor, Tensor]:

@@ -179,6 +179,20 @@ class TestTrain:
         assert not isinstance(net, fastndsm.ResidualScore)
         assert "label weights" not in result.out.lower()
 
+    @pytest.mark.parametrize("name", ["ou-mixture", "edm", "flow"])
+    def test_other_noisings_with_the_mixture(self, name: str, tmp_path: Path, run: Any) -> None:
+        options = ["--data", "four_modes", "--n-train", 120, "--components", 4, "--process", name, *TINY]
+        result = run("train", "--out", tmp_path / "r", *options)
+        assert result.status == 0, result.err
+        net, process, _ = load_model(tmp_path / "r" / "model")
+        kinds = {"ou-mixture": fastndsm.OUProcess, "edm": fastndsm.EDMProcess, "flow": fastndsm.FlowProcess}
+        assert type(process) is kinds[name] and isinstance(net, fastndsm.ResidualScore)
+        assert process.reference.n_components == 4
+        again = run("train", "--out", tmp_path / "r", *options, "--resume")
+        assert again.status == 0, again.err
+        assert run("sample", tmp_path / "r", "--n", 5, "--out", tmp_path / "s.npy").status == 0
+        assert np.isfinite(np.load(tmp_path / "s.npy")).all()
+
     def test_images_get_a_unet(self, tmp_path: Path, run: Any) -> None:
         np.save(tmp_path / "mine.npy", np.random.default_rng(0).normal(size=(40, 1, 16, 16)))
         options = ["--data", tmp_path / "mine.npy", "--components", 1, "--base", 8, "--features", "--no-progress"]
@@ -414,6 +428,7 @@ class TestTrain:
                 ["--process", "ou", "--antithetic"],
                 "--estimator, --antithetic: expected with --process langevin",
             ),
+            (["--process", "flow", "--T", "2"], "--T, --sigma, --grid: expected without --process flow"),
             (["--components", "4", "--estimator", "control_variate", "--antithetic"], "antithetic: expected False"),
             (["--samples", "1"], "--samples: expected at least 2, found 1"),
             (["--threads", "0"], "--threads: expected a positive number, found 0"),

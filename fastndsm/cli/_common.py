@@ -42,9 +42,8 @@ def add_sampling_options(parser: argparse.ArgumentParser, n: int) -> None:
     parser.add_argument("--n", type=int, default=n, help=f"number of samples; default {n}")
     parser.add_argument(
         "--method",
-        default="sde",
         choices=("sde", "ode"),
-        help="reverse SDE, or probability flow; default sde",
+        help="reverse SDE, or probability flow; default sde, of a flow ode",
     )
     parser.add_argument("--evaluations", type=int, help="of the network for each sample; default 10, at most --n-steps")
     parser.add_argument("--order", type=int, default=2, choices=(1, 2), help="of the method; default 2")
