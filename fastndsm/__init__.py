@@ -14,7 +14,8 @@ from typing import Any as _Any
 from . import _checkout, functional
 from ._version import __version__
 from .backends import BackendError, use_backend
-from .linear import EDMProcess, FlowProcess
+from .flow import FlowProcess
+from .linear import EDMProcess
 from .mixture import GaussianMixture
 from .objective import DSMLoss, FlowMatchingLoss, NDSMLoss, loss_for
 from .process import DriftProcess, LangevinProcess, Noised, OUProcess, Transition

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from . import _checks, functional
 from ._condition import Condition, interleaved, repeated
 from ._linear import LinearNoising
-from .linear import FlowProcess
+from .flow import FlowProcess
 from .process import Noised, NoisingProcess, Transition
 from .score import check_condition, check_process, score_at
 

@@ -139,6 +139,10 @@ def test_sharded_training(monkeypatch: pytest.MonkeyPatch, start_python: Any, tm
 
 def test_four_noisings(monkeypatch: pytest.MonkeyPatch) -> None:
     found = run("four_noisings", monkeypatch, "--steps", "500")
+
+
+def test_noisings(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run("noisings", monkeypatch, "--steps", "500")
     mixture = found.pop("draws from the mixture")["energy distance"]
     assert len(found) == 5
     for name, figures in found.items():

@@ -33,6 +33,7 @@ LAYERS = (
         "fastndsm._linear",
         "fastndsm.process",
         "fastndsm.linear",
+        "fastndsm.flow",
         "fastndsm.objective",
         "fastndsm.networks",
         "fastndsm.score",

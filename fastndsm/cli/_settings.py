@@ -15,7 +15,8 @@ from .. import _checks, networks
 from .._classes import can_fit
 from .._grid import STEPS
 from ..data import LAYOUTS, NAMES, SUFFIXES, Dataset
-from ..linear import EDMProcess, FlowProcess
+from ..flow import FlowProcess
+from ..linear import EDMProcess
 from ..mixture import GaussianMixture
 from ..objective import ESTIMATORS, DSMLoss, NDSMLoss, loss_for
 from ..process import LangevinProcess, OUProcess, ReferenceProcess

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from .. import _checks, networks
 from .._state import ordinary_modes
-from ..linear import EDMProcess, FlowProcess
+from ..flow import FlowProcess
+from ..linear import EDMProcess
 from ..mixture import GaussianMixture
 from ..process import LangevinProcess, NoisingProcess, OUProcess, ReferenceProcess, TabulatedSigma
 from ..score import ResidualScore, network_dtype, unwrapped

@@ -1,6 +1,6 @@
 """One line says how data are noised: nonlinear, linear, linear with the mixture, EDM with it, or a flow from it.
 
-    python examples/four_noisings.py [--steps 1000]
+    python examples/noisings.py [--steps 1000]
 
 All else is the same: network, loss, trainer, sampler, likelihood. When to take which: the README.
 """
