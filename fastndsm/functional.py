@@ -172,6 +172,9 @@ def mixture_hvp(
 def noised_score(x: Tensor, variance: Tensor, mixture: Mixture, *, backend: str = "auto") -> Tensor:
     """Return the score at x [B, ...] of the mixture with covariances Sigma_k + variance I -> like x. Differentiable.
 
+    In C++ a row costs 1.2 to 1.35 times what it costs `mixture_score` if spherical, as much if tied, 2.2 times if diag
+    and 4.3 if full (d = 32, K = 50 and 1,000, float32, one thread with AVX-512).
+
     Args:
         variance: not negative, [B], of each row its own, or 0-d, for all rows: then by `mixture_score`.
     """
