@@ -306,7 +306,8 @@ CASES = [
          "weighting: expected it to return shape (3,), found (1,)"),
     Case("reduction", lambda: NDSMLoss(ou(), reduction="max"), V,
          "reduction: expected one of 'mean', 'sum', 'none', found 'max'"),
-    Case("DSM process", lambda: DSMLoss(drift_process()), T, "process: expected an OUProcess or an EDMProcess, found DriftProcess"),
+    Case("DSM process", lambda: DSMLoss(drift_process()), T,
+         "process: expected an OUProcess or an EDMProcess, found DriftProcess"),
     Case("score_net type", lambda: NDSMLoss(ou())(3, x2), T,
          "score_net: expected a callable (x, t) -> like x, found int"),
     *(
