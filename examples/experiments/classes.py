@@ -33,7 +33,7 @@ MANY, T_OF_MANY = 1000, 0.5  # components, and the horizon in units of the large
 SETTINGS = methods.DEFAULTS | methods.RETUNED_IMAGES
 SETTINGS |= {"source": "mnist", "dim": 32, "n": 50_000, "evaluated": 4000, "rare": 1000, "steps": 4000}
 SETTINGS |= {"components": 100, "n_init": 1, "calls": 10}
-QUICK: dict[str, Any] = {"source": "digits", "dim": 16, "n": 160, "evaluated": 70, "rare": 60, "steps": 20}
+QUICK: dict[str, Any] = {"source": "digits", "dim": 16, "n": 160, "evaluated": 70, "rare": 70, "steps": 20}
 QUICK |= {"components": 12, "hidden": [16]}
 Config = dict[str, Any]
 
