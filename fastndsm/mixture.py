@@ -304,11 +304,9 @@ class GaussianMixture(KeepsDtype):
             raise ValueError(f"labels: expected two samples or more of each class, found {sizes[few]} of class {few}")
         counts = _classes.components_by_class(n_components, sizes.tolist())
         device = X.device if isinstance(X, Tensor) else "cpu"
-        rows = (
-            np.ones(len(y))
-            if sample_weight is None
-            else np.asarray(_checks.parameter("sample_weight", sample_weight).cpu())
-        )
+        each = _checks.parameter("sample_weight", np.ones(len(y)) if sample_weight is None else sample_weight).cpu()
+        _checks.shape("sample_weight", each, (len(y),))
+        rows = each.numpy()
         parts = []
         for c, count in enumerate(counts):
             of_class = torch.from_numpy(points[y == c]).reshape(-1, *event_shape).to(device)

@@ -280,6 +280,7 @@ def test_numbers_of_components_are_shared_or_given() -> None:
         ({"labels": torch.zeros(3, dtype=torch.int64)}, r"^labels: expected \[400\], one for each sample of X"),
         ({"labels": torch.arange(400) - 1}, "^labels: expected labels from 0, found -1$"),
         ({"labels": torch.arange(400)}, "^labels: expected two samples or more of each class, found 1 of class 0$"),
+        ({"sample_weight": torch.ones(399)}, r"^sample_weight: expected shape \(400,\), found \(399,\)$"),
         ({"means_init": [[0.0, 0.0]] * 3}, "^means_init: expected None with labels, found values$"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
