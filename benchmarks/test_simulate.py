@@ -153,7 +153,10 @@ def test_rows_of_classes(target: bool, contender: str, race: Any) -> None:
     m, size = MINGLED.mixture, MINGLED.components // CLASSES
     ranges = [(start, start + size) for start in range(0, MINGLED.components, size)]
     every = GaussianMixture(m.weights, m.means, m.covariances, m.covariance_type, ranges=ranges)
-    labels, steps = torch.arange(MINGLED.rows) % CLASSES, MINGLED.process.draw_steps(MINGLED.rows, seed=2) + 1
+    labels, steps = (
+        torch.arange(MINGLED.rows, device="cpu") % CLASSES,
+        MINGLED.process.draw_steps(MINGLED.rows, seed=2) + 1,
+    )
 
     def call(process: LangevinProcess, x0: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
         if target:
