@@ -137,10 +137,6 @@ def test_sharded_training(monkeypatch: pytest.MonkeyPatch, start_python: Any, tm
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
-def test_four_noisings(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = run("four_noisings", monkeypatch, "--steps", "500")
-
-
 def test_noisings(monkeypatch: pytest.MonkeyPatch) -> None:
     found = run("noisings", monkeypatch, "--steps", "500")
     mixture = found.pop("draws from the mixture")["energy distance"]
