@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from . import _checkout, functional
+from ._compiled import compile_drift
 from ._version import __version__
 from .backends import BackendError, use_backend
 from .flow import FlowProcess
@@ -59,6 +60,7 @@ __all__ = [
     "__version__",
     "checkpoint",
     "cli",
+    "compile_drift",
     "data",
     "functional",
     "integrations",

@@ -2,6 +2,7 @@
 
 An op is opaque to the compiler; inside it `_backend` picks who serves it, at run time. Autograd is registered outside.
 Where a gradient has no closed form among the ops, it re-runs the reference under autograd; so do higher derivatives.
+A drift's program travels by its key (`compiler.programs`), its parameters as one tensor.
 A mixture travels as (means, precisions, log_scale, covariance_type), see `reference.MixtureOperands`; its principal
 axes, if tied or full, as (rotations, rates), see `reference.PrincipalAxes`; a seed as a 0-d int64 tensor, so that a new
 one never recompiles a graph. `ranges`, int64 [B, 2], are the components start..stop that each row has; None is all.
@@ -20,7 +21,9 @@ from torch import Tensor
 
 from . import reference
 from .backends import registry
+from .compiler import programs
 from .reference import MixtureOperands, NoisedOperands, PrincipalAxes, ProcessOperands
+from .reference.far import near_alone
 
 MIXTURE = "Tensor means, Tensor precisions, Tensor log_scale, str covariance_type"
 PROCESS = f"Tensor drift_scale, Tensor noise_std, {MIXTURE}"
@@ -28,6 +31,11 @@ AXES = "Tensor? rotations, Tensor? rates"
 NOISED = "Tensor means, Tensor variances, Tensor log_weights, Tensor? rotations, str covariance_type"
 PATHS = "Tensor seed, SymInt first_path"
 RANGES = "Tensor? ranges"
+DRIFT_TABLES = "Tensor times, Tensor noise_std"
+DRIFT_WALK = f"Tensor x0, Tensor parameters, Tensor steps, {DRIFT_TABLES}"
+DRIFT_REVERSE = (
+    "Tensor y, Tensor parameters, Tensor held, Tensor? slope, Tensor? rate, Tensor bounds, Tensor coefficients"
+)
 SCHEMAS = {
     "philox_normal": "(SymInt n_paths, SymInt dim, Tensor seed, Tensor step, int stream, SymInt first_path, "
     "ScalarType dtype, Device device, str backend) -> Tensor",
@@ -58,7 +66,27 @@ SCHEMAS = {
     f"{MIXTURE}, {PATHS}, {RANGES}, str backend) -> Tensor",
     "reverse_steps_backward": "(Tensor grad, Tensor y, Tensor held, Tensor? slope, Tensor? rate, "
     f"Tensor bounds, Tensor coefficients, {MIXTURE}, {PATHS}, {RANGES}) -> (Tensor, Tensor, Tensor, Tensor)",
+    "drift_value": "(Tensor x, Tensor parameters, Tensor t, str program, str backend) -> Tensor",
+    "drift_product": "(Tensor x, Tensor parameters, Tensor z, Tensor t, str program, str backend) -> (Tensor, Tensor)",
+    "drift_simulate": f"({DRIFT_WALK}, str program, {PATHS}, str backend) -> Tensor",
+    "drift_transition": f"({DRIFT_WALK}, str program, {PATHS}, str backend) -> (Tensor, Tensor, Tensor)",
+    "drift_target": f"({DRIFT_WALK}, float rate, str program, {PATHS}, bool antithetic, str backend) "
+    "-> (Tensor, Tensor, Tensor)",
+    "drift_reverse_steps": f"({DRIFT_REVERSE}, {DRIFT_TABLES}, str program, {PATHS}, str backend) -> Tensor",
 }
+# Of the drift ops: how many tensors they give, and of how many first arguments there are gradients.
+DRIFT_OPS = {
+    "drift_value": (1, 2),
+    "drift_product": (2, 3),
+    "drift_simulate": (1, 2),
+    "drift_transition": (3, 2),
+    "drift_target": (3, 2),
+    "drift_reverse_steps": (1, 5),
+}
+for _name, (_made, _points) in DRIFT_OPS.items():
+    _grads = ", ".join(f"Tensor grad{i}" for i in range(_made))
+    _given = SCHEMAS[_name].partition(" ->")[0].removeprefix("(").removesuffix(", str backend)")
+    SCHEMAS[f"{_name}_backward"] = f"({_grads}, {_given}) -> ({', '.join(['Tensor'] * _points)})"
 
 library = torch.library.Library("fastndsm", "DEF")
 for _name, _schema in SCHEMAS.items():
@@ -70,7 +98,7 @@ def _entry(name: str) -> Callable[..., Any]:
     op = getattr(torch.ops.fastndsm, name)
 
     def call(*arguments: Any) -> Any:
-        if not torch.compiler.is_compiling() and _transforming():
+        if not torch.compiler.is_compiling() and (_transforming() or near_alone()):
             return _implementations[name](*arguments[:-1], "reference")
         return op(*arguments)
 
@@ -82,7 +110,7 @@ def _transforming() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
-# torch.ops.fastndsm; under torch.func and forward-mode AD, which do not see into an op, the plain reference.
+# torch.ops.fastndsm; where torch.func, forward-mode AD or a trace would have to see into an op, the plain reference.
 ops = SimpleNamespace(**{_name: _entry(_name) for _name in SCHEMAS})
 
 
@@ -581,3 +609,52 @@ def _rerun_reverse(*arguments):  # type: ignore[no-untyped-def]
 
 
 _gradient_op("reverse_steps_backward", 1, 5, _rerun_reverse, n_points=4)
+
+
+# --- drifts that are programs ------------------------------------------------------------------------------------
+
+
+def _drift_arguments(x: Tensor, *rest: Any) -> list[Any]:
+    """Return the arguments of the reference: the program itself, and half precision in the compute dtype of x."""
+    dtype = compute_dtype(x.dtype)
+    half = (torch.float16, torch.bfloat16)
+    out: list[Any] = [programs[a] if isinstance(a, str) else a for a in (x, *rest)]
+    return [a.to(dtype) if isinstance(a, Tensor) and a.dtype in half else a for a in out]
+
+
+def _drift_op(name: str, made: int, points: int) -> None:
+    @_implement(name)
+    def _(x, *rest):  # type: ignore[no-untyped-def]
+        *arguments, backend = rest
+        serve = registry.select(name, backend, x.device, [x.dtype])
+        out = serve(*_drift_arguments(x, *arguments))
+        return out.to(x.dtype) if isinstance(out, Tensor) else tuple(o.to(x.dtype) for o in out)
+
+    @_fake(name)
+    def _(x, parameters, steps, *rest):  # type: ignore[no-untyped-def]
+        if name == "drift_target":
+            shape = x.shape[0] * (2 if rest[-2] else 1), *steps.shape[1:], x.shape[1]
+            return _new(x, *shape), _new(x, *shape), _new(x, *shape[:-1], 1)
+        out = tuple(_new(x, *x.shape) for _ in range(made))
+        return out[0] if made == 1 else out
+
+    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
+        arguments = _arguments(ctx)
+        found = getattr(ops, f"{name}_backward")(*(g.contiguous() for g in grads), *arguments)
+        used = [None if point is None else g for point, g in zip(arguments[:points], found, strict=True)]
+        return *used, *_none(len(arguments) - points + 1)
+
+    def save(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        _save_all(ctx, inputs[:-1], output)  # all but the backend: the backward ops re-run the reference
+        if name == "drift_transition":
+            ctx.mark_non_differentiable(output[2])  # the noise
+
+    def rerun(*arguments):  # type: ignore[no-untyped-def]
+        return getattr(reference, name)(*_drift_arguments(*arguments))
+
+    _autograd(name, backward, save)
+    _gradient_op(f"{name}_backward", made, made + points, rerun, n_points=points)
+
+
+for _name, (_made, _points) in DRIFT_OPS.items():
+    _drift_op(_name, _made, _points)

@@ -2,8 +2,9 @@
 
     mean_n  = x_n + F(x_n, t_n) dt_n,    x_{n+1} = mean_n + s_n z_n
 
-A mixture's drift, F dt = a_n grad log pi, runs in the fused ops, a Python function's in the reference's loops. A
-process gives its `dynamics`, made of its tables as they are at the time; `functional` takes any object that has them.
+A mixture's drift, F dt = a_n grad log pi, runs in the fused ops, a Python function's as a compiled program or in the
+reference's loops. A process gives its `dynamics`, made of its tables as they are at the time; `functional` takes any
+object that has them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._compiled import CompiledDrift
 from ._ops import ops
 from .reference import MixtureOperands, PrincipalAxes, ProcessOperands, philox
 from .reference.reverse_steps import walk_back
@@ -199,17 +201,37 @@ class CallableDrift:
 
 @dataclass(frozen=True)
 class CallableDynamics:
-    """The dynamics of a Python drift, in the reference's loops whatever the backend."""
+    """The dynamics of a Python drift: by its compiled program where one serves, else in the reference's loops."""
 
     drift: CallableDrift
     noise_std: Tensor
+    compiled: CompiledDrift | None = None
+
+    def _operands(self, x: Tensor, backend: str) -> tuple[Tensor, str] | None:
+        return None if self.compiled is None else self.compiled.operands(x, backend)
 
     def simulate(self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, backend: str) -> Tensor:
-        return self.simulate_transition(x0, steps, seed, first_path, backend)[0]
+        operands = self._operands(x0, backend)
+        if operands is None:
+            return self._walk(x0, steps, seed, first_path)[0]
+        parameters, program = operands
+        tables = steps, self.drift.times, self.noise_std
+        flat = ops.drift_simulate(x0.flatten(1), parameters, *tables, program, seed, first_path, backend)
+        return flat.reshape(x0.shape)
 
     def simulate_transition(
         self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, backend: str
     ) -> tuple[Tensor, Tensor, Tensor]:
+        operands = self._operands(x0, backend)
+        if operands is None:
+            return self._walk(x0, steps, seed, first_path)
+        parameters, program = operands
+        tables = steps, self.drift.times, self.noise_std
+        made = ops.drift_transition(x0.flatten(1), parameters, *tables, program, seed, first_path, backend)
+        x, mean, noise = (part.reshape(x0.shape) for part in made)
+        return x, mean, noise
+
+    def _walk(self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int) -> tuple[Tensor, Tensor, Tensor]:
         paths = philox.path_range(len(x0), first_path, x0.device)
         x, mean, noise = walk(x0.flatten(1), steps, self.drift, self.noise_std.to(x0.dtype), paths, int(seed))
         return x.reshape(x0.shape), mean.reshape(x0.shape), noise.reshape(x0.shape)
@@ -217,6 +239,13 @@ class CallableDynamics:
     def simulate_target(
         self, x0: Tensor, steps: Tensor, seed: Tensor, first_path: int, antithetic: bool, backend: str
     ) -> tuple[Tensor, Tensor, Tensor]:
+        operands = self._operands(x0, backend)
+        if operands is not None:
+            parameters, program = operands
+            tables = steps, self.drift.times, self.noise_std, self.drift.contraction_rate
+            rest = program, seed, first_path, antithetic, backend
+            made = ops.drift_target(x0.flatten(1), parameters, *tables, *rest)
+            return _shaped(made, x0, scalar_variance=True)
         paths = philox.path_range(len(x0), first_path, x0.device)
         flat, steps, paths, sign = antithetic_pairs(paths, x0.flatten(1), steps, antithetic)
         std = self.noise_std.to(x0.dtype)
@@ -225,7 +254,14 @@ class CallableDynamics:
 
     def drift_score(self, y: Tensor, step: Tensor) -> Tensor:
         n = int(step)
-        return (self.drift.increment(n, y.flatten(1)) / self._scale(n)).reshape(y.shape)
+        operands, flat = self._operands(y, "auto"), y.flatten(1)
+        if operands is None:
+            increment = self.drift.increment(n, flat)
+        else:
+            times = self.drift.times.to(y.dtype)
+            value = ops.drift_value(flat, operands[0], times[n].expand(len(y)), operands[1], "auto")
+            increment = (times[n + 1] - times[n]) * value
+        return (increment / self._scale(n)).reshape(y.shape)
 
     def reverse_steps(
         self,
@@ -239,15 +275,22 @@ class CallableDynamics:
         first_path: int,
         backend: str,
     ) -> Tensor:
-        first, last = (int(bound) for bound in bounds)
         network = held.flatten(1), None if slope is None else slope.flatten(1)
+        table = coefficients.to(y.dtype)
+        operands = self._operands(y, backend)
+        if operands is not None:
+            parameters, program = operands
+            tables = bounds, table, self.drift.times, self.noise_std
+            flat = y.flatten(1), parameters, *network, rate
+            out = ops.drift_reverse_steps(*flat, *tables, program, seed, first_path, backend)
+            return out.reshape(y.shape)
+        first, last = (int(bound) for bound in bounds)
 
         def score(n: int, x: Tensor) -> Tensor:
             return self.drift.increment(n, x) / self._scale(n)
 
-        table = coefficients.to(y.dtype)
-        flat = walk_back(y.flatten(1), *network, rate, first, last, table, score, int(seed), first_path)
-        return flat.reshape(y.shape)
+        out = walk_back(y.flatten(1), *network, rate, first, last, table, score, int(seed), first_path)
+        return out.reshape(y.shape)
 
     def _scale(self, n: int) -> float:
         """Return a_n = s_n^2 / 2."""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, functional
+from ._compiled import CompiledDrift
 from ._condition import Condition
 from ._grid import stiff_grid, time_grid, variance_recursion
 from ._linear import LinearNoising, interpolated
@@ -795,16 +796,21 @@ class OUProcess(LinearNoising, LangevinProcess):
 
 
 class DriftProcess(NoisingProcess):
-    """Noising with any differentiable drift F(x, t), in plain PyTorch: dX = F dt + sigma dW.
+    """Noising with any differentiable drift F(x, t): dX = F dt + sigma dW.
 
     Args:
         drift: callable (x [B, ...], t [B]) -> like x, differentiable in x (the path estimator takes its transposed
-            Jacobian product by torch.func.vjp).
+            Jacobian product); or what `compile_drift` made of one.
         prior: where sampling starts, close to the law at T: a GaussianMixture, or an object with `dim` and
             sample(n, seed=..., first_path=...).
         T: horizon; required unless `grid` gives the times.
         rate: rough contraction rate of the drift, -dF/dx, at which the path estimator forgets; any value leaves it
             unbiased, a good one lowers its variance.
+        compiled: whether whole trajectories run as compiled code (`compile_drift`): "auto" where that can be done, and
+            says once why it cannot; True always; False never, all of it in PyTorch.
+
+    Raises:
+        BackendError: if compiled is True and the drift cannot be compiled: an operator that has no rule, or its size.
     """
 
     def __init__(
@@ -817,15 +823,23 @@ class DriftProcess(NoisingProcess):
         grid: str | Sequence[float] | Tensor = "uniform",
         *,
         rate: float = 0.0,
+        compiled: str | bool = "auto",
     ) -> None:
         _checks.network("drift", drift)
+        _checks.flag_or_auto("compiled", compiled)
         if not (hasattr(prior, "sample") and hasattr(prior, "dim")):
             raise TypeError(f"prior: expected a GaussianMixture or the like, found {type(prior).__name__}")
         if T is None and isinstance(grid, str):
             raise ValueError("T: expected a horizon, found None; only a LangevinProcess has a default")
         super().__init__(_checks.count("prior.dim", prior.dim), T, n_steps, sigma, grid)
-        self.drift_function = drift
         self.prior = prior
+        self.compiled = compiled
+        if isinstance(drift, CompiledDrift):
+            drift = drift.function
+        self.drift_function = drift
+        self._program = CompiledDrift(drift, self.event_shape, required=compiled is True) if compiled else None
+        if self._program is not None and self._program.required:
+            self._program.check()
         self.rate = _checks.number("rate", rate)
         contraction = 1.0 - self.rate * self.times.diff()
         if not bool((contraction > 0).all()):
@@ -848,4 +862,4 @@ class DriftProcess(NoisingProcess):
     @property
     def dynamics(self) -> CallableDynamics:
         drift = CallableDrift(self.drift_function, self.times, self.event_shape, self.rate)
-        return CallableDynamics(drift, self.noise_std)
+        return CallableDynamics(drift, self.noise_std, self._program)

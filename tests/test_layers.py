@@ -19,9 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the bottom up; a module may import from its own layer (in no circle) and from those before it.
 LAYERS = (
     ("fastndsm.reference", "fastndsm._version", "fastndsm._state"),
-    ("fastndsm.kernels", "fastndsm.jit"),
+    ("fastndsm.kernels", "fastndsm.compiler"),
+    ("fastndsm.jit",),
     ("fastndsm.backends", "fastndsm._checks", "fastndsm._condition", "fastndsm._ranks"),
     ("fastndsm._ops", "fastndsm._grid", "fastndsm._scheme"),
+    ("fastndsm._compiled",),
     ("fastndsm.dynamics",),
     ("fastndsm.functional",),
     (

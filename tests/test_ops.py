@@ -10,8 +10,8 @@ import torch
 from helpers import COVARIANCE_TYPES, normals, on_one_backend, random_mixture  # noqa: F401
 from torch import Tensor
 
-from fastndsm import LangevinProcess, functional
-from fastndsm._ops import SCHEMAS
+from fastndsm import LangevinProcess, compile_drift, functional
+from fastndsm._ops import DRIFT_OPS, SCHEMAS
 
 SEED = torch.tensor(3)
 STEPS = torch.tensor([1, 2, 0, 3])
@@ -32,8 +32,46 @@ def leaf(*shape: int, seed: int = 0) -> Tensor:
 # --- opcheck -----------------------------------------
 
 
+def drift_arguments(name: str) -> tuple[Any, ...]:
+    """Draw arguments of an op of a drift that is a program, or of its gradient: of all that it gives."""
+    p, pull = process(), leaf(2, 2, seed=6)
+    traced = compile_drift(lambda x, t: t[:, None] * (x @ pull).tanh() - x, 2).traced(torch.float64)
+    x, v, parameters = leaf(4, 2), leaf(4, 2, seed=1), traced.parameters(pull).detach().requires_grad_()
+    times = torch.rand(4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    tables, program = (p.times, p.noise_std), traced.program.key
+    reverse = torch.tensor([4, 1]), p.reverse_scheme(prediction="linear").coefficients(4, 1)
+    op = name.removesuffix("_backward")
+    forward = {
+        "drift_value": (x, parameters, times, program, "auto"),
+        "drift_product": (x, parameters, v, times, program, "auto"),
+        "drift_simulate": (x, parameters, STEPS, *tables, program, SEED, 0, "auto"),
+        "drift_transition": (x, parameters, STEPS + 1, *tables, program, SEED, 0, "auto"),
+        "drift_target": (x, parameters, STEPS, *tables, 0.5, program, SEED, 0, True, "auto"),
+        "drift_reverse_steps": (
+            x,
+            parameters,
+            v,
+            leaf(4, 2, seed=2),
+            None,
+            *reverse,
+            *tables,
+            program,
+            SEED,
+            0,
+            "auto",
+        ),
+    }[op]
+    if op == name:
+        return forward
+    made = getattr(torch.ops.fastndsm, op)(*forward)
+    grads = (torch.ones_like(m).detach() for m in ((made,) if isinstance(made, Tensor) else made))
+    return *grads, *(a.detach() if isinstance(a, Tensor) else a for a in forward[:-1])
+
+
 def op_arguments(name: str, covariance_type: str, ranges: Tensor | None = None) -> tuple[Any, ...]:
     """Draw arguments of the op `name`, inputs that are differentiable requiring grad; ranges [4, 2] or none."""
+    if name.removesuffix("_backward") in DRIFT_OPS:
+        return drift_arguments(name)
     p = process(covariance_type)
     m = p.reference
     mixture = tuple(m.operands(torch.float64))

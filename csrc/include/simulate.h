@@ -14,7 +14,7 @@
 #pragma once
 
 #include "axes.h"
-#include "philox.h"
+#include "lanes.h"
 #include "reverse.h"
 #include "listed.h"
 
@@ -36,13 +36,6 @@ struct ReverseView {
   MixtureView<S> mixture;
   ReverseTable<S> table;
   NoiseStream noise;
-};
-
-// The W samples of a tile, lane by lane.
-template <typename V>
-struct Lanes {
-  PathCounters<words_of<V>> paths;
-  int64_t first, last;  // the fewest and the most steps after which a lane has a record; all take the most
 };
 
 // Arrays of [d] vectors each.

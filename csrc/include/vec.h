@@ -10,7 +10,7 @@
 // Arithmetic, shifts and comparisons are the operators of the language (GCC and clang vector extensions). A comparison
 // gives a mask: an integer vector of 0 and -1 of the same lane width, or a bool for one lane; `select` takes either.
 // a * b + c becomes one fused multiply-add under -ffp-contract=fast, where the compiler sees fit; `fused` is one always,
-// so that what it ends in has the same bits wherever it is inlined.
+// so that what it ends in has the same bits wherever it is inlined (and `fma` is, with FASTNDSM_FUSES_EXPLICITLY defined).
 // Only what the operators cannot say is a function here, and only those functions know an instruction set.
 #pragma once
 
@@ -117,11 +117,6 @@ FASTNDSM_HD V select(M mask, V a, V b) {
 // ---- arithmetic that has no operator ----------------------------------------------------------------------------
 
 template <typename V>
-FASTNDSM_HD V fma(V a, V b, V c) {
-  return a * b + c;
-}
-
-template <typename V>
 FASTNDSM_HD V fused(V a, V b, V c) {
   if constexpr (detail::kIsPack<V>) return detail::each([](auto x, auto y, auto z) { return fused(x, y, z); }, a, b, c);
 #if defined(FASTNDSM_AVX512)
@@ -145,6 +140,15 @@ FASTNDSM_HD V fused(V a, V b, V c) {
   if constexpr (std::is_same<V, double>::value) return ::fma(a, b, c);
 #endif
   return a * b + c;  // a machine without the instruction fuses nothing anywhere
+}
+
+template <typename V>
+FASTNDSM_HD V fma(V a, V b, V c) {
+#if defined(FASTNDSM_FUSES_EXPLICITLY)  // under -ffp-contract=off
+  return fused(a, b, c);
+#else
+  return a * b + c;
+#endif
 }
 
 // a > b ? a : b, that is b where either is NaN.

@@ -37,10 +37,10 @@ FASTNDSM_HD V round_to_integer(V x) {  // |x| below 2^22 (float) or 2^51 (double
   return (x + magic) - magic;
 }
 
-// 2^r for r in [-1/2, 1/2].
+// 2^r - 1 = r p for r in [-1/2, 1/2]: returns p.
 template <typename V>
-FASTNDSM_HD V exp2_reduced(V r) {
-  V p;  // (2^r - 1) / r
+FASTNDSM_HD V exp2_quotient(V r) {
+  V p;
   if constexpr (kSingle<V>) {
     p = polynomial(r, 0.6931472257, 0.2402265109, 0.05550296859, 0.009618030388, 0.001341015429, 0.000154698647);
   } else {
@@ -48,7 +48,12 @@ FASTNDSM_HD V exp2_reduced(V r) {
                    0.00133335581463787188, 0.000154035304584685503, 0.0000152527338678505691, 1.32154346087362901e-6,
                    1.01780463314261824e-7, 7.07389811030893264e-9, 4.45740687566758971e-10);
   }
-  return fma(p, r, splat<V>(1));
+  return p;
+}
+
+template <typename V>
+FASTNDSM_HD V exp2_reduced(V r) {
+  return fma(exp2_quotient(r), r, splat<V>(1));
 }
 
 #if defined(FASTNDSM_AVX512)
@@ -83,6 +88,21 @@ FASTNDSM_HD V log1p_reduced(V f, double k) {
         polynomial(z, 0.33333333333333298641, 0.20000000000027990708, 0.14285714277998904283, 0.11111112138624597302,
                    0.090908335132284785804, 0.076955372184271785861, 0.065871141709711959939, 0.069193961377141842157);
     return (2.0 * k) * fma(V(s * z), p, s);
+  }
+}
+
+// Of an angle in [-pi/4, pi/4].
+template <typename V>
+FASTNDSM_HD void sincos_reduced(V angle, V& s, V& c) {
+  const V z = angle * angle;
+  if constexpr (kSingle<V>) {
+    s = angle * polynomial(z, 1.0, -0.166666546743, 0.00833210095313, -0.000195039631257);
+    c = polynomial(z, 1.0, -0.5, 0.0416666546518, -0.00138876543845, 0.000024463837439);
+  } else {
+    s = angle * polynomial(z, 1.0, -0.16666666666666632068, 0.0083333333333224245758, -0.00019841269829816985563,
+                           2.7557313695237596212e-6, -2.5050758654857290778e-8, 1.5896828012628420585e-10);
+    c = polynomial(z, 1.0, -0.5, 0.041666666666666592976, -0.0013888888888873063202, 0.000024801587288854746869,
+                   -2.7557314179919878036e-7, 2.0875700900895969411e-9, -1.1358538569922633736e-11);
   }
 }
 
@@ -154,17 +174,8 @@ FASTNDSM_HD void sincos_turns(words_of<V> v, V& sin, V& cos) {
   using U = vec<std::make_unsigned_t<scalar_of<bits_of<V>>>, lanes_of<V>>;
   // v = quadrant 2^30 + rest, -2^29 <= rest < 2^29; v << 2 is 4 rest as a signed number.
   const V angle = convert<V>(reinterpret<vec<int32_t, lanes_of<V>>>(v << 2)) * S(3.6572951981678992026e-10);  // 2 pi 2^-34
-  const V z = angle * angle;
   V s, c;
-  if constexpr (detail::kSingle<V>) {
-    s = angle * detail::polynomial(z, 1.0, -0.166666546743, 0.00833210095313, -0.000195039631257);
-    c = detail::polynomial(z, 1.0, -0.5, 0.0416666546518, -0.00138876543845, 0.000024463837439);
-  } else {
-    s = angle * detail::polynomial(z, 1.0, -0.16666666666666632068, 0.0083333333333224245758, -0.00019841269829816985563,
-                                   2.7557313695237596212e-6, -2.5050758654857290778e-8, 1.5896828012628420585e-10);
-    c = detail::polynomial(z, 1.0, -0.5, 0.041666666666666592976, -0.0013888888888873063202, 0.000024801587288854746869,
-                           -2.7557314179919878036e-7, 2.0875700900895969411e-9, -1.1358538569922633736e-11);
-  }
+  detail::sincos_reduced(angle, s, c);
   // The quadrant is in the two top bits of q: its low bit swaps, and sin is negative in 2 and 3, cos in 1 and 2.
   U q;
   if constexpr (detail::kSingle<V>) {

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from ..compiler import Program
 from ..jit import core as jit
+from ..jit import drift as compiled_drifts
 from ..reference import MixtureOperands, NoisedOperands, PrincipalAxes, ProcessOperands
 from ..reference.loss import accumulation_dtype
 
@@ -144,6 +148,139 @@ def sample_mlp(
     """
     network = weights, biases, scales, shifts, feature_scale
     out = _ops.sample_mlp(y, *network, bounds, coefficients, evaluations, *mixture, seed, first_path)
+    return out
+
+
+def load_drift(program: Program, dtype: torch.dtype) -> None:
+    """Build and load a drift's program for samples of a dtype; raise BuildError with the reason."""
+    compiled_drifts.load(program, dtype)
+
+
+def drift_value(x: Tensor, parameters: Tensor, t: Tensor, program: Program) -> Tensor:
+    return _drift_values(x, parameters, None, t, program)[0]
+
+
+def drift_product(x: Tensor, parameters: Tensor, z: Tensor, t: Tensor, program: Program) -> tuple[Tensor, Tensor]:
+    return _drift_values(x, parameters, z, t, program)
+
+
+def _drift_values(
+    x: Tensor, parameters: Tensor, z: Tensor | None, t: Tensor, program: Program
+) -> tuple[Tensor, Tensor]:
+    library = compiled_drifts.load(program, x.dtype)
+    x, t, parameters, z = (a if a is None else a.contiguous() for a in (x, t, parameters, z))  # type: ignore[assignment]
+    value, product = torch.empty_like(x), x.new_empty(0 if z is None else x.shape)
+    evaluate = library.value if z is None else library.product
+    given = [_pointer(a) for a in (x, t, z)]
+    evaluate(*given, len(x), *(_pointer(a) for a in (parameters, value, product)), torch.get_num_threads())
+    return value, product
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def drift_simulate(
+    x0: Tensor,
+    parameters: Tensor,
+    steps: Tensor,
+    times: Tensor,
+    noise_std: Tensor,
+    program: Program,
+    seed: Tensor,
+    first_path: int,
+) -> Tensor:
+    out = torch.empty_like(x0, memory_format=torch.contiguous_format)
+    simulate = compiled_drifts.load(program, x0.dtype).simulate
+    _drift_run(simulate, (out, None, None), x0, parameters, steps, times, noise_std, 0.0, seed, first_path, False)
+    return out
+
+
+def drift_transition(
+    x0: Tensor,
+    parameters: Tensor,
+    steps: Tensor,
+    times: Tensor,
+    noise_std: Tensor,
+    program: Program,
+    seed: Tensor,
+    first_path: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    x, mean, noise = (torch.empty_like(x0, memory_format=torch.contiguous_format) for _ in range(3))
+    simulate = compiled_drifts.load(program, x0.dtype).simulate
+    _drift_run(simulate, (x, mean, noise), x0, parameters, steps, times, noise_std, 0.0, seed, first_path, False)
+    return x, mean, noise
+
+
+def drift_target(
+    x0: Tensor,
+    parameters: Tensor,
+    steps: Tensor,
+    times: Tensor,
+    noise_std: Tensor,
+    rate: float,
+    program: Program,
+    seed: Tensor,
+    first_path: int,
+    antithetic: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = len(x0) * (2 if antithetic else 1), *steps.shape[1:], x0.shape[1]
+    x, target, variance = x0.new_empty(shape), x0.new_empty(shape), x0.new_empty((*shape[:-1], 1))
+    out, walk = (x, target, variance), compiled_drifts.load(program, x0.dtype).target
+    _drift_run(walk, out, x0, parameters, steps, times, noise_std, rate, seed, first_path, antithetic)
+    return x, target, variance
+
+
+def _drift_run(
+    walk: Callable[..., int],
+    out: tuple[Tensor | None, ...],
+    x0: Tensor,
+    parameters: Tensor,
+    steps: Tensor,
+    times: Tensor,
+    noise_std: Tensor,
+    rate: float,
+    seed: Tensor,
+    first_path: int,
+    mirrored: bool,
+) -> None:
+    if steps.numel() == 0:
+        return
+    x0, parameters, steps = x0.contiguous(), parameters.contiguous(), steps.contiguous()
+    times, noise_std = (table.to(torch.float64).contiguous() for table in (times, noise_std))
+    rows, records, n_steps = len(x0), steps.numel() // len(x0), len(noise_std)
+    wrong = walk(
+        *(_pointer(x0), _pointer(steps), rows, records, _pointer(times), _pointer(noise_std), n_steps, rate),
+        *(_pointer(parameters), int(seed), first_path, mirrored, *(_pointer(o) for o in out)),
+        torch.get_num_threads(),
+    )
+    if wrong >= 0:
+        raise ValueError(f"steps: expected values in 0..{n_steps}, found {int(steps.flatten()[wrong])}")
+
+
+def drift_reverse_steps(
+    y: Tensor,
+    parameters: Tensor,
+    held: Tensor,
+    slope: Tensor | None,
+    rate: Tensor | None,
+    bounds: Tensor,
+    coefficients: Tensor,
+    times: Tensor,
+    noise_std: Tensor,
+    program: Program,
+    seed: Tensor,
+    first_path: int,
+) -> Tensor:
+    first, last = (int(bound) for bound in bounds)
+    out = torch.empty_like(y, memory_format=torch.contiguous_format)
+    network = [None if a is None else a.contiguous() for a in (y, held, slope, rate)]
+    tables = [coefficients.contiguous(), *(table.to(torch.float64).contiguous() for table in (times, noise_std))]
+    parameters = parameters.contiguous()
+    compiled_drifts.load(program, y.dtype).reverse_steps(
+        *(*map(_pointer, network), len(y), first, last, *map(_pointer, tables), len(noise_std), _pointer(parameters)),
+        *(int(seed), first_path, _pointer(out), torch.get_num_threads()),
+    )
     return out
 
 

@@ -63,7 +63,9 @@ class Builder:
         name: the library's file is `lib<name>.so`.
         sources: C++ files to compile.
         headers: files they include, hashed with them.
-        compile_flags, link_flags: added to what torch needs.
+        generated: names and texts of further files, sources and headers, which are kept beside the library.
+        include: directories in which files are looked for.
+        compile_flags, link_flags: added to what torch needs, or, without links_torch, to nothing.
         cache_dir: the cache; by default that of the environment.
     """
 
@@ -72,6 +74,9 @@ class Builder:
     headers: tuple[Path, ...] = ()
     compile_flags: tuple[str, ...] = COMPILE_FLAGS
     link_flags: tuple[str, ...] = LINK_FLAGS
+    generated: tuple[tuple[str, str], ...] = ()
+    include: tuple[Path, ...] = ()
+    links_torch: bool = True
     cache_dir: Path | None = None
 
     @property
@@ -94,6 +99,8 @@ class Builder:
         for path in (*self.sources, *self.headers):
             digest.update(f"\0{path.parent.name}/{path.name}\0".encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())
+        for name, text in self.generated:
+            digest.update(f"\0{name}\0{text}".encode())
         return digest.hexdigest()[:32]
 
     def library(self, compiler: Compiler) -> Path:
@@ -119,12 +126,15 @@ class Builder:
         return library
 
     def _build_into(self, library: Path, compiler: Compiler, verbose: bool) -> None:
-        logger.warning("building %s (once; it may take a minute) into %s", self.name, library.parent)
+        level = logging.INFO if self.generated else logging.WARNING  # seconds, and a minute
+        logger.log(level, "building %s (once; it may take a minute) into %s", self.name, library.parent)
         try:
             work = Path(tempfile.mkdtemp(prefix="building-", dir=self.root))
         except OSError as error:
             raise BuildError(f"the cache directory {self.root} cannot be written to: {error}") from error
         try:
+            for name, text in self.generated:
+                (work / name).write_text(text)
             (work / "build.ninja").write_text(self._ninja_file(compiler))
             output, returncode = run_ninja(work, verbose)
             if returncode != 0 or not (work / library.name).is_file():
@@ -146,33 +156,30 @@ class Builder:
             shutil.rmtree(work, ignore_errors=True)
 
     def _ninja_file(self, compiler: Compiler) -> str:
-        from torch.utils import cpp_extension
-
         openmp = bundled_openmp()
         compile_flags = [
             *self.compile_flags,
-            f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
             # clang's OpenMP would be a second runtime beside torch's; without, loops run on one thread
             *([] if compiler.is_clang else ["-fopenmp"]),
-            *(f"-isystem{path}" for path in cpp_extension.include_paths()),
+            *(f"-I{path}" for path in self.include),
         ]
-        link_flags = [
-            "-shared",
-            *self.link_flags,
-            *(f"-L{path}" for path in cpp_extension.library_paths()),
-            "-ltorch",
-            "-ltorch_cpu",
-            "-lc10",
-            *([] if compiler.is_clang else [str(path) for path in openmp] or ["-fopenmp"]),
-        ]
-        objects = [f"{i}_{path.stem}.o" for i, path in enumerate(self.sources)]
+        link_flags = ["-shared", *self.link_flags]
+        if self.links_torch:
+            from torch.utils import cpp_extension
+
+            compile_flags += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
+            compile_flags += [f"-isystem{path}" for path in cpp_extension.include_paths()]
+            link_flags += [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch", "-ltorch_cpu", "-lc10"]
+        link_flags += [] if compiler.is_clang else [str(path) for path in openmp] or ["-fopenmp"]
+        sources = [*self.sources, *(Path(name) for name, _ in self.generated if name.endswith(".cpp"))]
+        objects = [f"{i}_{path.stem}.o" for i, path in enumerate(sources)]
         rules = [
             "ninja_required_version = 1.5",
             "rule compile",
             f"  command = {command_line([*compiler.command, *compile_flags])} -c $in -o $out",
             "rule link",
             f"  command = {command_line(compiler.command)} $in -o $out {command_line(link_flags)}",
-            *(f"build {escape(o)}: compile {escape(str(s))}" for o, s in zip(objects, self.sources, strict=True)),
+            *(f"build {escape(o)}: compile {escape(str(s))}" for o, s in zip(objects, sources, strict=True)),
             f"build {escape(f'lib{self.name}.so')}: link {' '.join(map(escape, objects))}",
         ]
         return "\n".join(rules) + "\n"

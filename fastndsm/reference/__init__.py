@@ -5,6 +5,14 @@ so that it is also the gradient oracle. Imports nothing but torch.
 """
 
 from .components import MixtureOperands, PrincipalAxes
+from .drift import (
+    drift_product,
+    drift_reverse_steps,
+    drift_simulate,
+    drift_target,
+    drift_transition,
+    drift_value,
+)
 from .loss import dsm_loss, dsm_loss_backward, ndsm_loss, ndsm_loss_backward
 from .mixture import mixture_hvp, mixture_log_prob, mixture_sample, mixture_score
 from .noised import NoisedOperands, noised_log_prob, noised_score
@@ -18,6 +26,12 @@ __all__ = [
     "NoisedOperands",
     "PrincipalAxes",
     "ProcessOperands",
+    "drift_product",
+    "drift_reverse_steps",
+    "drift_simulate",
+    "drift_target",
+    "drift_transition",
+    "drift_value",
     "dsm_loss",
     "dsm_loss_backward",
     "mixture_hvp",

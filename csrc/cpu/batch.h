@@ -1,0 +1,242 @@
+// Rows of a batch as the lanes of tiles: which rows share one, and where their records go. Whatever the drift.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "../include/lanes.h"
+
+namespace fastndsm {
+
+template <typename S>
+struct Batch {
+  int64_t n_rows, n_records, n_steps, first_path;
+  const S* x0;  // [n_rows, d]
+  const int64_t* steps;  // [n_rows, n_records], 0..n_steps: after how many of them a path's records are taken
+  const int64_t* last;  // [n_rows], the most of them
+  S* x;  // [n_rows, n_records, d], or [2 n_rows, n_records, d] if mirrored
+  S* mean;  // like x, or null
+  S* noise;
+  S* target;  // like x, or null
+  S* variance;  // [rows of x, n_records, 1] spherical, else like x
+  bool mirrored;
+};
+
+inline std::vector<int64_t> last_steps(const int64_t* steps, int64_t n_rows, int64_t n_records) {
+  std::vector<int64_t> last(n_rows);
+  for (int64_t i = 0; i < n_rows; ++i) last[i] = *std::max_element(steps + i * n_records, steps + (i + 1) * n_records);
+  return last;
+}
+
+// Rows that take all the same number of steps where `steps` is null; else by descending number of steps, so that the lanes of a tile finish together, and among equals by component (0 ..
+// n_components - 1), so that the lanes of a tile leave the same ones out; then long and short tiles in turn, so that every
+// thread's share of consecutive tiles costs the same.
+class Schedule {
+ public:
+  // steps and component by the number of a row.
+  Schedule(const int64_t* steps, std::vector<int64_t> rows, int64_t n_steps, int lanes, const int32_t* component = nullptr,
+           int64_t n_components = 0);
+  int64_t n_tiles() const { return n_tiles_; }
+  int lanes() const { return lanes_; }
+  // The rows of tile i; lanes beyond the last row repeat it and are not written back.
+  int rows(int64_t i, const int64_t*& row) const;
+
+ private:
+  int64_t n_rows_, n_tiles_;
+  int lanes_;
+  std::vector<int64_t> order_;
+};
+
+inline Schedule::Schedule(const int64_t* steps, std::vector<int64_t> rows, int64_t n_steps, int lanes,
+                          const int32_t* component, int64_t n_components)
+    : n_rows_(static_cast<int64_t>(rows.size())),
+      n_tiles_((n_rows_ + lanes - 1) / lanes),
+      lanes_(lanes),
+      order_(std::move(rows)) {
+  const auto counting_sort = [&](int64_t n_keys, auto key) {  // stable
+    const std::vector<int64_t> rows = order_;
+    std::vector<int64_t> start(n_keys + 1, 0);
+    for (int64_t row : rows) ++start[key(row) + 1];
+    for (int64_t k = 0; k < n_keys; ++k) start[k + 1] += start[k];
+    for (int64_t row : rows) order_[start[key(row)]++] = row;
+  };
+  if (component) counting_sort(n_components, [&](int64_t row) { return component[row]; });
+  if (steps) counting_sort(n_steps + 1, [&](int64_t row) { return n_steps - steps[row]; });
+}
+
+inline int Schedule::rows(int64_t i, const int64_t*& row) const {
+  const int64_t tile = i % 2 == 0 ? i / 2 : n_tiles_ - 1 - i / 2;
+  row = order_.data() + tile * lanes_;
+  return static_cast<int>(std::min<int64_t>(lanes_, n_rows_ - tile * lanes_));
+}
+
+// Rows as the lanes of a tile; lanes beyond the last row repeat it.
+template <typename V>
+struct TileRows {
+  static constexpr int W = lanes_of<V>;
+  using S = scalar_of<V>;
+
+  const int64_t* row;
+  int count;
+
+  int64_t at(int lane) const { return row[std::min(lane, count - 1)]; }
+
+  PathCounters<words_of<V>> paths(int64_t first_path, uint32_t stream) const {
+    uint32_t c0[W], c1[W];
+    for (int l = 0; l < W; ++l) path_words(first_path + at(l), stream, c0[l], c1[l]);
+    return {load<words_of<V>>(c0), load<words_of<V>>(c1)};
+  }
+
+  void gather(const S* from, int64_t d, V* to) const {
+    S* lanes = reinterpret_cast<S*>(to);
+    for (int l = 0; l < W; ++l) {
+      const S* source = from + at(l) * d;
+      for (int64_t j = 0; j < d; ++j) lanes[j * W + l] = source[j];
+    }
+  }
+
+  void scatter(const V* from, int64_t d, S* to) const {
+    const S* lanes = reinterpret_cast<const S*>(from);
+    for (int l = 0; l < count; ++l) {
+      S* destination = to + row[l] * d;
+      for (int64_t j = 0; j < d; ++j) destination[j] = lanes[j * W + l];
+    }
+  }
+};
+
+// Of which lane of a tile, and where in the outputs.
+struct Record {
+  int lane;
+  int64_t at;
+};
+
+template <typename S>
+struct BatchRows : TileRows<vec<S, kLanes<S>>> {
+  using V = vec<S, kLanes<S>>;
+
+  const Batch<S>& batch;
+
+  BatchRows(const Batch<S>& batch, const Schedule& schedule, int64_t tile) : batch(batch) {
+    this->count = schedule.rows(tile, this->row);
+  }
+  BatchRows(const Batch<S>& batch, const int64_t* row, int count) : TileRows<V>{row, count}, batch(batch) {}
+
+  Lanes<V> lanes(const NoiseStream& noise) const {
+    Lanes<V> lanes{this->paths(batch.first_path, noise.stream), batch.n_steps, 0};
+    for (int l = 0; l < this->count; ++l) {
+      lanes.first = std::min(lanes.first, *std::min_element(steps(l), steps(l) + batch.n_records));
+      lanes.last = std::max(lanes.last, batch.last[this->row[l]]);
+    }
+    return lanes;
+  }
+
+  const int64_t* steps(int lane) const { return batch.steps + this->row[lane] * batch.n_records; }
+
+  Record record(int lane, int64_t shift, int64_t r) const {
+    return {lane, (this->row[lane] + shift) * batch.n_records + r};
+  }
+
+  // All records of a lane to where they are in another batch.
+  void copy(int lane, int64_t shift, const BatchRows& to, int64_t to_shift, int64_t d, int64_t rates) const {
+    const int64_t from_at = record(lane, shift, 0).at, to_at = to.record(lane, to_shift, 0).at;
+    const auto rows = [&](const S* from, S* destination, int64_t width) {
+      if (from) std::copy_n(from + from_at * width, batch.n_records * width, destination + to_at * width);
+    };
+    rows(batch.x, to.batch.x, d), rows(batch.mean, to.batch.mean, d), rows(batch.noise, to.batch.noise, d);
+    rows(batch.target, to.batch.target, d), rows(batch.variance, to.batch.variance, rates);
+  }
+
+  // n records of x; and of mean and noise, or of the target and the variance, h being the target where it is `divided`. All
+  // of them block by block: a tile's state is too large to be read for each.
+  template <bool divided = false, typename Dim>
+  void write(const Record* records, int64_t n, Dim d, int64_t rates, const V* x, const V* second, const V* third) const {
+    constexpr int64_t block = 64;
+    for (int64_t j = 0; j < d; j += block) {
+      const int64_t end = std::min<int64_t>(j + block, d);
+      for (const Record* record = records; record < records + n; ++record) {
+        const int lane = record->lane;
+        const int64_t row = record->at * d;
+        const auto copy = [lane](const V* from, S* to, int64_t first, int64_t last) {
+          put(first, last, to, [=](auto width, int64_t i) { return column<decltype(width)>(from, i, lane); });
+        };
+        copy(x, batch.x + row, j, end);
+        if (batch.target) {
+          copy(third, batch.variance + record->at * rates, std::min(j, rates), std::min(end, rates));
+          put(j, end, batch.target + row, [=](auto width, int64_t i) {
+            using T = decltype(width);
+            const T h = column<T>(second, i, lane);
+            if constexpr (divided) return h;
+            const T v = rates == 1 ? splat<T>(column<S>(third, 0, lane)) : column<T>(third, i, lane);
+            return T(select(v > S(0), T(-h / v), T{}));  // no step taken: nothing to regress on
+          });
+        } else if (batch.mean) {
+          copy(second, batch.mean + row, j, end);
+          copy(third, batch.noise + row, j, end);
+        }
+      }
+    }
+  }
+
+ private:
+  // Value j of a lane, or as many from there on as T has.
+  template <typename T>
+  static T column(const V* from, int64_t j, int lane) {
+    const S* p = reinterpret_cast<const S*>(from + j) + lane;
+    return [p]<size_t... i>(std::index_sequence<i...>) {
+      return T{p[i * lanes_of<V>]...};
+    }(std::make_index_sequence<lanes_of<T>>());
+  }
+
+  // to[j] = value(T, j), in vectors of four where a whole one is too many.
+  template <typename Value>
+  static void put(int64_t first, int64_t last, S* to, const Value& value) {
+    using Four = vec<S, std::min(4, lanes_of<V>)>;
+    int64_t j = first;
+    for (; j + lanes_of<V> <= last; j += lanes_of<V>) store(to + j, value(V{}, j));
+    for (; j + lanes_of<Four> <= last; j += lanes_of<Four>) store(to + j, value(Four{}, j));
+    for (; j < last; ++j) to[j] = value(S{}, j);
+  }
+};
+
+// The records of a tile, listed by their step.
+class RecordLists {
+ public:
+  // By the steps of rows, with places in `out`.
+  template <typename S>
+  void fill(const BatchRows<S>& rows, const BatchRows<S>& out, int64_t last) {
+    head_.assign(last + 1, kNone), entries_.clear();
+    for (int l = 0; l < rows.count; ++l) {
+      const int64_t* steps = rows.steps(l);
+      for (int64_t r = 0; r < rows.batch.n_records; ++r) {
+        const int32_t entry = static_cast<int32_t>(entries_.size());
+        entries_.push_back({out.record(l, 0, r), std::exchange(head_[steps[r]], entry)});
+      }
+    }
+    found_.resize(entries_.size());
+  }
+
+  // Those of step n, `shift` places on; how many.
+  int64_t find(int64_t n, int64_t shift, const Record*& records) {
+    int64_t count = 0;
+    for (int32_t i = head_[n]; i != kNone; i = entries_[i].next) {
+      const Record& one = entries_[i].record;
+      found_[count++] = {one.lane, one.at + shift};
+    }
+    records = found_.data();
+    return count;
+  }
+
+ private:
+  static constexpr int32_t kNone = -1;
+  struct Entry {
+    Record record;
+    int32_t next;
+  };
+  std::vector<int32_t> head_;
+  std::vector<Entry> entries_;
+  std::vector<Record> found_;
+};
+
+}  // namespace fastndsm
