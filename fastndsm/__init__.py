@@ -24,7 +24,20 @@ from .sampling import log_likelihood, read_samples, sample, sample_sharded, writ
 from .score import ResidualScore
 
 if _TYPE_CHECKING:
-    from . import checkpoint, cli, data, integrations, latent, metrics, networks, tabular, testing, trainer, training
+    from . import (
+        checkpoint,
+        cli,
+        data,
+        drifts,
+        integrations,
+        latent,
+        metrics,
+        networks,
+        tabular,
+        testing,
+        trainer,
+        training,
+    )
 
 _checkout.expose_kernels_and_sources()
 
@@ -33,6 +46,7 @@ _SUBMODULES = (
     "checkpoint",
     "cli",
     "data",
+    "drifts",
     "integrations",
     "latent",
     "metrics",
@@ -62,6 +76,7 @@ __all__ = [
     "cli",
     "compile_drift",
     "data",
+    "drifts",
     "functional",
     "integrations",
     "latent",

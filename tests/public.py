@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import fastndsm
 from fastndsm import checkpoint, data, functional, latent, metrics, networks, reference, tabular, testing, training
 from fastndsm.integrations import score_sde, torchmetrics
+from fastndsm import checkpoint, data, drifts, functional, latent, metrics, networks, reference, testing, training
 
 SEED = 7
 F = functional
@@ -85,6 +86,10 @@ def wave(t: float) -> float:
 
 def pull(x: Tensor, t: Tensor) -> Tensor:
     return -0.5 * x
+
+
+def quartic(x: Tensor) -> Tensor:
+    return -(x**4).sum(1)
 
 
 def seven(t: Tensor) -> Tensor:
@@ -253,6 +258,10 @@ def see_process_of_classes(p: Any) -> Any:
     return see_process(p), noised, p.noised(x, 3, SEED, condition=y), p.draw_prior(5, SEED, 0, y)
 
 
+def see_drift(drift: Any, dim: int = 2) -> Any:
+    return drift(points(4, dim), torch.full((4,), 0.2, dtype=torch.float32, device="cpu"))
+
+
 def see_ou(p: Any) -> Any:
     return see_process(p), p.marginal(), p.exact_noised(points(), seed=SEED)
 
@@ -388,6 +397,12 @@ EXAMPLES: dict[Any, list[Example]] = {
             (lambda: drifting(0.1), lambda: drifting(T=0.3), lambda: drifting(sigma=2.0), lambda: drifting(seed=1)),
         )
     ],
+    drifts.DoubleWell: [Example(drifts.DoubleWell, see_drift, (lambda: drifts.DoubleWell(2.0),))],
+    drifts.MuellerBrown: [Example(drifts.MuellerBrown, see_drift, (lambda: drifts.MuellerBrown(0.5),))],
+    drifts.Lorenz: [Example(drifts.Lorenz, lambda drift: see_drift(drift, 3), (lambda: drifts.Lorenz(1.0),))],
+    drifts.LotkaVolterra: [Example(drifts.LotkaVolterra, see_drift, (lambda: drifts.LotkaVolterra(2.0),))],
+    drifts.Langevin: [Example(lambda: drifts.Langevin(quartic), see_drift)],
+    drifts.Sum: [Example(lambda: drifts.Sum(pull, drifts.DoubleWell()), see_drift)],
     fastndsm.ResidualScore: [
         Example(
             lambda features=features: residual(features=features),
@@ -587,6 +602,34 @@ def of_reference(name: str) -> Callable[[Given], Any]:
     return call
 
 
+def call_compiled(given: Given) -> Any:
+    drift = fastndsm.compile_drift(pull, 2)
+    return drift(points(), 0.2), drift.product(points(), 0.2, points(seed=1))
+
+
+def of_drift(name: str) -> Callable[[Given], Any]:
+    """Call the reference of an op of a drift's program."""
+
+    def call(given: Given) -> Any:
+        x, v = points(), points(seed=1)
+        traced = fastndsm.compile_drift(pull, 2).traced(x.dtype)
+        program, parameters, steps = traced.program, traced.parameters(x), torch.arange(5, device="cpu")
+        p, seed, t = drifting(), torch.tensor(SEED, device="cpu"), torch.full((5,), 0.2, dtype=x.dtype, device="cpu")
+        walk = x, parameters, steps, p.times, p.noise_std
+        bounds, table = torch.tensor([4, 1], device="cpu"), p.reverse_scheme().coefficients(4, 1).to(x.dtype)
+        back = x, parameters, v, None, None, bounds, table, p.times, p.noise_std, program, seed, 0
+        return {
+            "value": lambda: reference.drift_value(x, parameters, t, program),
+            "product": lambda: reference.drift_product(x, parameters, v, t, program),
+            "simulate": lambda: reference.drift_simulate(*walk, program, seed, 0),
+            "transition": lambda: reference.drift_transition(*walk, program, seed, 0),
+            "target": lambda: reference.drift_target(*walk, 0.5, program, seed, 0, True),
+            "reverse_steps": lambda: reference.drift_reverse_steps(*back),
+        }[name]()
+
+    return call
+
+
 def gradients_of(name: str) -> Callable[[Given], Any]:
     def call(given: Given) -> Any:
         made = arguments(torch.promote_types(given.dtype, torch.float32))
@@ -605,12 +648,16 @@ OPS += (
     "dsm_loss",
     "philox_normal",
 )
+OPS += ("simulate_transition", "reverse_steps", "ndsm_loss", "dsm_loss", "philox_normal")
+DRIFTS = ("value", "product", "simulate", "transition", "target", "reverse_steps")
 PARTS = checkpoint.process_parts
 
 FUNCTIONS: dict[Any, Callable[[Given], Any]] = {
     **{getattr(functional, name): of_call(name) for name in (*OPS, "reverse_step")},
     **{getattr(reference, name): of_reference(name) for name in OPS},
     **{getattr(reference, f"{name}_backward"): gradients_of(name) for name in ("ndsm_loss", "dsm_loss")},
+    **{getattr(reference, f"drift_{name}"): of_drift(name) for name in DRIFTS},
+    fastndsm.compile_drift: call_compiled,
     reference.philox4x32_10: lambda given: reference.philox4x32_10((torch.arange(3, device="cpu"),) * 4, (5, 6)),
     fastndsm.loss_for: lambda given: [see_loss(fastndsm.loss_for(p)) for p in (langevin(), edm(), flow())],
     fastndsm.sample: call_sample,

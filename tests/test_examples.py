@@ -146,6 +146,12 @@ def test_noisings(monkeypatch: pytest.MonkeyPatch) -> None:
         assert figures["log-likelihood"] > -1.6, name
 
 
+def test_target_energy(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run("target_energy", monkeypatch, "--steps", "300")
+    assert found["energy distance of samples"] < 0.2 * found["energy distance of the noised data"]
+    assert 0.55 < found["share of samples on the right (0.7)"] < 0.85
+
+
 def test_every_recipe_is_run_here() -> None:
     tested = {name.removeprefix("test_") for name in globals()} | {"own_training_loop"}
     assert set(NAMES) <= tested

@@ -31,6 +31,7 @@ LAYERS = (
         "fastndsm._classes",
         "fastndsm._em",
         "fastndsm.selection",
+        "fastndsm.drifts",
         "fastndsm._prior",
         "fastndsm._linear",
         "fastndsm.process",
@@ -171,7 +172,7 @@ import fastndsm
 assert not {"fastndsm.latent", "fastndsm.training", "sklearn"} & set(sys.modules), "imported before it is asked for"
 for name in (
     "latent", "data", "networks", "metrics", "training", "testing", "cli", "trainer", "checkpoint", "integrations",
-    "tabular",
+    "tabular", "drifts",
 ):
     assert getattr(fastndsm, name).__name__ == f"fastndsm.{name}" and name in dir(fastndsm)
 for name in ("kernels.ops", "csrc"):

@@ -49,29 +49,38 @@ FASTNDSM_HD V with_sign_of(V positive, V x) {
   return reinterpret<V>(reinterpret<I>(positive) | (reinterpret<I>(x) & top));
 }
 
+template <typename V>
+FASTNDSM_OUTLINE V sin_by_lanes(V x) {
+  return lanewise([](scalar_of<V> lane) { return std::sin(lane); }, x);
+}
+template <typename V>
+FASTNDSM_OUTLINE V cos_by_lanes(V x) {
+  return lanewise([](scalar_of<V> lane) { return std::cos(lane); }, x);
+}
+
 }  // namespace detail
 
 // By lambdas, as the functions are overloaded.
-#define FASTNDSM_LANEWISE(name)                                                    \
+#define FASTNDSM_LANEWISE(kind, name)                                              \
   template <typename V>                                                            \
-  FASTNDSM_HD V name(V x) {                                                        \
+  kind V name(V x) {                                                               \
     return detail::lanewise([](scalar_of<V> lane) { return std::name(lane); }, x); \
   }
 #define FASTNDSM_LANEWISE_PAIRS(name)                                                              \
   template <typename V>                                                                            \
-  FASTNDSM_HD V name(V x, V y) {                                                                   \
+  FASTNDSM_OUTLINE V name(V x, V y) {                                                              \
     return detail::lanewise([](scalar_of<V> a, scalar_of<V> b) { return std::name(a, b); }, x, y); \
   }
-FASTNDSM_LANEWISE(asin)
-FASTNDSM_LANEWISE(acos)
-FASTNDSM_LANEWISE(atan)
-FASTNDSM_LANEWISE(asinh)
-FASTNDSM_LANEWISE(acosh)
-FASTNDSM_LANEWISE(atanh)
-FASTNDSM_LANEWISE(erf)
-FASTNDSM_LANEWISE(floor)
-FASTNDSM_LANEWISE(ceil)
-FASTNDSM_LANEWISE(trunc)
+FASTNDSM_LANEWISE(FASTNDSM_OUTLINE, asin)
+FASTNDSM_LANEWISE(FASTNDSM_OUTLINE, acos)
+FASTNDSM_LANEWISE(FASTNDSM_OUTLINE, atan)
+FASTNDSM_LANEWISE(FASTNDSM_OUTLINE, asinh)
+FASTNDSM_LANEWISE(FASTNDSM_OUTLINE, acosh)
+FASTNDSM_LANEWISE(FASTNDSM_OUTLINE, atanh)
+FASTNDSM_LANEWISE(FASTNDSM_OUTLINE, erf)
+FASTNDSM_LANEWISE(FASTNDSM_HD, floor)
+FASTNDSM_LANEWISE(FASTNDSM_HD, ceil)
+FASTNDSM_LANEWISE(FASTNDSM_HD, trunc)
 FASTNDSM_LANEWISE_PAIRS(pow)
 FASTNDSM_LANEWISE_PAIRS(atan2)
 FASTNDSM_LANEWISE_PAIRS(fmod)
@@ -186,8 +195,8 @@ FASTNDSM_HD void sincos(V x, V& sin, V& cos) {
   sin = reinterpret<V>(reinterpret<I>(select(swap, c, s)) ^ I((quadrant & 2) << shift));
   cos = reinterpret<V>(reinterpret<I>(select(swap, s, c)) ^ I(((quadrant + 1) & 2) << shift));
   if (any_lane(!within)) {  // of these alone: what a lane gets does not depend on its neighbours
-    sin = select(within, sin, detail::lanewise([](S lane) { return std::sin(lane); }, x));
-    cos = select(within, cos, detail::lanewise([](S lane) { return std::cos(lane); }, x));
+    sin = select(within, sin, detail::sin_by_lanes(x));
+    cos = select(within, cos, detail::cos_by_lanes(x));
   }
 }
 

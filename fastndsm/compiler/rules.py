@@ -22,9 +22,9 @@ MOVES = frozenset(
     cat stack index _unsafe_index index_select gather flip roll clone repeat tril triu select_scatter slice_scatter
     diagonal_scatter as_strided_scatter index_put _index_put_impl scatter select_backward slice_backward
     diagonal_backward unfold_backward lift_fresh lift_fresh_copy diag_embed take repeat_interleave _unsafe_view
-    index_copy _reshape_copy block_diag
+    index_copy constant_pad_nd _to_copy convert_element_type copy fill zero
     """.split()
-)  # and what makes views
+)  # and what makes views; the last line with a little more to it
 INDICES = {
     **dict.fromkeys(("index", "_unsafe_index", "index_put", "_index_put_impl", "take"), 1),
     **dict.fromkeys(("index_select", "gather", "scatter", "index_copy"), 2),
@@ -109,7 +109,7 @@ for _name in (
     *("pow", "atan2", "maximum", "minimum", "fmod", "mul"),
 ):
     _elementwise([_name], _apply(_name))
-for _name, _op in {"clamp_min": "maximum", "clamp_max": "minimum", "fix": "trunc", "arctan2": "atan2"}.items():
+for _name, _op in {"clamp_min": "maximum", "clamp_max": "minimum"}.items():
     _elementwise([_name], _apply(_op))
 
 
@@ -121,7 +121,7 @@ def _add(e: Expressions, a: Tensor, b: Tensor, *, alpha: Tensor | None = None, o
     return each(e, function, a, b, torch.tensor(e.const(1.0)) if alpha is None else alpha)
 
 
-@_rule("sub", "subtract")
+@_rule("sub")
 def _sub(e: Expressions, a: Tensor, b: Tensor, *, alpha: Tensor | None = None) -> Tensor:
     return _add(e, a, b, alpha=alpha, op="sub")
 
@@ -131,10 +131,14 @@ def _rsub(e: Expressions, a: Tensor, b: Tensor, alpha: Tensor | None = None) -> 
     return _add(e, b, a, alpha=alpha, op="sub")
 
 
-@_rule("div", "true_divide", "divide")
+@_rule("div")
 def _div(e: Expressions, a: Tensor, b: Tensor, *, rounding_mode: str | None = None) -> Tensor:
     def function(x: int, y: int) -> int:
-        quotient = e.apply("div", number(e, x), number(e, y))
+        x, y = number(e, x), number(e, y)
+        quotient = e.apply("div", x, y)
+        if rounding_mode == "floor":  # of what the remainder leaves, as Python's
+            whole = e.apply("round", e.apply("div", e.apply("sub", x, _remainder(e, x, y)), y))
+            return e.apply("select", e.apply("eq", y, 0), quotient, whole)
         return quotient if rounding_mode is None else e.apply(rounding_mode, quotient)
 
     return each(e, function, a, b)
@@ -206,12 +210,14 @@ def _(e: Expressions, a: int, b: int) -> int:
     return e.apply("sqrt", e.apply("add", e.apply("mul", a, a), e.apply("mul", b, b)))
 
 
-@_compose("remainder")
-def _(e: Expressions, a: int, b: int) -> int:
+def _remainder(e: Expressions, a: int, b: int) -> int:
     rest = e.apply("fmod", a, b)  # of the sign of a; that of b is asked for
     across = e.apply("xor", e.apply("lt", rest, 0), e.apply("lt", b, 0))
     wrong = e.apply("and", e.apply("ne", rest, 0), across)
     return e.apply("select", wrong, e.apply("add", rest, b), rest)
+
+
+_elementwise(["remainder"], _remainder)
 
 
 @_compose("logaddexp")
@@ -392,7 +398,7 @@ def _mv(e: Expressions, a: Tensor, b: Tensor) -> Tensor:
     return _product(e, a, b[:, None])[:, 0]
 
 
-@_rule("dot", "vdot")
+@_rule("dot")
 def _dot(e: Expressions, a: Tensor, b: Tensor) -> Tensor:
     return _product(e, a[None], b[:, None])[0, 0]
 

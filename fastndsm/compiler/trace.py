@@ -231,19 +231,21 @@ class _Tracer(_Mode):
         if composed is not None:
             with self:
                 return composed(*args, **kwargs)
+        written = function._schema.is_mutable
+        if written:
+            self._prepare(function, args[0])
         out = function(*args, **kwargs)
         if name in OF_SHAPES:
             self._constant.update(_key(made) for made in _tensors(out))
             self._alive.extend(_tensors(out))
             return out
         outs = list(out) if isinstance(out, tuple | list) else [out]
-        written = function._schema.is_mutable
         if not written and all(_key(o) in self._numbers for o in _tensors(out)) and _tensors(out):
             return out  # views
         self._check_dtype(function, _tensors(out))
         ids = self._convert(function, name.removesuffix("_") if written else name, args, kwargs, outs)
         if written:
-            self._write(function, args[0], ids)
+            self._put(self._numbers, args[0], ids)
         else:
             for made, numbers in zip(outs, ids if isinstance(ids, tuple | list) else [ids], strict=True):
                 if numbers is not None:
@@ -254,6 +256,8 @@ class _Tracer(_Mode):
 
     def _without_inputs(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator on constants, or on parameters and constants: the latter again at each call."""
+        if function._schema.name == "aten::_efficientzerotensor":  # which has no storage
+            return torch.zeros(*args, **kwargs)
         if torch.Tag.nondeterministic_seeded in function.tags:
             raise Unsupported(f"drift: expected no random numbers, found {function}")
         tensors = _tensors((args, kwargs))
@@ -314,15 +318,14 @@ class _Tracer(_Mode):
             if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype != self.dtype:
                 raise Unsupported(f"drift: expected {self.dtype} throughout, found {tensor.dtype} from {function}")
 
-    def _write(self, function: Any, target: Tensor, ids: Tensor) -> None:
-        """Keep what an operator has written into a tensor."""
+    def _prepare(self, function: Any, target: Tensor) -> None:
+        """Have numbers of a tensor that is to be written to, from before that."""
         self._meet(target)
         if _key(target) in self._late:
             raise Unsupported(f"drift: expected it to leave the tensors it closes over as they are, found {function}")
         if _key(target) not in self._numbers:
             whole = target.as_strided((target.untyped_storage().nbytes() // target.element_size(),), (1,), 0)
             self._put(self._numbers, whole, self._constants(whole))
-        self._put(self._numbers, target, ids)
 
     def _convert(self, function: Any, name: str, args: Any, kwargs: Any, outs: list[Any]) -> Any:
         """Return the numbers of what an operator makes."""

@@ -96,3 +96,9 @@ def _open(path: Path) -> DriftLibrary:
         function("value", _VALUE, None),  # type: ignore[arg-type]
         function("product", _VALUE, None),  # type: ignore[arg-type]
     )
+
+
+def generated() -> list[Path]:
+    """Return the headers of the drifts that are in the cache, the newest first."""
+    folder = default_cache_dir() / CACHE
+    return sorted(folder.glob("*/drift.h"), key=lambda path: path.stat().st_mtime, reverse=True)
