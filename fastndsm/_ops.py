@@ -98,7 +98,7 @@ def _entry(name: str) -> Callable[..., Any]:
     op = getattr(torch.ops.fastndsm, name)
 
     def call(*arguments: Any) -> Any:
-        if not torch.compiler.is_compiling() and (_transforming() or near_alone()):
+        if not torch.compiler.is_compiling() and (_transforming() or near_alone.get()):
             return _implementations[name](*arguments[:-1], "reference")
         return op(*arguments)
 

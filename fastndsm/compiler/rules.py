@@ -1,4 +1,4 @@
-"""What PyTorch's operators do to scalars: a rule for each that computes, none for those that only move data.
+"""Rules for PyTorch's operators: what each that computes does to scalars; those that only move data need none.
 
 A rule takes the `Expressions` and tensors of their numbers, int64 and of the shapes that the operator sees, and returns
 such tensors. What an operator fills with zeros is number 0, so that operators that move data run on numbers unchanged.
@@ -136,9 +136,11 @@ def _div(e: Expressions, a: Tensor, b: Tensor, *, rounding_mode: str | None = No
     def function(x: int, y: int) -> int:
         x, y = number(e, x), number(e, y)
         quotient = e.apply("div", x, y)
-        if rounding_mode == "floor":  # of what the remainder leaves, as Python's
-            whole = e.apply("round", e.apply("div", e.apply("sub", x, _remainder(e, x, y)), y))
-            return e.apply("select", e.apply("eq", y, 0), quotient, whole)
+        if rounding_mode == "floor":
+            rest = e.apply("fmod", x, y)
+            whole = e.apply("div", e.apply("sub", x, rest), y)
+            whole = e.apply("select", _across(e, rest, y), e.apply("sub", whole, e.const(1.0)), whole)
+            return e.apply("select", e.apply("eq", y, 0), quotient, e.apply("round", whole))
         return quotient if rounding_mode is None else e.apply(rounding_mode, quotient)
 
     return each(e, function, a, b)
@@ -210,11 +212,14 @@ def _(e: Expressions, a: int, b: int) -> int:
     return e.apply("sqrt", e.apply("add", e.apply("mul", a, a), e.apply("mul", b, b)))
 
 
+def _across(e: Expressions, rest: int, b: int) -> int:
+    """Return whether what fmod leaves has another sign than the divisor."""
+    return e.apply("and", e.apply("ne", rest, 0), e.apply("xor", e.apply("lt", rest, 0), e.apply("lt", b, 0)))
+
+
 def _remainder(e: Expressions, a: int, b: int) -> int:
-    rest = e.apply("fmod", a, b)  # of the sign of a; that of b is asked for
-    across = e.apply("xor", e.apply("lt", rest, 0), e.apply("lt", b, 0))
-    wrong = e.apply("and", e.apply("ne", rest, 0), across)
-    return e.apply("select", wrong, e.apply("add", rest, b), rest)
+    rest = e.apply("fmod", a, b)
+    return e.apply("select", _across(e, rest, b), e.apply("add", rest, b), rest)
 
 
 _elementwise(["remainder"], _remainder)

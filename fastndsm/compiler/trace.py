@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..reference.far import near_rows_alone
 from .program import Expressions, Node, Program, finished
 from .rules import COMPOSED, INDICES, MOVES, OF_SHAPES, RULES, TAKES_PLACES, mask, number
 
+pytree: Any = torch.utils._pytree
+Mode: Any = torch.utils._python_dispatch.TorchDispatchMode
 Drift = Callable[[Tensor, Tensor], Tensor]
 LARGEST_DIMENSION = 64
 MOST_OPERATIONS = 4000
@@ -38,7 +38,7 @@ class Unsupported(NotImplementedError):
 
 @dataclass(frozen=True)
 class _Late:
-    """What is computed of the parameters alone, at each call: the place of its value among them."""
+    """The place of a value that is computed at each call, of the parameters alone."""
 
     place: int
 
@@ -139,7 +139,7 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-class _Mode(TorchDispatchMode):
+class _Mode(Mode):  # type: ignore[misc]
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # which would import all of it, for seconds
@@ -149,7 +149,7 @@ class _Recorder(_Mode):
     """The storages that operators are given and that none of them has made."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.given: dict[int, Tensor] = {}
         self.made: dict[int, Tensor] = {}
 
@@ -168,7 +168,7 @@ class _Tracer(_Mode):
     """Runs a function and has the numbers of its scalars beside their values."""
 
     def __init__(self, before: _Recorder, x: Tensor, t: Tensor, z: Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.e = Expressions()
         self.dtype, self.dim = x.dtype, x[0].numel()
         self.before = before
@@ -309,9 +309,7 @@ class _Tracer(_Mode):
             return COMPOSED[name]
         if name in MOVES or name in OF_SHAPES or function._schema.is_mutable or function.is_view:
             return None
-        from torch._decomp import decomposition_table
-
-        return decomposition_table.get(function)
+        return torch._decomp.decomposition_table.get(function)
 
     def _check_dtype(self, function: Any, made: list[Tensor]) -> None:
         for tensor in made:

@@ -18,27 +18,22 @@ from torch import Tensor
 from .components import MixtureOperands, precision_product, within
 
 BLOCK_ELEMENTS = 1 << 22  # ceiling on the values of a block of rows
-_near_alone = contextvars.ContextVar("near_alone", default=False)
+near_alone = contextvars.ContextVar("near_alone", default=False)  # whether this is inside `near_rows_alone`
 
 
 @contextlib.contextmanager
 def near_rows_alone() -> Iterator[None]:
     """Take every row for near: while operators are traced, no values may be asked for."""
-    token = _near_alone.set(True)
+    token = near_alone.set(True)
     try:
         yield
     finally:
-        _near_alone.reset(token)
-
-
-def near_alone() -> bool:
-    """Return whether this is inside `near_rows_alone`."""
-    return _near_alone.get()
+        near_alone.reset(token)
 
 
 def far_rows(log_prob: Tensor, below: float = -math.inf) -> Tensor | None:
     """Find rows whose log-density is at most `below`, or NaN; None where there are none, or asking would stall."""
-    if near_alone() or log_prob.device.type != "cpu" or torch._C._functorch.peek_interpreter_stack() is not None:
+    if near_alone.get() or log_prob.device.type != "cpu" or torch._C._functorch.peek_interpreter_stack() is not None:
         return None
     near = log_prob > below
     return None if bool(near.all()) else (~near).nonzero()[:, 0]
