@@ -126,7 +126,7 @@ def exact(name: str) -> Tensor:
 def eager(case: Case, x0: Tensor, noise: Tensor | None) -> Tensor:
     """Run the loop as a user of PyTorch writes it."""
     dt, s = case.tables
-    t, x, buffer = torch.zeros(len(x0)), x0.clone(), torch.empty_like(x0)
+    t, x, buffer = torch.zeros(len(x0), device="cpu"), x0.clone(), torch.empty_like(x0)
     for n in range(STEPS):
         z = buffer.normal_() if noise is None else noise[n]
         x = x + dt * case.drift(x, t) + s * z

@@ -91,7 +91,7 @@ class Expressions:
         """Return the number of an operation on expressions."""
         nodes = [self.nodes[a] for a in args]
         if all(node.op == "const" for node in nodes) and op not in BOOLEAN:
-            values = [torch.tensor(node.value, dtype=torch.float64) for node in nodes]
+            values = [torch.tensor(node.value, dtype=torch.float64, device="cpu") for node in nodes]
             if op != "select":
                 return self.const(float(TORCH[op](*values)))
         simpler = getattr(self, f"_{op}", None)

@@ -69,7 +69,7 @@ def each(e: Expressions, function: Callable[..., int], *operands: Tensor) -> Ten
     """Return a function of numbers for each element of operands that broadcast."""
     wide = torch.broadcast_tensors(*operands)
     found = [function(*a) for a in zip(*(w.reshape(-1).tolist() for w in wide), strict=True)]
-    return torch.tensor(found, dtype=torch.int64).reshape(wide[0].shape)
+    return torch.tensor(found, dtype=torch.int64, device="cpu").reshape(wide[0].shape)
 
 
 def _elementwise(names: Sequence[str], function: Callable[..., int]) -> None:
@@ -118,7 +118,7 @@ def _add(e: Expressions, a: Tensor, b: Tensor, *, alpha: Tensor | None = None, o
     def function(x: int, y: int, scale: int) -> int:
         return e.apply(op, number(e, x), e.apply("mul", scale, number(e, y)))
 
-    return each(e, function, a, b, torch.tensor(e.const(1.0)) if alpha is None else alpha)
+    return each(e, function, a, b, torch.tensor(e.const(1.0), device="cpu") if alpha is None else alpha)
 
 
 @_rule("sub")
@@ -329,7 +329,7 @@ def _reduction(names: Sequence[str], op: str, convert: Callable[[Expressions, in
         found = []
         for row in rows.reshape(-1, rows.shape[-1]).tolist():
             found.append(e.reduce(op, [convert(e, n) for n in row]) if row else e.const(empty))
-        return torch.tensor(found, dtype=torch.int64).reshape(shape)
+        return torch.tensor(found, dtype=torch.int64, device="cpu").reshape(shape)
 
     RULES.update(dict.fromkeys(names, rule))
 
@@ -385,7 +385,7 @@ def _product(e: Expressions, a: Tensor, b: Tensor) -> Tensor:
             for term in terms[1:]:
                 total = e.apply("add", term, total)
             found.append(total)
-    return torch.tensor(found, dtype=torch.int64).reshape(len(a), len(columns))
+    return torch.tensor(found, dtype=torch.int64, device="cpu").reshape(len(a), len(columns))
 
 
 @_rule("mm")
@@ -433,19 +433,19 @@ def sums_into(e: Expressions, shape: Sequence[int], base: Tensor, places: Tensor
     out = base.reshape(-1).tolist()
     for place, value in zip(places.reshape(-1).tolist(), values.reshape(-1).tolist(), strict=True):
         out[place] = e.apply("add", out[place], number(e, value))
-    return torch.tensor(out, dtype=torch.int64).reshape(*shape)
+    return torch.tensor(out, dtype=torch.int64, device="cpu").reshape(*shape)
 
 
 @_rule("index_put_accumulate")
 def _index_put(e: Expressions, base: Tensor, indices: Sequence[Tensor | None], values: Tensor) -> Tensor:
-    flat = torch.arange(base.numel()).reshape(base.shape)
+    flat = torch.arange(base.numel(), device="cpu").reshape(base.shape)
     places = torch.ops.aten.index(flat, list(indices))
     return sums_into(e, base.shape, base, places, values.expand(places.shape))
 
 
 @_rule("scatter_add")
 def _scatter_add(e: Expressions, base: Tensor, dim: int, index: Tensor, values: Tensor) -> Tensor:
-    flat = torch.arange(base.numel()).reshape(base.shape)
+    flat = torch.arange(base.numel(), device="cpu").reshape(base.shape)
     corner = tuple(slice(0, n) if i != dim % base.ndim else slice(None) for i, n in enumerate(index.shape))
     places = flat[corner].gather(dim, index)
     return sums_into(e, base.shape, base, places, values[tuple(slice(0, n) for n in index.shape)])
@@ -453,7 +453,7 @@ def _scatter_add(e: Expressions, base: Tensor, dim: int, index: Tensor, values: 
 
 @_rule("index_add")
 def _index_add(e: Expressions, base: Tensor, dim: int, index: Tensor, values: Tensor) -> Tensor:
-    places = torch.arange(base.numel()).reshape(base.shape).index_select(dim, index)
+    places = torch.arange(base.numel(), device="cpu").reshape(base.shape).index_select(dim, index)
     return sums_into(e, base.shape, base, places, values)
 
 

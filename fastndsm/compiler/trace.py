@@ -112,9 +112,11 @@ def _points(
     rows: int, event_shape: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return x, t and z of some rows."""
-    generator = torch.Generator().manual_seed(rows)  # not the default one, whose state is the user's
-    x, z = (torch.randn((rows, *event_shape), generator=generator, dtype=dtype).to(device) for _ in range(2))
-    return x.requires_grad_(), torch.linspace(0.1, 0.9, rows, dtype=dtype).to(device), z
+    generator = torch.Generator("cpu").manual_seed(rows)  # not the default one, whose state is the user's
+    x, z = (
+        torch.randn((rows, *event_shape), generator=generator, dtype=dtype, device="cpu").to(device) for _ in range(2)
+    )
+    return x.requires_grad_(), torch.linspace(0.1, 0.9, rows, dtype=dtype, device=device), z
 
 
 def value_and_product(drift: Drift, x: Tensor, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,14 +185,14 @@ class _Tracer(_Mode):
         self._constant: set[int] = set()  # storages made here of neither
         for kind, tensor in (("x", x), ("z", z), ("t", t)):
             ids = [self.e.input(kind, place) for place in range(tensor.numel())]
-            self._put(self._numbers, tensor, torch.tensor(ids).reshape(tensor.shape))
+            self._put(self._numbers, tensor, torch.tensor(ids, device="cpu").reshape(tensor.shape))
 
     def _put(self, numbers: dict[int, Tensor], tensor: Tensor, ids: Tensor) -> None:
         """Keep the numbers of a tensor; of the rest of its storage, none or those that are there."""
         flat = numbers.get(_key(tensor))
         if flat is None:
             size = tensor.untyped_storage().nbytes() // tensor.element_size()
-            flat = numbers[_key(tensor)] = torch.full((size,), -1)
+            flat = numbers[_key(tensor)] = torch.full((size,), -1, device="cpu")
             self._alive.append(tensor)
         flat.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).copy_(ids)
 
@@ -257,7 +259,7 @@ class _Tracer(_Mode):
     def _without_inputs(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator on constants, or on parameters and constants: the latter again at each call."""
         if function._schema.name == "aten::_efficientzerotensor":  # which has no storage
-            return torch.zeros(*args, **kwargs)
+            return torch.zeros(*args, device=kwargs.get("device", "cpu"), dtype=kwargs.get("dtype"))
         if torch.Tag.nondeterministic_seeded in function.tags:
             raise Unsupported(f"drift: expected no random numbers, found {function}")
         tensors = _tensors((args, kwargs))
@@ -357,7 +359,7 @@ class _Tracer(_Mode):
         found = [convert(self.e, n) for n in source.reshape(-1).tolist()]
         if not (made.is_floating_point() or made.dtype == torch.bool):
             found = [self.e.apply("trunc", n) for n in found]
-        return torch.tensor(found, dtype=torch.int64).reshape(source.shape).expand(made.shape)
+        return torch.tensor(found, dtype=torch.int64, device="cpu").reshape(source.shape).expand(made.shape)
 
     def _moved(self, value: Any) -> Any:
         """Return an operand of what moves data: numbers in the place of tensors."""
@@ -377,7 +379,7 @@ class _Tracer(_Mode):
     def ids(self, value: Any) -> Tensor:
         """Return the numbers of a tensor or a Python number."""
         if not isinstance(value, Tensor):
-            return torch.tensor(self.e.const(float(value)))
+            return torch.tensor(self.e.const(float(value)), device="cpu")
         self._meet(value)
         key = _key(value)
         if key in self._numbers:
@@ -387,14 +389,14 @@ class _Tracer(_Mode):
         if key not in self._parameters:
             first, place = self._late[key][0]
             ids = [self.e.input("p", self.n_parameters + i) for i in range(first.numel())]
-            self._put(self._parameters, first, torch.tensor(ids, dtype=torch.int64).reshape(first.shape))
+            self._put(self._parameters, first, torch.tensor(ids, dtype=torch.int64, device="cpu").reshape(first.shape))
             self.n_parameters += first.numel()
             self.taken.append(place)
         return self._get(self._parameters, value)
 
     def _constants(self, value: Tensor) -> Tensor:
         found = [self.e.const(float(v)) for v in value.detach().reshape(-1).tolist()]
-        return torch.tensor(found, dtype=torch.int64).reshape(value.shape)
+        return torch.tensor(found, dtype=torch.int64, device="cpu").reshape(value.shape)
 
 
 def _same_view(a: Tensor, b: Tensor) -> bool:
