@@ -197,6 +197,8 @@ def compile_drift(drift: Function, dim: int | Sequence[int]) -> CompiledDrift:
     _checks.network("drift", drift)
     if isinstance(dim, Sequence):
         shape = tuple(_checks.count("dim", n) for n in dim)
+        if not shape:
+            raise ValueError("dim: expected at least one dimension, found none")
     else:
         shape = (_checks.count("dim", dim),)
     return CompiledDrift(drift, shape)

@@ -154,7 +154,7 @@ def composed(seed: int) -> tuple[Function, int]:
     return function, dim
 
 
-@pytest.mark.parametrize("seed", range(200))
+@pytest.mark.parametrize("seed", [*range(60), *(pytest.param(n, marks=pytest.mark.slow) for n in range(60, 200))])
 def test_random_compositions(seed: int) -> None:
     function, dim = composed(seed)
     made = trace(function, (dim,), torch.float64, CPU)
