@@ -22,9 +22,20 @@ import torch
 from torch import Tensor, nn
 
 import fastndsm
-from fastndsm import checkpoint, data, functional, latent, metrics, networks, reference, tabular, testing, training
+from fastndsm import (
+    checkpoint,
+    data,
+    drifts,
+    functional,
+    latent,
+    metrics,
+    networks,
+    reference,
+    tabular,
+    testing,
+    training,
+)
 from fastndsm.integrations import score_sde, torchmetrics
-from fastndsm import checkpoint, data, drifts, functional, latent, metrics, networks, reference, testing, training
 
 SEED = 7
 F = functional
