@@ -181,7 +181,7 @@ def noised_score(x: Tensor, variance: Tensor, mixture: Mixture, *, backend: str 
     flat, variance = _noised_arguments(x, variance, mixture)
     if variance.ndim == 0:
         operands = mixture.widened_operands(x.dtype, variance)
-        return ops.mixture_score(flat, *operands, _name(backend)).reshape(x.shape)
+        return ops.mixture_score(flat, *operands, None, _name(backend)).reshape(x.shape)
     return ops.noised_score(flat, variance, *mixture.noised_operands(x.dtype), _name(backend)).reshape(x.shape)
 
 
@@ -192,7 +192,7 @@ def noised_log_prob(x: Tensor, variance: Tensor, mixture: Mixture, *, backend: s
     """
     flat, variance = _noised_arguments(x, variance, mixture)
     if variance.ndim == 0:
-        return ops.mixture_log_prob(flat, *mixture.widened_operands(x.dtype, variance), _name(backend))
+        return ops.mixture_log_prob(flat, *mixture.widened_operands(x.dtype, variance), None, _name(backend))
     return ops.noised_log_prob(flat, variance, *mixture.noised_operands(x.dtype), _name(backend))
 
 
