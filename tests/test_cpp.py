@@ -205,6 +205,7 @@ def test_auto_is_cpp_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         assert registry.serving(name, torch.device("cpu"), dtype) == ["cpp", "reference"]
         assert registry.select(name, "auto", torch.device("cpu"), [dtype]) is getattr(cpp, name)
     called: list[str] = []
+    names = [name for name in names if not name.startswith("drift_")]  # those are built one by one, in test_drifts.py
     for name in names:
         function = getattr(cpp, name)
         spy = lambda *args, f=function, n=name: (called.append(n), f(*args))[1]  # noqa: E731
