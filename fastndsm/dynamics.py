@@ -150,22 +150,6 @@ class DriftlessDynamics(MixtureDynamics):
     def drift_score(self, y: Tensor, step: Tensor) -> Tensor:
         return torch.zeros_like(y)
 
-    def reverse_steps(
-        self,
-        y: Tensor,
-        held: Tensor,
-        slope: Tensor | None,
-        rate: Tensor | None,
-        bounds: Tensor,
-        coefficients: Tensor,
-        seed: Tensor,
-        first_path: int,
-        backend: str,
-    ) -> Tensor:
-        decay, mixture, *rest = coefficients
-        coefficients = torch.stack([decay, torch.zeros_like(mixture), *rest])
-        return super().reverse_steps(y, held, slope, rate, bounds, coefficients, seed, first_path, backend)
-
 
 @dataclass(frozen=True)
 class CallableDrift:

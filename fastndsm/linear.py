@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from . import _checks
 from ._condition import Condition
 from ._linear import LinearNoising, interpolated
 from ._ops import ops
+from ._scheme import ReverseScheme
 from .dynamics import DriftlessDynamics
 from .mixture import GaussianMixture
 from .process import FORGOTTEN, Noised, ReferenceProcess, checked_reference, coordinate_dtype
@@ -68,6 +70,11 @@ class Driftless(ReferenceProcess):
 
     def _growth(self) -> Tensor:
         return torch.zeros_like(self.noise_std)
+
+    def reverse_scheme(self, method: str = "sde", prediction: str = "data") -> ReverseScheme:
+        scheme = super().reverse_scheme(method, prediction)
+        decay, mixture, *rest = scheme.steps
+        return replace(scheme, steps=torch.stack([decay, torch.zeros_like(mixture), *rest]))
 
     def _law(self) -> tuple[Any, ...]:
         return type(self), self.reference.digest  # whatever the horizon, at a time the law is one
