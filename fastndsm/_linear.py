@@ -80,8 +80,8 @@ class LinearNoising:
 
 def interpolated(times: Tensor, values: Tensor, t: Tensor) -> Tensor:
     """Return values at t of any shape, linear between the points `times` [N+1] they are of, and constant beyond."""
-    t = t.detach().to(times.dtype)
-    right = torch.searchsorted(times, t.contiguous()).clamp(1, len(times) - 1)
+    t = t.to(times.dtype)
+    right = torch.searchsorted(times, t.detach().contiguous()).clamp(1, len(times) - 1)
     low, high = times[right - 1], times[right]
     weight = ((t - low) / (high - low)).clamp(0.0, 1.0)
     return torch.lerp(values[right - 1], values[right], weight)

@@ -432,12 +432,7 @@ class NoisingProcess(ExtraState, KeepsDtype):
         """Return noise_variance at times t [B], linear between grid points, constant before t_1; in the dtype of t."""
         times = self.times[1:].to(_checks.floating("t", t).dtype)
         values = self.noise_variance.to(t.dtype)
-        if self.n_steps == 1:
-            return values.expand(t.shape)
-        right = torch.searchsorted(times, t.detach().contiguous()).clamp(1, self.n_steps - 1)
-        low, high = times[right - 1], times[right]
-        weight = ((t - low) / (high - low)).clamp(0.0, 1.0)
-        return torch.lerp(values[right - 1], values[right], weight)
+        return values.expand(t.shape) if self.n_steps == 1 else interpolated(times, values, t)
 
     def extra_repr(self) -> str:
         return f"T={self.T:.6g}, n_steps={self.n_steps}"
@@ -506,10 +501,8 @@ class ReferenceProcess(NoisingProcess):
         """Draw n samples [n, ...] to start from at T, or at an earlier t of linear noising; as of NoisingProcess."""
         law = self.prior if t is None else self.prior_at(t)
         labels = self.class_labels(condition)
-        if labels is not None:
+        if self.class_weights is None or not is_labels(condition):  # as where the reference has classes
             return law.sample(n, seed, first_path=first_path, labels=labels)
-        if self.class_weights is None or not is_labels(condition):
-            return law.sample(n, seed, first_path=first_path)
         assert isinstance(condition, Tensor)
         return sample_by_class(law, self.class_weights, condition, seed, first_path)
 
@@ -519,10 +512,8 @@ class ReferenceProcess(NoisingProcess):
 
     def prior_log_prob(self, x: Tensor, condition: Condition | None = None) -> Tensor:
         labels = self.class_labels(condition)
-        if labels is not None:
-            return self.prior.log_prob(x, labels)
         if self.class_weights is None or not is_labels(condition):
-            return super().prior_log_prob(x)
+            return self.prior.log_prob(x, labels)
         assert isinstance(condition, Tensor)
         return log_prob_by_class(self.prior, self.class_weights, condition, x)
 
