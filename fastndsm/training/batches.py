@@ -158,9 +158,8 @@ class Batches:
         if self.conditions is not None:
             null = dropped(count, start, self.seed, self.dropout, self.device)
             self._origins.append((indices, null))
-            if self.classes is not None:  # a path whose condition is dropped is noised towards all components
-                labels = self.classes.index_select(0, indices).to(self.device)
-                options["condition"] = torch.where(null, -1, labels.long())
+            if self.classes is not None:
+                options["condition"] = kept_labels(self.classes.index_select(0, indices), null)
         with torch.no_grad():
             drawn = self.loss.draw(x0, seed=self.seed, first_path=start, **options)
         return drawn if self.records == 1 else type(drawn)(*(field.flatten(0, 1) for field in drawn))
@@ -193,6 +192,11 @@ def dropped(count: int, first_path: int, seed: int, share: float, device: torch.
     paths = philox.path_range(count, first_path, device)
     word = philox.philox_words(paths, 1, seed, 0, philox.DROPOUT)[0][:, 0]
     return philox.uniform(word) < share
+
+
+def kept_labels(labels: Tensor, null: Tensor) -> Tensor:
+    """Return labels [B] to noise under: -1, all components, where the condition is dropped, on that mask's device."""
+    return torch.where(null, -1, labels.to(null.device).long())
 
 
 def without(condition: Condition, rows: Tensor, score_net: Any) -> Any:

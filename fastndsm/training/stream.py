@@ -18,7 +18,7 @@ from .. import _checks
 from .._condition import Condition, checked, mapped
 from ..objective import DSMLoss, NDSMLoss
 from ..score import has_null_condition, network_dtype, takes_condition
-from .batches import derived_seed, dropped, without
+from .batches import derived_seed, dropped, kept_labels, without
 from .storage import tensor_digest
 
 RANK_STRIDE = 1 << 40  # paths set aside for each rank, whose batches may differ in size
@@ -67,9 +67,8 @@ class Stream:
         if self._drawn is None:
             x0 = self._x.to(self.device)
             labels = self.loss.process.class_labels(self._condition)
-            if labels is not None:  # a path whose condition is dropped is noised towards all components
-                null = dropped(len(x0), self._first_path, self.seed, self.dropout, self.device)
-                labels = torch.where(null, -1, labels.to(self.device).long())
+            if labels is not None:
+                labels = kept_labels(labels, self._dropped())
             with torch.no_grad():
                 self._drawn = self.loss.draw(x0, seed=self.seed, first_path=self._first_path, condition=labels)
         return self._drawn
@@ -91,8 +90,11 @@ class Stream:
             raise ValueError(
                 f"condition_dropout: expected 0 for a network without null_condition(condition), found {self.dropout}"
             )
-        rows = dropped(len(self._x), self._first_path, self.seed, self.dropout, self.device)
-        return without(condition, rows, score_net)
+        return without(condition, self._dropped(), score_net)
+
+    def _dropped(self) -> Tensor:
+        """Return which paths of the batch have the null condition."""
+        return dropped(len(self._x), self._first_path, self.seed, self.dropout, self.device)
 
     def digest(self) -> str:
         """Return a digest of the batch taken last, by which a resumed run knows it again."""
