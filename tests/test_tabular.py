@@ -163,7 +163,7 @@ def test_a_larger_level_narrows_and_copies_less() -> None:
     for level in (0.1, 1.0, 4.0):
         made = smoothed.draw(400, level, "mean", np.random.default_rng(0))
         variances.append(made.numbers.var(0).sum() / rows.numbers.var(0).sum())
-        copies.append(scale.copies(made, rows))
+        copies.append(scale.copies(made, rows, scale.neighbours(rows)))
     assert variances == sorted(variances, reverse=True) and copies == sorted(copies, reverse=True)
     assert copies[0] > 0.9 and copies[2] < 0.05
 

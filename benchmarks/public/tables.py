@@ -39,7 +39,7 @@ from fastndsm.cli.tables import markdown
 from fastndsm.tabular import TabularModel
 
 HERE = Path(__file__).resolve().parent
-ROWS, PAGE, PUBLISHED = "public-tables.jsonl", "tables.md", HERE / "published_tables.csv"
+ROWS, PAGE, PUBLISHED = "public-tables.jsonl", "public-tables.md", HERE / "published_tables.csv"
 RESULTS = HERE.parent / "results"
 SETS = {
     "iris": "iris",
@@ -86,6 +86,9 @@ class Judge:
     def __init__(self, train: Rows) -> None:
         self.low, span = train.x.min(0), np.ptp(train.x, axis=0)
         self.span, self.classes = np.where(span > 0, span, 1.0), int(train.y.max()) + 1
+        between = self.costs(train, train)
+        np.fill_diagonal(between, np.inf)
+        self.own = between.min(1)  # distances of training rows to their neighbours
 
     def points(self, rows: Rows) -> Floats:
         """Return rows as the points that costs are between."""
@@ -115,10 +118,8 @@ class Judge:
 
 def measure(train: Rows, test: Rows, made: Rows, judge: Judge) -> dict[str, float]:
     """Return the figures of one generated set."""
-    nearest, ordinary = judge.costs(made, train).min(1), judge.costs(test, train).min(1)
-    own = judge.costs(train, train)
-    np.fill_diagonal(own, np.inf)
-    closest = own.min(1)[judge.costs(made, train).argmin(1)]
+    to_train, ordinary = judge.costs(made, train), judge.costs(test, train).min(1)
+    nearest, closest = to_train.min(1), judge.own[to_train.argmin(1)]
     spread = np.square(judge.points(made) - judge.points(made).mean(0)).sum()
     return {
         "W_test": judge.transport(made, test),
@@ -252,8 +253,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with open(path, "a") as file:
                 file.write(json.dumps(row) + "\n")
             print(*run, shown(mean([row], "W_test"), 4), row.get("choice", ""), row["seconds"], flush=True)
-    (options.out / f"public-{PAGE}").write_text(page(read(path)))
-    print(page(read(path)))
+    text = page(read(path))
+    (options.out / PAGE).write_text(text)
+    print(text)
     return 0
 
 

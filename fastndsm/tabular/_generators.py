@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
+from scipy.special import softmax
 from sklearn.neighbors import NearestNeighbors
-from torch import Tensor
 
 from ..mixture import GaussianMixture
 from ..networks import MLP
@@ -101,8 +100,7 @@ class SmoothedRows:
                 scale = s / math.sqrt(2.0)
                 x = self.points[source] + scale * generator.laplace(size=shape)
                 logits = -cdist(x, self.points, "cityblock") / scale
-            weights = np.exp(logits - logits.max(1, keepdims=True))
-            made.append(self._denoised(weights / weights.sum(1, keepdims=True), statistic, generator))
+            made.append(self._denoised(softmax(logits, axis=1), statistic, generator))
         return Encoded.joined(made)
 
     def _denoised(self, weights: Floats, statistic: str, generator: np.random.Generator) -> Encoded:
@@ -134,37 +132,28 @@ class NetworkRows:
     is at the time when that has added noise of the level.
     """
 
-    net: torch.nn.Module
-
-    def __init__(self, rows: Encoded, coordinates: Coordinates, seed: int, steps: int | None = None) -> None:
-        self.coordinates = coordinates
-        points = torch.from_numpy(self.coordinates(rows)).float()
-        self._build(points.shape[1], seed)
-        if steps is None:
-            steps = min(_MOST_STEPS, max(_LEAST_STEPS, _STEPS_A_ROW * len(points)))
-        config = TrainConfig(steps=steps, batch_size=min(256, max(32, len(points))), seed=seed)
-        trainer = Trainer(self.net, NDSMLoss(self.process), points, config)
-        trainer.fit(progress=False)
-        self.net = trainer.ema_net.eval()
-
-    def _build(self, dim: int, seed: int) -> None:
+    def __init__(self, coordinates: Coordinates, seed: int = 0) -> None:
+        self.coordinates, self.seed = coordinates, seed
+        dim = len(coordinates.mean) + sum(coordinates.sizes)
         reference = GaussianMixture.standard_normal(dim)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # q of the last step
             self.process = LangevinProcess(reference, T=_HORIZON, n_steps=_STEPS_OF_GRID, grid="quadratic")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.net = ResidualScore(MLP(dim, _HIDDEN, horizon=_HORIZON), self.process)
+            self.net: torch.nn.Module = ResidualScore(MLP(dim, _HIDDEN, horizon=_HORIZON), self.process)
+        self.net.eval()
 
-    @classmethod
-    def restored(cls, coordinates: Coordinates, state: Mapping[str, Tensor]) -> NetworkRows:
-        """Return the generator whose network has a state."""
-        made = cls.__new__(cls)
-        made.coordinates = coordinates
-        made._build(len(coordinates.mean) + sum(coordinates.sizes), 0)
-        made.net.load_state_dict(dict(state))
-        made.net.eval()
-        return made
+    def fit(self, rows: Encoded, steps: int | None = None) -> NetworkRows:
+        """Train on rows, and return the generator."""
+        points = torch.from_numpy(self.coordinates(rows)).float()
+        if steps is None:
+            steps = min(_MOST_STEPS, max(_LEAST_STEPS, _STEPS_A_ROW * len(points)))
+        config = TrainConfig(steps=steps, batch_size=min(256, max(32, len(points))), seed=self.seed)
+        trainer = Trainer(self.net, NDSMLoss(self.process), points, config)
+        trainer.fit(progress=False)
+        self.net = trainer.ema_net.eval()
+        return self
 
     def draw(self, n: int, level: float, statistic: str, generator: np.random.Generator) -> Encoded:
         """Draw n rows, their last evaluation at the level; the statistic is the mean, a network's own."""

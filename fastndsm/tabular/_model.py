@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+from scipy.special import softmax
 
 from .. import _checks
 from ..training import storage
@@ -116,12 +117,13 @@ class TabularModel:
         if len(encoded) < 2 * folds:
             raise ValueError(f"table: expected at least 2 n_folds = {2 * folds} rows, found {len(encoded)}")
         fitting = _Fitting(schema, target, seed, None if steps is None else _checks.count("steps", steps))
-        candidates = fitting.candidates(encoded, folds, levels, generator)
+        judging = fitting.some(encoded)
+        candidates = fitting.candidates(judging, folds, levels, generator)
         choice = candidates[0]
         parts = fitting.by_class(encoded)
         rows = fitting.smoothed(parts)
         chosen = fitting.networks(parts) if choice.generator == "network" else rows
-        best = fitting.imputation_level(encoded, folds, levels)
+        best = fitting.imputation_level(judging, folds, levels)
         return cls(schema, target, fitting.classes, [len(p) for p in parts], chosen, rows, candidates, choice, best)
 
     def sample(self, n: int, seed: int | None = None, *, target: Any = None, counts: str = "random") -> Any:
@@ -162,8 +164,7 @@ class TabularModel:
             mine = (labels == c) | (labels < 0)
             if mine.any():
                 logits[np.ix_(mine, of_class == c)] = smoothed.log_weights(given.take(mine), self.imputation_level)
-        weights = np.exp(logits - logits.max(1, keepdims=True))
-        chosen = drawn(weights, generator)
+        chosen = drawn(softmax(logits, axis=1), generator)
         source = Encoded.joined([r.rows for r in self._rows]).take(chosen)
         numbers = np.where(given.observed, given.numbers, source.numbers)
         codes = np.where(given.codes >= 0, given.codes, source.codes)
@@ -237,7 +238,8 @@ class TabularModel:
         for c in classes:
             state = {k.removeprefix(f"{c}."): v for k, v in tensors.get(files[1], {}).items() if k.startswith(f"{c}.")}
             if state:
-                generators.append(NetworkRows.restored(places[c], state))
+                generators.append(NetworkRows(places[c]))
+                generators[-1].net.load_state_dict(state)
         candidates = [Candidate(**candidate) for candidate in document["candidates"]]
         made = candidates[document["choice"]]
         return cls(
@@ -266,14 +268,20 @@ class _Fitting:
 
     def networks(self, parts: Sequence[Encoded]) -> list[NetworkRows]:
         """Train a network for each class."""
-        coordinates = self.coordinates(parts)
-        return [NetworkRows(*given, self.seed, self.steps) for given in zip(parts, coordinates, strict=True)]
+        pairs = zip(parts, self.coordinates(parts), strict=True)
+        return [NetworkRows(coordinates, self.seed).fit(part, self.steps) for part, coordinates in pairs]
 
     def split(self, rows: Encoded) -> tuple[NDArray[np.int64], Encoded]:
         """Return the class of each row, -1 where it is missing, and the rows without it."""
         if self.place is None:
             return np.zeros(len(rows), dtype=np.int64), rows
         return rows.codes[:, self.place], replace(rows, codes=np.delete(rows.codes, self.place, axis=1))
+
+    def some(self, rows: Encoded) -> Encoded:
+        """Return the rows that folds are made of: all, or as many as that takes no long."""
+        if len(rows) <= _MOST:
+            return rows
+        return rows.take(np.random.default_rng(self.seed).choice(len(rows), _MOST, replace=False))
 
     def by_class(self, rows: Encoded) -> list[Encoded]:
         """Return the rows of each class."""
@@ -298,8 +306,6 @@ class _Fitting:
 
     def candidates(self, rows: Encoded, n_folds: int, levels: Sequence[float], generator: str) -> list[Candidate]:
         """Return all settings, best first: those that copy behind the others, then by distance."""
-        if len(rows) > _MOST:
-            rows = rows.take(np.random.default_rng(self.seed).choice(len(rows), _MOST, replace=False))
         scale = _Scale(rows)
         settings = [("smoothed", statistic, level) for statistic in STATISTICS for level in levels]
         found: dict[tuple[str, str, float], list[tuple[float, float]]] = {}
@@ -308,19 +314,20 @@ class _Fitting:
         if generator != "network":
             for fold in folds:
                 made = self.smoothed(self.by_class(fold[0]))
-                ordinary.append(scale.copies(fold[1], fold[0]))
+                own = scale.neighbours(fold[0])
+                ordinary.append(scale.copies(fold[1], fold[0], own))
                 for setting in settings:
-                    found.setdefault(setting, []).append(self._judged(made, fold, setting, scale))
+                    found.setdefault(setting, []).append(self._judged(made, fold, own, setting, scale))
         smoothed = self._sorted(found, float(np.mean(ordinary)) if ordinary else 1.0)
         if generator == "smoothed":
             return smoothed
         fit, left = folds[0]
         networks = self.networks(self.by_class(fit))
-        tried = {}
+        tried, own = {}, scale.neighbours(fit)
         for level in levels:
             setting = ("network", "mean", level)
-            tried[setting] = [self._judged(networks, folds[0], setting, scale)]
-        of_networks = self._sorted(tried, scale.copies(left, fit))
+            tried[setting] = [self._judged(networks, folds[0], own, setting, scale)]
+        of_networks = self._sorted(tried, scale.copies(left, fit, own))
         if not smoothed:
             return of_networks
         rival = found[smoothed[0][:3]][0][0]  # on the same fold
@@ -331,6 +338,7 @@ class _Fitting:
         self,
         made: Sequence[SmoothedRows | NetworkRows],
         fold: tuple[Encoded, Encoded],
+        own: Floats,
         setting: tuple[str, str, float],
         scale: _Scale,
     ) -> tuple[float, float]:
@@ -342,7 +350,7 @@ class _Fitting:
         rows, drawn_labels = _draw(made, _exact(n, shares), Candidate(*setting, 0.0, 0.0), generator)
         if self.place is not None:
             rows = rows.with_code(self.place, drawn_labels)
-        return scale.distance(rows, left), scale.copies(rows, fit)
+        return scale.distance(rows, left), scale.copies(rows, fit, own)
 
     def _sorted(self, found: Mapping[tuple[str, str, float], Any], ordinary: float) -> list[Candidate]:
         made = [Candidate(*setting, *map(float, np.mean(judged, axis=0))) for setting, judged in found.items()]
@@ -352,8 +360,6 @@ class _Fitting:
         """Return the level at which hidden numbers of rows left out are filled with the smallest error."""
         if not self.schema.numeric:
             return min(levels)
-        if len(rows) > _MOST:
-            rows = rows.take(np.random.default_rng(self.seed).choice(len(rows), _MOST, replace=False))
         errors = dict.fromkeys(levels, 0.0)
         generator = np.random.default_rng(self.seed)
         scale = _Scale(rows)
@@ -364,8 +370,7 @@ class _Fitting:
             source = np.concatenate([r.rows.numbers for r in made])
             for level in levels:
                 logits = np.concatenate([r.log_weights(given, level) for r in made], axis=1)
-                weights = np.exp(logits - logits.max(1, keepdims=True))
-                expected = (weights / weights.sum(1, keepdims=True)) @ source
+                expected = softmax(logits, axis=1) @ source
                 errors[level] += float((np.abs(expected - left.numbers) / scale.span)[hidden].sum())
         return min(errors, key=errors.__getitem__)
 
@@ -392,13 +397,16 @@ class _Scale:
         costs = np.repeat(self.costs(made, left), len(made) // len(left), axis=1)
         return float(costs[linear_sum_assignment(costs)].mean())
 
-    def copies(self, made: Encoded, fit: Encoded) -> float:
-        """Return the share of rows that are much nearer to a row of `fit` than that is to its own neighbour."""
-        own = self.costs(fit, fit)
+    def neighbours(self, rows: Encoded) -> Floats:
+        """Return each row's distance to the nearest other one [n]."""
+        own = self.costs(rows, rows)
         np.fill_diagonal(own, np.inf)
+        return own.min(1)  # type: ignore[no-any-return]
+
+    def copies(self, made: Encoded, fit: Encoded, own: Floats) -> float:
+        """Return the share of rows that are much nearer to a row of `fit` than that is to its neighbour, at `own`."""
         between = self.costs(made, fit)
-        nearest = between.argmin(1)
-        return float((between.min(1) < _NEAR * own.min(1)[nearest]).mean())
+        return float((between.min(1) < _NEAR * own[between.argmin(1)]).mean())
 
 
 def _draw(
