@@ -180,6 +180,19 @@ int64_t simulate(const S* x0, const int64_t* steps, int64_t n_rows, int64_t n_re
   return -1;
 }
 
+// All rows in order, tile by tile, over the threads: body(rows).
+template <typename V, typename Body>
+void each_tile(int64_t n_rows, int64_t n_threads, const Body& body) {
+  constexpr int W = lanes_of<V>;
+  std::vector<int64_t> row(n_rows);
+  std::iota(row.begin(), row.end(), 0);
+  parallel((n_rows + W - 1) / W, n_threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      body(TileRows<V>{row.data() + i * W, static_cast<int>(std::min<int64_t>(W, n_rows - i * W))});
+    }
+  });
+}
+
 // Back from t_first to t_last. The drift's part of a step is coefficient B times F dt_n / a_n, a_n = s_n^2 / 2.
 template <template <typename> class Program, typename S>
 void reverse_steps(const S* y, const S* held, const S* slope, const S* rate, int64_t n_rows, int64_t first, int64_t last,
@@ -189,40 +202,34 @@ void reverse_steps(const S* y, const S* held, const S* slope, const S* rate, int
   constexpr int D = Program<V>::kDim;
   const Process<S> process(times, std, n_steps, 0, parameters, NoiseStream(seed, kReverseStream));
   const ReverseTable<S> table{coefficients, n_steps};
-  std::vector<int64_t> row(n_rows);
-  std::iota(row.begin(), row.end(), 0);
-  parallel((n_rows + kLanes<S> - 1) / kLanes<S>, n_threads, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t start = i * kLanes<S>;
-      const TileRows<V> rows{row.data() + start, static_cast<int>(std::min<int64_t>(kLanes<S>, n_rows - start))};
-      V state[D], network[D], change[D], own{};
-      rows.gather(y, D, state), rows.gather(held, D, network);
-      if (slope) rows.gather(slope, D, change);
-      if (rate) rows.gather(rate, 1, &own);
-      const auto paths = rows.paths(first_path, process.noise.stream);
-      for (int64_t n = first - 1; n >= last; --n) {
-        const Step<S>& forward = process.steps[n];
-        ReverseStep<S> step = table[n];
-        V f[D], z[D];
-        const bool drifts = step.drift != S(0), draws = step.std != S(0);
-        if (drifts) {
-          Program<V>::value(state, splat<V>(forward.time), parameters, f);
-        } else {
-          for (int j = 0; j < D; ++j) f[j] = V{};
-        }
-        if (draws) {
-          draw<D>(paths.at(static_cast<uint32_t>(n), process.noise.key), z);
-        } else {
-          for (int j = 0; j < D; ++j) z[j] = V{};
-        }
-        step.drift *= S(2) * forward.dt / (forward.std * forward.std);
-        const SampleStep<V> lanes = rate ? step.rated(own) : step.template unrated<V>();
-        for (int j = 0; j < D; ++j) {
-          state[j] = lanes.next(state[j], f[j], slope ? lanes.network(network[j], change[j]) : network[j], z[j]);
-        }
+  each_tile<V>(n_rows, n_threads, [&](const TileRows<V>& rows) {
+    V state[D], network[D], change[D], own{};
+    rows.gather(y, D, state), rows.gather(held, D, network);
+    if (slope) rows.gather(slope, D, change);
+    if (rate) rows.gather(rate, 1, &own);
+    const auto paths = rows.paths(first_path, process.noise.stream);
+    for (int64_t n = first - 1; n >= last; --n) {
+      const Step<S>& forward = process.steps[n];
+      ReverseStep<S> step = table[n];
+      V f[D], z[D];
+      const bool drifts = step.drift != S(0), draws = step.std != S(0);
+      if (drifts) {
+        Program<V>::value(state, splat<V>(forward.time), parameters, f);
+      } else {
+        for (int j = 0; j < D; ++j) f[j] = V{};
       }
-      rows.scatter(state, D, out);
+      if (draws) {
+        draw<D>(paths.at(static_cast<uint32_t>(n), process.noise.key), z);
+      } else {
+        for (int j = 0; j < D; ++j) z[j] = V{};
+      }
+      step.drift *= S(2) * forward.dt / (forward.std * forward.std);
+      const SampleStep<V> lanes = rate ? step.rated(own) : step.template unrated<V>();
+      for (int j = 0; j < D; ++j) {
+        state[j] = lanes.next(state[j], f[j], slope ? lanes.network(network[j], change[j]) : network[j], z[j]);
+      }
     }
+    rows.scatter(state, D, out);
   });
 }
 
@@ -232,23 +239,17 @@ void evaluate(const S* x, const S* t, const S* z, int64_t n_rows, const S* param
               int64_t n_threads) {
   using V = vec<S, kLanes<S>>;
   constexpr int D = Program<V>::kDim;
-  std::vector<int64_t> row(n_rows);
-  std::iota(row.begin(), row.end(), 0);
-  parallel((n_rows + kLanes<S> - 1) / kLanes<S>, n_threads, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t start = i * kLanes<S>;
-      const TileRows<V> rows{row.data() + start, static_cast<int>(std::min<int64_t>(kLanes<S>, n_rows - start))};
-      V at[D], time, f[D], direction[D], g[D];
-      rows.gather(x, D, at), rows.gather(t, 1, &time);
-      if constexpr (product) {
-        rows.gather(z, D, direction);
-        Program<V>::value_and_product(at, time, direction, parameters, f, g);
-        rows.scatter(g, D, turned);
-      } else {
-        Program<V>::value(at, time, parameters, f);
-      }
-      rows.scatter(f, D, value);
+  each_tile<V>(n_rows, n_threads, [&](const TileRows<V>& rows) {
+    V at[D], time, f[D], direction[D], g[D];
+    rows.gather(x, D, at), rows.gather(t, 1, &time);
+    if constexpr (product) {
+      rows.gather(z, D, direction);
+      Program<V>::value_and_product(at, time, direction, parameters, f, g);
+      rows.scatter(g, D, turned);
+    } else {
+      Program<V>::value(at, time, parameters, f);
     }
+    rows.scatter(f, D, value);
   });
 }
 
