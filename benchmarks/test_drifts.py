@@ -44,6 +44,8 @@ class Case:
     times_faster: dict[str, float]
     sigma: float = 1.0
     horizon: float = HORIZON
+    start: tuple[float, ...] = (0.0,)  # paths start about it, by a deviation
+    spread: float = 0.5
 
     @property
     def label(self) -> str:
@@ -57,7 +59,9 @@ class Case:
 
     @cached_property
     def x0(self) -> Tensor:
-        return 0.5 * philox_normal(ROWS, self.dim, seed=5, backend="cpp")
+        return torch.tensor(self.start, device="cpu") + self.spread * philox_normal(
+            ROWS, self.dim, seed=5, backend="cpp"
+        )
 
     def noise(self, rows: int) -> Tensor:
         """Return that of `functional.simulate` with seed 1, [N, rows, d]."""
@@ -109,7 +113,10 @@ CASES = {
     case.name: case
     for case in (
         Case("double well", 2, drifts.DoubleWell(), well_in_jax, {"jax": 8.0, "torchsde": 100.0}),
-        Case("Mueller-Brown", 2, drifts.MuellerBrown(0.05), mueller_brown_in_jax, {"jax": 5.0}, 0.5, 0.1 * HORIZON),
+        Case(
+            *("Mueller-Brown", 2, drifts.MuellerBrown(0.05), mueller_brown_in_jax, {"jax": 5.0}, 0.5, 0.1 * HORIZON),
+            *((-0.558, 1.442), 0.1),  # in the deepest valley: far from all of them the potential falls without end
+        ),
         Case("particles", 8, particles, particles_in_jax, {"jax": 5.0}),
     )
 }
