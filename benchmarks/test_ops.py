@@ -209,10 +209,10 @@ NOISED_DIM, NOISED_ROWS = (8, 64) if TINY else (32, 4096)
 AS_DEAR = 1.5  # at most, as the same mixture without noise of each row's own
 
 
-@pytest.mark.parametrize("components", [50, 1000])
+@pytest.mark.parametrize("kind, components", [("spherical", 50), ("spherical", 1000), ("diag", 50), ("full", 50)])
 @pytest.mark.parametrize("contender", ["ours", "mixture_score"])
-def test_noised_score(contender: str, components: int, rates: roofline.Rates, race: Any) -> None:
-    mixture = random_mixture("spherical", components, NOISED_DIM)
+def test_noised_score(contender: str, kind: str, components: int, rates: roofline.Rates, race: Any) -> None:
+    mixture = random_mixture(kind, components, NOISED_DIM)
     x = mixture.sample(NOISED_ROWS, seed=1).float()
     variance = x[:, :1].abs().sqrt()[:, 0]
     if contender == "ours":
@@ -224,10 +224,11 @@ def test_noised_score(contender: str, components: int, rates: roofline.Rates, ra
         run, reference = (partial(functional.mixture_score, mixture=mixture, backend=b) for b in ("cpp", "reference"))
     error = deviation((run(x)[:64],), (reference(x)[:64],))
     assert error <= FLOAT32 * 10.0
-    case = f"d={NOISED_DIM} K={components:,} B={NOISED_ROWS:,} spherical"
+    case = f"d={NOISED_DIM} K={components:,} B={NOISED_ROWS:,} {kind}"
     row = Row("noised_score", case, contender, "a sample", NOISED_ROWS, "reference", deviation=error)
     if contender == "ours":
-        count = roofline.noised_score_multiply_adds(NOISED_DIM, components)
-        row.roofline_seconds = NOISED_ROWS * rates.roofline(count)
-        row.roofline, row.targets = "arithmetic", {"mixture_score": 1.0 / AS_DEAR}
+        row.targets = {"mixture_score": 1.0 / AS_DEAR}
+        if kind == "spherical":
+            count = roofline.noised_score_multiply_adds(NOISED_DIM, components)
+            row.roofline_seconds, row.roofline = NOISED_ROWS * rates.roofline(count), "arithmetic"
     race(row, partial(run, x))

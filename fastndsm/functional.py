@@ -172,8 +172,8 @@ def mixture_hvp(
 def noised_score(x: Tensor, variance: Tensor, mixture: Mixture, *, backend: str = "auto") -> Tensor:
     """Return the score at x [B, ...] of the mixture with covariances Sigma_k + variance I -> like x. Differentiable.
 
-    In C++ a row costs 1.2 to 1.35 times what it costs `mixture_score` if spherical, as much if tied, 2.2 times if diag
-    and 4.3 if full (d = 32, K = 50 and 1,000, float32, one thread with AVX-512).
+    In C++ a row of 32 values costs 1.2 times what it costs `mixture_score` if spherical, 1.5 times if diag, 1.4 if full
+    and as much if tied (K = 50, float32, AVX-512; `pytest benchmarks/test_ops.py -k noised`).
 
     Args:
         variance: not negative, [B], of each row its own, or 0-d, for all rows: then by `mixture_score`.

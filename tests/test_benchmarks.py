@@ -18,7 +18,7 @@ CASES = {
     "ndsm_loss": 1,
     "dsm_loss": 1,
     "mixture_score": 1,
-    "noised_score": 2,
+    "noised_score": 4,
     "simulate": 3,
     "simulate_target": 7,
     "simulate_target records": 4,

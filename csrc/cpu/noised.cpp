@@ -24,7 +24,7 @@ class NoisedArgument {
     const int64_t n_components = means.size(0), dim = means.size(1);
     if (rotations) rotations_ = rotations->contiguous();
     const S* values = variances_.const_data_ptr<S>();
-    const S largest = *std::max_element(values, values + variances_.numel());
+    const auto [smallest, largest] = std::minmax_element(values, values + variances_.numel());
     const S* weights = log_weights_.const_data_ptr<S>();
     for (int64_t k = 0; k < n_components; ++k) packed_.push_back(packed_log_scale(weights[k]));
     view_ = {n_components,
@@ -33,7 +33,8 @@ class NoisedArgument {
              values,
              packed_.data(),
              rotations ? rotations_.const_data_ptr<S>() : nullptr,
-             largest};
+             *smallest,
+             *largest};
   }
   NoisedArgument(const NoisedArgument&) = delete;
 
@@ -63,6 +64,10 @@ void check(const at::Tensor& x, const at::Tensor& variance, const at::Tensor& me
   if (kind == Covariance::full) check_shape("rotations", *rotations, {n_components, dim, dim});
 }
 
+// Where there are registers for it, two share what is read of a matrix.
+template <Covariance kind, typename S>
+constexpr int kNoisedLanes = (kind == Covariance::full && kRegisters >= 32 ? 2 : 1) * kLanes<S>;
+
 // The score of each row [B, d], or its log-density [B].
 template <bool score>
 at::Tensor evaluated(const at::Tensor& x, const at::Tensor& variance, const at::Tensor& means, const at::Tensor& variances,
@@ -73,13 +78,13 @@ at::Tensor evaluated(const at::Tensor& x, const at::Tensor& variance, const at::
   const int64_t n = x.size(0), d = x.size(1);
   at::Tensor out = score ? at::empty({n, d}, x.options()) : at::empty({n}, x.options());
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "fastndsm::noised", [&] {
-    using V = vec<scalar_t, kLanes<scalar_t>>;
-    constexpr int W = lanes_of<V>;
     const NoisedArgument<scalar_t> mixture(means, variances, log_weights, rotations, kind);
     const at::Tensor points = x.contiguous(), noise = variance.contiguous();
     const scalar_t *in = points.const_data_ptr<scalar_t>(), *s = noise.const_data_ptr<scalar_t>();
     scalar_t* to = out.mutable_data_ptr<scalar_t>();
     by_kind(kind, [&](auto of_kind) {
+      using V = vec<scalar_t, kNoisedLanes<of_kind, scalar_t>>;
+      constexpr int W = lanes_of<V>;
       using Tile = NoisedTile<V, of_kind>;
       at::parallel_for(0, (n + W - 1) / W, 1, [&](int64_t begin, int64_t end) {
         std::vector<V> memory(2 * d + Tile::vectors(d));

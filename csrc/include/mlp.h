@@ -43,19 +43,6 @@ struct MlpView {
   }
 };
 
-// 1 / x for normal x of moderate size, to about an ulp.
-template <typename V>
-FASTNDSM_HD V reciprocal(V x) {
-  if constexpr (detail::kIsPack<V>) return detail::each([](auto part) { return reciprocal(part); }, x);
-#if defined(FASTNDSM_AVX512)
-  if constexpr (std::is_same<V, vec<float, 16>>::value) {
-    const V r = (V)_mm512_rcp14_ps((__m512)x);
-    return fused(r, V(scalar_of<V>(1) - x * r), r);
-  }
-#endif
-  return scalar_of<V>(1) / x;
-}
-
 // x / (1 + exp(-x)).
 template <typename V>
 FASTNDSM_HD V silu(V x) {

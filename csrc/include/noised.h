@@ -5,8 +5,9 @@
 //
 // As in mixture.h every lane is a sample, and a block of components is absorbed under a running maximum (online softmax).
 // Precisions are of the lane and the component, so that what a row costs more than mixture.h's is: spherical, a division
-// and a logarithm for 2 d multiply-adds; diag, those of every dimension; tied, nothing for each component; full, U_k a
-// second time, where the component has weight.
+// and a logarithm for 2 d multiply-adds; diag, a quarter of a division in every dimension, and of a logarithm what joins
+// a product's exponent to its mantissa; tied, nothing for each component; full, U_k a second time, where the component
+// has weight.
 #pragma once
 
 #include <algorithm>
@@ -23,7 +24,7 @@ struct NoisedView {
   const S* variances;  // [K], [K, d], [d] or [K, d]
   const S* log_weights;  // [K], in units of log 2
   const S* rotations;  // tied [d, d], full [K, d, d], an eigenvector a column
-  S largest;  // of the variances: logarithms are of ratios to (largest + s), which products of four do not overflow
+  S smallest, largest;  // of the variances
 };
 
 template <typename V, Covariance kind>
@@ -33,7 +34,7 @@ class NoisedTile {
   static constexpr S kLn2 = S(0.69314718055994530942);
   static constexpr bool kTied = kind == Covariance::tied, kFull = kind == Covariance::full;
   static constexpr bool kKeeps = kind == Covariance::diag || kFull;  // p u of each component
-  static constexpr int kBlock = kFull ? 1 : kind == Covariance::diag ? 4 : kRegisters >= 32 ? 10 : 8;
+  static constexpr int kBlock = kFull ? 1 : kRegisters >= 32 ? 10 : kind == Covariance::diag ? 4 : 8;
   static constexpr int64_t kPart = 64;  // dimensions of a short sum, as in mixture.h
 
  public:
@@ -49,7 +50,11 @@ class NoisedTile {
   FASTNDSM_HD void evaluate(const V* x, V s) {
     const int64_t d = m_.dim;
     maximum_ = splat<V>(kLowestLogit<V>), total_ = V{}, rate_ = V{}, s_ = s;
-    top_ = S(1) / (s + m_.largest);
+    V mantissa;
+    split(V(s + m_.largest), mantissa, exponent_);
+    top_ = scale_by_power_of_two(splat<V>(S(1)), V(-exponent_));
+    constexpr S far = S(detail::kSingle<V> ? 1e9 : 1e75);  // products of four stay finite and normal
+    in_fours_ = !any_lane((V(s + m_.largest) > far) | (V(s + m_.smallest) < S(1) / far));
     common_ = V{};
     for (int64_t j = 0; j < d; ++j) a_[j] = V{}, x_[j] = x[j];
     if constexpr (kTied) {
@@ -62,7 +67,7 @@ class NoisedTile {
     }
     int64_t k = 0;
     for (; k + kBlock <= m_.n_components; k += kBlock) absorb<kBlock>(k);
-    for (; k < m_.n_components; ++k) absorb<1>(k);
+    if constexpr (kBlock > 1) absorb_rest<kBlock / 2>(k);
   }
 
   FASTNDSM_HD V log_prob() const {
@@ -86,11 +91,18 @@ class NoisedTile {
   }
 
  private:
+  // Fewer than 2 KB components from k on; lone ones would wait for their sums.
+  template <int KB>
+  FASTNDSM_HD void absorb_rest(int64_t k) {
+    for (; k + KB <= m_.n_components; k += KB) absorb<KB>(k);
+    if constexpr (KB > 1) absorb_rest<KB / 2>(k);
+  }
+
   template <int KB>
   FASTNDSM_HD void absorb(int64_t k0) {
     V logit[KB], precision[KB];
     if constexpr (kFull) {
-      full_logit(k0, logit[0]);
+      logit[0] = full_logit(k0);
     } else if constexpr (kind == Covariance::diag) {
       diag_logits<KB>(k0, logit);
     } else {
@@ -166,65 +178,78 @@ class NoisedTile {
     }
   }
 
-  // Precisions of n = 1..4 neighbouring variances by one division; the product of the variances over (largest + s).
+  // What the dimensions of a component add up to: squares of u under the precisions, and the product of the variances,
+  // its exponent apart from its mantissa.
+  struct Sums {
+    V q, mantissa, exponent;
+  };
+
+  FASTNDSM_HD Sums no_sums() const { return {V{}, splat<V>(S(1)), V(exponent_ * -S(m_.dim))}; }
+
+  // to = p u of one or four neighbouring dimensions; u may be where the result goes.
   template <int N>
-  FASTNDSM_HD V precisions(const S* variances, V* p) const {
-    V wide[N], left[N];
+  FASTNDSM_HD void pull(const S* variances, const V (&u)[N], V* to, Sums& sums) const {
+    V w[N], p[N];
     FASTNDSM_UNROLL
-    for (int i = 0; i < N; ++i) wide[i] = (s_ + variances[i]) * top_, left[i] = i ? V(left[i - 1] * wide[i]) : wide[i];
-    V rest = top_ / left[N - 1];
+    for (int i = 0; i < N; ++i) w[i] = s_ + variances[i];
+    V product = w[0];
+    if constexpr (N == 4) {  // their inverses by one of the product of all
+      const V low = w[0] * w[1], high = w[2] * w[3];
+      product = low * high;
+      const V inverse = reciprocal(product), of_low = inverse * high, of_high = inverse * low;
+      p[0] = of_low * w[1], p[1] = of_low * w[0], p[2] = of_high * w[3], p[3] = of_high * w[2];
+    } else {
+      static_assert(N == 1);
+      p[0] = reciprocal(product);
+    }
     FASTNDSM_UNROLL
-    for (int i = N - 1; i > 0; --i) p[i] = rest * left[i - 1], rest = rest * wide[i];
-    p[0] = rest;
-    return left[N - 1];
+    for (int i = 0; i < N; ++i) to[i] = p[i] * u[i], sums.q = fma(to[i], u[i], sums.q);
+    V exponent;
+    split(V(sums.mantissa * product), sums.mantissa, exponent);
+    sums.exponent = sums.exponent + exponent;
   }
 
-  template <int N>
-  FASTNDSM_HD void pull(const S* variances, const V* apart, V* to, V& q, V& logs) const {
-    V p[N];
-    logs = logs + log(precisions<N>(variances, p));
-    FASTNDSM_UNROLL
-    for (int i = 0; i < N; ++i) {
-      const V u = apart[i];  // which may be where the result goes
-      to[i] = p[i] * u, q = fma(to[i], u, q);
-    }
+  FASTNDSM_HD V logit(int64_t k, const Sums& sums) const {
+    const V logs = fma(sums.exponent, splat<V>(kLn2), log(sums.mantissa));
+    return fma(V(sums.q + logs), splat<V>(-kHalfLog2e), splat<V>(m_.log_weights[k]));
   }
 
   template <int KB>
-  FASTNDSM_HD void diag_logits(int64_t k0, V* logit) {
+  FASTNDSM_HD void diag_logits(int64_t k0, V* logits) {
     const int64_t d = m_.dim;
-    V q[KB], logs[KB];
+    Sums sums[KB];
     FASTNDSM_UNROLL
-    for (int k = 0; k < KB; ++k) q[k] = V{}, logs[k] = V{};
+    for (int k = 0; k < KB; ++k) sums[k] = no_sums();
     const auto some = [&](int64_t j, auto count) {
       constexpr int N = decltype(count)::value;
       FASTNDSM_UNROLL
       for (int k = 0; k < KB; ++k) {
         const int64_t at = (k0 + k) * d + j;
-        V apart[N];
+        V u[N];
         FASTNDSM_UNROLL
-        for (int i = 0; i < N; ++i) apart[i] = m_.means[at + i] - x_[j + i];
-        pull<N>(m_.variances + at, apart, u_ + k * d + j, q[k], logs[k]);
+        for (int i = 0; i < N; ++i) u[i] = m_.means[at + i] - x_[j + i];
+        pull<N>(m_.variances + at, u, u_ + k * d + j, sums[k]);
       }
     };
     int64_t j = 0;
-    for (; j + 4 <= d; j += 4) some(j, std::integral_constant<int, 4>{});
+    for (; in_fours_ && j + 4 <= d; j += 4) some(j, std::integral_constant<int, 4>{});
     for (; j < d; ++j) some(j, std::integral_constant<int, 1>{});
     FASTNDSM_UNROLL
-    for (int k = 0; k < KB; ++k) {
-      logit[k] = fma(V(q[k] + logs[k]), splat<V>(-kHalfLog2e), splat<V>(m_.log_weights[k0 + k]));
-    }
+    for (int k = 0; k < KB; ++k) logits[k] = logit(k0 + k, sums[k]);
   }
 
-  FASTNDSM_HD void full_logit(int64_t k, V& logit) {
+  FASTNDSM_HD V full_logit(int64_t k) {
     const int64_t d = m_.dim;
     for (int64_t j = 0; j < d; ++j) t_[j] = m_.means[k * d + j] - x_[j];
     turn<true>(m_.rotations + k * d * d, t_, u_);
-    V q = V{}, logs = V{};
+    Sums sums = no_sums();
+    const S* variances = m_.variances + k * d;
     int64_t j = 0;
-    for (; j + 4 <= d; j += 4) pull<4>(m_.variances + k * d + j, u_ + j, u_ + j, q, logs);
-    for (; j < d; ++j) pull<1>(m_.variances + k * d + j, u_ + j, u_ + j, q, logs);
-    logit = fma(V(q + logs), splat<V>(-kHalfLog2e), splat<V>(m_.log_weights[k]));
+    for (; in_fours_ && j + 4 <= d; j += 4) {
+      pull<4>(variances + j, {u_[j], u_[j + 1], u_[j + 2], u_[j + 3]}, u_ + j, sums);
+    }
+    for (; j < d; ++j) pull<1>(variances + j, {u_[j]}, u_ + j, sums);
+    return logit(k, sums);
   }
 
   // Adds KB components by their weights e: times means, or times p u.
@@ -274,7 +299,8 @@ class NoisedTile {
 
   const NoisedView<S>& m_;
   V *a_, *x_, *p_, *w_, *t_, *u_;
-  V maximum_, total_, rate_, s_, top_, common_;
+  V maximum_, total_, rate_, s_, top_, exponent_, common_;  // top_ = 2^-exponent_, next to 1 / (s + largest)
+  bool in_fours_;
 };
 
 }  // namespace fastndsm

@@ -3,6 +3,8 @@
 //   exp2(x), exp(x)                     every x; results below the smallest normal number may be flushed to 0
 //   log(x)                              x > 0 and normal
 //   sincos_turns(v, sin, cos)           of the angle 2 pi v 2^-32, v a 32-bit integer: a full turn is 2^32
+//   reciprocal(x)                       1 / x for normal x of moderate size, to about an ulp
+//   split(x, m, e)                      x = m 2^e > 0, normal, with m in [1/2, 2)
 //   minus_two_log_uniform(w)            -2 ln u with u = (w + 1/2) 2^-32, w a 32-bit word
 //
 // Each is an exact reduction of the argument and a minimax polynomial (Remez, in relative error). All stay within 4 ulp,
@@ -151,6 +153,31 @@ FASTNDSM_HD V log(V x) {
   detail::split_exponent(x, m, e);
   constexpr S ln2 = S(0.693147180559945309417 / detail::kOneInExponentField<V>);
   return fused(convert<V>(e), splat<V>(ln2), detail::log1p_reduced(V(m - S(1)), 1.0));
+}
+
+template <typename V>
+FASTNDSM_HD void split(V x, V& m, V& e) {
+#if defined(FASTNDSM_AVX512)
+  if constexpr (std::is_same<V, vec<float, 16>>::value) {
+    m = (V)_mm512_getmant_ps((__m512)x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src), e = (V)_mm512_getexp_ps((__m512)x);
+    return;
+  }
+#endif
+  bits_of<V> field;
+  detail::split_exponent(x, m, field);
+  e = convert<V>(field) * scalar_of<V>(1.0 / detail::kOneInExponentField<V>);
+}
+
+template <typename V>
+FASTNDSM_HD V reciprocal(V x) {
+  if constexpr (detail::kIsPack<V>) return detail::each([](auto part) { return reciprocal(part); }, x);
+#if defined(FASTNDSM_AVX512)
+  if constexpr (std::is_same<V, vec<float, 16>>::value) {
+    const V r = (V)_mm512_rcp14_ps((__m512)x);
+    return fused(r, V(scalar_of<V>(1) - x * r), r);
+  }
+#endif
+  return scalar_of<V>(1) / x;
 }
 
 // V is float or double in any number of lanes; w has as many.
