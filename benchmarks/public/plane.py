@@ -1,0 +1,289 @@
+"""The plane of TorchCFM: 2-Wasserstein distance at 1 to 100 network evaluations, beside its own flows.
+
+    pip install --no-deps torchcfm==1.0.7 && pip install pot
+    python -m benchmarks.public.plane             every run that has no row yet, then the page
+    python -m benchmarks.public.plane --page      the page alone, from the rows there are
+
+Sets, network and training are those of TorchCFM (Tong et al., TMLR 2024, arXiv 2302.00482; repository
+atong01/conditional-flow-matching): eight Gaussians and moons as `torchcfm.utils` draws them, the S curve as its runner
+does; an MLP of three layers of 64 with SELU that sees (x, t); 10,000 training points in batches of 512, 20,000 steps
+(its 1,000 epochs) of AdamW at 1e-3 with weight decay 1e-5, without averages; seeds 42 to 46. Its flows run by its own
+matchers, with the noise of its runner and without, from N(0, I), by Euler's method or the midpoint method,
+whichever is nearer. Ours have the same network, number of steps, batches and optimizer, on data divided by their
+standard deviation; the reference is what `GaussianMixture.select` chooses by the likelihood of held-out points, the
+solver is `fastndsm.sample`'s default. The network sees our times as sqrt(t / T), the place on a quadratic grid.
+
+W2 is that of 10,000 samples and 10,000 fresh points, exact (POT). "fresh points" is its value for the truth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from sklearn.datasets import make_moons, make_s_curve
+from torch import Tensor, nn
+
+import fastndsm
+from fastndsm import GaussianMixture, LangevinProcess, ResidualScore, loss_for
+from fastndsm.cli.tables import markdown
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+ROWS, PAGE = "public-plane.jsonl", "public-plane.md"
+SEEDS = (42, 43, 44, 45, 46)
+EVALUATIONS = (1, 2, 5, 10, 20, 100)
+BATCH, HIDDEN = 512, 64
+FRESH, PRIOR = "fresh points", "draws from the mixture"
+PEERS: dict[str, tuple[str, float]] = {  # class of torchcfm, its sigma
+    "I-CFM": ("ConditionalFlowMatcher", 0.1),
+    "I-CFM, sigma 0": ("ConditionalFlowMatcher", 0.0),
+    "OT-CFM": ("ExactOptimalTransportConditionalFlowMatcher", 0.1),
+    "OT-CFM, sigma 0": ("ExactOptimalTransportConditionalFlowMatcher", 0.0),
+    "SB-CFM": ("SchrodingerBridgeConditionalFlowMatcher", 1.0),
+    "SB-CFM, sigma 0.1": ("SchrodingerBridgeConditionalFlowMatcher", 0.1),
+    "VP-CFM": ("VariancePreservingConditionalFlowMatcher", 0.1),
+}
+OURS: dict[str, Callable[[GaussianMixture], Any]] = {
+    "path": lambda pi: LangevinProcess(pi, grid="quadratic"),
+    "flow from the mixture": lambda pi: fastndsm.FlowProcess(pi),
+    "EDM, mixture skip": lambda pi: fastndsm.EDMProcess(pi.dim, pi),
+}
+
+
+class Budget(NamedTuple):
+    """Optimizer steps, training points, points of a distance."""
+
+    steps: int = 20_000
+    n: int = 10_000
+    evaluated: int = 10_000
+
+
+def eight_gaussians(n: int, seed: int) -> Tensor:
+    """Return points around a circle of radius 5, of covariance sqrt(0.1) I."""
+    generator = torch.Generator().manual_seed(seed)
+    angle = torch.randint(8, (n,), generator=generator) * (math.pi / 4)
+    noise = math.sqrt(math.sqrt(0.1)) * torch.randn(n, 2, generator=generator)
+    return 5.0 * torch.stack([angle.cos(), angle.sin()], dim=1) + noise
+
+
+def moons(n: int, seed: int) -> Tensor:
+    """Return two half circles with noise 0.2, tripled."""
+    points = torch.from_numpy(make_moons(n, noise=0.2, random_state=seed)[0]).float()
+    return 3.0 * points - 1.0
+
+
+def s_curve(n: int, seed: int) -> Tensor:
+    """Return an S with noise 0.1, scaled to a standard deviation of 7 by the law's own mean and deviation."""
+    points = torch.from_numpy(make_s_curve(n, noise=0.1, random_state=seed)[0][:, [0, 2]]).float()
+    whole = torch.from_numpy(make_s_curve(100_000, noise=0.1, random_state=0)[0][:, [0, 2]]).float()
+    return (points - whole.mean()) / whole.std() * 7.0
+
+
+SETS: dict[str, Callable[[int, int], Tensor]] = {"8 Gaussians": eight_gaussians, "moons": moons, "S curve": s_curve}
+
+
+class Network(nn.Module):
+    """TorchCFM's MLP: (x [B, 2], t [B]) -> [B, 2].
+
+    Args:
+        time: of t, the number that it sees.
+    """
+
+    def __init__(self, time: Callable[[Tensor], Tensor] = lambda t: t) -> None:
+        super().__init__()
+        widths = (3, HIDDEN, HIDDEN, HIDDEN)
+        layers = [m for a, b in pairwise(widths) for m in (nn.Linear(a, b), nn.SELU())]
+        self.layers, self.time = nn.Sequential(*layers, nn.Linear(HIDDEN, 2)), time
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        out: Tensor = self.layers(torch.cat([x, self.time(t)[:, None]], dim=1))
+        return out
+
+
+def train(net: nn.Module, loss: Callable[[Tensor], Tensor], x: Tensor, steps: int) -> None:
+    """Minimise loss(batch) by AdamW over shuffled batches of x, as TorchCFM's runner does."""
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=1e-5)
+    order, at = torch.randperm(len(x)), 0
+    for _ in range(steps):
+        if at + BATCH > len(x):
+            order, at = torch.randperm(len(x)), 0
+        batch, at = x[order[at : at + BATCH]], at + BATCH
+        optimizer.zero_grad()
+        loss(batch).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+
+def wasserstein(a: Tensor, b: Tensor) -> float:
+    """Return the exact 2-Wasserstein distance of as many points: by POT, where it is installed, as it is faster."""
+    costs = torch.cdist(a.double(), b.double()).square().numpy()
+    if importlib.util.find_spec("ot") is None:
+        return float(np.sqrt(costs[linear_sum_assignment(costs)].mean()))
+    import ot
+
+    return float(np.sqrt(ot.emd2([], [], costs, numItermax=100_000_000)))
+
+
+@torch.no_grad()
+def flowed(net: nn.Module, x: Tensor, evaluations: int, method: str) -> Tensor:
+    """Return x carried from time 0 to 1 by Euler's method, or by the midpoint method in half as many steps."""
+    steps = evaluations if method == "Euler" else evaluations // 2
+    for i in range(steps):
+        t, h = torch.full((len(x),), i / steps), 1.0 / steps
+        slope = net(x, t)
+        x = x + h * (slope if method == "Euler" else net(x + 0.5 * h * slope, t + 0.5 * h))
+    return x
+
+
+@lru_cache(maxsize=1)
+def reference_of(name: str, seed: int, n: int) -> tuple[GaussianMixture, float, float]:
+    """Return the mixture chosen for a training set, the scale that its data are divided by, and processor seconds."""
+    x = SETS[name](n, seed)
+    scale, started = float(x.std(0).mean()), time.process_time()
+    return GaussianMixture.select(x / scale, random_state=seed).mixture, scale, time.process_time() - started
+
+
+def perform(name: str, method: str, seed: int, budget: Budget) -> dict[str, Any]:
+    """Train one method on one set, and measure its samples."""
+    x, fresh = SETS[name](budget.n, seed), SETS[name](budget.evaluated, seed + 1000)
+    row: dict[str, Any] = {"set": name, "method": method, "seed": seed, **budget._asdict()}
+    torch.manual_seed(seed)
+    if method == FRESH:
+        return row | {"w2": {"": {"": wasserstein(SETS[name](budget.evaluated, seed + 2000), fresh)}}, "seconds": 0.0}
+    found: dict[str, dict[str, float]] = {}
+    if method in PEERS:
+        import torchcfm.conditional_flow_matching as matchers
+
+        kind, sigma = PEERS[method]
+        matcher, net = getattr(matchers, kind)(sigma=sigma), Network()
+
+        def matched(batch: Tensor) -> Tensor:
+            t, between, flow = matcher.sample_location_and_conditional_flow(torch.randn_like(batch), batch)
+            loss: Tensor = (net(between, t) - flow).square().mean()
+            return loss
+
+        started = time.process_time()
+        train(net, matched, x, budget.steps)
+        seconds, start = time.process_time() - started, torch.randn(budget.evaluated, 2)
+        for calls in EVALUATIONS:
+            methods = ("Euler",) if calls % 2 else ("Euler", "midpoint")
+            found[str(calls)] = {method: wasserstein(flowed(net, start, calls, method), fresh) for method in methods}
+        return row | {"w2": found, "seconds": round(seconds, 1)}
+    reference, scale, seconds = reference_of(name, seed, budget.n)
+    row |= {"components": reference.n_components, "covariances": reference.covariance_type}
+    if method == PRIOR:
+        drawn = reference.sample(budget.evaluated, seed=seed).float() * scale
+        return row | {"w2": {"": {"": wasserstein(drawn, fresh)}}, "seconds": round(seconds, 1)}
+    process = OURS[method](reference)
+    quadratic = isinstance(process, LangevinProcess)
+    net = Network((lambda t: (t / process.T).sqrt()) if quadratic else (lambda t: t))
+    score = net if isinstance(process, fastndsm.FlowProcess) else ResidualScore(net, process)
+    loss = loss_for(process)
+    started = time.process_time()
+    train(net, lambda batch: loss(score, batch), x / scale, budget.steps)
+    seconds += time.process_time() - started
+    for calls in EVALUATIONS:
+        drawn = fastndsm.sample(score, process, budget.evaluated, seed=seed, n_evaluations=calls)
+        found[str(calls)] = {"": wasserstein(drawn * scale, fresh)}
+    return row | {"w2": found, "seconds": round(seconds, 1)}
+
+
+def plan(sets: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, str, int]]:
+    """Return all runs, seed by seed and set by set."""
+    return [(name, method, seed) for seed in seeds for name in sets for method in methods]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the rows that were measured."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def nearest(rows: Sequence[dict[str, Any]], calls: str) -> tuple[float, float] | None:
+    """Return mean and standard deviation over seeds of W2, each solver's mean apart and the lowest taken."""
+    cells = [row["w2"][calls] for row in rows if calls in row["w2"]]
+    if not cells:
+        return None
+    solvers = {solver: np.array([cell[solver] for cell in cells]) for solver in cells[0]}
+    best = min(solvers.values(), key=lambda values: float(values.mean()))
+    return float(best.mean()), float(best.std())
+
+
+def page(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the page: a table for each set."""
+    assert __doc__ is not None
+    parts = ["# TorchCFM's plane", "", *__doc__.split("\n\n", 2)[2].strip().splitlines()]
+    for name in SETS:
+        lines = []
+        for method in (FRESH, PRIOR, *OURS, *PEERS):
+            mine = [row for row in rows if row["set"] == name and row["method"] == method]
+            if not mine:
+                continue
+            cells = []
+            for calls in ("", *map(str, EVALUATIONS)):
+                found = nearest(mine, calls)
+                cells.append("" if found is None else f"{found[0]:.3f} ± {found[1]:.3f}")
+            components = " / ".join(sorted({str(row["components"]) for row in mine if "components" in row}))
+            seconds = float(np.mean([row["seconds"] for row in mine]))
+            lines.append([method, *cells, components, f"{seconds:.0f}", str(len(mine))])
+        if lines:
+            head = ["W2", "no network", *map(str, EVALUATIONS), "components", "processor s", "seeds"]
+            parts += ["", f"## {name}", "", markdown(head, lines)]
+    return "\n".join(parts) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    every = [FRESH, PRIOR, *OURS, *PEERS]
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of rows and page; default benchmarks/results")
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--methods", nargs="+", choices=every, default=every)
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--steps", type=int, default=Budget().steps, help="to try the code; default 20,000")
+    parser.add_argument("--points", type=int, default=Budget().n, help="to try the code; default 10,000")
+    parser.add_argument("--page", action="store_true", help="write the page alone")
+    options = parser.parse_args(arguments)
+    path, budget = options.out / ROWS, Budget(options.steps, options.points, options.points)
+    options.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    done = {(row["set"], row["method"], row["seed"]) for row in read(path)}
+    for run in [] if options.page else plan(options.sets, options.methods, options.seeds):
+        if run in done:
+            continue
+        row = perform(*run, budget)
+        names = ["fastndsm", "torch", "torchcfm", "pot"]
+        row |= {"date": date.today().isoformat(), "versions": versions(names), "machine": platform.machine()}
+        with open(path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(*run, {calls: min(cell.values()) for calls, cell in row["w2"].items()}, row["seconds"], flush=True)
+    text = page(read(path))
+    (options.out / PAGE).write_text(text)
+    print(text)
+    return 0
+
+
+def versions(names: Sequence[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
