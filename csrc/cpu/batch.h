@@ -15,7 +15,7 @@ struct Batch {
   int64_t n_rows, n_records, n_steps, first_path;
   const S* x0;  // [n_rows, d]
   const int64_t* steps;  // [n_rows, n_records], 0..n_steps: after how many of them a path's records are taken
-  const int64_t* last;  // [n_rows], the most of them
+  const int64_t *first, *last;  // [n_rows], the least and the most of them
   S* x;  // [n_rows, n_records, d], or [2 n_rows, n_records, d] if mirrored
   S* mean;  // like x, or null
   S* noise;
@@ -24,11 +24,38 @@ struct Batch {
   bool mirrored;
 };
 
-inline std::vector<int64_t> last_steps(const int64_t* steps, int64_t n_rows, int64_t n_records) {
-  std::vector<int64_t> last(n_rows);
-  for (int64_t i = 0; i < n_rows; ++i) last[i] = *std::max_element(steps + i * n_records, steps + (i + 1) * n_records);
-  return last;
-}
+// The least and the most steps after which a path has a record.
+class StepRanges {
+ public:
+  // steps [n_rows, n_records]; `look` at all rows, in any parts, comes first.
+  StepRanges(const int64_t* steps, int64_t n_rows, int64_t n_records)
+      : first(n_rows), last(n_rows), steps_(steps), n_records_(n_records) {}
+
+  void look(int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t* own = steps_ + i * n_records_;
+      int64_t least = own[0], most = own[0];
+      for (int64_t r = 1; r < n_records_; ++r) least = std::min(least, own[r]), most = std::max(most, own[r]);
+      first[i] = least, last[i] = most;
+    }
+  }
+
+  // Where the first number outside 0..n_steps is, -1 if there is none.
+  int64_t outside(int64_t n_steps) const {
+    for (size_t i = 0; i < first.size(); ++i) {
+      if (first[i] >= 0 && last[i] <= n_steps) continue;
+      const int64_t* own = steps_ + static_cast<int64_t>(i) * n_records_;
+      return std::find_if(own, own + n_records_, [=](int64_t n) { return n < 0 || n > n_steps; }) - steps_;
+    }
+    return -1;
+  }
+
+  std::vector<int64_t> first, last;
+
+ private:
+  const int64_t* steps_;
+  int64_t n_records_;
+};
 
 // Rows that take all the same number of steps where `steps` is null; else by descending number of steps, so that the lanes of a tile finish together, and among equals by component (0 ..
 // n_components - 1), so that the lanes of a tile leave the same ones out; then long and short tiles in turn, so that every
@@ -126,7 +153,7 @@ struct BatchRows : TileRows<vec<S, kLanes<S>>> {
   Lanes<V> lanes(const NoiseStream& noise) const {
     Lanes<V> lanes{this->paths(batch.first_path, noise.stream), batch.n_steps, 0};
     for (int l = 0; l < this->count; ++l) {
-      lanes.first = std::min(lanes.first, *std::min_element(steps(l), steps(l) + batch.n_records));
+      lanes.first = std::min(lanes.first, batch.first[this->row[l]]);
       lanes.last = std::max(lanes.last, batch.last[this->row[l]]);
     }
     return lanes;

@@ -47,15 +47,25 @@ void run(const at::Tensor& x0, const at::Tensor& steps, const at::Tensor& drift_
   const auto pointer = [](const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr<S>() : nullptr; };
   const NoiseStream noise(seed_value(seed), 0);
   const int64_t* taken = counts.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < counts.numel(); ++i) {
-    TORCH_CHECK_VALUE(taken[i] >= 0 && taken[i] <= n_steps, "steps: expected values in 0..", n_steps, ", found ", taken[i]);
-  }
   const int64_t n_records = counts.numel() / n_rows;
-  const std::vector<int64_t> last = last_steps(taken, n_rows, n_records);
-  const Batch<S> batch{
-      n_rows,      n_records,      n_steps,           first_path,         start.const_data_ptr<S>(), taken,
-      last.data(), pointer(out.x), pointer(out.mean), pointer(out.noise), pointer(out.target),       pointer(out.variance),
-      mirrored};
+  StepRanges due(taken, n_rows, n_records);
+  at::parallel_for(0, n_rows, 4096, [&](int64_t begin, int64_t end) { due.look(begin, end); });
+  const int64_t outside = due.outside(n_steps);
+  TORCH_CHECK_VALUE(outside < 0, "steps: expected values in 0..", n_steps, ", found ", taken[outside]);
+  const Batch<S> batch{n_rows,
+                       n_records,
+                       n_steps,
+                       first_path,
+                       start.const_data_ptr<S>(),
+                       taken,
+                       due.first.data(),
+                       due.last.data(),
+                       pointer(out.x),
+                       pointer(out.mean),
+                       pointer(out.noise),
+                       pointer(out.target),
+                       pointer(out.variance),
+                       mirrored};
   std::vector<int32_t> component(n_rows);
   std::deque<ScheduledRows<S, ProcessView>> parts;
   for (const RangeRows& part : rows_by_range(ranges, n_rows, mixture.means.size(0))) {

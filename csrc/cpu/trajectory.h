@@ -78,18 +78,34 @@ struct RegisterRunner {
     }
   }
 
-  // The records after `first` steps and up to n - 1 more.
+  // The records after `first` steps and up to n - 1 more: value by value, as they are too few in a row for vectors.
   template <int members>
   static void take(const BatchRows<S>& rows, const V* history, int64_t first, int64_t n) {
-    constexpr std::integral_constant<int, D> d;
+    constexpr int W = lanes_of<V>, rates = Sample::kRates;
+    const Batch<S>& out = rows.batch;
     for (int i = 0; i < members; ++i) {
       for (int l = 0; l < rows.count; ++l) {
+        const S* const states = reinterpret_cast<const S*>(history + i * kHistory * kState) + l;
         const int64_t* steps = rows.steps(l);
-        for (int64_t r = 0; r < rows.batch.n_records; ++r) {
+        const int64_t place = rows.record(l, i * out.n_rows, 0).at;
+        for (int64_t r = 0; r < out.n_records; ++r) {
           if (steps[r] < first || steps[r] >= first + n) continue;
-          const V* state = history + (i * kHistory + steps[r] - first) * kState;
-          const Record record = rows.record(l, i * rows.batch.n_rows, r);
-          rows.write(&record, 1, d, Sample::kRates, state, state + D, state + 2 * D);
+          const S* const state = states + (steps[r] - first) * kState * W;
+          const int64_t at = place + r;
+          for (int j = 0; j < D; ++j) out.x[at * D + j] = state[j * W];
+          if constexpr (target) {
+            const S* const v = state + 2 * D * W;
+            for (int k = 0; k < rates; ++k) out.variance[at * rates + k] = v[k * W];
+            for (int j = 0; j < D; ++j) {
+              const S own = v[rates == 1 ? 0 : j * W];
+              out.target[at * D + j] =
+                  own > S(0) ? -state[(D + j) * W] / own : S(0);  // no step taken: nothing to regress on
+            }
+          } else if (out.mean) {
+            for (int j = 0; j < D; ++j) {
+              out.mean[at * D + j] = state[(D + j) * W], out.noise[at * D + j] = state[(2 * D + j) * W];
+            }
+          }
         }
       }
     }

@@ -157,17 +157,16 @@ template <template <typename> class Program, typename S, bool target>
 int64_t simulate(const S* x0, const int64_t* steps, int64_t n_rows, int64_t n_records, const double* times,
                  const double* std, int64_t n_steps, double rate, const S* parameters, int64_t seed, int64_t first_path,
                  bool mirrored, S* x, S* second, S* third, int64_t n_threads) {
-  for (int64_t i = 0; i < n_rows * n_records; ++i) {
-    if (steps[i] < 0 || steps[i] > n_steps) return i;
-  }
+  StepRanges due(steps, n_rows, n_records);
+  parallel(n_rows, n_threads, [&](int64_t begin, int64_t end) { due.look(begin, end); });
+  if (const int64_t outside = due.outside(n_steps); outside >= 0) return outside;
   const Process<S> process(times, std, n_steps, rate, parameters, NoiseStream(seed, 0));
-  const std::vector<int64_t> last = last_steps(steps, n_rows, n_records);
-  Batch<S> batch{n_rows, n_records, n_steps, first_path, x0,      steps,   last.data(),
-                 x,      nullptr,   nullptr, nullptr,    nullptr, mirrored};
+  Batch<S> batch{n_rows,          n_records, n_steps, first_path, x0,      steps,   due.first.data(),
+                 due.last.data(), x,         nullptr, nullptr,    nullptr, nullptr, mirrored};
   (target ? batch.target : batch.mean) = second, (target ? batch.variance : batch.noise) = third;
   std::vector<int64_t> rows(n_rows);
   std::iota(rows.begin(), rows.end(), 0);
-  const Schedule schedule(last.data(), std::move(rows), n_steps, kLanes<S>);
+  const Schedule schedule(due.last.data(), std::move(rows), n_steps, kLanes<S>);
   parallel(schedule.n_tiles(), n_threads, [&](int64_t begin, int64_t end) {
     if constexpr (target) {
       const auto run = mirrored ? Walk<Program, S, Output::target, 2>::run : Walk<Program, S, Output::target, 1>::run;
