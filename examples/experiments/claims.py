@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fastndsm.cli.tables import markdown
 
-from . import best, evaluations, imbalance, latent_space, methods, planar, small, stiff, symmetry, trained
+from . import best, classes, evaluations, imbalance, latent_space, methods, planar, small, stiff, symmetry, trained
 from .tables import Results, Spread
 
 SEEDS = 3
@@ -149,6 +149,23 @@ def all_claims() -> list[Claim]:
             mine, other = {"row": path} | many, {"row": o} | (many if o in trained.WITH_MIXTURE else {})
             text = f"Best settings, K = {evaluations.MANY:,}, {metric}: path {word} {o}"
             made.append(Claim(text, evaluations.NAME, metric, mine, other, with_many, word == "above"))
+    sizes = {f"{k:,} components": {"components": k} for k in (classes.SETTINGS["components"], classes.MANY)}
+    own, rivals = classes.OF_CLASSES, (classes.FITTED, classes.NO_LABELS)
+    made += [
+        *(
+            Claim(f"References of classes, weights: nearer than {o}", classes.NAME, "class_tv", own, o, sizes)
+            for o in rivals
+        ),
+        *(Claim(f"... Frechet below {o}", classes.NAME, "frechet", own, o, sizes) for o in rivals),
+        *(
+            Claim(f"... {text} than {classes.FITTED}", classes.NAME, metric, own, classes.FITTED, sizes, higher)
+            for text, metric, higher in (
+                ("more samples of the class asked for", "accuracy", True),
+                ("rare class: smaller Frechet distance", "rare_frechet", False),
+                ("rare class: more covered", "rare_covered", True),
+            )
+        ),
+    ]
     made.append(
         Claim(
             "Path at 10 evaluations below one step an evaluation at 100",
