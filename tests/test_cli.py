@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import functools
 import importlib.util
@@ -114,8 +115,13 @@ class TestTrain:
             "setup",
         ]
         files = {path.name for path in (digits_run / "report").iterdir()}
-        assert files == {"report.json", "report.md", "samples.png", "paths.png", "curve.png"}
-        for name in ("samples.png", "paths.png", "curve.png"):
+        pictures = ("samples.png", "paths.png", "curve.png")
+        assert files == {"report.html", "report.md", "report.json", *pictures}
+        page = (digits_run / "report" / "report.html").read_text()
+        inside = [base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]*)"', page)]
+        assert inside == [(digits_run / "report" / name).read_bytes() for name in pictures]
+        assert page.count("src=") == len(pictures) and "href=" not in page and "http" not in page  # needs nothing else
+        for name in pictures:
             assert (digits_run / "report" / name).read_bytes().startswith(b"\x89PNG")
         found = json.loads((digits_run / "report" / "report.json").read_text())
         assert set(found["metrics"]) == {"samples", "reference", "held_out"}
@@ -149,7 +155,7 @@ class TestTrain:
         result = run("train", "--data", "four_modes", "--n-train", 300, "--out", tmp_path / "r", *TINY)
         assert result.status == 0, result.err
         lines = result.out.splitlines()
-        assert lines[-1] == f"report: {tmp_path / 'r' / 'report' / 'report.md'}"
+        assert lines[-1] == f"report: {tmp_path / 'r' / 'report' / 'report.html'}"
         assert any(line.startswith("| energy_distance") for line in lines)
         assert any(line.startswith("| mode_tv") for line in lines)
         text = (tmp_path / "r" / "report" / "report.md").read_text()
@@ -768,7 +774,7 @@ class TestReport:
         dataset = load("ring", n=50, n_test=50)
         made = report.write_report(tmp_path / "r", dataset.train[:40], dataset)
         assert "pip install 'fastndsm[images]'" in made.pictures["missing"]
-        assert {path.name for path in (tmp_path / "r").iterdir()} == {"report.json", "report.md"}
+        assert {path.name for path in (tmp_path / "r").iterdir()} == {"report.json", "report.md", "report.html"}
         assert "fastndsm[images]" in (tmp_path / "r" / "report.md").read_text()
 
     @pytest.mark.parametrize("event", [(1,), (2,), (7,), (1, 5, 6), (3, 4, 4), (2, 3)])

@@ -106,3 +106,15 @@ def test_wheel_runs_in_an_empty_environment(archives: tuple[Path, Path], tmp_pat
 
     assert run([python, "-c", IN_AN_EMPTY_ENVIRONMENT], tmp_path).strip() != ""
     assert "train" in run([tmp_path / "env" / "bin" / "fastndsm", "--help"], tmp_path)
+
+
+def test_an_index_would_take_the_archives(archives: tuple[Path, Path], tmp_path: Path) -> None:
+    """Their metadata are valid, and the README, their description, renders."""
+    assert run([sys.executable, "-m", "twine", "check", "--strict", *archives], tmp_path).count("PASSED") == 2
+
+
+def test_the_version_stands_in_one_place(archives: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(archives[1]) as wheel:
+        (metadata,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+        assert f"\nVersion: {fastndsm.__version__}\n" in wheel.read(metadata).decode()
+    assert fastndsm.__version__ not in (ROOT / "pyproject.toml").read_text()

@@ -10,6 +10,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+import fastndsm
+
 PROJECT = (ROOT / "pyproject.toml").read_text()
 WORKFLOW = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
 HOOKS = (ROOT / ".pre-commit-config.yaml").read_text()
@@ -63,6 +65,13 @@ def test_a_hooks_version_stands_in_constraints_alone(tool: str) -> None:
 
 
 def test_the_changelog_has_this_version() -> None:
-    (version,) = re.findall(r'^version = "(.*)"$', PROJECT, re.MULTILINE)
+    version = fastndsm.__version__
     headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert headings[0] == "Unreleased" and headings[1].startswith(f"{version} - ")
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert re.findall(r"^version: (.*)$", citation, re.MULTILINE) == [fastndsm.__version__]
+    assert all(f"\n{field}:" in f"\n{citation}" for field in ("cff-version", "message", "title", "authors", "license"))
+    assert "arXiv:2405.15625" in citation

@@ -13,7 +13,9 @@ whichever is nearer. Ours have the same network, number of steps, batches and op
 standard deviation; the reference is what `GaussianMixture.select` chooses by the likelihood of held-out points, the
 solver is `fastndsm.sample`'s default. The network sees our times as sqrt(t / T), the place on a quadratic grid.
 
-W2 is that of 10,000 samples and 10,000 fresh points, exact (POT). "fresh points" is its value for the truth.
+W2 is that of 10,000 samples and 10,000 fresh points, exact (POT). "fresh points" is its value for points drawn
+independently from the truth, below which chance alone leads: most of it is how many of them fall where. Eight
+Gaussians are a mixture, which a reference of eight components knows; what it has there is no feat.
 """
 
 from __future__ import annotations
@@ -162,7 +164,9 @@ def perform(name: str, method: str, seed: int, budget: Budget) -> dict[str, Any]
     row: dict[str, Any] = {"set": name, "method": method, "seed": seed, **budget._asdict()}
     torch.manual_seed(seed)
     if method == FRESH:
-        return row | {"w2": {"": {"": wasserstein(SETS[name](budget.evaluated, seed + 2000), fresh)}}, "seconds": 0.0}
+        many = SETS[name](20 * budget.evaluated, seed + 2000)
+        drawn = many[torch.randperm(len(many))[: budget.evaluated]]  # independently, as samples are
+        return row | {"w2": {"": {"": wasserstein(drawn, fresh)}}, "seconds": 0.0}
     found: dict[str, dict[str, float]] = {}
     if method in PEERS:
         import torchcfm.conditional_flow_matching as matchers

@@ -169,7 +169,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(report.evaluation.table())
     if report.evaluation.weights:
         print(f"\n{report.evaluation.weights_table()}")
-    print(f"\nreport: {report.folder / 'report.md'}")
+    print(f"\nreport: {report.folder / 'report.html'}")
     return _common.verdict(report.evaluation, arguments)
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 GRID = 8  # images a side
 MOST_POINTS = 5000
+FIRST_STEPS = 200
 
 
 class PicturesMissingError(ImportError):
@@ -82,9 +83,14 @@ def draw_paths(path: Path, states: Tensor) -> None:
 
 
 def draw_curve(path: Path, history: Sequence[Row]) -> None:
-    """Draw the training loss against the step, as recorded and smoothed, and that on held-out data."""
-    figure = _figure(7.0, 4.2)
-    axis = figure.subplots()
+    """Draw the training loss against the step, as recorded and smoothed, and that on held-out data.
+
+    A run of more than twice as many steps has its first 200 beside the whole: what is steep there is cut off there.
+    """
+    begun = [row for row in history if row.step <= FIRST_STEPS]
+    apart = len(begun) > 1 and history[-1].step > 2 * FIRST_STEPS
+    figure = _figure(9.8 if apart else 7.0, 4.2)
+    axis, *first = figure.subplots(1, 2 if apart else 1, squeeze=False, width_ratios=(2.5, 1) if apart else None)[0]
     steps, losses = np.array([row.step for row in history]), np.array([row.loss for row in history])
     width = max(1, len(losses) // 20)
     axis.plot(steps, losses, alpha=0.35, label="mean of 20 steps")
@@ -97,6 +103,9 @@ def draw_curve(path: Path, history: Sequence[Row]) -> None:
     axis.set(xlabel="step", ylabel="loss")
     axis.set_ylim(_quantile_limits(np.concatenate([losses, [loss for _, loss in validated]])))
     axis.legend()
+    for start in first:
+        start.plot([row.step for row in begun], [row.loss for row in begun], marker=".")
+        start.set(xlabel="step", title=f"the first {FIRST_STEPS} steps")
     figure.savefig(path, dpi=120)
 
 

@@ -1,6 +1,6 @@
 """The report of a run: metrics beside those of the reference's own draws and of held-out data, and pictures.
 
-FOLDER/report.json  report.md  samples.png  paths.png  curve.png
+FOLDER/report.html, one file that opens anywhere, report.md, report.json, samples.png, paths.png, curve.png
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ..selection import Selection
 from ..training.config import Row
 from ..training.storage import write_text
 from .diagnosis import machine, versions
+from .page import Block, Heading, Picture, Table, Text, as_html, as_markdown
 from .pictures import PicturesMissingError, draw_curve, draw_paths, draw_samples
 from .tables import markdown
 
@@ -37,7 +38,27 @@ __all__ = [
 ]
 
 STRICT = "fail (status 1) if the samples are worse than draws from the reference"
-ROWS = {"samples": "samples", "reference": "draws from the reference", "held_out": "held-out data"}
+ROWS = {
+    "samples": "samples",
+    "fewer": "as few of them",
+    "reference": "draws from the reference",
+    "held_out": "held-out data",
+}
+READING = {  # of metrics.evaluate
+    "energy_distance": "of the two laws, an estimate without bias: near 0 chance makes it negative as often as not",
+    "sliced_wasserstein": "the mean along random directions, in the data's unit; falls as n grows, whatever the law",
+    "nearest_distance": "to the nearest training sample, the mean; far below held-out data's: copies",
+    "mode_tv": "of the modes' weights from the training data's: the share of samples in another mode than due",
+    "class_tv": "of the classes' weights from the training data's: the share of samples of another class than due",
+    "confidence": "the classifier's in its own label, the mean; low where samples lie between the classes",
+    "frechet_distance": "of the classifier's features from the training data's; falls as n grows, whatever the law",
+}
+CAPTIONS = {
+    "samples": "Images, points or histograms; of vectors the first two principal components of the training data.",
+    "paths": "From the reference to samples (images: left to right) by the probability flow: what the network adds.",
+    "curve": "The training loss, and apart its first steps, which the larger scale leaves out. Targets are noisy: the "
+    "loss falls no further than their variance. Compare it within a run, and runs by the metrics.",
+}
 PATHS = 200  # samples whose way from the reference is drawn
 _PARTS, _JUDGED = 20, 5000  # of each set: parts for the spread of a distance, and how many are looked at
 _PLANAR = 3  # up to this many values a sample no classifier is needed
@@ -45,7 +66,10 @@ _PLANAR = 3  # up to this many values a sample no classifier is needed
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics and label weights by row ("samples", "reference", "held_out"; weights have "data" besides)."""
+    """Metrics and label weights by row: "samples", "reference", "held_out"; weights have "data" besides.
+
+    "fewer" is the first of the samples, as many as there are held-out data, where those are fewer: compare these two.
+    """
 
     counts: dict[str, int]
     metrics: dict[str, dict[str, float]]
@@ -55,20 +79,25 @@ class Evaluation:
 
     def table(self) -> str:
         """Return the metrics as a Markdown table, one metric a line."""
+        return markdown(*self.metric_lines(), aligned=True)
+
+    def metric_lines(self) -> Table:
+        """Return the metrics, one a line."""
         names = list(self.metrics["samples"])
         head = ["", *(f"{ROWS[row]} (n = {self.counts[row]:,})" for row in self.metrics)]
-        body = [[name, *(_figure(self.metrics[row].get(name)) for row in self.metrics)] for name in names]
-        return markdown(head, body, aligned=True)
+        return Table(head, [[name, *(_figure(self.metrics[row].get(name)) for row in self.metrics)] for name in names])
 
     def weights_table(self) -> str:
         """Return the label weights as a Markdown table, one label a line; empty without labels."""
-        if not self.weights:
-            return ""
+        return markdown(*self.weight_lines(), aligned=True) if self.weights else ""
+
+    def weight_lines(self) -> Table:
+        """Return the label weights, one label a line."""
         titles = {"data": "training data", **ROWS}
         columns = list(self.weights.values())
         names = self.label_names or tuple(map(str, range(len(columns[0]))))
         body = [[name, *(f"{column[i]:.3f}" for column in columns)] for i, name in enumerate(names)]
-        return markdown(["label", *(titles[row] for row in self.weights)], body, aligned=True)
+        return Table(["label", *(titles[row] for row in self.weights)], body)
 
 
 @dataclass(frozen=True)
@@ -91,6 +120,8 @@ def evaluate_samples(
     if dataset.labels is not None and dataset.n_classes > 1 and dataset.centers is None and dataset.dim > _PLANAR:
         classifier = metrics.FeatureClassifier.fit(dataset.train, dataset.labels, seed=seed)
     rows = {"samples": samples}
+    if len(dataset.test) < len(samples):
+        rows["fewer"] = samples[: len(dataset.test)]
     if reference is not None:
         rows["reference"] = reference
     rows["held_out"] = dataset.test
@@ -99,6 +130,8 @@ def evaluate_samples(
     if dataset.class_weights is not None and dataset.n_classes > 1:
         weights["data"] = dataset.class_weights.tolist()
         for name, values in rows.items():
+            if name == "fewer":
+                continue
             counted = metrics.label_weights(values, dataset, classifier=classifier)
             assert counted is not None
             weights[name] = counted.tolist()
@@ -156,12 +189,18 @@ def write_report(
         "machine": machine(),
     }
     write_text(folder / "report.json", json.dumps(_finite(document), indent=1, allow_nan=False) + "\n")
-    write_text(folder / "report.md", _prose(dataset, evaluation, pictures, document, selection))
+    blocks = _blocks(dataset, evaluation, pictures, document, selection)
+    write_text(folder / "report.md", as_markdown(blocks))
+    write_text(folder / "report.html", as_html(blocks, folder))
     return Report(folder, evaluation, pictures)
 
 
 def selection_table(selection: Selection[Any]) -> str:
     """Return the candidates as a Markdown table, one a line, log-densities in nats a sample."""
+    return markdown(*_candidates(selection), aligned=True)
+
+
+def _candidates(selection: Selection[Any]) -> Table:
     head = ("components", "covariance", "held-out", "behind the best", "training", "variances", "noising steps", "s")
     body = [
         (
@@ -176,7 +215,7 @@ def selection_table(selection: Selection[Any]) -> str:
         )
         for row in selection.table
     ]
-    return markdown(head, body, aligned=True)
+    return Table(head, body)
 
 
 def _worse(
@@ -242,36 +281,46 @@ def _draw(
     return pictures
 
 
-def _prose(
+def _blocks(
     dataset: Dataset,
     evaluation: Evaluation,
     pictures: Mapping[str, str],
     document: Mapping[str, Any],
     selection: Selection[Any] | None,
-) -> str:
-    parts = [f"# {dataset.name}", f"{dataset.description}. {len(dataset.train):,} training samples."]
-    parts += ["## Metrics", evaluation.table()]
-    parts.append("Held-out data are compared with the training data. Compare figures of equal n.")
+) -> list[Block]:
+    """Return the parts of the report, each with what its figures mean."""
+    parts: list[Block] = [Heading(dataset.name, 1)]
+    parts.append(Text(f"{dataset.description}. {len(dataset.train):,} training samples."))
     if evaluation.worse:
-        parts.append(f"**{evaluation.worse}**")
+        parts.append(Text(evaluation.worse, warning=True))
+    if "missing" in pictures:
+        parts.append(Text(f"No pictures: {pictures['missing']}"))
+    parts += [Picture(pictures[name], CAPTIONS[name]) for name in ("samples", "paths") if name in pictures]
+    parts += [Heading("Metrics"), evaluation.metric_lines()]
+    known = [name for name in evaluation.metrics["samples"] if name in READING]
+    parts += [Table(["", "what it is"], [[name, READING[name]] for name in known])]
+    compared = "Distances of laws are to the held-out data, and of these to the training data."
+    if "fewer" in evaluation.metrics:
+        compared += f" The first {evaluation.counts['fewer']:,} samples are as many as the held-out data: compare these"
+        compared += " two columns, as several figures depend on how many there are."
+    parts.append(Text(compared))
     if evaluation.weights:
-        parts += ["## Label weights", evaluation.weights_table()]
+        parts += [Heading("Label weights"), evaluation.weight_lines()]
+    if "curve" in pictures:
+        parts += [Heading("Training"), Picture(pictures["curve"], CAPTIONS["curve"])]
     if selection is not None:
-        parts += ["## Choice of the reference", selection_table(selection)]
-        parts += [f"**{selection.warning}**"] if selection.warning else []
+        parts += [Heading("Choice of the reference"), _candidates(selection)]
+        parts += [Text(selection.warning, warning=True)] if selection.warning else []
     if document["seconds"]:
         body = [[name, f"{value:.1f}"] for name, value in document["seconds"].items()]
-        parts += ["## Seconds", markdown(["", "s"], body, aligned=True)]
-    if "missing" in pictures:
-        parts.append(f"No pictures: {pictures['missing']}")
-    parts += [f"![{name}]({file})" for name, file in pictures.items() if name != "missing"]
+        parts += [Heading("Seconds"), Table(["", "s"], body)]
     if document["config"]:
         settings = [[key, str(value)] for key, value in document["config"].items() if value is not None]
-        parts += ["## Settings", markdown(["", "value"], settings, aligned=True)]
-    known = {key: value for key, value in document["versions"].items() if value is not None}
-    parts.append(", ".join(f"{key} {value}" for key, value in known.items()))
-    parts.append(f"{document['machine']['processor']}, {document['machine']['threads']} threads")
-    return "\n\n".join(parts) + "\n"
+        parts += [Heading("Settings"), Table(["", "value"], settings)]
+    installed = {key: value for key, value in document["versions"].items() if value is not None}
+    parts.append(Text(", ".join(f"{key} {value}" for key, value in installed.items())))
+    parts.append(Text(f"{document['machine']['processor']}, {document['machine']['threads']} threads"))
+    return parts
 
 
 def _figure(value: float | None) -> str:
