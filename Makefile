@@ -13,12 +13,13 @@ OLDEST_TRITON := $(shell sed -n 's/.*"triton>=\([0-9.]*\).*/\1/p' pyproject.toml
 # Threads that wait by spinning bring each other to a halt on a machine that is busy with other things.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help install test test-slow lint demo bench clean
+.PHONY: help install test test-slow lint demo docs bench clean
 
 help:
 	@echo 'make test       lint, types and tests'
 	@echo 'make install    set up alone; CONSTRAINTS=file for other versions than those of constraints.txt'
 	@echo 'make demo       train on the handwritten digits, with a report in runs/demo'
+	@echo 'make docs       the documentation, in docs/_build/html'
 	@echo 'make test-slow  the tests that take minutes'
 	@echo 'make lint       formatting, ruff and mypy alone'
 	@echo 'make bench      benchmarks against other libraries'
@@ -29,7 +30,7 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@echo 'Setting up $(VENV) (once; a few minutes) ...'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) torch 'setuptools>=77'
-	$(PIP_INSTALL) --no-build-isolation --editable '.[test,integrations]'
+	$(PIP_INSTALL) --no-build-isolation --editable '.[test,integrations,docs]'
 	@touch $@
 
 install: $(INSTALLED)
@@ -60,8 +61,12 @@ test-slow: $(INSTALLED)
 demo: $(INSTALLED)
 	$(BIN)/fastndsm train --data digits --out runs/demo --overwrite --threads 1
 
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -W --keep-going --jobs auto --builder html docs docs/_build/html
+	@echo 'Open docs/_build/html/index.html'
+
 bench: $(VENV)/.installed-benchmarks
 	$(BIN)/python -m pytest benchmarks
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .benchmarks
+	rm -rf $(VENV) build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache .benchmarks

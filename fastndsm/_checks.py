@@ -16,6 +16,11 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LARGEST = 2**63 - 1  # that an integer argument of an op may be
 
 
+def cure(heading: str) -> str:
+    """Return the end of a message that users meet often: where the documentation has its cause and cure."""
+    return f" (docs/troubleshooting.md#{heading})"
+
+
 def shown(value: Any) -> str:
     """Return value for a message: a tensor or an array by dtype and shape, in place of its values."""
     if isinstance(value, Tensor):

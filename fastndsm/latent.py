@@ -345,13 +345,19 @@ class LatentModel(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu", **options: Any) -> LatentModel:
-        """Return the model that `save` wrote, in eval mode; options are those of `checkpoint.load_model`.
+        """Return the model that `save` or `fastndsm train` wrote, in eval mode.
+
+        Args:
+            path: of the model's folder; of a run of the command line RUN/model.
+            options: those of `checkpoint.load_model`.
 
         Raises:
             CheckpointError: if a file is missing, truncated, altered or foreign, or no encoder is stored, naming it.
         """
-        score_net, process, _ = checkpoint.load_model(path, device, **options)
-        parts = checkpoint.load_encoder(path)
+        score_net, process, meta = checkpoint.load_model(path, device, **options)
+        parts, units = checkpoint.load_encoder(path), meta.get("units")
+        if parts is None and isinstance(units, Mapping) and "shift" in units:  # the command line's, of points
+            parts = {"kind": "standardizer", **units}, {}
         if parts is None:
             raise checkpoint.CheckpointError(f"{path}: expected a model with an encoder, found one without")
         return cls(encoder_from(*parts).to(device), score_net, process).eval()

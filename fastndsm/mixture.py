@@ -247,6 +247,7 @@ class GaussianMixture(KeepsDtype):
         if len(points) < n_components:
             raise ValueError(
                 f"n_components: expected at most the number of samples, {len(points)}, found {n_components}"
+                f"{_checks.cure('too-many-components')}"
             )
         _checks.non_negative("reg_covar", reg_covar)
         if eigenvalue_floor is not None:
@@ -260,7 +261,8 @@ class GaussianMixture(KeepsDtype):
         if reg_covar > 0.1 * spread:
             warnings.warn(
                 f"reg_covar: expected at most a tenth of the data's mean variance, {0.1 * spread:.3g}, found "
-                f"{reg_covar:g}, which widens every component; give a smaller one, or standardise the data",
+                f"{reg_covar:g}, which widens every component; give a smaller one, or standardise the data"
+                f"{_checks.cure('wide-components')}",
                 stacklevel=2,
             )
         options = Estimator(

@@ -201,6 +201,7 @@ class NoisingProcess(ExtraState, KeepsDtype):
         if dtype != torch.float64 and self._lost is not None:
             raise ValueError(
                 f"{name}: {self._lost}, found {dtype}; or centre the data, for example by data.Standardizer"
+                f"{_checks.cure('far-from-zero')}"
             )
 
     @abstractmethod
@@ -617,11 +618,12 @@ class LangevinProcess(ReferenceProcess):
             f"{type(self).__name__}: q = a_n lambda_max(P_k) = {q:.3g} at step {n}, component {k}; use {advice}, "
             "a smaller T or sigma, or a reference fitted with a larger reg_covar"
         )
+        cure = _checks.cure("large-steps")
         if q >= REFUSED:
-            raise ValueError(f"{message} (expected q < {REFUSED:g}: Euler-Maruyama is unstable)")
+            raise ValueError(f"{message} (expected q < {REFUSED:g}: Euler-Maruyama is unstable){cure}")
         wide = 100.0 * (1.0 / (1.0 - q / 2.0) - 1.0)
         warnings.warn(
-            f"{message} (q above {STABLE}: the stationary variance is {wide:.0f}% too wide)",
+            f"{message} (q above {STABLE}: the stationary variance is {wide:.0f}% too wide){cure}",
             stacklevel=3 if type(self) is LangevinProcess else 4,
         )
 

@@ -115,14 +115,16 @@ def check_condition(
     """Refuse a condition that is not one of `rows` samples on that device, or that the network does not take."""
     if torch.compiler.is_compiling():
         return
-    found = type(unwrapped(score_net)).__name__
+    found, hint = type(unwrapped(score_net)).__name__, _checks.cure("conditions")
     if condition is None:
         if not _callable_with(score_net, 2) and takes_condition(score_net):
-            raise ValueError(f"condition: expected one, as {net_name}, {found}, takes three arguments; found None")
+            raise ValueError(
+                f"condition: expected one, as {net_name}, {found}, takes three arguments; found None{hint}"
+            )
         return
     checked("condition", condition, rows, device)
     if not takes_condition(score_net):
-        raise ValueError(f"condition: expected None, as {net_name} takes none; found one for {found} (x, t)")
+        raise ValueError(f"condition: expected None, as {net_name} takes none; found one for {found} (x, t){hint}")
 
 
 def _callable_with(net: Any, n_arguments: int) -> bool:
@@ -170,6 +172,7 @@ def check_process(score_net: Any, process: NoisingProcess) -> None:
         raise ValueError(
             "score_net: expected a ResidualScore on the mixture, sigma and T of process, "
             f"{_named(process)}, found one on {_named(net.process)}"
+            f"{_checks.cure('another-process')}"
         )
 
 

@@ -140,7 +140,7 @@ def test_a_named_backend_that_cannot_serve_says_why(
     function = getattr(functional, op)
     with pytest.raises(BackendError) as error:
         function(x, mixture, backend=name)
-    assert str(error.value) == f"backend {name!r} cannot serve {op}: {reason}"
+    assert str(error.value) == f"backend {name!r} cannot serve {op}: {reason} (docs/troubleshooting.md#backends)"
     with pytest.raises(BackendError), use_backend(name):
         function(x, mixture)
 
@@ -184,7 +184,8 @@ def test_auto_logs_once_why_it_passed_one_over(
             mixture.log_prob(X)
             mixture.hvp(X, X)
     assert [record.getMessage() for record in caplog.records] == [
-        "backend auto: triton passed over: No module named 'fastndsm_no_such_package'",
+        "backend auto: triton passed over: No module named 'fastndsm_no_such_package' "
+        "(docs/troubleshooting.md#passed-over)",
         "backend auto: cpp passed over: it has no mixture_log_prob",
         "backend auto: cpp passed over: it has no mixture_hvp",
     ]  # and nothing of cuda, which is not for tensors on a CPU

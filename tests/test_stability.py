@@ -61,7 +61,9 @@ def test_large_steps_warn_where_the_process_is_built() -> None:
     message = str(warning.message)
     assert message.startswith("LangevinProcess: q = a_n lambda_max(P_k) = 0.4 at step 0, component 1; use ")
     assert "n_steps=253, a smaller T or sigma" in message
-    assert message.endswith("(q above 0.2: the stationary variance is 25% too wide)")
+    assert message.endswith(
+        "(q above 0.2: the stationary variance is 25% too wide) (docs/troubleshooting.md#large-steps)"
+    )
     assert p.n_steps == 125
     with pytest.warns(UserWarning) as record:
         OUProcess(2, T=1.0, n_steps=2)

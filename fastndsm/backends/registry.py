@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from .. import _checks
+
 logger = logging.getLogger("fastndsm")
 
 ENVIRONMENT = "FASTNDSM_BACKEND"
@@ -181,7 +183,8 @@ def select(
         reason = BACKENDS[name].refuses(op, device, dtype, ranges)
         if reason is not None:
             can = ", ".join(serving(op, device, dtype, ranges))
-            raise BackendError(f"backend {name!r} cannot serve {op}: {reason}; these can: {can}")
+            hint = _checks.cure("backends")
+            raise BackendError(f"backend {name!r} cannot serve {op}: {reason}; these can: {can}{hint}")
         return BACKENDS[name].function(op)
     for candidate in BACKENDS.values():
         if candidate.untested or (candidate.devices and device.type not in candidate.devices):
@@ -192,7 +195,8 @@ def select(
         # A user wants to hear of compiled code that should serve here and cannot.
         expected = candidate.unavailable() not in (None, ABSENT) or (ranges and not candidate.ranges)
         level = logging.WARNING if expected else logging.INFO
-        log_once(level, f"backend auto: {candidate.name} passed over: {reason}")
+        hint = _checks.cure("passed-over") if expected else ""
+        log_once(level, f"backend auto: {candidate.name} passed over: {reason}{hint}")
     raise AssertionError("the reference serves everything")
 
 

@@ -277,5 +277,5 @@ def verdict(evaluation: Evaluation, arguments: argparse.Namespace) -> int:
     """Warn if the samples are worse than draws from the reference; return the status, which with --strict is then 1."""
     if not evaluation.worse:
         return 0
-    print(f"warning: {arguments.spoken(evaluation.worse)}", file=sys.stderr)
+    print(f"warning: {arguments.spoken(evaluation.worse)}{_checks.cure('worse-than-the-reference')}", file=sys.stderr)
     return int(arguments.strict)

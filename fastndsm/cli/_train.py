@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import _checks
 from ..backends import registry
 from ..data import Dataset
 from ..process import ReferenceProcess
@@ -235,7 +236,8 @@ def _stored(out: Path, resume: bool, overwrite: bool) -> Stored | None:
     if not resume:
         if not checkpoint.latest(out / "checkpoints") and not any((out / name).exists() for name in FOLDERS[2:]):
             return None  # it failed before its first checkpoint
-        raise ValueError(f"--out: expected a new folder, found a run in {out}; add --resume or --overwrite")
+        hint = _checks.cure("existing-run")
+        raise ValueError(f"--out: expected a new folder, found a run in {out}; add --resume or --overwrite{hint}")
     document, tensors = read_folder(out / "setup", "setup.json", "setup", SETUP_FILES[:1], SETUP_FILES[1:])
     try:
         process = checkpoint.process_from(document["process"], tensors[SETUP_FILES[0]])

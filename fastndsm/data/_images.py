@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .. import _checks
 from ._dataset import Dataset
 
 __all__ = ["digits", "mnist", "read_idx"]
@@ -156,7 +157,7 @@ def _from_openml() -> list[tuple[NDArray[Any], NDArray[Any]]]:
     except OSError as error:  # URLError and time-outs are OSErrors
         raise ConnectionError(
             f"mnist: expected a folder of IDX files (argument folder or environment variable {DATA_FOLDER}) "
-            f"or a connection to openml.org, found neither: {error}"
+            f"or a connection to openml.org, found neither: {error}{_checks.cure('mnist')}"
         ) from error
     images, labels = np.asarray(x).reshape(-1, 28, 28), np.asarray(y).astype(np.int64)
     n = _SPLITS[0][1]

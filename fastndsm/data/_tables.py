@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import _checks
+
 __all__ = ["Table", "read_csv", "read_frame", "read_parquet"]
 
 _LABELS = ("label", "labels")  # names of the column of labels, in any case
@@ -68,6 +70,7 @@ def read_parquet(path: Path, label_column: str | None = None) -> Table:
     except ImportError as error:
         raise ImportError(
             f"{path}: reading Parquet needs pandas and pyarrow: pip install 'fastndsm[tables]' ({error})"
+            f"{_checks.cure('missing-packages')}"
         ) from error
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: expected a whole Parquet file, found: {error}") from error
@@ -108,7 +111,8 @@ def _table(
     for name, cells in zip(names, columns, strict=True):
         for i, cell in enumerate(cells if cells.dtype == object else ()):
             if _missing(cell):
-                raise ValueError(f"{origin}: {where[i]}, column {name!r}: expected a value, found {_shown(cell)}")
+                hint = _checks.cure("text-in-a-table")
+                raise ValueError(f"{origin}: {where[i]}, column {name!r}: expected a value, found {_shown(cell)}{hint}")
         if name in of_labels:
             labels = _labels(f"{origin}: column {name!r}", cells)
         else:
@@ -138,6 +142,7 @@ def _numbers(origin: str, name: str, cells: NDArray[Any], where: Sequence[str]) 
             raise TypeError(
                 f"{origin}: column {name!r}: expected numbers, found {_shown(cell)} in {where[i]}; leave the column "
                 f"out, turn it into numbers, or call it 'label' (label_column={name!r}) if it tells classes"
+                f"{_checks.cure('text-in-a-table')}"
             )
         if not math.isfinite(number):
             raise ValueError(f"{origin}: {where[i]}, column {name!r}: expected a finite number, found {_shown(cell)}")

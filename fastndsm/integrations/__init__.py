@@ -12,11 +12,15 @@ from fastndsm.integrations.huggingface_hub import HubModel
 
 from __future__ import annotations
 
+from .. import _checks
+
 __all__: list[str] = []
 
 
 def _missing(package: str, error: ImportError) -> ImportError:
     """Return the error of an adapter whose library cannot be imported, and the reason."""
     return ImportError(
-        f"{package}: expected it to be installed, found: {error}; pip install 'fastndsm[integrations]'", name=package
+        f"{package}: expected it to be installed, found: {error}; pip install 'fastndsm[integrations]'"
+        f"{_checks.cure('missing-packages')}",
+        name=package,
     )

@@ -35,6 +35,7 @@ NO_PRIOR = (
     "condition: expected a prior that knows it, found that of all the data, and noising that has not forgotten by T "
     "what is known of a sample: fit the reference with labels, call process.fit_prior(x0, labels), sample from x_T "
     "noised under the condition, or, where the reference is one component, take a longer T"
+    f"{_checks.cure('start-under-a-condition')}"
 )
 Guide = Callable[[Tensor, Tensor], Tensor]
 

@@ -343,6 +343,7 @@ def _check_finite(failed: Tensor, times: Tensor) -> None:
         raise FloatingPointError(
             f"score_net: expected finite samples, found NaN or infinite ones after evaluation {found + 1} of "
             f"{len(times)}, t = {float(times[found]):.4g}; check the network's output there and the weights it has"
+            f"{_checks.cure('non-finite-samples')}"
         )
 
 

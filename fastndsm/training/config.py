@@ -126,7 +126,10 @@ class NonFiniteLoss(FloatingPointError):
     def __str__(self) -> str:
         last = self.checkpoint
         where = f"last good checkpoint: {last}" if last is not None else "no checkpoint was written"
-        return f"{self.what} at step {self.step}; {where}. Try a smaller lr or grad_clip, or look at the data's scale"
+        return (
+            f"{self.what} at step {self.step}; {where}. Try a smaller lr or grad_clip, or "
+            f"look at the data's scale{_checks.cure('non-finite-loss')}"
+        )
 
 
 def check_directory(directory: Any) -> Path:

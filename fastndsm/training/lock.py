@@ -13,6 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from .. import _checks
 from .storage import CheckpointError
 
 LOCK_NAME = "lock"  # in the folder, while it is held
@@ -41,6 +42,7 @@ def locked(folder: Path, name: str) -> Iterator[None]:
     except Timeout:
         raise CheckpointError(
             f"{name}: expected a folder that no run is writing to, found {folder} in use by {_holder(path)}"
+            f"{_checks.cure('folder-in-use')}"
         ) from None
     except PermissionError as error:
         raise CheckpointError(f"{name}: expected a folder that can be written to, found {folder} ({error})") from error

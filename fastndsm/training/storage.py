@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _checks
+
 __all__ = ["CheckpointError", "read_folder", "tensor_digest", "write_folder", "write_text"]
 
 VERSION = 1
@@ -139,15 +141,18 @@ def read_folder(
     found = tuple(name for name in optional if isinstance(listed, dict) and name in listed)
     if not isinstance(listed, dict) or sorted(listed) != sorted(files + found):
         raise CheckpointError(f"{path / document_name}: expected it to list {', '.join(files)}, found {listed}")
-    tensors = {}
+    tensors, hint = {}, _checks.cure("damaged-files")
     for name in found if optional_alone else files + found:
         expected, file = listed[name], path / name
         if not file.is_file():
             raise CheckpointError(f"{file}: expected a file of {expected['bytes']} bytes, found none")
         if (size := file.stat().st_size) != expected["bytes"]:
-            raise CheckpointError(f"{file}: expected {expected['bytes']} bytes, found {size}: truncated or altered")
+            raise CheckpointError(
+                f"{file}: expected {expected['bytes']} bytes, found {size}: truncated or altered{hint}"
+            )
         if _file_digest(file) != expected["sha256"]:
-            raise CheckpointError(f"{file}: expected SHA-256 {expected['sha256'][:12]}..., found another: altered")
+            found_hash = f"expected SHA-256 {expected['sha256'][:12]}..., found another: altered"
+            raise CheckpointError(f"{file}: {found_hash}{hint}")
         try:
             tensors[name] = load_file(file)
             for key in expected.get("complex", ()):
