@@ -2,7 +2,7 @@
 
     python examples/noisings.py [--steps 1000]
 
-All else is the same: network, loss, trainer, sampler, likelihood. When to take which: the README.
+All else is the same: network, loss, trainer, sampler, likelihood. When to take which: docs/choosing.md.
 """
 
 from __future__ import annotations

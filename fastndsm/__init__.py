@@ -3,6 +3,19 @@
 Fit a Gaussian mixture to the data, noise the data by the Langevin process that has this mixture as its stationary law,
 train a score network, sample by the reverse process. Method: Birrell, Katsoulakis, Rey-Bellet, Zhang and Zhu,
 arXiv 2405.15625.
+
+    GaussianMixture                               the reference: fit, select, score, sample
+    LangevinProcess                               nonlinear noising; linear: OUProcess, EDMProcess; a flow: FlowProcess;
+                                                  by a drift of your own: DriftProcess, compile_drift
+    NDSMLoss, DSMLoss, FlowMatchingLoss           losses; loss_for finds a process's
+    ResidualScore                                 the mixture's score and a network that corrects it
+    sample, log_likelihood                        the reverse process; on several ranks sample_sharded
+    data, networks, training, metrics             data sets and files, networks, the trainer, judging samples
+    latent, tabular                               models in a latent space, of tables
+    functional, drifts, integrations, testing     ops as functions, drifts, adapters, inputs for tests
+    use_backend, BackendError                     which kernels serve
+
+`fastndsm --help` is the command line; docs/start.md begins with data of your own.
 """
 
 from __future__ import annotations

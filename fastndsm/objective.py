@@ -133,8 +133,9 @@ class NDSMLoss(_Loss):
         reduction: "mean", "sum" or "none" ([B], an antithetic pair averaged).
 
     Source: Birrell et al., arXiv 2405.15625 (plain, control_variate). path: this library's weights, exact for the
-    Euler-Maruyama chain; targets of its kind are in Pidstrigach et al., arXiv 2504.03461 (ICML 2025), and in
-    Domingo-Enrich et al., arXiv 2312.02027 (NeurIPS 2024). antithetic: this library's own.
+    Euler-Maruyama chain; targets of its kind are in Pidstrigach et al., arXiv 2504.03461 (ICML 2025), Domingo-Enrich et
+    al., arXiv 2312.02027 (NeurIPS 2024), Mirafzali et al., arXiv 2503.16917 and 2507.05550, and Heng et al., arXiv
+    2111.07243 (our plain). antithetic: this library's own.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Pure PyTorch reference of every op: the specification that the fused backends are tested against.
 
-Readable beside section "The method" of the README; float32 and float64; differentiable by plain autograd,
+Readable beside docs/method.md; float32 and float64; differentiable by plain autograd,
 so that it is also the gradient oracle. Imports nothing but torch.
 """
 

@@ -11,7 +11,8 @@ x_0 is in: the recursion is that of U^T H, with U^T z and U^T Hess z and the pre
 it is classical denoising score matching then.
 
 Targets of this kind: Pidstrigach et al., arXiv 2504.03461 (ICML 2025; Malliavin calculus); Domingo-Enrich et al., arXiv
-2312.02027 (NeurIPS 2024; path-wise reparameterisation). These rho, exact for the chain, are this library's.
+2312.02027 (NeurIPS 2024; path-wise reparameterisation); Mirafzali et al., arXiv 2503.16917, 2507.05550; Heng et al.,
+arXiv 2111.07243 (rho = 0). These rho, exact for the chain, are this library's.
 
 A path passes every step: with steps [B, R] each gives R records, what one call for each of its steps would give.
 
