@@ -59,7 +59,7 @@ def samples() -> None:
         drawn = (held_out, pi.sample(SAMPLED, seed=0), linear, path)
         for axis, points, title, colour in zip(axes[i], drawn, TITLES, COLOURS, strict=True):
             axis.plot(*points.T.numpy(), ".", markersize=1.2, alpha=0.6, color=colour)
-            axis.set(xlim=(-2.3, 2.3), ylim=(-2.3, 2.3), xticks=[], yticks=[], aspect="equal")
+            axis.set(xlim=(-2.7, 2.7), ylim=(-2.7, 2.7), xticks=[], yticks=[], aspect="equal")
             if i == 0:
                 axis.set_title(title, fontsize=10)
     figure.savefig(FIGURES / "samples.png", dpi=100)

@@ -4,16 +4,20 @@ Fit a Gaussian mixture to the data, noise the data by the Langevin process that 
 train a score network, sample by the reverse process. Method: Birrell, Katsoulakis, Rey-Bellet, Zhang and Zhu,
 arXiv 2405.15625.
 
-    GaussianMixture                               the reference: fit, select, score, sample
-    LangevinProcess                               nonlinear noising; linear: OUProcess, EDMProcess; a flow: FlowProcess;
-                                                  by a drift of your own: DriftProcess, compile_drift
-    NDSMLoss, DSMLoss, FlowMatchingLoss           losses; loss_for finds a process's
-    ResidualScore                                 the mixture's score and a network that corrects it
-    sample, log_likelihood                        the reverse process; on several ranks sample_sharded
-    data, networks, training, metrics             data sets and files, networks, the trainer, judging samples
-    latent, tabular                               models in a latent space, of tables
-    functional, drifts, integrations, testing     ops as functions, drifts, adapters, inputs for tests
-    use_backend, BackendError                     which kernels serve
+    GaussianMixture           the reference: fit, select, score, sample
+    LangevinProcess           nonlinear noising
+    OUProcess, EDMProcess     linear noising
+    FlowProcess               a flow from the mixture
+    DriftProcess              noising by a drift of your own
+    NDSMLoss, DSMLoss         losses; loss_for finds that of a process
+    ResidualScore             the mixture's score and a network
+    sample, log_likelihood    the reverse process
+    data, metrics             data sets and files; how good samples are
+    networks, training        networks; the trainer, saved models
+    latent, tabular           models in a latent space; of tables
+    functional                the ops as functions
+    drifts, integrations      drifts; adapters to other libraries
+    use_backend               which kernels serve
 
 `fastndsm --help` is the command line; docs/start.md begins with data of your own.
 """

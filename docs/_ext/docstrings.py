@@ -13,6 +13,7 @@ COLUMNS = re.compile(r"\S {3,}\S")
 
 
 def indent_of(line: str) -> int:
+    """Return the number of spaces that a line begins with."""
     return len(line) - len(line.lstrip())
 
 
@@ -69,7 +70,14 @@ def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
     lines[:] = converted(list(lines))
 
 
+def public_bases(app: Any, name: str, obj: Any, options: Any, bases: list[Any]) -> None:
+    """Put in place of each base that is private the first that is not."""
+    for i, base in enumerate(bases):
+        bases[i] = next(b for b in base.__mro__ if "._" not in f".{b.__module__}.{b.__qualname__}")
+
+
 def setup(app: Any) -> dict[str, bool]:
     app.setup_extension("sphinx.ext.autodoc")
     app.connect("autodoc-process-docstring", process)
+    app.connect("autodoc-process-bases", public_bases)
     return {"parallel_read_safe": True}
