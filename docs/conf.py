@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
+
+import fastndsm
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "_ext"))
 
 project = "fastndsm"
 author = "the fastndsm developers"
-(release,) = re.findall(r'^version = "(.*)"$', (HERE.parent / "pyproject.toml").read_text(), re.MULTILINE)
-version = release
+version = release = fastndsm.__version__
 
-extensions = ["docstrings", "myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx_copybutton"]
+extensions = ["docstrings", "formulas", "myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 
-# Formulas are drawn by MathJax from Sphinx's default address, a public network of copies; the pages need nothing else.
+html_math_renderer = "mathml"
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
 nb_execution_mode = "force"
