@@ -235,6 +235,11 @@ class TestTrain:
         assert model.process.event_shape == (dim,) and isinstance(model.encoder, Autoencoder if latent is None else PCA)
         images = model.sample(5, seed=3)
         assert images.shape == (5, 1, 16, 16)
+        held_out = load(tmp_path / "mine.npy").test.double()
+        lost = model.encoder.decode(model.encoder.encode(held_out.float())) - held_out
+        kept = 1.0 - float(lost.square().mean() / (held_out - held_out.mean(0)).square().mean())
+        assert f"the encoder keeps {kept:.0%} of the variance" in result.out
+        assert ("warning: --latent: expected a space that keeps 50%" in result.err) == (kept < 0.5)
         sample = ["sample", tmp_path / "r", "--n", 5, "--seed", 3, "--no-progress"]
         assert run(*sample, "--out", tmp_path / "a.npy", "--png", tmp_path / "a.png").status == 0
         np.testing.assert_allclose(np.load(tmp_path / "a.npy"), images.numpy(), atol=1e-3)
@@ -797,6 +802,13 @@ def other_backend(monkeypatch: pytest.MonkeyPatch, **changed: Any) -> None:
             return None
 
     monkeypatch.setitem(registry.BACKENDS, "cpp", Standing("cpp", "nowhere", ("cpu",)))
+
+    def test_axes_of_very_different_units_fill_the_picture(self, tmp_path: Path) -> None:
+        image = pytest.importorskip("matplotlib.image")
+        points = torch.rand(4000, 2)
+        report.draw_samples(tmp_path / "s.png", {"a": points * torch.tensor([1.0, 1e-4])})
+        inked = (image.imread(tmp_path / "s.png")[..., :3] < 0.9).any(2)
+        assert inked.any(0).mean() > 0.7 and inked.any(1).mean() > 0.7
 
 
 class TestCompare:

@@ -25,6 +25,7 @@ from ..training import checkpoint
 from .report import Evaluation
 
 SAMPLE_ROWS = 1000  # samples held at once unless told otherwise
+JUDGED = 1000  # held-out samples that an encoder is judged by
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -187,6 +188,12 @@ class Units:
     def dim(self) -> int:
         """Values of a sample of the data."""
         return math.prod(self.encoder.event_shape)
+
+    def kept(self, x: Tensor) -> float:
+        """Return the share of the variance of x [n, *event] that passes through the encoder and back."""
+        x = x[:JUDGED].cpu()
+        lost = self.outer(self.inner(x)).double() - x.double()
+        return 1.0 - float(lost.square().mean() / (x.double() - x.double().mean(0)).square().mean())
 
     def inner(self, x: Tensor) -> Tensor:
         """Return data as the network sees them, floating point."""

@@ -40,6 +40,7 @@ PURPOSE = "Fit the mixture, train a score network, sample, and write a report."
 EXAMPLE = "fastndsm train --data digits --out runs/demo"
 
 FOLDERS = ("setup", "checkpoints", "model", "report")
+WEAK = 0.5  # share of the variance of held-out samples below which an encoder keeps too little
 SETUP_FILES = ("reference.safetensors", "encoder.safetensors")
 CHANGEABLE = ("samples", "checkpoint_every", "validate_every", "patience")  # by a resumed run
 LOGGERS = ("tensorboard", "wandb")
@@ -75,6 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
             if settings.latent == "autoencoder":
                 print(f"training an autoencoder to {settings.latent_dim} values", flush=True)
             units = _common.Units.of(dataset, settings.encoder, settings.latent_dim, config.seed)
+            if settings.latent != "none":
+                _judge_encoder(units.kept(dataset.test))
         else:
             units = stored.units
         x = units.inner(dataset.train)
@@ -209,6 +212,15 @@ class Stored(NamedTuple):
     units: _common.Units
     choice: Selection[Any] | None
     made: dict[str, Any]
+
+
+def _judge_encoder(kept: float) -> None:
+    """Tell the share of the variance of held-out samples that the encoder keeps; warn if it is small."""
+    print(f"the encoder keeps {kept:.0%} of the variance of held-out samples", flush=True)
+    if kept < WEAK:
+        hint = _checks.cure("weak-encoder")
+        message = f"latent: expected a space that keeps {WEAK:.0%} of the variance, found {kept:.0%}{hint}"
+        warnings.warn(message, stacklevel=2)
 
 
 @contextlib.contextmanager

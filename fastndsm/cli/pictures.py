@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 GRID = 8  # images a side
 MOST_POINTS = 5000
 FIRST_STEPS = 200
+ALIKE = 4.0  # ratio of the spans of x and y up to which both are drawn to one scale
 
 
 class PicturesMissingError(ImportError):
@@ -39,13 +40,15 @@ def draw_samples(path: Path, panels: Mapping[str, Tensor], title: str = "") -> N
     else:
         points = _planar(list(panels.values()))
         limits = _limits(points[0])
+        spans = [high - low for low, high in limits]
+        alike = first[0].numel() == 2 and max(spans) < ALIKE * min(spans)
         for axis, values in zip(axes, points, strict=True):
             if values.shape[1] == 1:
                 axis.hist(values[:, 0], bins=100, range=limits[0], density=True)
             else:
                 axis.plot(values[:, 0], values[:, 1], ".", markersize=1.5, alpha=0.6)
                 axis.set(xlim=limits[0], ylim=limits[1])
-                axis.set_aspect("equal" if first[0].numel() == 2 else "auto")
+                axis.set_aspect("equal" if alike else "auto")
     for axis, name in zip(axes, panels, strict=True):
         axis.set_title(name)
     if title:
