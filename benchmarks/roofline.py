@@ -31,7 +31,7 @@ import torch
 
 from fastndsm.functional import philox_normal
 from fastndsm.jit.cache import BuildError
-from fastndsm.jit.core import COMPILE_FLAGS
+from fastndsm.jit.core import compile_flags
 from fastndsm.jit.toolchain import find_compiler
 
 from .problems import TINY
@@ -160,10 +160,10 @@ def best_seconds(run: Callable[[], Any], least: float = 0.0 if TINY else 0.2) ->
 
 def _chain_rate() -> float | None:
     try:
-        compiler = find_compiler(COMPILE_FLAGS)
+        compiler = find_compiler(compile_flags())
     except BuildError:
         return None
-    flags = [flag for flag in COMPILE_FLAGS if not flag.startswith(("-std", "-fvisibility"))]
+    flags = [flag for flag in compile_flags() if not flag.startswith(("-std", "-fvisibility"))]
     with tempfile.TemporaryDirectory() as directory:
         library = Path(directory, "fma.so")
         source = Path(__file__).with_name("fma.c")

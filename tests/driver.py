@@ -7,7 +7,6 @@ import functools
 import itertools
 import math
 import os
-import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -23,10 +22,10 @@ from torch import Tensor
 
 from fastndsm import GaussianMixture
 from fastndsm.jit.core import COMPILE_FLAGS
+from fastndsm.jit.toolchain import INSTRUCTION_SETS, instruction_sets, machine_flags
 
 HERE = Path(__file__).resolve().parent
 COMPILER = shutil.which("g++")
-X86 = platform.machine() == "x86_64"
 DTYPES = {"float32": np.float32, "float64": np.float64}
 Shape = tuple[int, int, int, int]  # rows, dimension, components, steps
 
@@ -36,25 +35,21 @@ Shape = tuple[int, int, int, int]  # rows, dimension, components, steps
 QUICK = ("-O0", "-Dalways_inline=unused")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")
 BUILDS = {
-    "sanitized": (*QUICK, *SANITIZERS, "-march=native"),
-    "scalar": (*QUICK, "-march=native", "-DFASTNDSM_SCALAR"),
-    "sse2": (*QUICK, "-march=x86-64"),
-    "avx2": (*QUICK, "-march=x86-64-v3"),
+    "sanitized": (*QUICK, *SANITIZERS, *machine_flags()),
+    "scalar": (*QUICK, *machine_flags(), "-DFASTNDSM_SCALAR"),
+    **{isa: (*QUICK, f"-march={INSTRUCTION_SETS[isa].march}") for isa in ("sse2", "avx2")},
 }
-SHIPPED = {f"{isa} as shipped": f"-march={level}" for isa, level in (("sse2", "x86-64"), ("avx2", "x86-64-v3"))}
+SHIPPED = {f"{isa} as shipped": f"-march={INSTRUCTION_SETS[isa].march}" for isa in ("sse2", "avx2")}
 
 
 def flags(build: str) -> tuple[str, ...]:
-    if build in BUILDS:
-        return BUILDS[build]
-    return tuple(SHIPPED[build] if flag == "-march=native" else flag for flag in COMPILE_FLAGS)
+    return BUILDS[build] if build in BUILDS else (*COMPILE_FLAGS, SHIPPED[build])
 
 
 def runs_here(build: str) -> bool:
     """Return whether this machine has the build's instruction set."""
-    if "avx2" in build:
-        return X86 and {"avx2", "fma", "bmi2"} <= set(Path("/proc/cpuinfo").read_text().split())
-    return X86 or "sse2" not in build
+    isa = build.split()[0]
+    return isa not in INSTRUCTION_SETS or isa in instruction_sets()
 
 
 def compiled_driver(options: tuple[str, ...], path: Path) -> Path:

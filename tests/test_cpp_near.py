@@ -20,6 +20,7 @@ from helpers import normals, quietly
 from test_cpp_screen import assert_agrees, outputs
 
 from fastndsm import GaussianMixture, LangevinProcess, functional
+from fastndsm.jit.toolchain import machine_flags
 from fastndsm.testing import random_mixture
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="g++ is not on PATH")
@@ -79,7 +80,7 @@ layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compiled_driver((*QUICK, "-march=native"), tmp_path_factory.mktemp("near") / "driver")
+    return compiled_driver((*QUICK, *machine_flags()), tmp_path_factory.mktemp("near") / "driver")
 
 
 def requests(layout: Layout, kind: str, dtype: str, given: Case, **options: bool) -> list[Request]:

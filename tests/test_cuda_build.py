@@ -198,7 +198,7 @@ def test_the_build_has_nvcc_the_architectures_and_every_source(nvcc: Path, monke
     rule = re.search(r"rule cuda\n  command = (.*)", text)
     assert rule is not None and rule.group(1).startswith(f"{nvcc} -ccbin {compiler.command[0]} ")
     assert "-gencode=arch=compute_80,code=sm_80" in text and "-gencode=arch=compute_90,code=sm_90" in text
-    assert "-march=native" not in text and "-lc10_cuda" in text and "-lcudart" in text
+    assert "-march" not in text and "-lc10_cuda" in text and "-lcudart" in text
     built = re.findall(r"build \S+\.o: (cpp|cuda) \S*/(\S+)", text)
     assert sorted(built) == sorted([("cpp", "ops.cpp"), *(("cuda", name) for name in SOURCES)])
 

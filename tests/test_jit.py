@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -170,8 +172,6 @@ print(json.dumps({"before": before, "after": after, "openmp": len(maps)}))
 
 def test_kernels_build_cold(tmp_path: Path, cache: Path, run_python: Run) -> None:
     """The real sources, in an empty cache: they build, load, compute, and share torch's OpenMP threads."""
-    import json
-
     from fastndsm import reference
 
     told = json.loads(run_python(COLD, tmp_path / "normals.pt"))
@@ -370,7 +370,7 @@ def test_key_follows_everything_the_library_is_made_from(
 ) -> None:
     header = tmp_path / "tiny.h"
     header.write_text("// one\n")
-    compiler = toolchain.find_compiler(core.COMPILE_FLAGS)
+    compiler = toolchain.find_compiler(core.compile_flags())
     builder = Builder("tiny", (tiny,), (header,))
     keys = [builder.key(compiler)]
     assert Builder("tiny", (tiny,), (header,)).key(compiler) == keys[0]
@@ -387,6 +387,46 @@ def test_key_follows_everything_the_library_is_made_from(
     monkeypatch.setattr(torch, "__version__", "0.0")
     keys.append(builder.key(compiler))
     assert len(set(keys)) == len(keys)
+
+
+WHICH = """
+import json
+import torch
+from fastndsm.jit import core
+core.load()
+print(json.dumps([torch.ops.fastndsm_cpp.vector_isa(), core.status()["requested_isa"]]))
+"""
+
+
+def test_the_instruction_set_can_be_named(
+    tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, start_python: Start
+) -> None:
+    """Each that the machine has is compiled for, under a key of its own; any other is refused by name."""
+    keys, here = [], toolchain.instruction_sets()
+    assert "sse2" in here or "neon" in here
+    for name in (None, *here):
+        monkeypatch.setenv("FASTNDSM_ISA", name or "")
+        builder = Builder("tiny", (tiny,))
+        keys.append(builder.key(toolchain.find_compiler(builder.compile_flags)))
+        status = core.status()
+        assert status["requested_isa"] == name and status["flags"] == list(builder.compile_flags)
+        assert ("-march=native" in status["flags"]) == (name is None)
+    assert len(set(keys)) == len(keys)
+
+    for wrong in ("avx1024", "neon" if "sse2" in here else "avx2"):
+        monkeypatch.setenv("FASTNDSM_ISA", wrong)
+        message = rf"FASTNDSM_ISA: expected an instruction set of this machine \({', '.join(here)}\), found '{wrong}'"
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            core.build()
+        assert re.fullmatch(message, core.status()["reason"]) and not core.status()["available"]
+        process = start_python("from fastndsm import functional; functional.philox_normal(1, 1, seed=1)")
+        assert re.search(f"ValueError: {message}$", process.communicate()[1].strip())  # auto does not fall back
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", toolchain.instruction_sets())
+def test_the_library_is_of_the_instruction_set_that_is_named(isa: str, run_python: Run) -> None:
+    assert json.loads(run_python(WHICH, FASTNDSM_ISA=isa)) == [isa, isa]
 
 
 def test_compilers_and_tools_are_named(

@@ -52,6 +52,7 @@ from torch import Tensor
 
 from fastndsm import reference
 from fastndsm.jit import core
+from fastndsm.jit.toolchain import machine_flags
 from fastndsm.reference.philox import philox4x32_10
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(COMPILER is None, reason="g++ is not on PATH")]
@@ -273,7 +274,7 @@ def test_the_library_runs_clean(tmp_path: Path) -> None:
     """Every op on the shapes of the tests of the C++ backend, in a process with the sanitizers' allocator."""
     builder = dataclasses.replace(
         core.csrc_builder(),
-        compile_flags=("-std=c++20", "-march=native", "-fPIC", "-fvisibility=hidden", *QUICK, *SANITIZERS),
+        compile_flags=("-std=c++20", *machine_flags(), "-fPIC", "-fvisibility=hidden", *QUICK, *SANITIZERS),
         link_flags=SANITIZERS[:1],
         cache_dir=tmp_path / "cache",
     )

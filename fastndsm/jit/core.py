@@ -6,7 +6,8 @@ the operating system drops when its holder dies; it builds in a directory of its
 end, so that what bears a key is whole.
 
 Environment: ``FASTNDSM_CACHE_DIR`` (default ``$XDG_CACHE_HOME/fastndsm`` or ``~/.cache/fastndsm``), ``CXX``,
-``MAX_JOBS`` and ``FASTNDSM_DISABLE_JIT=1``, which turns compiled code off.
+``MAX_JOBS``, ``FASTNDSM_ISA`` (avx512, avx2, sse2 or neon: an instruction set in place of the machine's best) and
+``FASTNDSM_DISABLE_JIT=1``, which turns compiled code off.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import shlex
 import shutil
 import tempfile
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,22 @@ from .cache import (
     make_private,
     remove_leftovers,
 )
-from .toolchain import Compiler, bundled_openmp, command_line, escape, find_compiler, run_ninja
+from .toolchain import (
+    ISA,
+    Compiler,
+    bundled_openmp,
+    command_line,
+    escape,
+    find_compiler,
+    machine_flags,
+    run_ninja,
+)
 
 logger = logging.getLogger("fastndsm")
 
 COMPILE_FLAGS = (
     "-std=c++20",
     "-O3",
-    "-march=native",
     "-fno-math-errno",
     "-fno-trapping-math",
     "-ffp-contract=fast",
@@ -53,6 +62,11 @@ COMPILE_FLAGS = (
 )
 LINK_FLAGS = ("-Wl,--no-undefined",)
 LOG_TAIL_LINES = 30
+
+
+def compile_flags() -> tuple[str, ...]:
+    """Return the flags of code for this machine; raise ValueError where FASTNDSM_ISA is no instruction set of it."""
+    return (*COMPILE_FLAGS, *machine_flags())
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,7 @@ class Builder:
     name: str
     sources: tuple[Path, ...]
     headers: tuple[Path, ...] = ()
-    compile_flags: tuple[str, ...] = COMPILE_FLAGS
+    compile_flags: tuple[str, ...] = field(default_factory=compile_flags)
     link_flags: tuple[str, ...] = LINK_FLAGS
     generated: tuple[tuple[str, str], ...] = ()
     include: tuple[Path, ...] = ()
@@ -219,7 +233,7 @@ def load() -> None:
     with _load_lock:
         if _loaded is not None:
             return
-        circumstances = (default_cache_dir(), os.environ.get("CXX"), os.environ.get("PATH"))
+        circumstances = (default_cache_dir(), *map(os.environ.get, ("CXX", "PATH", ISA)))
         if _failure is not None and _failure[0] == circumstances:
             raise BuildError(str(_failure[1])) from _failure[1]
         try:
@@ -243,14 +257,17 @@ def status() -> dict[str, Any]:
     """Return what `fastndsm doctor` tells, building nothing and raising nothing.
 
     Keys: available, reason (why not, or None), loaded, built, library, cache_dir, key, compiler,
-    compiler_version, flags and, once the library is loaded, vector_isa; what cannot be known is None.
+    compiler_version, requested_isa (by FASTNDSM_ISA), flags and, once the library is loaded, vector_isa; what cannot
+    be known is None.
     """
-    report: dict[str, Any] = dict.fromkeys(("reason", "library", "key", "compiler", "compiler_version", "vector_isa"))
+    unknown = "reason", "library", "key", "compiler", "compiler_version", "flags", "vector_isa"
+    report: dict[str, Any] = dict.fromkeys(unknown)
     report |= {"loaded": _loaded is not None, "built": False, "cache_dir": str(default_cache_dir())}
-    report["flags"] = list(COMPILE_FLAGS)
+    report["requested_isa"] = os.environ.get(ISA) or None
     if _loaded is not None:
         report["vector_isa"] = torch.ops.fastndsm_cpp.vector_isa()
     try:
+        report["flags"] = list(compile_flags())
         builder = csrc_builder()
         compiler = find_compiler(builder.compile_flags)
         library = builder.library(compiler)
@@ -263,7 +280,7 @@ def status() -> dict[str, Any]:
             raise BuildError(f"the cache directory {builder.root} cannot be written to")
         if _failure is not None and not report["built"]:
             raise _failure[1]
-    except (BuildError, OSError) as error:
+    except (BuildError, OSError, ValueError) as error:
         report["reason"] = str(error)
     report["available"] = report["reason"] is None
     return report

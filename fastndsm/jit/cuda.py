@@ -142,8 +142,8 @@ def cuda_builder(architectures: tuple[int, ...]) -> CudaBuilder:
     csrc = csrc_directory()
     sources = sorted([*csrc.glob("cuda/*.cu"), *csrc.glob("cuda/*.cpp")])
     headers = sorted([*csrc.glob("include/*.h"), *csrc.glob("cuda/*.h"), *csrc.glob("cuda/*.cuh")])
-    flags = tuple(flag for flag in COMPILE_FLAGS if flag != "-march=native")  # launches alone
-    return CudaBuilder("fastndsm_cuda", tuple(sources), tuple(headers), flags, architectures=architectures)
+    # Launches alone: for any machine.
+    return CudaBuilder("fastndsm_cuda", tuple(sources), tuple(headers), COMPILE_FLAGS, architectures=architectures)
 
 
 def build(architectures: tuple[int, ...] | None = None, verbose: bool = False) -> Path:

@@ -12,12 +12,11 @@ import torch
 
 from ..compiler import Program, cpp
 from .cache import BuildError, CompilationError, default_cache_dir, make_private
-from .core import COMPILE_FLAGS, Builder, csrc_directory, require_enabled
+from .core import Builder, compile_flags, csrc_directory, require_enabled
+from .toolchain import machine_flags
 
 NAME = "fastndsm_drift"
 CACHE = "drifts"  # within the cache: with a lock of its own, seconds need not wait for what takes minutes
-# Fused where the program says so and nowhere else: F has the same bits in every loop it is compiled into.
-FLAGS = tuple("-ffp-contract=off" if flag == "-ffp-contract=fast" else flag for flag in COMPILE_FLAGS)
 SCALARS = {torch.float32: "float", torch.float64: "double"}
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 _SIMULATE = (_P, _P, _I, _I, _P, _P, _I, _D, _P, _I, _I, _I, _P, _P, _P, _I)
@@ -41,7 +40,8 @@ def builder(program: Program, dtype: torch.dtype) -> Builder:
     """Return the builder of a program's library for samples of a dtype, float32 or float64."""
     csrc = csrc_directory()
     headers = sorted([*csrc.glob("include/*.h"), csrc / "cpu" / "batch.h", *csrc.glob("drift/*.h")])
-    flags = (*FLAGS, "-DFASTNDSM_FUSES_EXPLICITLY")
+    # Fused where the program says so and nowhere else: F has the same bits in every loop it is compiled into.
+    flags = (*compile_flags(), "-ffp-contract=off", "-DFASTNDSM_FUSES_EXPLICITLY")
     files = tuple(cpp.sources(program, SCALARS[dtype]).items())
     cache = default_cache_dir() / CACHE
     return Builder(
@@ -62,7 +62,7 @@ def load(program: Program, dtype: torch.dtype) -> DriftLibrary:
         BuildError: as `Builder.build`, or the library cannot be loaded.
     """
     require_enabled()
-    circumstances = (program.key, dtype, default_cache_dir())
+    circumstances = (program.key, dtype, default_cache_dir(), machine_flags())
     with _lock:
         found = _loaded.get(circumstances)
         if found is None:

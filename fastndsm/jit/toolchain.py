@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -17,11 +18,51 @@ import torch
 from .cache import BuildError
 
 COMPILERS = ("g++", "c++", "clang++")
+ISA = "FASTNDSM_ISA"
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """An instruction set as the compiler names it, and the words of /proc/cpuinfo that a processor with it has."""
+
+    march: str
+    features: frozenset[str]
+
+
+INSTRUCTION_SETS = {  # named as csrc/include/vec_types.h does
+    "avx512": InstructionSet("x86-64-v4", frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})),
+    "avx2": InstructionSet("x86-64-v3", frozenset({"avx2", "fma", "bmi2"})),
+    "sse2": InstructionSet("x86-64", frozenset({"sse2"})),
+    "neon": InstructionSet("armv8-a", frozenset({"asimd"})),
+}
+
+
+@functools.lru_cache
+def instruction_sets() -> tuple[str, ...]:
+    """Return the names of the instruction sets that this machine has, widest first."""
+    cpuinfo = Path("/proc/cpuinfo")
+    features = set(cpuinfo.read_text(errors="replace").split()) if cpuinfo.is_file() else set()
+    return tuple(name for name, isa in INSTRUCTION_SETS.items() if isa.features <= features)
+
+
+def machine_flags() -> tuple[str, ...]:
+    """Return the flags that choose instructions: all that this machine has, or the set that FASTNDSM_ISA names.
+
+    Raises:
+        ValueError: FASTNDSM_ISA names an instruction set that there is not, or that this machine has not.
+    """
+    named = os.environ.get(ISA)
+    if not named:
+        return ("-march=native",)
+    if named not in instruction_sets():
+        here = ", ".join(instruction_sets()) or f"none on {platform.machine()}"
+        raise ValueError(f"{ISA}: expected an instruction set of this machine ({here}), found {named!r}")
+    return (f"-march={INSTRUCTION_SETS[named].march}", "-mtune=native")
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """A C++ compiler and what `-march=native` means to it on this machine."""
+    """A C++ compiler and what its flags for this machine mean to it."""
 
     command: tuple[str, ...]
     version: str
