@@ -19,7 +19,7 @@ namespace fastndsm {
 namespace {
 
 constexpr int64_t kGrainBlocks = 4096;
-constexpr int kTile = 8;  // pairs of vectors of counters between the two loops
+constexpr int kTogether = 2;  // vectors of counters
 
 struct Rows {
   int64_t n_paths, dim, first_path;
@@ -38,16 +38,33 @@ words_of<V> lane_steps(const Rows& rows, int64_t g, int64_t per_row) {
   return load<words_of<V>>(step);
 }
 
-// Blocks [begin, end) of the output, P values each; their paths share the high counter word c1. Words and normals are
-// made in turn, tile by tile: both are long chains of dependent instructions, and short loops overlap more of them.
+// The rows of the output, where blocks are written one after another; the last of a row may have fewer than P values.
+template <typename S, int P>
+struct BlockWriter {
+  S* out;
+  int64_t dim, first;  // first: dimension of the next value
+
+  FASTNDSM_OUTLINE void put(const S* values, int64_t n_blocks) {
+    for (; n_blocks > 0; --n_blocks, values += P) {
+      const int64_t kept = std::min<int64_t>(P, dim - first);
+      std::copy_n(values, kept, out);
+      out += kept;
+      first = first + P < dim ? first + P : 0;
+    }
+  }
+};
+
+// Blocks [begin, end) of the output, P values each; their paths share the high counter word c1. The words of some are made
+// beside the normals of those before: two long chains of dependent instructions, which fill each other's waits.
 template <typename V, int P, bool step_per_path>
-void fill_blocks(scalar_of<V>* out, const Rows& rows, const NoiseStream& noise, uint32_t c1, int64_t begin, int64_t end) {
+FASTNDSM_MIXED void fill_blocks(scalar_of<V>* out, const Rows& rows, const NoiseStream& noise, uint32_t c1, int64_t begin,
+                                int64_t end) {
   using U = words_of<V>;
+  using S = scalar_of<V>;
   constexpr int W = lanes_of<V>;
-  const int64_t per_row = (rows.dim + P - 1) / P;
+  const int64_t per_row = (rows.dim + P - 1) / P, first = begin % per_row * P;
   const bool contiguous = rows.dim % P == 0;
-  int64_t first = begin % per_row * P;  // dimension of the next value to write
-  out += begin / per_row * rows.dim + first;
+  BlockWriter<S, P> writer{out + begin / per_row * rows.dim + first, rows.dim, first};
 
   uint32_t path_lane[W], block_lane[W];
   for (int l = 0; l < W; ++l) {
@@ -61,51 +78,57 @@ void fill_blocks(scalar_of<V>* out, const Rows& rows, const NoiseStream& noise, 
   const U row_length = splat<U>(static_cast<uint32_t>(per_row));
 
   const CommonWords common(c1, static_cast<uint32_t>(rows.step[0]), noise.key);
-  U words[kTile][2][4];
-  while (begin < end) {
-    for (int t = 0; t < kTile && begin + 2 * t * W < end; ++t) {
-      U paths[2], blocks[2];
-      for (int i = 0; i < 2; ++i) {
-        paths[i] = path, blocks[i] = block;
-        block += blocks_ahead;
-        path += rows_ahead;
-        const auto wrapped = block >= row_length;
-        path = select(wrapped, U(path + 1u), path);
-        block = select(wrapped, U(block - row_length), block);
-      }
-      if constexpr (step_per_path) {
-        for (int i = 0; i < 2; ++i) {
-          words[t][i][0] = paths[i], words[t][i][1] = splat<U>(c1);
-          words[t][i][2] = lane_steps<V, P>(rows, begin + (2 * t + i) * W, per_row), words[t][i][3] = blocks[i];
-        }
-        philox4x32_10(words[t], noise.key);
-      } else {
-        common.words(paths, blocks, words[t]);
-      }
+  const auto draw = [&](int64_t at, U(&words)[kTogether][4]) FASTNDSM_INLINE {
+    U paths[kTogether], blocks[kTogether];
+    FASTNDSM_UNROLL
+    for (int i = 0; i < kTogether; ++i) {
+      paths[i] = path, blocks[i] = block;
+      block += blocks_ahead;
+      path += rows_ahead;
+      const auto wrapped = block >= row_length;
+      path = select(wrapped, U(path + 1u), path);
+      block = select(wrapped, U(block - row_length), block);
     }
-    for (int t = 0; t < 2 * kTile && begin < end; ++t, begin += W) {
-      const U(&w)[4] = words[t / 2][t % 2];
-      V n[P];
-      for (int i = 0; i < P; i += 2) box_muller(w[i], w[i + 1], n[i], n[i + 1]);
-      if (contiguous && end - begin >= W) {
-        store_interleaved(out, n);
-        out += P * W;
-        continue;
+    if constexpr (step_per_path) {
+      for (int i = 0; i < kTogether; ++i) {
+        words[i][0] = paths[i], words[i][1] = splat<U>(c1);
+        words[i][2] = lane_steps<V, P>(rows, at + i * W, per_row), words[i][3] = blocks[i];
       }
-      scalar_of<V> values[P * W];
-      store_interleaved(values, n);
-      const scalar_of<V>* block_values = values;
-      for (int64_t left = std::min<int64_t>(W, end - begin); left > 0; --left, block_values += P) {
-        const int64_t kept = std::min<int64_t>(P, rows.dim - first);
-        if (kept == P) {
-          std::memcpy(out, block_values, P * sizeof(scalar_of<V>));
-        } else {
-          std::copy_n(block_values, kept, out);
-        }
-        out += kept;
-        first = first + P < rows.dim ? first + P : 0;
-      }
+      philox4x32_10(words, noise.key);
+    } else {
+      common.words(paths, blocks, words);
     }
+  };
+  constexpr int group = kTogether * W, pairs = kTogether * P / 2;
+  U words[kTogether][4];
+  draw(begin, words);
+  const auto normals_of_group = [&](S* to) FASTNDSM_INLINE {
+    U next[kTogether][4], u[pairs], angle[pairs];
+    draw(begin + group, next);
+    FASTNDSM_UNROLL
+    for (int i = 0; i < pairs; ++i) {
+      const U(&w)[4] = words[2 * i / P];
+      u[i] = w[2 * i % P], angle[i] = w[2 * i % P + 1];
+    }
+    V n[2][pairs];  // the even ones, and the odd ones
+    box_mullers(u, angle, n[0], n[1]);
+    FASTNDSM_UNROLL
+    for (int i = 0; i < kTogether; ++i) {
+      V values[P];
+      FASTNDSM_UNROLL
+      for (int j = 0; j < P; ++j) values[j] = n[j % 2][(i * P + j) / 2];
+      store_interleaved(to + i * P * W, values);
+      FASTNDSM_UNROLL
+      for (int j = 0; j < 4; ++j) words[i][j] = next[i][j];
+    }
+  };
+  if (contiguous) {
+    for (; end - begin >= group; begin += group, writer.out += P * group) normals_of_group(writer.out);
+  }
+  S values[P * group];
+  for (; begin < end; begin += group) {
+    normals_of_group(values);
+    writer.put(values, std::min<int64_t>(group, end - begin));
   }
 }
 

@@ -54,18 +54,23 @@ struct RegisterRunner {
       }
       put(own[i].sample, state);
     }
+    const auto counters = [&](int64_t n)
+                              FASTNDSM_INLINE { return lanes.paths.at(static_cast<uint32_t>(n), process.noise.key); };
+    Sample::draw(process.dim, counters(0), z);
     int64_t first = 0;  // number of steps before the state that the history starts with
     for (int64_t n = 0; n < lanes.last; ++n) {
       if (n + 1 == first + kHistory) take<members>(rows, history, first, kHistory), first += kHistory;
-      const auto counters = lanes.paths.at(static_cast<uint32_t>(n), process.noise.key);
-      if constexpr (Sample::kAhead) Sample::draw(process.dim, counters, z);
+      V next[D];
       for (int i = 0; i < members; ++i) {
         V* const state = history + (i * kHistory + n + 1 - first) * kState;
-        own[i].sample.step(process, counters, static_cast<int>(n), z, S(1 - 2 * i), [&](int j, V mean, V noise) {
+        own[i].sample.step(process, counters(n), static_cast<int>(n), z, S(1 - 2 * i), [&](int j, V mean, V noise) {
           if (keeps) state[D + j] = mean, state[2 * D + j] = noise;
+        }, [&]() FASTNDSM_INLINE {
+          if (i == 0) Sample::draw(process.dim, counters(n + 1), next);
         });
         if (n + 1 >= lanes.first) put(own[i].sample, state);
       }
+      for (int j = 0; j < D; ++j) z[j] = next[j];
     }
     take<members>(rows, history, first, lanes.last + 1 - first);
   }

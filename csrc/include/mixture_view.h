@@ -79,8 +79,7 @@ FASTNDSM_HD V exp2_nonpositive(V x) {
     return detail::exp2_by_table(x);
   }
 #endif
-  const V n = detail::round_to_integer(x);
-  return scale_by_power_of_two(detail::exp2_reduced(V(x - n)), n);
+  return detail::exp2_normal(x);
 }
 
 // Per-tile scratch, in vectors: `vectors(dim, ...)` of them.

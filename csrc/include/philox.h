@@ -10,37 +10,67 @@
 //   CommonWords(c1, step, key)        counters that differ in path low word and block: .words(path, block, out)
 //   philox4x32_10(c, key)             any counters
 //   box_muller(w0, w1, n0, n1)        two normals, float or double, from two words
-//   some_normals, normals             those of some or many dimensions of some paths
+//   some_normals, normals             those of some or many dimensions of some paths; NoiseAhead, step after step
 //   path_words(path, stream, c0, c1)  the first two counter words of a path
 //
 // Every function is generic in the number of lanes (vec.h), one included, and takes part in host and device code.
+//
+// What a register of counters costs, in instructions, on AVX2 (8 counters; 32 normals):
+//
+//   a round      16   4 widening products of 32-bit words, even places and others apart; as many shuffles that bring the high
+//                     halves down; 8 exclusive ors. No way of joining the two halves in between takes fewer.
+//   first two    16   for both together (and 4 to spread the lanes); a trajectory's third round takes no more than they do
+//   last         14   4 products, 6 shuffles that join the halves, 4 exclusive ors
+//   logarithm    20   of which 9 the polynomial, 9 uniform and exponent; a root
+//   sine, cosine 19   of which 8 the polynomials; 2 products. Logarithm, root, these and the products twice: 84
+//
+// together 230, and 210 where a trajectory draws them; on NEON (4 counters) a round is 12: 4 products, 4 shuffles that part
+// low halves from high ones, 4 exclusive ors. At four a cycle 230 are 1.8 cycles a normal; a round's chain is 6 to 9 cycles
+// long, ten of them and 80 cycles of logarithm and root, so that words are made beside the normals of others.
 #pragma once
 
 #include "vecmath.h"
 
 namespace fastndsm {
 
-// The key of a stream with its ten round keys: k0 + round 0x9E3779B9 and k1 + round 0xBB67AE85.
+// The key of a stream; round r takes k0 + r 0x9E3779B9 and k1 + r 0xBB67AE85.
 struct PhiloxKey {
   uint32_t k0, k1;
 #if !defined(__CUDACC__)
-  uint64_t schedule[10][2];  // in memory, from where a vector instruction broadcasts at no cost
+  // In memory, from where a vector instruction takes them at no cost: it broadcasts one on AVX-512, elsewhere whole
+  // registers hold nothing else.
+  static constexpr int kCopies = kVectorBytes == 64 || kVectorBytes == 0 ? 1 : kVectorBytes / 8;
+  alignas(8 * kCopies) uint64_t schedule[10][2][kCopies];
 #endif
 
   FASTNDSM_HD PhiloxKey(uint32_t k0, uint32_t k1) : k0(k0), k1(k1) {
 #if !defined(__CUDACC__)
-    for (uint32_t round = 0; round < 10; ++round) {
-      schedule[round][0] = k0 + round * 0x9E3779B9u, schedule[round][1] = k1 + round * 0xBB67AE85u;
+    for (int round = 0; round < 10; ++round) {
+      for (int word = 0; word < 2; ++word) {
+        for (uint64_t& copy : schedule[round][word]) copy = of(round, word) * 0x100000001ull;  // for lanes of either width
+      }
     }
 #endif
   }
 
-  FASTNDSM_HD uint64_t of(int round, int word) const {
-#if !defined(__CUDACC__)
-    return schedule[round][word];
-#else
+  FASTNDSM_HD uint32_t of(int round, int word) const {
     return word == 0 ? k0 + round * 0x9E3779B9u : k1 + round * 0xBB67AE85u;
+  }
+
+  // In all lanes; the high halves of 64-bit ones are arbitrary.
+  template <typename V>
+  FASTNDSM_HD V lanes(int round, int word) const {
+#if !defined(__CUDACC__)
+    if constexpr (detail::kIsPack<V>) {
+      return detail::each([&](auto part) { return lanes<decltype(part)>(round, word); }, V{});
+    } else if constexpr (lanes_of<V> > 1 && kCopies > 1) {
+      static_assert(sizeof(V) <= 8 * kCopies, "no more than a register");
+      return load<V>(reinterpret_cast<const scalar_of<V>*>(schedule[round][word]));
+    } else if constexpr (sizeof(scalar_of<V>) == 8) {
+      return splat<V>(schedule[round][word][0]);
+    }
 #endif
+    return splat<V>(of(round, word));
   }
 };
 
@@ -48,61 +78,127 @@ namespace detail {
 
 constexpr uint32_t kPhilox0 = 0xD2511F53u, kPhilox1 = 0xCD9E8D57u;
 
-// Words in 64-bit lanes: the even lanes of the 32-bit vector, and its odd ones. Only the low 32 bits of a lane mean
-// anything: a multiplication reads no others, so that the low half of a product, which the next round needs, is the
-// product itself.
-template <typename U32>
-constexpr int kHalves = lanes_of<U32> == 1 ? 1 : 2;
-template <typename U32>
-using Wide = vec<uint64_t, lanes_of<U32> / kHalves<U32>>;
+// A word of as many counters as U32 has lanes, in 64-bit lanes: two vectors of half of them each, kept apart through all
+// rounds. Only the low 32 bits of a lane mean anything: a multiplication reads no others, so that the low half of a
+// product, which the next round needs, is the product itself.
+template <typename U32, bool dense = kMultipliesWords<U32>>
+struct CounterWord {
+  static constexpr int kHalves = lanes_of<U32> == 1 ? 1 : 2;
+  using Lanes = vec<uint64_t, lanes_of<U32> / kHalves>;
+  Lanes half[kHalves];
 
-template <typename U32>
-FASTNDSM_HD void widen(U32 c, Wide<U32> (&half)[kHalves<U32>]) {
-  if constexpr (lanes_of<U32> == 1) {
-    half[0] = c;
-  } else {
-    half[0] = reinterpret<Wide<U32>>(c);  // as they lie (little endian)
-    half[1] = high32(half[0]);
+  CounterWord() = default;
+  FASTNDSM_HD explicit CounterWord(U32 word) {
+    if constexpr (kHalves == 1) {
+      half[0] = word;
+    } else {
+      spread_words(word, half[0], half[1]);
+    }
   }
-}
 
-template <typename U64>
-FASTNDSM_HD void philox_round(U64 (&c)[4], uint64_t k0, uint64_t k1) {
-  const U64 p0 = mul_low32(c[0], splat<U64>(kPhilox0));
-  const U64 p1 = mul_low32(c[2], splat<U64>(kPhilox1));
-  c[0] = high32(p1) ^ c[1] ^ splat<U64>(k0);
-  c[2] = high32(p0) ^ c[3] ^ splat<U64>(k1);
-  c[1] = p1;
-  c[3] = p0;
-}
+  FASTNDSM_HD CounterWord times(uint32_t factor) const {
+    CounterWord out;
+    for (int h = 0; h < kHalves; ++h) out.half[h] = mul_low32(half[h], splat<Lanes>(factor));
+    return out;
+  }
+  FASTNDSM_HD CounterWord high() const {  // of a product
+    CounterWord out;
+    for (int h = 0; h < kHalves; ++h) out.half[h] = high32(half[h]);
+    return out;
+  }
+  FASTNDSM_HD CounterWord operator^(const CounterWord& other) const {
+    CounterWord out;
+    for (int h = 0; h < kHalves; ++h) out.half[h] = half[h] ^ other.half[h];
+    return out;
+  }
+  FASTNDSM_HD CounterWord operator^(Lanes same) const {
+    CounterWord out;
+    for (int h = 0; h < kHalves; ++h) out.half[h] = half[h] ^ same;
+    return out;
+  }
 
-// Rounds first .. 9 of N counters in step with one another, to overlap their latencies; out[n] are their words.
+  // The words again, and those of the high halves.
+  FASTNDSM_HD U32 words() const {
+    if constexpr (kHalves == 1) {
+      return static_cast<uint32_t>(half[0]);
+    } else {
+      return merge_low32(half[0], half[1]);
+    }
+  }
+  FASTNDSM_HD U32 high_words() const {
+    if constexpr (kHalves == 1) {
+      return static_cast<uint32_t>(half[0] >> 32);
+    } else {
+      return merge_high32(half[0], half[1]);
+    }
+  }
+};
+
+// The same where a multiplication takes 32-bit lanes as they lie.
+template <typename U32>
+struct CounterWord<U32, true> {
+  using Lanes = U32;
+  U32 low, upper;  // upper: of a product
+
+  CounterWord() = default;
+  FASTNDSM_HD explicit CounterWord(U32 word) : low(word) {}
+
+  FASTNDSM_HD CounterWord times(uint32_t factor) const {
+    CounterWord out;
+    mul_words(low, factor, out.low, out.upper);
+    return out;
+  }
+  FASTNDSM_HD CounterWord high() const { return CounterWord(upper); }
+  FASTNDSM_HD CounterWord operator^(const CounterWord& other) const { return CounterWord(low ^ other.low); }
+  FASTNDSM_HD CounterWord operator^(U32 same) const { return CounterWord(low ^ same); }
+  FASTNDSM_HD U32 words() const { return low; }
+  FASTNDSM_HD U32 high_words() const { return upper; }
+};
+
+// Rounds first .. 9 of N counters in step with one another; out[n] are their words.
 template <typename U32, int N>
-FASTNDSM_HD void philox_rounds(int first, Wide<U32> (&c)[N][kHalves<U32>][4], const PhiloxKey& key, U32 (&out)[N][4]) {
-  using U64 = Wide<U32>;
-  constexpr int halves = kHalves<U32>;
+FASTNDSM_HD void philox_rounds(int first, CounterWord<U32> (&c)[N][4], const PhiloxKey& key, U32 (&out)[N][4]) {
+  using Word = CounterWord<U32>;
+  using Lanes = typename Word::Lanes;
   FASTNDSM_UNROLL
   for (int round = first; round < 9; ++round) {
     FASTNDSM_UNROLL
     for (int n = 0; n < N; ++n) {
-      FASTNDSM_UNROLL
-      for (int h = 0; h < halves; ++h) philox_round(c[n][h], key.of(round, 0), key.of(round, 1));
+      const Word p0 = c[n][0].times(kPhilox0), p1 = c[n][2].times(kPhilox1);
+      c[n][0] = p1.high() ^ c[n][1] ^ key.lanes<Lanes>(round, 0);
+      c[n][2] = p0.high() ^ c[n][3] ^ key.lanes<Lanes>(round, 1);
+      c[n][1] = p1;
+      c[n][3] = p0;
     }
   }
   FASTNDSM_UNROLL
-  for (int n = 0; n < N; ++n) {
-    if constexpr (halves == 1) {
-      philox_round(c[n][0], key.of(9, 0), key.of(9, 1));
-      for (int i = 0; i < 4; ++i) out[n][i] = static_cast<uint32_t>(c[n][0][i]);
-    } else {  // the last round in 32-bit lanes: even and odd lanes come together with its products
-      const U64 m0 = splat<U64>(kPhilox0), m1 = splat<U64>(kPhilox1);
-      const U64 even0 = mul_low32(c[n][0][0], m0), odd0 = mul_low32(c[n][1][0], m0);
-      const U64 even1 = mul_low32(c[n][0][2], m1), odd1 = mul_low32(c[n][1][2], m1);
-      const U32 k0 = splat<U32>(static_cast<uint32_t>(key.of(9, 0))), k1 = splat<U32>(static_cast<uint32_t>(key.of(9, 1)));
-      out[n][0] = merge_high32(even1, odd1) ^ merge_low32(c[n][0][1], c[n][1][1]) ^ k0;
-      out[n][1] = merge_low32(even1, odd1);
-      out[n][2] = merge_high32(even0, odd0) ^ merge_low32(c[n][0][3], c[n][1][3]) ^ k1;
-      out[n][3] = merge_low32(even0, odd0);
+  for (int n = 0; n < N; ++n) {  // the last round in 32-bit lanes: halves come together with its products
+    const Word p0 = c[n][0].times(kPhilox0), p1 = c[n][2].times(kPhilox1);
+    out[n][0] = p1.high_words() ^ c[n][1].words() ^ key.lanes<U32>(9, 0);
+    out[n][1] = p1.words();
+    out[n][2] = p0.high_words() ^ c[n][3].words() ^ key.lanes<U32>(9, 1);
+    out[n][3] = p0.words();
+  }
+}
+
+// Counters whose rounds go in lock step, to overlap their latencies: as many as registers hold.
+constexpr int kInStep = kRegisters >= 32 ? 2 : 1;
+
+// start(n, c) gives the words of N counters before round `first`.
+template <typename U32, int N, typename Start>
+FASTNDSM_HD void philox_from(int first, const PhiloxKey& key, U32 (&out)[N][4], const Start& start) {
+  constexpr int together = N % kInStep == 0 ? kInStep : 1;
+  FASTNDSM_UNROLL
+  for (int n = 0; n < N; n += together) {
+    CounterWord<U32> c[together][4];
+    U32 words[together][4];
+    FASTNDSM_UNROLL
+    for (int i = 0; i < together; ++i) start(n + i, c[i]);
+    philox_rounds(first, c, key, words);
+    FASTNDSM_UNROLL
+    for (int i = 0; i < together; ++i) {
+      FASTNDSM_UNROLL
+      for (int w = 0; w < 4; ++w) out[n + i][w] = words[i][w];
     }
   }
 }
@@ -112,73 +208,61 @@ FASTNDSM_HD void philox_rounds(int first, Wide<U32> (&c)[N][kHalves<U32>][4], co
 template <typename U32, int N>
 FASTNDSM_HD void philox4x32_10(U32 (&c)[N][4], const PhiloxKey& key) {
   static_assert(std::is_same<scalar_of<U32>, uint32_t>::value, "counters are 32-bit words");
-  detail::Wide<U32> wide[N][detail::kHalves<U32>][4];
-  for (int n = 0; n < N; ++n) {
-    for (int i = 0; i < 4; ++i) {
-      detail::Wide<U32> word[detail::kHalves<U32>];
-      detail::widen(c[n][i], word);
-      for (int h = 0; h < detail::kHalves<U32>; ++h) wide[n][h][i] = word[h];
-    }
-  }
-  detail::philox_rounds(0, wide, key, c);
+  detail::philox_from(0, key, c, [&](int n, detail::CounterWord<U32>(&start)[4]) FASTNDSM_INLINE {
+    FASTNDSM_UNROLL
+    for (int i = 0; i < 4; ++i) start[i] = detail::CounterWord<U32>(c[n][i]);
+  });
 }
 
-// What the counters of some paths have in common. The first two rounds act on path, step and block almost separately:
+// What the counters of some paths have in common. The first rounds act on path, step and block almost separately:
 //
 //   round 0   c0 = hi(M1 step) ^ c1 ^ k0      c1 = lo(M1 step)     c2 = hi(M0 path) ^ block ^ k1    c3 = lo(M0 path)
 //   round 1   hi and lo of M1 c2: path and block alone;            of M0 c0: path high word and step alone
+//   round 2   c2 and c3, and so hi and lo of M1 c2: path and step alone
 //
 // so that the steps of a trajectory and its dimension blocks share most of them.
 template <typename U32>
 struct PathCounters {
-  using U64 = detail::Wide<U32>;
-  static constexpr int kHalves = detail::kHalves<U32>;
+  using Word = detail::CounterWord<U32>;
+  using Lanes = typename Word::Lanes;
 
-  U64 low[kHalves], high[kHalves];  // M0 path, and its high half
-  U64 c1[kHalves];                  // the path's high word
+  Word low, high;  // M0 path, and its high half
+  Word c1;  // the path's high word
 
   FASTNDSM_HD PathCounters() = default;
-  FASTNDSM_HD PathCounters(U32 path_low, U32 path_high) {
-    U64 path[kHalves];
-    detail::widen(path_low, path);
-    detail::widen(path_high, c1);
-    for (int h = 0; h < kHalves; ++h) low[h] = mul_low32(path[h], splat<U64>(detail::kPhilox0)), high[h] = high32(low[h]);
-  }
+  FASTNDSM_HD PathCounters(U32 path_low, U32 path_high)
+      : low(Word(path_low).times(detail::kPhilox0)), high(low.high()), c1(path_high) {}
 
   // words(block, out): of the consecutive blocks from `block` on, at one step.
   struct AtStep {
     const PathCounters& path;
     const PhiloxKey& key;
-    U64 c2[kHalves], c3[kHalves];  // after two rounds
-    uint64_t mask;                 // what the second round adds to c0
+    uint32_t mask;  // what the second round adds to c0
+    Word m0, c1, m2;  // of the third: its c1, and what it adds to c0 and c2
 
     template <int N>
     FASTNDSM_HD void words(uint32_t block, U32 (&out)[N][4]) const {
-      U64 c[N][kHalves][4];
-      for (int n = 0; n < N; ++n) {
-        for (int h = 0; h < kHalves; ++h) {
-          const U64 first = path.high[h] ^ splat<U64>(uint64_t(block + n) ^ key.of(0, 1));
-          const U64 p1 = mul_low32(first, splat<U64>(detail::kPhilox1));
-          c[n][h][0] = high32(p1) ^ splat<U64>(mask);
-          c[n][h][1] = p1;
-          c[n][h][2] = c2[h];
-          c[n][h][3] = c3[h];
-        }
-      }
-      detail::philox_rounds(2, c, key, out);
+      detail::philox_from(3, key, out, [&](int n, Word(&c)[4]) FASTNDSM_INLINE {
+        const Word p1 = (path.high ^ splat<Lanes>(uint32_t(block + n) ^ key.of(0, 1))).times(detail::kPhilox1);
+        const Word p0 = (p1.high() ^ splat<Lanes>(mask)).times(detail::kPhilox0);
+        c[0] = p1 ^ m0;
+        c[1] = c1;
+        c[2] = p0.high() ^ m2;
+        c[3] = p0;
+      });
     }
   };
 
   FASTNDSM_HD AtStep at(uint32_t step, const PhiloxKey& key) const {
-    AtStep s{*this, key, {}, {}, 0};
-    const uint64_t p1 = uint64_t(step) * detail::kPhilox1;
-    s.mask = static_cast<uint32_t>(p1) ^ key.of(1, 0);
-    const U64 first = splat<U64>((p1 >> 32) ^ key.of(0, 0));
-    for (int h = 0; h < kHalves; ++h) {
-      s.c3[h] = mul_low32(U64(first ^ c1[h]), splat<U64>(detail::kPhilox0));
-      s.c2[h] = high32(s.c3[h]) ^ low[h] ^ splat<U64>(key.of(1, 1));
-    }
-    return s;
+    const uint64_t q1 = uint64_t(step) * detail::kPhilox1;
+    const Word p0 = (c1 ^ splat<Lanes>(static_cast<uint32_t>(q1 >> 32) ^ key.of(0, 0))).times(detail::kPhilox0);
+    const Word p1 = (p0.high() ^ low ^ splat<Lanes>(key.of(1, 1))).times(detail::kPhilox1);
+    return {*this,
+            key,
+            static_cast<uint32_t>(q1) ^ key.of(1, 0),
+            p1.high() ^ key.lanes<Lanes>(2, 0),
+            p1,
+            p0 ^ key.lanes<Lanes>(2, 1)};
   }
 };
 
@@ -186,46 +270,70 @@ struct PathCounters {
 // rounds then need one multiplication each.
 struct CommonWords {
   const PhiloxKey& key;
-  uint64_t mask0, mask2, c3;  // what the second round adds to c0 and c2, and its c3
+  uint32_t mask0, mask2, c3;  // what the second round adds to c0 and c2, and its c3
 
   FASTNDSM_HD CommonWords(uint32_t c1, uint32_t step, const PhiloxKey& key) : key(key) {
     const uint64_t p1 = uint64_t(step) * detail::kPhilox1;
-    const uint64_t p0 = ((p1 >> 32) ^ c1 ^ key.of(0, 0)) * detail::kPhilox0;
+    const uint64_t p0 = uint64_t(static_cast<uint32_t>(p1 >> 32) ^ c1 ^ key.of(0, 0)) * detail::kPhilox0;
     mask0 = static_cast<uint32_t>(p1) ^ key.of(1, 0);
-    mask2 = (p0 >> 32) ^ key.of(1, 1);
+    mask2 = static_cast<uint32_t>(p0 >> 32) ^ key.of(1, 1);
     c3 = static_cast<uint32_t>(p0);
   }
 
   template <typename U32, int N>
   FASTNDSM_HD void words(const U32 (&path)[N], const U32 (&block)[N], U32 (&out)[N][4]) const {
-    using U64 = detail::Wide<U32>;
-    constexpr int halves = detail::kHalves<U32>;
-    U64 c[N][halves][4];
-    for (int n = 0; n < N; ++n) {
-      U64 low[halves], dimensions[halves];
-      detail::widen(path[n], low);
-      detail::widen(block[n], dimensions);
-      for (int h = 0; h < halves; ++h) {
-        const U64 p0 = mul_low32(low[h], splat<U64>(detail::kPhilox0));
-        const U64 p1 = mul_low32(U64(high32(p0) ^ dimensions[h] ^ splat<U64>(key.of(0, 1))), splat<U64>(detail::kPhilox1));
-        c[n][h][0] = high32(p1) ^ splat<U64>(mask0);
-        c[n][h][1] = p1;
-        c[n][h][2] = p0 ^ splat<U64>(mask2);
-        c[n][h][3] = splat<U64>(c3);
-      }
-    }
-    detail::philox_rounds(2, c, key, out);
+    using Word = detail::CounterWord<U32>;
+    using Lanes = typename Word::Lanes;
+    detail::philox_from(2, key, out, [&](int n, Word(&c)[4]) FASTNDSM_INLINE {
+      const Word p0 = Word(path[n]).times(detail::kPhilox0);
+      const Word p1 = (p0.high() ^ Word(block[n]) ^ key.lanes<Lanes>(0, 1)).times(detail::kPhilox1);
+      c[0] = p1.high() ^ splat<Lanes>(mask0);
+      c[1] = p1;
+      c[2] = p0 ^ splat<Lanes>(mask2);
+      c[3] = Word(splat<U32>(c3));
+    });
   }
 };
 
 // r cos(theta) and r sin(theta), r = sqrt(-2 ln u), u = (w0 + 1/2) 2^-32, theta = 2 pi int32(w1) 2^-32. |n| < 6.8.
 template <typename V>
 FASTNDSM_HD void box_muller(words_of<V> w0, words_of<V> w1, V& n0, V& n1) {
-  const V r = sqrt(minus_two_log_uniform<V>(w0));
+  bits_of<V> turned;
   V s, c;
-  sincos_turns<V>(w1, s, c);
+  sincos_half_turns<V>(w1, s, c, turned);
+  const V r = flip_sign(turned, sqrt(minus_two_log_uniform<V>(w0)));
   n0 = r * c;
   n1 = r * s;
+}
+
+// N pairs side by side: a pair is one long chain of dependent instructions, which several hide.
+template <int N, typename V>
+FASTNDSM_HD void box_mullers(const words_of<V> (&w0)[N], const words_of<V> (&w1)[N], V (&n0)[N], V (&n1)[N]) {
+  if constexpr (N > 1 && lanes_of<V> == kLanes<float> && lanes_of<V> > 1 && detail::kSingle<V>) {
+    Pack<words_of<V>, N> u, angle;
+    Pack<V, N> cosine, sine;
+    FASTNDSM_UNROLL
+    for (int i = 0; i < N; ++i) u.part[i] = w0[i], angle.part[i] = w1[i];
+    box_muller(u, angle, cosine, sine);
+    FASTNDSM_UNROLL
+    for (int i = 0; i < N; ++i) n0[i] = cosine.part[i], n1[i] = sine.part[i];
+  } else {
+    FASTNDSM_UNROLL
+    for (int i = 0; i < N; ++i) box_muller(w0[i], w1[i], n0[i], n1[i]);
+  }
+}
+
+// z[0 .. C): the normals of the words of consecutive counters, C of their dimensions.
+template <int C, typename V>
+FASTNDSM_HD void normals_of(const words_of<V> (*w)[4], V* z) {
+  constexpr int pairs = (C + 1) / 2;
+  words_of<V> u[pairs], angle[pairs];
+  V even[pairs], odd[pairs];
+  FASTNDSM_UNROLL
+  for (int i = 0; i < pairs; ++i) u[i] = w[i / 2][i % 2 * 2], angle[i] = w[i / 2][i % 2 * 2 + 1];
+  box_mullers(u, angle, even, odd);
+  FASTNDSM_UNROLL
+  for (int i = 0; i < C; ++i) z[i] = i % 2 == 0 ? even[i / 2] : odd[i / 2];
 }
 
 FASTNDSM_HD void path_words(int64_t path, uint32_t stream, uint32_t& c0, uint32_t& c1) {
@@ -246,24 +354,48 @@ template <int C, typename V>
 FASTNDSM_HD void some_normals(const typename PathCounters<words_of<V>>::AtStep& counters, uint32_t block, V* z) {
   words_of<V> w[(C + 3) / 4][4];
   counters.words(block, w);
-  FASTNDSM_UNROLL
-  for (int i = 0; i < C; i += 2) {
-    V second;
-    box_muller(w[i / 4][i % 4], w[i / 4][i % 4 + 1], z[i], second);
-    if (i + 1 < C) z[i + 1] = second;
-  }
+  normals_of<C, V>(w, z);
 }
+
+// Normals of many dimensions, 8 at a time: the words of the next 8 are made beside the normals of these, two long chains of
+// dependent instructions which fill each other's waits.
+template <typename V>
+class NoiseAhead {
+  using Counters = typename PathCounters<words_of<V>>::AtStep;
+  static constexpr int kChunk = 8;
+  words_of<V> words_[kChunk / 4][4];
+
+ public:
+  NoiseAhead() = default;
+  FASTNDSM_HD NoiseAhead(const Counters& counters, int64_t j) { counters.words(static_cast<uint32_t>(j / 4), words_); }
+
+  // z[0 .. j1 - j0): those of dimensions j0 .. j1 - 1, the next in turn; after them come those of `then` from dimension j on.
+  // 4 divides j0 and j.
+  FASTNDSM_MIXED void normals(const Counters& counters, int64_t j0, int64_t j1, V* z, const Counters& then, int64_t j) {
+    words_of<V> words[kChunk / 4][4], next[kChunk / 4][4];
+    for (int i = 0; i < kChunk; ++i) words[i / 4][i % 4] = words_[i / 4][i % 4];
+    for (; j0 < j1; j0 += kChunk, z += kChunk) {
+      const bool last = j0 + kChunk >= j1;
+      (last ? then : counters).words(static_cast<uint32_t>((last ? j : j0 + kChunk) / 4), next);
+      V own[kChunk];
+      normals_of<kChunk>(words, own);
+      FASTNDSM_UNROLL
+      for (int i = 0; i < kChunk; ++i) words[i / 4][i % 4] = next[i / 4][i % 4];
+      if (j0 + kChunk <= j1) {
+        FASTNDSM_UNROLL
+        for (int i = 0; i < kChunk; ++i) z[i] = own[i];
+      } else {
+        for (int64_t i = 0; i < j1 - j0; ++i) z[i] = own[i];
+      }
+    }
+    for (int i = 0; i < kChunk; ++i) words_[i / 4][i % 4] = words[i / 4][i % 4];
+  }
+};
 
 // z[0 .. j1 - j0): those of dimensions j0 .. j1 - 1; 4 divides j0.
 template <typename V>
-FASTNDSM_OUTLINE void normals(const typename PathCounters<words_of<V>>::AtStep& counters, int64_t j0, int64_t j1, V* z) {
-  int64_t j = j0;
-  for (; j + 8 <= j1; j += 8) some_normals<8>(counters, static_cast<uint32_t>(j / 4), z + j - j0);
-  for (; j < j1; j += 4) {
-    V four[4];
-    some_normals<4>(counters, static_cast<uint32_t>(j / 4), four);
-    for (int64_t i = 0; i < 4 && j + i < j1; ++i) z[j + i - j0] = four[i];
-  }
+FASTNDSM_HD void normals(const typename PathCounters<words_of<V>>::AtStep& counters, int64_t j0, int64_t j1, V* z) {
+  NoiseAhead<V>(counters, j0).normals(counters, j0, j1, z, counters, j1 / 4 * 4);
 }
 
 }  // namespace fastndsm

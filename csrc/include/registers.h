@@ -76,8 +76,9 @@ class OnlineMixture {
   static constexpr bool kSpherical = kind == Covariance::spherical;
 
  public:
-  // All components; z only with_product.
-  FASTNDSM_HD OnlineMixture(const RegisterMixture<S>& m, const V (&x)[D], const V* z) : m_(m) {
+  // All components; z only with_product. meanwhile() is something else to be done, which the first sums' waits have room for.
+  template <typename Meanwhile>
+  FASTNDSM_HD OnlineMixture(const RegisterMixture<S>& m, const V (&x)[D], const V* z, const Meanwhile& meanwhile) : m_(m) {
     FASTNDSM_UNROLL
     for (int j = 0; j < D; ++j) a_[j] = V{};
     if constexpr (with_product) {
@@ -93,6 +94,13 @@ class OnlineMixture {
       for (int j = 0; j < D; ++j) s_[j] = V{};
     }
     int k = 0;
+    if (lanes_of<V> > 1 && G <= m.n_components) {  // the first ones by themselves, beside what else there is
+      meanwhile();
+      absorb<G, true>(0, x, z);
+      k = G;
+    } else {
+      meanwhile();
+    }
     for (; k + G <= m.n_components; k += G) absorb<G>(k, x, z);
 #if !defined(__CUDA_ARCH__)
     rest(k, x, z);
@@ -135,7 +143,7 @@ class OnlineMixture {
     for (; k < m_.n_components; ++k) absorb<1>(k, x, z);
   }
 
-  template <int N>
+  template <int N, bool first = false>
   FASTNDSM_HD void absorb(int k0, const V (&x)[D], const V* z) {
     V l[N], along[N];
     V u[kFull ? D : 1], w[kFull ? D : 1];
@@ -149,7 +157,7 @@ class OnlineMixture {
     FASTNDSM_UNROLL
     for (int g = 0; g < N; ++g) peak = fastndsm::max(l[g], peak);
     // The maximum may have grown: what was summed so far shrinks. A branch costs a GPU registers, and saves it little.
-    if (lanes_of<V> == 1 || k0 > 0) {
+    if (!first && (lanes_of<V> == 1 || k0 > 0)) {
       const V factor = weight_of(V(maximum_ - peak));
       total_ *= factor, rate_ *= factor, along_ *= factor, slope_ *= factor;
       FASTNDSM_UNROLL
@@ -293,10 +301,10 @@ struct RegisterTrajectory {
     for (int j = 0; j < D; j += kCounter<D>) padded_normals<kCounter<D>, V>(counters, j, dim, z + j);
   }
 
-  // Step n. drawn is its noise if kAhead, to be multiplied by sign. keep(j, mean, noise) sees both.
-  template <typename Keep>
+  // Step n. drawn is its noise if kAhead, to be multiplied by sign. keep(j, mean, noise) sees both; meanwhile() as above.
+  template <typename Keep, typename Meanwhile>
   FASTNDSM_HD void step(const RegisterProcess<S>& p, const Counters& counters, int n, const V* drawn, S sign,
-                        const Keep& keep) {
+                        const Keep& keep, const Meanwhile& meanwhile) {
     constexpr int C = kCounter<D>;
     const S a = p.drift_scale[n], s = p.noise_std[n];
     V z[kAhead ? D : C];
@@ -304,7 +312,7 @@ struct RegisterTrajectory {
       FASTNDSM_UNROLL
       for (int j = 0; j < D; ++j) z[j] = drawn[j] * sign;
     }
-    const OnlineMixture<V, kind, D, target> mixture(p.mixture, x, target ? z : nullptr);
+    const OnlineMixture<V, kind, D, target> mixture(p.mixture, x, target ? z : nullptr, meanwhile);
     V product[kTurns ? D : 1];
     FASTNDSM_UNROLL
     for (int j0 = 0; j0 < D; j0 += C) {
@@ -355,7 +363,7 @@ struct RegisterTrajectory {
     FASTNDSM_UNROLL
     for (int j = 0; j < D; ++j) score[j] = V{};
     if (step.drift != S(0)) {
-      const OnlineMixture<V, kind, D, false> online(mixture, x, nullptr);
+      const OnlineMixture<V, kind, D, false> online(mixture, x, nullptr, [] {});
       FASTNDSM_UNROLL
       for (int j = 0; j < D; ++j) score[j] = online.score(j, x);
       if constexpr (!std::is_null_pointer<Far>::value) {

@@ -65,6 +65,7 @@ struct Member {
   V* z;  // [d] noise of this step
   scalar_of<V> sign;
   bool draws;
+  NoiseAhead<V> ahead{};
 };
 
 // listed: of a mixture that has its near components.
@@ -88,6 +89,7 @@ struct Trajectory {
   template <typename Record>
   FASTNDSM_HD void run(Member<V>* member, int n_members, const Record& record) const {
     record(0);
+    for (int i = 0; i < n_members; ++i) begin_noise(0, member[i]);
     for (int64_t n = 0; n < member[0].lanes.last; ++n) {
       for (int i = 0; i < n_members; ++i) step(n, member[i]);
       record(n + 1);
@@ -95,34 +97,40 @@ struct Trajectory {
   }
 
   FASTNDSM_HD void step(int64_t n, Member<V>& one) const {
-    const Counters counters = one.lanes.paths.at(static_cast<uint32_t>(n), p.noise.key);
+    const Counters counters = at(n, one), then = at(n + 1, one);
     if constexpr (kTarget) {
-      if (one.draws) normals(counters, 0, dim(), one.z);
+      if (one.draws) one.ahead.normals(counters, 0, dim(), one.z, then, 0);
     }
     Mixture mixture = tile(one);
     prepare(mixture, one, p.noise_std[n]);
     if constexpr (kTurns) {
       advance_turned(n, one, mixture);
     } else {
-      advance(n, one, mixture, counters);
+      advance(n, one, mixture, counters, then);
     }
   }
+
+  FASTNDSM_HD Counters at(int64_t n, const Member<V>& one) const {
+    return one.lanes.paths.at(static_cast<uint32_t>(n), p.noise.key);
+  }
+  FASTNDSM_HD void begin_noise(int64_t n, Member<V>& one) const { one.ahead = NoiseAhead<V>(at(n, one), 0); }
 
   // One tile from t_first down to t_last. far(x, maximum) gives the scores of lanes whose largest logit is the lowest there
   // is, where the tile has none.
   template <typename Far>
   FASTNDSM_HD void run_back(Member<V>& one, int64_t first, int64_t last, Far& far) const {
+    begin_noise(first - 1, one);
     for (int64_t n = first - 1; n >= last; --n) {
       const ReverseStep<S> step = p.table[n];
       const SampleStep<V> lanes = one.state.own ? step.rated(*one.state.own) : step.template unrated<V>();
-      const Counters counters = one.lanes.paths.at(static_cast<uint32_t>(n), p.noise.key);
+      const Counters counters = at(n, one), then = at(n - 1, one);
       Mixture mixture = tile(one);
       const V* beyond = nullptr;
       if (step.drift != S(0)) {
         prepare(mixture, one, step.std);
         if (any_lane(!(mixture.maximum() > Mixture::kLowest))) beyond = far(one.state.x, mixture.maximum());
       }
-      in_chunks(step.std != S(0), nullptr, counters, [&](auto size, int64_t j, const V* z) FASTNDSM_INLINE {
+      in_chunks(step.std != S(0), one, counters, then, [&](auto size, int64_t j, const V* z) FASTNDSM_INLINE {
         update_back<decltype(size)::value>(step.drift != S(0), lanes, one, mixture, beyond, j, z);
       });
     }
@@ -157,33 +165,33 @@ struct Trajectory {
     }
   }
 
-  // body(C, j, z) of the C dimensions from j on and their noise, all of them: of `given` with the target, else drawn here,
-  // or 0 if it draws nothing.
+  // body(C, j, z) of the C dimensions from j on and their noise, all of them: the member's with the target, else drawn here,
+  // or 0 if it draws nothing. `then`: the counters of the step that follows.
   template <typename Body>
-  FASTNDSM_HD void in_chunks(bool draws, const V* given, const Counters& counters, const Body& body) const {
-    constexpr int chunk = 8;  // two counters' dimensions: so few that all of it stays in registers
-    constexpr std::integral_constant<int, 4> four;
-    constexpr std::integral_constant<int, 1> one;
-    const int64_t d = dim();
-    V drawn[chunk];
+  FASTNDSM_HD void in_chunks(bool draws, Member<V>& member, const Counters& counters, const Counters& then,
+                             const Body& body) const {
+    constexpr int together = 128;  // dimensions whose noise is drawn at once: so few that a cache holds it
+    V drawn[kTarget ? 1 : together];
     if (!kTarget && !draws) {
       for (V& z : drawn) z = V{};
     }
-    const auto noise = [&](int64_t j) { return kTarget ? given + j : drawn; };
-    int64_t j = 0;
-    for (; j + chunk <= d; j += chunk) {
-      if (!kTarget && draws) some_normals<chunk>(counters, static_cast<uint32_t>(j / 4), drawn);
-      body(std::integral_constant<int, chunk>{}, j, noise(j));
+    for (int64_t j = 0; j < dim();) {
+      const int64_t end = std::min<int64_t>(j + together, dim());
+      if (!kTarget && draws) {
+        const bool last = end == dim();
+        member.ahead.normals(counters, j, end, drawn, last ? then : counters, last ? 0 : end);
+      }
+      const V* const z = kTarget ? member.z : drawn - j;
+      for (; j + 8 <= end; j += 8) body(std::integral_constant<int, 8>{}, j, z + j);
+      for (; j + 4 <= end; j += 4) body(std::integral_constant<int, 4>{}, j, z + j);
+      for (; j < end; ++j) body(std::integral_constant<int, 1>{}, j, z + j);
     }
-    if (!kTarget && draws && j < d) normals(counters, j, d, drawn);
-    const V* z = noise(j) - j;
-    for (; j + 4 <= d; j += 4) body(four, j, z + j);
-    for (; j < d; ++j) body(one, j, z + j);
   }
 
   // x, and what goes with it, from step n to n + 1.
-  FASTNDSM_HD void advance(int64_t n, Member<V>& member, Mixture& mixture, const Counters& counters) const {
-    in_chunks(true, member.z, counters, [&](auto size, int64_t j, const V* z) FASTNDSM_INLINE {
+  FASTNDSM_HD void advance(int64_t n, Member<V>& member, Mixture& mixture, const Counters& counters,
+                           const Counters& then) const {
+    in_chunks(true, member, counters, then, [&](auto size, int64_t j, const V* z) FASTNDSM_INLINE {
       update<decltype(size)::value>(n, member, mixture, j, z);
     });
     if constexpr (kTarget && kind == Covariance::spherical) {

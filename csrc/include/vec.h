@@ -99,9 +99,9 @@ FASTNDSM_HD V iota() {
   if constexpr (lanes_of<V> == 1) {
     return V(0);
   } else {
-    V v;
-    for (int i = 0; i < lanes_of<V>; ++i) v[i] = static_cast<scalar_of<V>>(i);
-    return v;
+    scalar_of<V> lanes[lanes_of<V>];
+    for (int i = 0; i < lanes_of<V>; ++i) lanes[i] = static_cast<scalar_of<V>>(i);
+    return load<V>(lanes);
   }
 }
 
@@ -112,6 +112,19 @@ FASTNDSM_HD V select(M mask, V a, V b) {
   } else {
     return mask ? a : b;
   }
+}
+
+// Lane by lane, a where the integer is negative, else b.
+template <typename I, typename V>
+FASTNDSM_HD V select_negative(I sign, V a, V b) {
+  if constexpr (detail::kIsPack<V>) {
+    return detail::each([](auto i, auto x, auto y) { return select_negative(i, x, y); }, sign, a, b);
+  }
+#if defined(__AVX2__) && !defined(FASTNDSM_AVX512) && !defined(__CUDACC__)
+  if constexpr (std::is_same<V, vec<float, 8>>::value) return (V)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)sign);
+  if constexpr (std::is_same<V, vec<double, 4>>::value) return (V)_mm256_blendv_pd((__m256d)b, (__m256d)a, (__m256d)sign);
+#endif
+  return select(sign < 0, a, b);
 }
 
 // ---- arithmetic that has no operator ----------------------------------------------------------------------------
@@ -198,6 +211,14 @@ FASTNDSM_HD V sqrt(V x) {
   }
 }
 
+// x with its sign turned where the integer is negative.
+template <typename I, typename V>
+FASTNDSM_HD V flip_sign(I sign, V x) {
+  if constexpr (detail::kIsPack<V>) return detail::each([](auto i, auto y) { return flip_sign(i, y); }, sign, x);
+  constexpr auto top = static_cast<scalar_of<I>>(uint64_t(1) << (8 * sizeof(scalar_of<I>) - 1));
+  return reinterpret<V>(I(reinterpret<I>(x) ^ (sign & top)));
+}
+
 // x 2^n for integral n (given as a floating-point vector), right through underflow and overflow; |n| <= 2000 for
 // double and 250 for float.
 template <typename V>
@@ -268,32 +289,99 @@ FASTNDSM_HD V high32(V a) {
   return a >> 32;
 }
 
-// The 32-bit words of the low, or of the high halves of 64-bit lanes, even (from a) and odd (from b) in turn.
-template <typename V>
-FASTNDSM_HD vec<uint32_t, 2 * lanes_of<V>> merge_low32(V a, V b) {
-  using U = vec<uint32_t, 2 * lanes_of<V>>;
-  if constexpr (detail::kIsPack<V>) return detail::each([](auto x, auto y) { return merge_low32(x, y); }, a, b);
+// 32-bit words in the low halves of 64-bit lanes, some in `first` and the others in `second`, in the order that costs least;
+// high halves are arbitrary. merge_low32 puts them back in their places, merge_high32 the words of the high halves.
+template <typename U>
+FASTNDSM_HD void spread_words(U words, vec<uint64_t, lanes_of<U> / 2>& first, vec<uint64_t, lanes_of<U> / 2>& second) {
+  using V = vec<uint64_t, lanes_of<U> / 2>;
+  if constexpr (detail::kIsPack<U>) {
+    constexpr int N = sizeof(U) / sizeof(words.part[0]);
+    for (int i = 0; i < N; ++i) spread_words(words.part[i], first.part[i], second.part[i]);
+  } else {
 #if defined(FASTNDSM_AVX512)
-  if constexpr (lanes_of<V> == 8) return (U)_mm512_mask_shuffle_epi32((__m512i)a, 0xaaaa, (__m512i)b, (_MM_PERM_ENUM)0xa0);
+    if constexpr (sizeof(U) == 64) {
+      first = (V)_mm512_unpacklo_epi32((__m512i)words, (__m512i)words);
+      second = (V)_mm512_unpackhi_epi32((__m512i)words, (__m512i)words);
+      return;
+    }
 #endif
 #if defined(__AVX2__) && !defined(__CUDACC__)
-  if constexpr (lanes_of<V> == 4) return (U)_mm256_blend_epi32((__m256i)a, _mm256_slli_epi64((__m256i)b, 32), 0xaa);
+    if constexpr (sizeof(U) == 32) {
+      first = (V)_mm256_unpacklo_epi32((__m256i)words, (__m256i)words);
+      second = (V)_mm256_unpackhi_epi32((__m256i)words, (__m256i)words);
+      return;
+    }
 #endif
+#if defined(__SSE2__) && !defined(__CUDACC__)
+    if constexpr (sizeof(U) == 16) {
+      first = (V)_mm_unpacklo_epi32((__m128i)words, (__m128i)words);
+      second = (V)_mm_unpackhi_epi32((__m128i)words, (__m128i)words);
+      return;
+    }
+#endif
+    first = reinterpret<V>(words);  // even and odd ones (little endian)
+    second = first >> 32;
+  }
+}
+
+namespace detail {
+
+// The low (0) or high (1) words of a, then those of b, within each 128 bits.
+template <int high, typename V>
+FASTNDSM_HD vec<uint32_t, 2 * lanes_of<V>> merge32(V a, V b) {
+  using U = vec<uint32_t, 2 * lanes_of<V>>;
+  if constexpr (kIsPack<V>) return each([](auto x, auto y) { return merge32<high>(x, y); }, a, b);
+  constexpr int order = high ? 0xdd : 0x88;
+#if defined(FASTNDSM_AVX512)
+  if constexpr (sizeof(V) == 64) return (U)_mm512_shuffle_ps((__m512)a, (__m512)b, order);
+#endif
+#if defined(__AVX2__) && !defined(__CUDACC__)
+  if constexpr (sizeof(V) == 32) return (U)_mm256_shuffle_ps((__m256)a, (__m256)b, order);
+#endif
+#if defined(__SSE2__) && !defined(__CUDACC__)
+  if constexpr (sizeof(V) == 16) return (U)_mm_shuffle_ps((__m128)a, (__m128)b, order);
+#endif
+  if constexpr (high) return reinterpret<U>((a >> 32) | (b & ~uint64_t(0xffffffff)));
   return reinterpret<U>((a & uint64_t(0xffffffff)) | (b << 32));
+}
+
+}  // namespace detail
+
+template <typename V>
+FASTNDSM_HD vec<uint32_t, 2 * lanes_of<V>> merge_low32(V a, V b) {
+  return detail::merge32<0>(a, b);
 }
 
 template <typename V>
 FASTNDSM_HD vec<uint32_t, 2 * lanes_of<V>> merge_high32(V a, V b) {
-  using U = vec<uint32_t, 2 * lanes_of<V>>;
-  if constexpr (detail::kIsPack<V>) return detail::each([](auto x, auto y) { return merge_high32(x, y); }, a, b);
-#if defined(FASTNDSM_AVX512)
-  if constexpr (lanes_of<V> == 8) return (U)_mm512_mask_shuffle_epi32((__m512i)b, 0x5555, (__m512i)a, (_MM_PERM_ENUM)0xf5);
-#endif
-#if defined(__AVX2__) && !defined(__CUDACC__)
-  if constexpr (lanes_of<V> == 4) return (U)_mm256_blend_epi32(_mm256_srli_epi64((__m256i)a, 32), (__m256i)b, 0xaa);
-#endif
-  return reinterpret<U>((a >> 32) | (b & ~uint64_t(0xffffffff)));
+  return detail::merge32<1>(a, b);
 }
+
+// Whether a multiplication of 32-bit lanes gives both halves of their products without 64-bit lanes around it.
+#if defined(__ARM_NEON) && defined(__aarch64__) && !defined(__CUDACC__)
+template <typename U>
+constexpr bool kMultipliesWords = lanes_of<U> > 1;
+
+// Lane by lane, the halves of the 64-bit product with a factor.
+template <typename U>
+FASTNDSM_HD void mul_words(U words, uint32_t factor, U& low, U& high) {
+  if constexpr (detail::kIsPack<U>) {
+    constexpr int N = sizeof(U) / sizeof(words.part[0]);
+    for (int i = 0; i < N; ++i) mul_words(words.part[i], factor, low.part[i], high.part[i]);
+  } else if constexpr (lanes_of<U> == 4) {
+    const uint32x4_t a = (uint32x4_t)words, m = vdupq_n_u32(factor);
+    const uint32x4_t first = vreinterpretq_u32_u64(vmull_u32(vget_low_u32(a), vget_low_u32(m)));
+    const uint32x4_t second = vreinterpretq_u32_u64(vmull_high_u32(a, m));
+    low = (U)vuzp1q_u32(first, second), high = (U)vuzp2q_u32(first, second);
+  } else {
+    const uint64x2_t product = vmull_u32((uint32x2_t)words, vdup_n_u32(factor));
+    low = (U)vmovn_u64(product), high = (U)vshrn_n_u64(product, 32);
+  }
+}
+#else
+template <typename U>
+constexpr bool kMultipliesWords = false;
+#endif
 
 // ---- across lanes -----------------------------------------------------------------------------------------------
 

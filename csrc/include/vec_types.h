@@ -36,6 +36,13 @@
 #define FASTNDSM_OUTLINE __attribute__((noinline))
 #endif
 
+// Loops over several chains of dependent instructions, whose order of instructions GCC is to mix before it gives out registers.
+#if defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__) && defined(__OPTIMIZE__)
+#define FASTNDSM_MIXED __attribute__((noinline, optimize("schedule-insns", "sched-pressure")))
+#else
+#define FASTNDSM_MIXED FASTNDSM_OUTLINE
+#endif
+
 namespace fastndsm {
 
 #if defined(__CUDACC__) || defined(FASTNDSM_SCALAR)

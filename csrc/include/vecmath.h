@@ -58,6 +58,18 @@ FASTNDSM_HD V exp2_reduced(V r) {
   return fma(exp2_quotient(r), r, splat<V>(1));
 }
 
+// 2^x where 2^x and 1 / 2^x are normal numbers: the integer part of x goes into the exponent as it is. NaN stays NaN.
+template <typename V>
+FASTNDSM_HD V exp2_normal(V x) {
+  using S = scalar_of<V>;
+  constexpr S magic = kSingle<V> ? S(12582912.0) : S(6755399441055744.0);  // as in round_to_integer
+  const V shifted = x + magic;
+  const V r = x - (shifted - magic);
+  const V power = reinterpret<V>((reinterpret<bits_of<V>>(shifted) << (kSingle<V> ? 23 : 52)) +
+                                 reinterpret<scalar_of<bits_of<V>>>(S(1)));
+  return fma(V(power * r), exp2_quotient(r), power);
+}
+
 #if defined(FASTNDSM_AVX512)
 // 2^x for |x| below 2^7, in lanes whose exponent's 32 parts fit one table: 2^(n + i/32) 2^r, |r| <= 1/64. Entry i is the
 // bits of 2^(i/32) less i 2^18, which adding (32 n + i) 2^18 puts back.
@@ -186,37 +198,41 @@ FASTNDSM_HD V minus_two_log_uniform(words_of<V> w) {
   using S = scalar_of<V>;
   // h is u below 1/2 and u - 1 from there on, each to full relative precision.
   const V h = fma(convert<V>(reinterpret<vec<int32_t, lanes_of<V>>>(w)), splat<V>(S(0x1p-32)), splat<V>(S(0x1p-33)));
-  const V u = select(h < S(0), V(h + S(1)), h);
+  const V u = select_negative(reinterpret<bits_of<V>>(h), V(h + S(1)), h);
   V m;
   bits_of<V> e;
   detail::split_exponent(u, m, e);
-  const V f = select(e < 0, V(m - S(1)), h);  // e is 0 from u = 2/3 on
+  const V f = select_negative(e, V(m - S(1)), h);  // e is 0 from u = 2/3 on
   constexpr S minus_two_ln2 = S(-1.38629436111989061883 / detail::kOneInExponentField<V>);
   return fused(convert<V>(e), splat<V>(minus_two_ln2), detail::log1p_reduced(f, -2.0));
 }
 
+// Sine and cosine of a whole angle up to a sign that both share: it is that of the top bit of `turned`.
 template <typename V>
-FASTNDSM_HD void sincos_turns(words_of<V> v, V& sin, V& cos) {
+FASTNDSM_HD void sincos_half_turns(words_of<V> v, V& sin, V& cos, bits_of<V>& turned) {
   using S = scalar_of<V>;
-  using U = vec<std::make_unsigned_t<scalar_of<bits_of<V>>>, lanes_of<V>>;
+  using I = bits_of<V>;
   // v = quadrant 2^30 + rest, -2^29 <= rest < 2^29; v << 2 is 4 rest as a signed number.
   const V angle = convert<V>(reinterpret<vec<int32_t, lanes_of<V>>>(v << 2)) * S(3.6572951981678992026e-10);  // 2 pi 2^-34
   V s, c;
   detail::sincos_reduced(angle, s, c);
-  // The quadrant is in the two top bits of q: its low bit swaps, and sin is negative in 2 and 3, cos in 1 and 2.
-  U q;
+  // The two top bits are the quadrant. A half turn is a sign, and in what is left a quarter turn swaps: cos(x + pi/2) = -sin x.
+  const auto quadrant = reinterpret<vec<int32_t, lanes_of<V>>>(v + 0x20000000u);
   if constexpr (detail::kSingle<V>) {
-    q = v + 0x20000000u;
+    turned = quadrant;
   } else {
-    q = convert<U>(v + 0x20000000u) << 32;
+    turned = convert<I>(quadrant) << 32;
   }
-  constexpr int top = static_cast<int>(sizeof(S)) * 8 - 1;
-  constexpr auto one = static_cast<scalar_of<U>>(1);
-  const auto swap = (q & (one << (top - 1))) != 0;
-  const U sin_sign = q & (one << top);
-  const U cos_sign = (q + (one << (top - 1))) & (one << top);
-  sin = reinterpret<V>(reinterpret<U>(select(swap, c, s)) ^ sin_sign);
-  cos = reinterpret<V>(reinterpret<U>(select(swap, s, c)) ^ cos_sign);
+  const I odd = turned << 1;
+  sin = select_negative(odd, c, s);
+  cos = select_negative(odd, V(-s), c);
+}
+
+template <typename V>
+FASTNDSM_HD void sincos_turns(words_of<V> v, V& sin, V& cos) {
+  bits_of<V> turned;
+  sincos_half_turns(v, sin, cos, turned);
+  sin = flip_sign(turned, sin), cos = flip_sign(turned, cos);
 }
 
 }  // namespace fastndsm
