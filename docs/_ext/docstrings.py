@@ -73,8 +73,8 @@ def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
 def public_bases(app: Any, name: str, obj: Any, options: Any, bases: list[Any]) -> None:
     """Put in place of each base that is private the first that is not."""
     for i, base in enumerate(bases):
-        known = getattr(base, "__mro__", (base,))  # typing.NamedTuple and Generic[T] have none
-        bases[i] = next(b for b in known if "._" not in f".{b.__module__}.{b.__qualname__}")
+        if isinstance(base, type):
+            bases[i] = next(b for b in base.__mro__ if "._" not in f".{b.__module__}.{b.__qualname__}")
 
 
 def setup(app: Any) -> dict[str, bool]:
