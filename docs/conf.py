@@ -32,6 +32,7 @@ autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
 python_use_unqualified_type_names = True
 add_module_names = False
+toc_object_entries_show_parents = "hide"
 autodoc_inherit_docstrings = False  # torch's are for torch's pages
 nitpicky = True  # what belongs to other packages, and what is private here, has no page to link to
 ELSEWHERE = (
