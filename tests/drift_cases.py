@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fastndsm import DriftProcess, GaussianMixture, drifts, functional
+from fastndsm.compiler.trace import value_and_product
 
 Function = Callable[[Tensor, Tensor], Tensor]
 generator = torch.Generator().manual_seed(0)
@@ -47,8 +50,10 @@ WIDE = 0.2 * drawn(24, 24)
 CENTRES = drawn(6, 2)
 PAIRS = torch.triu_indices(4, 4, 1)
 MASK = torch.tensor([True, False, True])
-net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2)).double()
-normed = torch.nn.Sequential(torch.nn.LayerNorm(3, eps=0.1), torch.nn.Linear(3, 3), torch.nn.SiLU()).double()
+with torch.random.fork_rng():  # the same in every process
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2)).double()
+    normed = torch.nn.Sequential(torch.nn.LayerNorm(3, eps=0.1), torch.nn.Linear(3, 3), torch.nn.SiLU()).double()
 
 
 def with_dtype(module: torch.nn.Module, x: Tensor) -> Tensor:
@@ -248,3 +253,69 @@ def points(group: Sequence[Block], rows: int, seed: int = 0) -> Tensor:
     low = torch.cat([torch.full((b.dim,), b.low) for b in group])
     high = torch.cat([torch.full((b.dim,), b.high) for b in group])
     return (low + uniform * (high - low)).double()
+
+
+SPECIAL = [math.inf, -math.inf, math.nan, 0.0, 1.0]
+
+
+def special_points(group: Sequence[Block]) -> Tensor:
+    """Return points of float32 whose blocks begin with special values."""
+    x, first = points(group, len(SPECIAL), seed=3).float(), 0
+    for block in group:
+        x[:, first] = torch.tensor(SPECIAL)
+        first += block.dim
+    return x
+
+
+def expected(function: Function, x: Tensor, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        value, product = value_and_product(function, x.clone().requires_grad_(), t, z)
+    return value.detach(), product.detach()
+
+
+def close(found: Tensor, exact: Tensor, tolerance: float) -> bool:
+    """Return whether values agree, relatively to their own size or that of the others in their column."""
+    scale = exact.abs().maximum(exact.abs().mean(0))
+    return bool(((found - exact).abs() <= tolerance * scale + 1e-30).all())
+
+
+# --- processes of drifts, and every call of them -------------------------------------------------------------------
+
+WEIGHT = torch.nn.Parameter(0.5 * torch.randn(5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+
+
+def turning(x: Tensor, t: Tensor) -> Tensor:
+    """Depend on time, on a parameter, and on all five dimensions."""
+    return torch.tanh(x @ WEIGHT.to(x.dtype)) * (1.0 + t[:, None]) - x
+
+
+def well(**options: Any) -> DriftProcess:
+    fixed: dict[str, Any] = {"T": 1.0, "n_steps": 8, "rate": 0.4, "compiled": True}
+    return DriftProcess(drifts.DoubleWell(2.0), GaussianMixture.standard_normal(2), **fixed | options)
+
+
+def turn(**options: Any) -> DriftProcess:
+    fixed: dict[str, Any] = {"T": 1.0, "n_steps": 8, "rate": 0.7, "grid": "quadratic", "compiled": True}
+    sigma = lambda t: 1.0 + t  # noqa: E731
+    return DriftProcess(turning, GaussianMixture.standard_normal(5), sigma=sigma, **fixed | options)
+
+
+def calls(p: DriftProcess, x: Tensor) -> dict[str, tuple[Tensor, ...]]:
+    """Return what every op of the process gives from x [37, d]."""
+    n = len(x)
+    steps = torch.arange(n) % (p.n_steps + 1)
+    records = torch.stack([steps, steps.flip(0), torch.full_like(steps, 3)], 1)
+    held, slope, rate = x.sin(), x.cos(), x[:, 0].abs()
+    back = {"seed": 3, "first_path": 2**33 + 5}
+    return {
+        "simulate": (functional.simulate(x, p, steps, seed=1, first_path=7),),
+        "transition": functional.simulate_transition(x, p, steps.clamp(min=1), seed=1),
+        "target": functional.simulate_target(x, p, steps, seed=1),
+        "antithetic": functional.simulate_target(x, p, steps, seed=1, antithetic=True),
+        "records": functional.simulate_target(x, p, records, seed=1, antithetic=True),
+        "reverse": (functional.reverse_steps(x, held, slope, p, 7, 2, **back),),
+        "reverse score": (functional.reverse_steps(x, held, None, p, 8, 0, prediction="score", **back),),
+        "reverse linear": (functional.reverse_steps(x, held, slope, p, 8, 1, rate=rate, prediction="linear", **back),),
+        "reverse ode": (functional.reverse_steps(x, held, slope, p, 8, 0, method="ode", **back),),
+        "reverse step": (functional.reverse_step(x, held, p, 3, **back),),
+    }

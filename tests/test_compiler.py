@@ -9,12 +9,11 @@ from functools import cache
 
 import pytest
 import torch
-from drift_cases import Block, Function, blocks, gradient, groups, points, side_by_side
+from drift_cases import Block, Function, blocks, close, expected, gradient, groups, points, side_by_side, special_points
 from torch import Tensor
 
 from fastndsm import BackendError, DriftProcess, GaussianMixture, compile_drift, use_backend
 from fastndsm.compiler import MOST_OPERATIONS, Unsupported, rules, trace
-from fastndsm.compiler.trace import value_and_product
 
 EVERY = blocks()
 GROUPS = groups(EVERY)
@@ -25,18 +24,6 @@ CPU = torch.device("cpu")
 def on_cpp() -> Iterator[None]:
     with use_backend("cpp"):
         yield
-
-
-def expected(function: Function, x: Tensor, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        value, product = value_and_product(function, x.clone().requires_grad_(), t, z)
-    return value.detach(), product.detach()
-
-
-def close(found: Tensor, exact: Tensor, tolerance: float) -> bool:
-    """Return whether values agree, relatively to their own size or that of the others in their column."""
-    scale = exact.abs().maximum(exact.abs().mean(0))
-    return bool(((found - exact).abs() <= tolerance * scale + 1e-30).all())
 
 
 PLACES = [(n, b, sum(o.dim for o in group[:i])) for n, group in enumerate(GROUPS) for i, b in enumerate(group)]
@@ -67,17 +54,11 @@ def test_compiled_against_eager(number: int, block: Block, first: int, dtype: to
     assert close(product[:, own], exact[1], tolerance), (product[:, own] - exact[1]).abs().max()
 
 
-SPECIAL = [math.inf, -math.inf, math.nan, 0.0, 1.0]
-
-
 @cache
 def at_special_values(number: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Return points of float32 whose blocks begin with special values, and compiled F and J^T z there for z = 1."""
     group = GROUPS[number]
-    x = points(group, len(SPECIAL), seed=3).float()
-    for n, _, first in PLACES:
-        if n == number:
-            x[:, first] = torch.tensor(SPECIAL)
+    x = special_points(group)
     return x, compile_drift(side_by_side(group), x.shape[1]).product(x, 0.25, torch.ones_like(x))
 
 

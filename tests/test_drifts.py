@@ -11,56 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+from drift_cases import WEIGHT, calls, turn, well
 from helpers import z_score
 from torch import Tensor, nn
 
 from fastndsm import BackendError, DriftProcess, GaussianMixture, cli, compile_drift, drifts, functional, use_backend
 from fastndsm.jit import drift as jit
 
-WEIGHT = nn.Parameter(0.5 * torch.randn(5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
-
 
 @pytest.fixture(autouse=True)
 def on_cpp() -> Iterator[None]:
     with use_backend("cpp"):
         yield
-
-
-def turning(x: Tensor, t: Tensor) -> Tensor:
-    """Depend on time, on a parameter, and on all five dimensions."""
-    return torch.tanh(x @ WEIGHT.to(x.dtype)) * (1.0 + t[:, None]) - x
-
-
-def well(**options: Any) -> DriftProcess:
-    fixed: dict[str, Any] = {"T": 1.0, "n_steps": 8, "rate": 0.4, "compiled": True}
-    return DriftProcess(drifts.DoubleWell(2.0), GaussianMixture.standard_normal(2), **fixed | options)
-
-
-def turn(**options: Any) -> DriftProcess:
-    fixed: dict[str, Any] = {"T": 1.0, "n_steps": 8, "rate": 0.7, "grid": "quadratic", "compiled": True}
-    sigma = lambda t: 1.0 + t  # noqa: E731
-    return DriftProcess(turning, GaussianMixture.standard_normal(5), sigma=sigma, **fixed | options)
-
-
-def calls(p: DriftProcess, x: Tensor) -> dict[str, tuple[Tensor, ...]]:
-    """Return what every op of the process gives from x [37, d]."""
-    n = len(x)
-    steps = torch.arange(n) % (p.n_steps + 1)
-    records = torch.stack([steps, steps.flip(0), torch.full_like(steps, 3)], 1)
-    held, slope, rate = x.sin(), x.cos(), x[:, 0].abs()
-    back = {"seed": 3, "first_path": 2**33 + 5}
-    return {
-        "simulate": (functional.simulate(x, p, steps, seed=1, first_path=7),),
-        "transition": functional.simulate_transition(x, p, steps.clamp(min=1), seed=1),
-        "target": functional.simulate_target(x, p, steps, seed=1),
-        "antithetic": functional.simulate_target(x, p, steps, seed=1, antithetic=True),
-        "records": functional.simulate_target(x, p, records, seed=1, antithetic=True),
-        "reverse": (functional.reverse_steps(x, held, slope, p, 7, 2, **back),),
-        "reverse score": (functional.reverse_steps(x, held, None, p, 8, 0, prediction="score", **back),),
-        "reverse linear": (functional.reverse_steps(x, held, slope, p, 8, 1, rate=rate, prediction="linear", **back),),
-        "reverse ode": (functional.reverse_steps(x, held, slope, p, 8, 0, method="ode", **back),),
-        "reverse step": (functional.reverse_step(x, held, p, 3, **back),),
-    }
 
 
 @pytest.mark.parametrize(
