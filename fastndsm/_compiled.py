@@ -139,18 +139,18 @@ class CompiledDrift:
         except (Unsupported, BuildError, BackendError) as error:
             if self.required:
                 raise BackendError(str(error)) from error
-            if name not in ("auto", "cpp"):
+            if name not in ("auto", "cpp") and not isinstance(error, Unsupported):
                 raise
             registry.log_once(logging.WARNING, f"a drift runs in PyTorch, which is slower: {error}")
             return None
 
     def _operands(self, x: Tensor, backend: str) -> tuple[Tensor, str]:
-        if x.device.type != "cpu":
-            raise Unsupported(f"drift: expected samples on the CPU, found {x.device.type}")
+        if x.device.type not in ("cpu", "cuda"):
+            raise Unsupported(f"drift: expected samples on a GPU or on the CPU, found {x.device.type}")
         dtype = compute_dtype(x.dtype)
         traced = self.traced(dtype, x.device)
-        registry.select("drift_value", "cpp" if backend == "auto" else backend, x.device, [dtype])
-        registry.BACKENDS["cpp"].load().load_drift(traced.program, dtype)
+        chosen = registry.choose("drift_value", backend, x.device, [dtype], compiled=True)
+        chosen.load().load_drift(traced.program, dtype)
         return traced.parameters(x.new_empty(0, dtype=dtype)), traced.program.key
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:

@@ -107,6 +107,8 @@ TABLE: dict[str, tuple[Configuration, ...]] = {
         _for(dim=2, ROWS=64, COMPONENTS=4, num_warps=1),
         _for(ROWS=64, COMPONENTS=2, num_warps=1),
     ),
+    # A program's drift, whatever it is: ROWS paths, a lane each.
+    "drift": (_for(architecture="gfx942", ROWS=64, num_warps=1), _for(ROWS=32, num_warps=1)),
     # Above: ROWS paths by tiles of COLUMNS dimensions, four a lane; a warp has rows to itself. A few components are
     # weighed at once, more in blocks of COMPONENTS.
     "simulate_spherical": (

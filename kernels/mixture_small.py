@@ -16,6 +16,7 @@ import triton.language as tl
 LOG2_E = tl.constexpr(1.44269504088896340736)
 LN_2 = tl.constexpr(0.69314718055994530942)
 LOWEST = tl.constexpr(-3.0e38)  # a maximum before any component
+LEVELS = tl.constexpr(6)  # of halves of up to 64 dimensions
 UNROLL = tl.constexpr(4)  # components that share one rescaling
 
 
@@ -46,11 +47,54 @@ def load_vector(ptr, rows, inside, D: tl.constexpr):
         x0, x2 = tl.split(even)
         x1, x3 = tl.split(odd)
         out = (x0, x1, x2, x3)
-    else:
+    elif D < 4:
         out = ()
         for j in tl.static_range(D):
             out += (tl.load(ptr + rows * D + j, mask=inside, other=0.0),)
+    else:
+        WIDTH: tl.constexpr = triton.next_power_of_2(D)
+        columns = tl.arange(0, WIDTH)[None, :]
+        block = tl.load(ptr + rows[:, None] * D + columns, mask=inside[:, None] & (columns < D), other=0.0)
+        out = columns_of(block, WIDTH)[:D]
     return out
+
+
+@triton.jit
+def every_other(block):
+    """Return the even and the odd columns of a block; of two, each as a vector."""
+    if block.shape[1] > 2:
+        block = tl.reshape(block, (block.shape[0], block.shape[1] // 2, 2))
+    return tl.split(block)
+
+
+@triton.jit
+def columns_of(block, WIDTH: tl.constexpr):
+    """Return the columns of a block [ROWS, WIDTH], WIDTH a power of two."""
+    out = (block,)
+    for _ in tl.static_range(LEVELS):
+        if len(out) < WIDTH:
+            even, odd = (), ()
+            for k in tl.static_range(len(out)):
+                first, second = every_other(out[k])
+                even += (first,)
+                odd += (second,)
+            out = even + odd
+    return out
+
+
+@triton.jit
+def block_of(columns, WIDTH: tl.constexpr):
+    """Return a block [ROWS, WIDTH] of columns, WIDTH a power of two; beyond them zeros."""
+    out = columns
+    for _ in tl.static_range(WIDTH - len(columns)):
+        out += (tl.zeros_like(columns[0]),)
+    for _ in tl.static_range(LEVELS):
+        if len(out) > 1:
+            joined = ()
+            for k in tl.static_range(len(out) // 2):
+                joined += (tl.join(out[k], out[k + len(out) // 2]),)
+            out = joined
+    return tl.reshape(out[0], (columns[0].shape[0], WIDTH))
 
 
 @triton.jit
@@ -63,9 +107,14 @@ def store_vector(ptr, rows, values, inside, D: tl.constexpr):
         four = tl.join(tl.join(values[0], values[2]), tl.join(values[1], values[3]))
         four = tl.reshape(four, (rows.shape[0], 4))
         tl.store(ptr + rows[:, None] * 4 + tl.arange(0, 4)[None, :], four, mask=inside[:, None])
-    else:
+    elif D < 4:
         for j in tl.static_range(D):
             tl.store(ptr + rows * D + j, values[j], mask=inside)
+    else:
+        WIDTH: tl.constexpr = triton.next_power_of_2(D)
+        columns = tl.arange(0, WIDTH)[None, :]
+        mask = inside[:, None] & (columns < D)
+        tl.store(ptr + rows[:, None] * D + columns, block_of(values, WIDTH), mask=mask)
 
 
 @triton.jit

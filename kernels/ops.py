@@ -24,6 +24,12 @@ MODULES = {
     "dsm_loss": "loss",
     "dsm_loss_backward": "loss",
     "reverse_steps": "reverse_steps",
+    "drift_value": "drift",
+    "drift_product": "drift",
+    "drift_simulate": "drift",
+    "drift_transition": "drift",
+    "drift_target": "drift",
+    "drift_reverse_steps": "drift",
 }
 
 

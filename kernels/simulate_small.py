@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .mixture_small import store_vector
 from .philox import normals, philox_words, seed_words
 from .simulate_small_sums import (
     curvature,
@@ -103,8 +104,11 @@ def step(
 @triton.jit
 def store(ptr, row, inside, values, D: tl.constexpr):
     """Store values [D] to row `row` of an array of D columns."""
-    for j in tl.static_range(D):
-        tl.store(ptr + row * D + j, values[j], mask=inside)
+    if D > 4:
+        store_vector(ptr, row, values, inside, D)
+    else:
+        for j in tl.static_range(D):
+            tl.store(ptr + row * D + j, values[j], mask=inside)
 
 
 @triton.jit

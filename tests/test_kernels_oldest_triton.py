@@ -12,7 +12,7 @@ import pytest
 from _kernels import ROOT, Row, compiled_by
 
 OLDEST = Path(sys.prefix) / "triton-oldest"
-FILES = ("simulate_compiled", "loss", "mixture_score", "philox", "reverse_steps")
+FILES = ("simulate_compiled", "drift", "loss", "mixture_score", "philox", "reverse_steps")
 
 pytestmark = pytest.mark.skipif(not OLDEST.is_dir(), reason=f"{OLDEST} is not there: make test sets it up")
 

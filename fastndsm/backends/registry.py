@@ -102,7 +102,7 @@ BACKENDS: dict[str, Backend] = {
     "cuda": Backend(
         "cuda", "fastndsm.backends.cuda", ("cuda",), (torch.float32,), untested=True, left=LEFT, ranges=False
     ),
-    "triton": Backend("triton", "fastndsm.kernels.ops", ("cuda",), (torch.float32,), left=LEFT, ranges=False),
+    "triton": Backend("triton", "fastndsm.backends.triton", ("cuda",), (torch.float32,), left=LEFT, ranges=False),
     "cpp": Backend("cpp", "fastndsm.backends.cpp", devices=("cpu",)),
     "reference": REFERENCE,
 }
@@ -177,6 +177,19 @@ def select(
 
     ranges: where it takes ranges of components, a row each.
     """
+    return choose(op, backend, device, dtypes, ranges=ranges).function(op)
+
+
+def choose(
+    op: str,
+    backend: str,
+    device: torch.device,
+    dtypes: Sequence[torch.dtype],
+    *,
+    ranges: bool = False,
+    compiled: bool = False,
+) -> Backend:
+    """Return the backend that serves `op`, as `select` has it; raise BackendError where compiled code alone will do."""
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
     name = requested(backend)
     if name != "auto":
@@ -185,19 +198,23 @@ def select(
             can = ", ".join(serving(op, device, dtype, ranges))
             hint = _checks.cure("backends")
             raise BackendError(f"backend {name!r} cannot serve {op}: {reason}; these can: {can}{hint}")
-        return BACKENDS[name].function(op)
+        return BACKENDS[name]
+    reasons = []
     for candidate in BACKENDS.values():
         if candidate.untested or (candidate.devices and device.type not in candidate.devices):
             continue
+        if compiled and candidate is REFERENCE:
+            break
         reason = candidate.refuses(op, device, dtype, ranges)
         if reason is None:
-            return candidate.function(op)
+            return candidate
         # A user wants to hear of compiled code that should serve here and cannot.
         expected = candidate.unavailable() not in (None, ABSENT) or (ranges and not candidate.ranges)
         level = logging.WARNING if expected else logging.INFO
         hint = _checks.cure("passed-over") if expected else ""
         log_once(level, f"backend auto: {candidate.name} passed over: {reason}{hint}")
-    raise AssertionError("the reference serves everything")
+        reasons.append(f"{candidate.name}: {reason}")
+    raise BackendError(f"no compiled code can serve {op}: {'; '.join(reasons)}")
 
 
 def find(op: str, device: torch.device, dtype: torch.dtype) -> Callable[..., Any] | str:

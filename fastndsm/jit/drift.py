@@ -99,6 +99,6 @@ def _open(path: Path) -> DriftLibrary:
 
 
 def generated() -> list[Path]:
-    """Return the headers of the drifts that are in the cache, the newest first."""
+    """Return the sources of the drifts that are in the cache, C++ headers and Triton modules, the newest first."""
     folder = default_cache_dir() / CACHE
-    return sorted(folder.glob("*/drift.h"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return sorted(folder.glob("*/drift.[hp]*"), key=lambda path: path.stat().st_mtime, reverse=True)
