@@ -273,7 +273,7 @@ void trajectory(Channel& channel) {
       packed.view(), drift_scale.data(), noise_std.data(), NoiseStream(seed, 0), {rotations.data(), rates.data(), p.dim}};
   Batch<S> batch{};
   batch.n_rows = n_rows, batch.n_records = 1, batch.n_steps = n_steps, batch.first_path = first_path;
-  batch.x0 = x0.data(), batch.steps = batch.last = steps.data(), batch.x = x.data(), batch.mirrored = mirrored;
+  batch.x0 = x0.data(), batch.steps = batch.first = batch.last = steps.data(), batch.x = x.data(), batch.mirrored = mirrored;
   (target ? batch.target : batch.mean) = second.data();
   (target ? batch.variance : batch.noise) = third.data();
   const Schedule schedule(steps.data(), all_rows(n_rows), n_steps, kLanes<S>);
