@@ -19,7 +19,7 @@ help:
 	@echo 'make test       lint, types and tests'
 	@echo 'make install    set up alone; CONSTRAINTS=file for other versions than those of constraints.txt'
 	@echo 'make demo       train on the handwritten digits, with a report in runs/demo'
-	@echo 'make docs       the documentation, in docs/_build/html'
+	@echo 'make docs       the documentation, in docs/_build/html; its code is run'
 	@echo 'make test-slow  the tests that take minutes'
 	@echo 'make lint       formatting, ruff and mypy alone'
 	@echo 'make bench      benchmarks against other libraries'
@@ -63,6 +63,7 @@ demo: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python -m sphinx -W --keep-going --jobs auto --builder html docs docs/_build/html
+	$(BIN)/python -m pytest --quiet tests/test_pages.py
 	@echo 'Open docs/_build/html/index.html'
 
 bench: $(VENV)/.installed-benchmarks

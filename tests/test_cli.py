@@ -1066,6 +1066,8 @@ class TestHelp:
         )
         for command in COMMANDS:
             assert command.NAME in found.stdout
+        first = [line.split()[1:] for line in found.stdout.splitlines() if line.startswith("  fastndsm ")]
+        assert [parser().parse_args(words).command for words in first] == ["train", "sample"]
 
     def test_traceback_on_request(self, tmp_path: Path) -> None:
         with pytest.raises(checkpoint.CheckpointError):

@@ -23,7 +23,7 @@ def parser() -> _options.Parser:
     top = _options.Parser(
         prog="fastndsm",
         description="Nonlinear denoising score matching: train, sample and judge score models.",
-        epilog="example:\n  fastndsm train --data digits --out runs/demo",
+        epilog=f"a first run:\n  {_train.EXAMPLE}\n  {_sample.EXAMPLE}\n\ndata of your own: docs/start.md",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"fastndsm {__version__}")
