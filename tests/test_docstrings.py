@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("fastndsm", "kernels", "benchmarks", "examples", "tests")
+FOLDERS = ("fastndsm", "kernels", "benchmarks", "docs", "examples", "tests")
 QUESTIONS = {"what", "whether", "where", "which", "who", "whose", "how", "why", "when"}
 NO_VERBS = set(
     "a an the that this these those its their all each every one two as by for from in of on to with".split()
