@@ -27,6 +27,7 @@ nb_merge_streams = True
 nb_output_stderr = "remove"  # tqdm says there that it would rather have widgets
 
 default_role = "code"
+smartquotes = False  # options begin with two hyphens
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
