@@ -89,20 +89,20 @@ def path_weights(p: DriftProcess, n: int) -> Tensor:
         s, c = float(p.noise_std[m]), 1.0 - p.rate * float(p.times[m + 1] - p.times[m])
         rho.append(c * v / (s * s + c * c * v))
         v = s * s + c * c * v
-    alpha = torch.tensor([*rho, 1.0], dtype=torch.float64).flip(0).cumprod(0).flip(0)
+    alpha = torch.tensor([*rho, 1.0], dtype=torch.float64, device="cpu").flip(0).cumprod(0).flip(0)
     return alpha.diff()
 
 
 def optimal_weights(each: Tensor) -> Tensor:
     """Return the weights [n] of least variance for the terms [n, B, d] of pilot paths."""
     flat = each.double().flatten(1)
-    solved = torch.linalg.solve(flat @ flat.T / flat.shape[1], torch.ones(len(flat), dtype=torch.float64))
+    solved = torch.linalg.solve(flat @ flat.T / flat.shape[1], flat.new_ones(len(flat)))
     return solved / solved.sum()
 
 
 def weights(p: DriftProcess, n: int, pilot: Tensor) -> dict[str, Tensor]:
     """Return the weights [n] of every mode after n steps; pilot: the terms of pilot paths."""
-    first = torch.zeros(n, dtype=torch.float64)
+    first = torch.zeros(n, dtype=torch.float64, device="cpu")
     first[0] = 1.0
     average = p.times[: n + 1].diff() / (p.times[n] - p.times[0])
     chosen = first, first.flip(0), average, optimal_weights(pilot), path_weights(p, n)

@@ -15,7 +15,17 @@ from drift_cases import WEIGHT, calls, turn, well
 from helpers import z_score
 from torch import Tensor, nn
 
-from fastndsm import BackendError, DriftProcess, GaussianMixture, cli, compile_drift, drifts, functional, use_backend
+from fastndsm import (
+    BackendError,
+    DriftProcess,
+    GaussianMixture,
+    NDSMLoss,
+    cli,
+    compile_drift,
+    drifts,
+    functional,
+    use_backend,
+)
 from fastndsm.jit import drift as jit
 
 
@@ -166,6 +176,26 @@ def test_it_is_one_graph_under_the_compiler() -> None:
     torch.testing.assert_close(
         torch.compile(run, fullgraph=True, backend="aot_eager")(x, torch.tensor(1)), run(x, torch.tensor(1))
     )
+
+
+def test_a_whole_training_step_under_the_compiler_is_that_of_eager() -> None:
+    """The path is drawn between two graphs; a parameter that the drift closes over may change from step to step."""
+    weight = WEIGHT.detach().clone().requires_grad_()
+    drift = lambda x, t: torch.tanh(x @ weight.to(x.dtype)) - x  # noqa: E731
+    p = DriftProcess(drift, GaussianMixture.standard_normal(5), T=1.0, n_steps=4, compiled=True)
+    loss, net = NDSMLoss(p), nn.Linear(5, 5)
+
+    def training_step(x: Tensor, seed: Tensor) -> tuple[Tensor, ...]:
+        value = loss(lambda x, t: net(x) * t[:, None], x, seed=seed)
+        return value, *torch.autograd.grad(value, tuple(net.parameters()))
+
+    compiled = torch.compile(training_step, backend="aot_eager")
+    for i in range(3):
+        x, seed = torch.randn(9, 5), torch.tensor(i)
+        for found, expected in zip(compiled(x, seed), training_step(x, seed), strict=True):
+            torch.testing.assert_close(found, expected)
+        with torch.no_grad():
+            weight.add_(0.01)
 
 
 # --- the drifts of the library -------------------------------------------------------------------------------------
