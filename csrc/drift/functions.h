@@ -73,11 +73,9 @@ FASTNDSM_OUTLINE V cos_by_lanes(V x) {
   }
 FASTNDSM_LANEWISE(FASTNDSM_OUTLINE, asin)
 FASTNDSM_LANEWISE(FASTNDSM_OUTLINE, acos)
-FASTNDSM_LANEWISE(FASTNDSM_OUTLINE, atan)
 FASTNDSM_LANEWISE(FASTNDSM_OUTLINE, asinh)
 FASTNDSM_LANEWISE(FASTNDSM_OUTLINE, acosh)
 FASTNDSM_LANEWISE(FASTNDSM_OUTLINE, atanh)
-FASTNDSM_LANEWISE(FASTNDSM_OUTLINE, erf)
 FASTNDSM_LANEWISE(FASTNDSM_HD, floor)
 FASTNDSM_LANEWISE(FASTNDSM_HD, ceil)
 FASTNDSM_LANEWISE(FASTNDSM_HD, trunc)
@@ -219,6 +217,60 @@ FASTNDSM_HD V tan(V x) {
   V s, c;
   sincos(x, s, c);
   return s / c;
+}
+
+// Of x, (|x| - 1) / (|x| + 1) or -1 / |x|, whichever is small.
+template <typename V>
+FASTNDSM_HD V atan(V x) {
+  using S = scalar_of<V>;
+  using fastndsm::detail::polynomial;
+  const V size = detail::magnitude(x);
+  const auto far = size > S(2.41421356237309505), middle = size > S(0.414213562373095049);
+  const V over = select(far, splat<V>(S(-1)), V(select(middle, V(size - S(1)), size)));
+  const V under = select(far, size, V(select(middle, V(size + S(1)), splat<V>(S(1)))));
+  const V start = select(far, splat<V>(S(1.57079632679489662)), V(select(middle, splat<V>(S(0.785398163397448310)), V{})));
+  const V u = over / under, z = u * u;
+  V p;
+  if constexpr (detail::kSingle<V>) {
+    p = polynomial(z, -0.3333328656, 0.1999123774, -0.1402414284, 0.08520492036);
+  } else {
+    p = polynomial(z, -0.3333333333333333016, 0.1999999999999552068, -0.1428571428466654292, 0.1111111101525636173,
+                   -0.0909090457812390189, 0.07692183190826086564, -0.06664511447381948, 0.05858148912802209882,
+                   -0.05085449737940259861, 0.0392316582955871913, -0.01917688711906225899);
+  }
+  return detail::with_sign_of(V(start + fused(V(z * p), u, u)), x);
+}
+
+// Below 1 an odd polynomial; beyond, 1 - e^(-x^2) g with g a polynomial in 2 / (2 + |x|), moved to -1..1.
+template <typename V>
+FASTNDSM_OUTLINE V erf(V x) {
+  using S = scalar_of<V>;
+  using fastndsm::detail::polynomial;
+  constexpr bool single = detail::kSingle<V>;
+  constexpr S most = single ? S(4) : S(6);  // from here on the result is 1
+  constexpr S middle = single ? S(0.5) : S(0.4583333333333333), scale = single ? S(6) : S(4.8);
+  const V size = detail::magnitude(x), square = x * x;
+  const V far = select(size > most, splat<V>(most), size);
+  const V u = scale * (S(2) / (S(2) + far) - middle);
+  V near, tail;
+  if constexpr (single) {
+    near = polynomial(square, 1.128379166, -0.3761262667, 0.1128359472, -0.02685421201, 0.005189087423, -0.0008016864287,
+                      7.875875063e-5);
+    tail = polynomial(u, 0.2553956763, 0.1423952828, 0.02685091046, 0.002925128635, 4.608528429e-5, -2.878170381e-5,
+                      -1.162764854e-6, 4.295962058e-7, 7.602003038e-9);
+  } else {
+    near = polynomial(square, 1.128379167095512574, -0.3761263890318374806, 0.1128379167095487867, -0.02686617064507679325,
+                      0.005223977624818014467, -0.0008548326980833789905, 0.0001205533111164271092,
+                      -0.00001492559526683118157, 1.646100048412136803e-6, -1.635031270105469501e-7,
+                      1.465977527404743581e-8, -1.137284885679167367e-9, 5.957176147748911404e-11);
+    tail = polynomial(u, 0.2214295402299318065, 0.1618935680410249828, 0.03856057042518240663, 0.005588816281839573584,
+                      0.0001971391777283486946, -0.0000807922042624364513, -7.340517941415228276e-6, 1.97956181585397738e-6,
+                      1.634993861464746728e-7, -7.005318546704507298e-8, -5.886316438866986411e-10, 2.624002410316086444e-9,
+                      -2.686673727909544878e-10, -7.360635504868663342e-11, 2.211654530754847031e-11,
+                      -1.391934782638739735e-13, -9.321424201169892246e-13, 1.449564311341957891e-13);
+  }
+  const V large = S(1) - exp(V(-far * far)) * tail;
+  return select(size < S(1), V(x * near), detail::with_sign_of(large, x));
 }
 
 }  // namespace fastndsm::functions
