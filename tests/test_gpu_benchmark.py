@@ -28,6 +28,7 @@ from fastndsm.jit import core
 
 OPS = ["philox_normal", "mixture_score", "mixture_log_prob", "mixture_hvp", "simulate", "simulate_transition"]
 OPS += ["simulate_target", "reverse_steps", "ndsm_loss", "dsm_loss", "sample_mlp"]
+OPS += ["drift_simulate", "drift_transition", "drift_target", "drift_reverse_steps"]
 CASES = {"simulate": 3, "simulate_target": 2, "philox_normal": 1, "ndsm_loss": 3, "dsm_loss": 3, "mixture_score": 1}
 CASES |= {"reverse_steps": 4, "sample": 2}
 OF_PATHS = {"simulate", "simulate_transition", "simulate_target", "reverse_steps", "sample_mlp"}

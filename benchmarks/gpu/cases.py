@@ -15,12 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastndsm import LangevinProcess, ResidualScore, networks, sample, use_backend
+from fastndsm import (
+    DriftProcess,
+    GaussianMixture,
+    LangevinProcess,
+    ResidualScore,
+    drifts,
+    functional,
+    networks,
+    sample,
+    use_backend,
+)
 from fastndsm.testing import CALLS, COVARIANCE_TYPES, FIRST_PATH, LOSSES, SEED, Arguments, random_arguments, strided
 from fastndsm.testing import Call as OpCall
 
 from ..problems import TINY
-from .device import device
+from .device import device, normals
 
 SIZES = [(1, 1, 1), (33, 1, 3), (1031, 2, 8), (31, 3, 5), (257, 4, 300), (33, 5, 30), (65, 16, 10), (33, 67, 3)]
 WIDE = [(65, 784, 10)]  # not for full and tied covariances, whose matrices take long to set up
@@ -33,6 +43,8 @@ if not TINY:
     SAMPLED += [(33, 16, 5, (128, 128), "residual"), (257, 3, 70, (64,) * 4, "alone")]
 LOSS_SIZES = [(5, 3), (9, 67)] if TINY else [(1, 1), (1031, 2), (31, 33), (257, 16), (65, 784), (3, 5000)]
 NOISE_SIZES = [(1, 1), (33, 3), (1031, 2), (257, 16), (33, 67)]
+DRIFT_SIZES = [(5, 3), (33, 3)] if TINY else [(1031, 2), (33, 3), (257, 16)]
+DRIFT_OPS = ("drift_simulate", "drift_transition", "drift_target", "drift_reverse_steps")
 NOT_CONTIGUOUS = {"mixture_score": "x", "mixture_hvp": "v"}  # op -> the argument that is not
 
 Call = Callable[[str, torch.dtype], tuple[Tensor, ...]]
@@ -135,6 +147,39 @@ def sampler_cases() -> Iterator[Case]:
             yield Case("sample_mlp", label, call)
 
 
+@cache
+def drift_process(dim: int) -> DriftProcess:
+    """Build the process of a drift with a parameter and a time, which is compiled where a backend can do it."""
+    pull = torch.tensor(1.5, device=device())
+    well = drifts.Sum(drifts.DoubleWell(), lambda x, t: pull.to(x.dtype) * torch.tanh(x.roll(1, 1)) * t[:, None])
+    return DriftProcess(well, GaussianMixture.standard_normal(dim), T=0.5, n_steps=8, rate=1.0).to(device())
+
+
+def drift_calls(p: DriftProcess, x: Tensor, steps: Tensor) -> dict[str, Callable[[], Any]]:
+    """Return the calls of the process of a drift that run its program, by their ops."""
+    paths, back = {"seed": SEED, "first_path": FIRST_PATH}, {"prediction": "linear", "rate": x[:, 0].abs()}
+    return {
+        "drift_simulate": lambda: (functional.simulate(x, p, steps, **paths),),
+        "drift_transition": lambda: functional.simulate_transition(x, p, steps.clamp(min=1), **paths),
+        "drift_target": lambda: functional.simulate_target(x, p, steps, antithetic=True, **paths),
+        "drift_reverse_steps": lambda: (functional.reverse_steps(x, x.sin(), x.cos(), p, 8, 1, **back, **paths),),
+    }
+
+
+def drift_cases() -> Iterator[Case]:
+    for rows, dim in DRIFT_SIZES:
+        x0, steps = normals(rows, dim), torch.arange(rows, device=device()) % 9
+        for op in DRIFT_OPS:
+
+            def call(
+                backend: str, dtype: torch.dtype, op: str = op, dim: int = dim, x0: Tensor = x0, steps: Tensor = steps
+            ) -> tuple[Tensor, ...]:
+                with use_backend(backend):
+                    return tuple(drift_calls(drift_process(dim), x0.to(dtype), steps)[op]())
+
+            yield Case(op, f"B={rows} d={dim}", call)
+
+
 FAMILIES: dict[str, Callable[[], Iterator[Case]]] = {
     "philox": philox_cases,
     "mixture": partial(mixture_cases, "mixture_score", "mixture_log_prob", "mixture_hvp"),
@@ -142,4 +187,5 @@ FAMILIES: dict[str, Callable[[], Iterator[Case]]] = {
     "reverse steps": partial(mixture_cases, "reverse_steps"),
     "loss": loss_cases,
     "mlp sampler": sampler_cases,
+    "drift": drift_cases,
 }

@@ -59,7 +59,7 @@ FIRST = (  # of every run
 SECTIONS = (
     *(
         Section(f"check {family}", "checks:check_family", 150, (family,), together=True, each=True)
-        for family in ("mixture", "simulate", "reverse steps", "loss", "philox", "mlp sampler")
+        for family in ("mixture", "simulate", "reverse steps", "loss", "philox", "mlp sampler", "drift")
     ),
     Section("check low precision", "checks:check_low_precision", 60, together=True, each=True),
     Section("check determinism", "checks:check_determinism", 60, together=True, each=True),
