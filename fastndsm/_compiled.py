@@ -185,8 +185,9 @@ class CompiledDrift:
 def compile_drift(drift: Function, dim: int | Sequence[int]) -> CompiledDrift:
     """Compile a drift F(x, t), a Python function: (x [B, ...], t [B]) -> like x, each row of it a function of that row.
 
-    It is traced as operators of PyTorch, once for each dtype, and built on first use. Tensors that it closes over are
-    arguments of the compiled code: new values need no new code. Python numbers are constants in it.
+    It is traced as operators of PyTorch, once for each dtype, and built on first use: as C++ for samples on the CPU, by
+    Triton, in float32 alone and untested on GPUs, for those on a GPU. Tensors that it closes over are arguments of the
+    compiled code: new values need no new code. Python numbers are constants in it.
 
     Args:
         dim: d, or the shape of a sample; at most 64 values, and about 4,000 scalar operations for F and its Jacobian.
