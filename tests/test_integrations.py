@@ -116,7 +116,7 @@ def test_a_package_is_imported_on_use_and_its_absence_is_told(run_python: Callab
     lines = run_python(ON_USE, "lightning", "huggingface_hub").splitlines()
     for name, line in zip(("lightning", "huggingface_hub"), lines, strict=True):
         assert line.startswith(f"{name}: expected it to be installed, found: ")
-        assert line.endswith("; pip install 'fastndsm[integrations]'")
+        assert line.endswith("; pip install 'fastndsm[integrations]' (docs/troubleshooting.md#missing-packages)")
 
 
 @pytest.mark.parametrize("name", PACKAGES)
