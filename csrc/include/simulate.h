@@ -110,7 +110,7 @@ struct Trajectory {
     }
   }
 
-  FASTNDSM_HD Counters at(int64_t n, const Member<V>& one) const {
+  FASTNDSM_OUTLINE Counters at(int64_t n, const Member<V>& one) const {
     return one.lanes.paths.at(static_cast<uint32_t>(n), p.noise.key);
   }
   FASTNDSM_HD void begin_noise(int64_t n, Member<V>& one) const { one.ahead = NoiseAhead<V>(at(n, one), 0); }
