@@ -122,8 +122,9 @@ class Record:
 
     def store(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "cpu.json").write_text(json.dumps(self.as_dict(), indent=1) + "\n")
-        (directory / "cpu.md").write_text(self.markdown())
+        name = f"cpu-{instruction_set()}"
+        (directory / f"{name}.json").write_text(json.dumps(self.as_dict(), indent=1) + "\n")
+        (directory / f"{name}.md").write_text(self.markdown())
 
 
 def nanoseconds(row: Row, seconds: float) -> float:
@@ -145,6 +146,11 @@ def _as_dict(row: Row) -> dict[str, Any]:
     return asdict(row) | summary
 
 
+def instruction_set() -> str:
+    """Return the instruction set that the kernels are compiled for, once they are loaded."""
+    return str(torch.ops.fastndsm_cpp.vector_isa())
+
+
 def machine() -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
@@ -155,7 +161,7 @@ def machine() -> dict[str, Any]:
         "cpu": cpu,
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
-        "instructions": torch.ops.fastndsm_cpp.vector_isa(),
+        "instructions": instruction_set(),
         "system": platform.platform(),
     }
 

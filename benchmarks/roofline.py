@@ -141,10 +141,15 @@ def mlp_multiply_adds(widths: Sequence[int]) -> int:
 
 
 def measure() -> Rates:
+    fma, source, sgemm = fma_rate()
+    return Rates(fma, source, sgemm, _normal_rate())
+
+
+def fma_rate() -> tuple[float, str, float]:
+    """Return the multiply-adds a second on torch's threads and what reached them, and those of a matrix product."""
     sgemm = _sgemm_rate()
     chains = _chain_rate()
-    fma, source = (sgemm, "sgemm") if chains is None or sgemm > chains else (chains, "fma.c")
-    return Rates(fma, source, sgemm, _normal_rate())
+    return (sgemm, "sgemm", sgemm) if chains is None or sgemm > chains else (chains, "fma.c", sgemm)
 
 
 def best_seconds(run: Callable[[], Any], least: float = 0.0 if TINY else 0.2) -> float:

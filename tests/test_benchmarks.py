@@ -9,8 +9,13 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
+
+from cpp_cases import kernels  # noqa: F401
+
+from benchmarks import costs
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = {
@@ -45,7 +50,9 @@ def test_tiny_run_agrees_and_is_written_down(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2_000:]
 
-    stored = json.loads((results / "cpu.json").read_text())
+    (found,) = results.glob("cpu-*.json")
+    stored = json.loads(found.read_text())
+    assert found.stem == f"cpu-{stored['machine']['instructions']}"
     assert stored["failed"] == []
     ours = [row for row in stored["rows"] if row["contender"] == "ours"]
     assert {op: sum(row["op"] == op for row in ours) for op in CASES} == CASES
@@ -60,6 +67,24 @@ def test_tiny_run_agrees_and_is_written_down(tmp_path: Path) -> None:
     assert ("jax threefry" in peers) == (find_spec("jax") is not None)
     assert ("torchsde" in peers) == (find_spec("torchsde") is not None)
 
-    table = (results / "cpu.md").read_text()
+    table = found.with_suffix(".md").read_text()
     assert all(f"| {row['op']} | {row['case']} | " in table for row in ours if row["op"] != "training step")
     assert stored["machine"]["cpu"] in table
+
+
+def test_costs_are_compared_with_those_recorded(kernels: None) -> None:  # noqa: F811
+    """A case that has become dearer is a warning and no failure: others may take the machine's time meanwhile."""
+    found = costs.measure(seconds=0.1)
+    assert found.keys() == costs.cases().keys() and min(found.values()) > 1.0
+    for line in costs.dearer(found, costs.recorded()):
+        warnings.warn(line, stacklevel=1)
+    name = next(iter(found))
+    assert costs.dearer(found, found) == [] == costs.dearer({}, found)
+    (line,) = costs.dearer(found, found | {name: found[name] / 2})
+    assert line.startswith(f"{name}: ") and " 2 times " in line
+
+
+def test_costs_are_recorded_by_instruction_set() -> None:
+    for isa in ("avx2", "avx512"):
+        stored = json.loads((costs.RESULTS / f"costs-{isa}.json").read_text())
+        assert stored["machine"]["instructions"] == isa and stored["costs"].keys() == costs.cases().keys()

@@ -62,6 +62,10 @@ FASTNDSM_HD V weight_of(V x) {
   return exp2_nonpositive(x);
 }
 
+struct Nothing {
+  FASTNDSM_HD void operator()() const {}
+};
+
 template <typename V, Covariance kind, int D, bool with_product>
 class OnlineMixture {
   using S = scalar_of<V>;
@@ -302,9 +306,9 @@ struct RegisterTrajectory {
   }
 
   // Step n. drawn is its noise if kAhead, to be multiplied by sign. keep(j, mean, noise) sees both; meanwhile() as above.
-  template <typename Keep, typename Meanwhile>
+  template <typename Keep, typename Meanwhile = Nothing>
   FASTNDSM_HD void step(const RegisterProcess<S>& p, const Counters& counters, int n, const V* drawn, S sign,
-                        const Keep& keep, const Meanwhile& meanwhile) {
+                        const Keep& keep, const Meanwhile& meanwhile = {}) {
     constexpr int C = kCounter<D>;
     const S a = p.drift_scale[n], s = p.noise_std[n];
     V z[kAhead ? D : C];
