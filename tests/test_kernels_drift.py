@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -178,6 +179,31 @@ def test_kernels_compile_for(target: str, compiled: list[Row]) -> None:
             assert "error" not in row, row
 
 
+def test_a_launch_takes_each_drift_for_itself(compiled: list[Row]) -> None:
+    (row,) = [row for row in compiled if row["target"] == "launch"]
+    assert row["equal"] == [True, False, True]
+
+
+def launched(kernel: Any) -> Row:
+    """Return which of three launches, up to the call of the driver, takes the kernel of the first: drifts a, b, a."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+    from triton.runtime.jit import MockTensor
+
+    driver.set_active(
+        SimpleNamespace(
+            get_current_device=lambda: 0,
+            get_current_stream=lambda device: 0,
+            get_current_target=lambda: GPUTarget(*TARGETS["sm_90"]),
+        )
+    )
+    pointer = MockTensor(torch.float32)
+    options = {"D": 2, "ROWS": 32, "num_warps": 1, "enable_fp_fusion": False, "grid": (1,)}
+    functions = [printed.load(program(strength=strength)).value for strength in (1.25, 2.25, 1.25)]
+    made = [kernel.warmup(*[pointer] * 4, None, pointer, 100, DRIFT=f, **options) for f in functions]
+    return {"kernel": kernel.__name__, "target": "launch", "equal": [one.hash == made[0].hash for one in made]}
+
+
 def compile_all() -> Iterator[Row]:
     """Yield resources of every kernel for small drifts, and of F and J^T z with every operator there is."""
     from fastndsm.kernels import drift
@@ -204,6 +230,8 @@ def compile_all() -> Iterator[Row]:
             dim = sum(block.dim for block in group)
             made = printed.load(compile_drift(function, dim).traced(torch.float32).program)
             yield row(drift.drift_value_kernel, target, name, dim, DRIFT=made.value_and_product)
+    if "sm_90" in TARGETS:
+        yield launched(drift.drift_value_kernel)
 
 
 # --- how they come to be served ----------------------------------------------------------------------------------
