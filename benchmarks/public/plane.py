@@ -76,9 +76,9 @@ class Budget(NamedTuple):
 
 def eight_gaussians(n: int, seed: int) -> Tensor:
     """Return points around a circle of radius 5, of covariance sqrt(0.1) I."""
-    generator = torch.Generator().manual_seed(seed)
-    angle = torch.randint(8, (n,), generator=generator) * (math.pi / 4)
-    noise = math.sqrt(math.sqrt(0.1)) * torch.randn(n, 2, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    angle = torch.randint(8, (n,), generator=generator, device="cpu") * (math.pi / 4)
+    noise = math.sqrt(math.sqrt(0.1)) * torch.randn(n, 2, generator=generator, device="cpu")
     return 5.0 * torch.stack([angle.cos(), angle.sin()], dim=1) + noise
 
 
@@ -119,10 +119,10 @@ class Network(nn.Module):
 def train(net: nn.Module, loss: Callable[[Tensor], Tensor], x: Tensor, steps: int) -> None:
     """Minimise loss(batch) by AdamW over shuffled batches of x, as TorchCFM's runner does."""
     optimizer = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=1e-5)
-    order, at = torch.randperm(len(x)), 0
+    order, at = torch.randperm(len(x), device="cpu"), 0
     for _ in range(steps):
         if at + BATCH > len(x):
-            order, at = torch.randperm(len(x)), 0
+            order, at = torch.randperm(len(x), device="cpu"), 0
         batch, at = x[order[at : at + BATCH]], at + BATCH
         optimizer.zero_grad()
         loss(batch).backward()  # type: ignore[no-untyped-call]
@@ -144,7 +144,7 @@ def flowed(net: nn.Module, x: Tensor, evaluations: int, method: str) -> Tensor:
     """Return x carried from time 0 to 1 by Euler's method, or by the midpoint method in half as many steps."""
     steps = evaluations if method == "Euler" else evaluations // 2
     for i in range(steps):
-        t, h = torch.full((len(x),), i / steps), 1.0 / steps
+        t, h = torch.full((len(x),), i / steps, device=x.device), 1.0 / steps
         slope = net(x, t)
         x = x + h * (slope if method == "Euler" else net(x + 0.5 * h * slope, t + 0.5 * h))
     return x
@@ -165,7 +165,7 @@ def perform(name: str, method: str, seed: int, budget: Budget) -> dict[str, Any]
     torch.manual_seed(seed)
     if method == FRESH:
         many = SETS[name](20 * budget.evaluated, seed + 2000)
-        drawn = many[torch.randperm(len(many))[: budget.evaluated]]  # independently, as samples are
+        drawn = many[torch.randperm(len(many), device="cpu")[: budget.evaluated]]  # independently, as samples are
         return row | {"w2": {"": {"": wasserstein(drawn, fresh)}}, "seconds": 0.0}
     found: dict[str, dict[str, float]] = {}
     if method in PEERS:
@@ -181,7 +181,7 @@ def perform(name: str, method: str, seed: int, budget: Budget) -> dict[str, Any]
 
         started = time.process_time()
         train(net, matched, x, budget.steps)
-        seconds, start = time.process_time() - started, torch.randn(budget.evaluated, 2)
+        seconds, start = time.process_time() - started, torch.randn(budget.evaluated, 2, device="cpu")
         for calls in EVALUATIONS:
             methods = ("Euler",) if calls % 2 else ("Euler", "midpoint")
             found[str(calls)] = {method: wasserstein(flowed(net, start, calls, method), fresh) for method in methods}
