@@ -1,4 +1,4 @@
-"""What the kernels cost in multiply-adds of this machine, in seconds of measuring; and beside it what was recorded.
+"""Costs of the kernels in multiply-adds of this machine, measured in seconds, beside those that were recorded.
 
     python -m benchmarks.costs             the table; what has become dearer than recorded is said
     python -m benchmarks.costs --record    writes results/costs-INSTRUCTION_SET.json, on an idle machine
