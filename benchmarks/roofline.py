@@ -87,13 +87,19 @@ def spherical_score_multiply_adds(dim: int, components: float) -> float:
     return 2 * components * dim + 12 * components + 2 * dim
 
 
-def noised_score_multiply_adds(dim: int, components: float) -> float:
-    """Count those of one sample of noised_score, spherical covariances: those of mixture_score, and a component
+def noised_score_multiply_adds(dim: int, components: float, covariance_type: str = "spherical") -> float:
+    """Count those of one sample of noised_score, spherical, diag or full covariances. A component has
 
-    1 / (lambda + s)         8   a division, by its throughput
-    d/2 log (lambda + s)    13   of degree 8, and the exponent
+    softmax                    9   and its weight and offset, 3
+    1 / (lambda + s)           8   a division, by its throughput; of four dimensions one, and 9 products
+    log (lambda + s)          13   of degree 8, and the exponent; of four dimensions a product and an exponent, 2
+    p u^2, r p u or r m        3   a dimension
+    U^T u, U (p u)         2 d^2   full
     """
-    return spherical_score_multiply_adds(dim, components) + 21 * components
+    if covariance_type == "spherical":
+        return spherical_score_multiply_adds(dim, components) + 21 * components
+    turns = 2 * dim * dim if covariance_type == "full" else 0
+    return components * (12 + 13 + dim * (3 + (8 + 9 + 2) / 4) + turns)
 
 
 def spherical_target_multiply_adds(dim: int, components: float) -> float:

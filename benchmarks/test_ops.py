@@ -227,8 +227,7 @@ def test_noised_score(contender: str, kind: str, components: int, rates: rooflin
     case = f"d={NOISED_DIM} K={components:,} B={NOISED_ROWS:,} {kind}"
     row = Row("noised_score", case, contender, "a sample", NOISED_ROWS, "reference", deviation=error)
     if contender == "ours":
-        row.targets = {"mixture_score": 1.0 / AS_DEAR}
-        if kind == "spherical":
-            count = roofline.noised_score_multiply_adds(NOISED_DIM, components)
-            row.roofline_seconds, row.roofline = NOISED_ROWS * rates.roofline(count), "arithmetic"
+        count = roofline.noised_score_multiply_adds(NOISED_DIM, components, kind)
+        row.roofline_seconds = NOISED_ROWS * rates.roofline(count)
+        row.roofline, row.targets = "arithmetic", {"mixture_score": 1.0 / AS_DEAR}
     race(row, partial(run, x))
