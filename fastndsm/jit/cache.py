@@ -1,4 +1,4 @@
-"""The private directory that compiled code is kept in, and the lock under which it is built."""
+"""The private directory that compiled code is kept in: how its entries come there, and the lock under which they do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import Timeout, UnixFileLock
@@ -89,6 +90,41 @@ def locked(root: Path, name: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def kept(root: Path, file: Path, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a file of the cache, root/ENTRY/FILE; where there is none, make(folder) makes what its entry holds, once.
+
+    The entry is there whole or not at all, also after a crash.
+
+    Raises:
+        BuildError: the cache cannot be used or is not safe, or `make` raised an OSError.
+    """
+    make_private(root)
+    if is_built(file):
+        return file
+    with locked(root, name):
+        if not is_built(file):
+            remove_leftovers(root, file.parent)
+            _put(root, file, name, make)
+    return file
+
+
+def _put(root: Path, file: Path, name: str, make: Callable[[Path], None]) -> None:
+    try:
+        work = Path(tempfile.mkdtemp(prefix="building-", dir=root))
+    except OSError as error:
+        raise BuildError(f"the cache directory {root} cannot be written to: {error}") from error
+    try:
+        make(work)
+        flush(work / file.name)
+        flush(work)
+        os.rename(work, file.parent)
+        flush(root)
+    except OSError as error:
+        raise BuildError(f"building {name} in {root} failed: {error}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def remove_leftovers(root: Path, entry: Path) -> None:

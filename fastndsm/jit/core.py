@@ -19,8 +19,6 @@ import logging
 import os
 import platform
 import shlex
-import shutil
-import tempfile
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,16 +26,7 @@ from typing import Any
 
 import torch
 
-from .cache import (
-    BuildError,
-    CompilationError,
-    default_cache_dir,
-    flush,
-    is_built,
-    locked,
-    make_private,
-    remove_leftovers,
-)
+from .cache import BuildError, CompilationError, default_cache_dir, is_built, kept, make_private
 from .toolchain import (
     ISA,
     Compiler,
@@ -129,45 +118,25 @@ class Builder:
         """
         require_enabled()
         compiler = find_compiler(self.compile_flags)
-        make_private(self.root)
         library = self.library(compiler)
-        if is_built(library):
-            return library
-        with locked(self.root, self.name):
-            if not is_built(library):
-                remove_leftovers(self.root, library.parent)
-                self._build_into(library, compiler, verbose)
-        return library
+        return kept(self.root, library, self.name, lambda work: self._build_in(work, library, compiler, verbose))
 
-    def _build_into(self, library: Path, compiler: Compiler, verbose: bool) -> None:
+    def _build_in(self, work: Path, library: Path, compiler: Compiler, verbose: bool) -> None:
         level = logging.INFO if self.generated else logging.WARNING  # seconds, and a minute
         logger.log(level, "building %s (once; it may take a minute) into %s", self.name, library.parent)
-        try:
-            work = Path(tempfile.mkdtemp(prefix="building-", dir=self.root))
-        except OSError as error:
-            raise BuildError(f"the cache directory {self.root} cannot be written to: {error}") from error
-        try:
-            for name, text in self.generated:
-                (work / name).write_text(text)
-            (work / "build.ninja").write_text(self._ninja_file(compiler))
-            output, returncode = run_ninja(work, verbose)
-            if returncode != 0 or not (work / library.name).is_file():
-                log = library.parent.with_suffix(".log")
-                log.write_text(output)
-                tail = "\n".join(output.splitlines()[-LOG_TAIL_LINES:])
-                command = shlex.join(compiler.command)
-                raise CompilationError(f"{command} could not build {self.name}; full output in {log}:\n{tail}")
-            (work / "build.log").write_text(output)
-            for unneeded in work.glob("*.o"):
-                unneeded.unlink()
-            flush(work / library.name)
-            flush(work)
-            os.rename(work, library.parent)
-            flush(self.root)
-        except OSError as error:
-            raise BuildError(f"building {self.name} in {self.root} failed: {error}") from error
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        for name, text in self.generated:
+            (work / name).write_text(text)
+        (work / "build.ninja").write_text(self._ninja_file(compiler))
+        output, returncode = run_ninja(work, verbose)
+        if returncode != 0 or not (work / library.name).is_file():
+            log = library.parent.with_suffix(".log")
+            log.write_text(output)
+            tail = "\n".join(output.splitlines()[-LOG_TAIL_LINES:])
+            command = shlex.join(compiler.command)
+            raise CompilationError(f"{command} could not build {self.name}; full output in {log}:\n{tail}")
+        (work / "build.log").write_text(output)
+        for unneeded in work.glob("*.o"):
+            unneeded.unlink()
 
     def _ninja_file(self, compiler: Compiler) -> str:
         openmp = bundled_openmp()

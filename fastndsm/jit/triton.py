@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
-import shutil
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from types import ModuleType
 
 from ..compiler import Program, triton
-from .cache import BuildError, default_cache_dir, flush, is_built, locked, make_private, remove_leftovers
+from .cache import default_cache_dir, kept, make_private
 from .drift import CACHE
 
 NAME = "drift.py"
@@ -39,26 +36,15 @@ def load(program: Program) -> ModuleType:
 
 
 def _written(source: str) -> Path:
-    """Return the file of a source, in the place that a hash of it names; whole once it is there."""
+    """Return the file of a source, in the place that a hash of it names."""
     make_private(default_cache_dir())
     root = default_cache_dir() / CACHE
-    make_private(root)
     path = root / hashlib.sha256(source.encode()).hexdigest()[:32] / NAME
-    if is_built(path):
-        return path
-    with locked(root, NAME):
-        if not is_built(path):
-            remove_leftovers(root, path.parent)
-            try:
-                work = Path(tempfile.mkdtemp(prefix="building-", dir=root))
-                (work / NAME).write_text(source)
-                flush(work / NAME)
-                os.rename(work, path.parent)
-                flush(root)
-            except OSError as error:
-                shutil.rmtree(work, ignore_errors=True)
-                raise BuildError(f"the cache directory {root} cannot be written to: {error}") from error
-    return path
+
+    def write(folder: Path) -> None:
+        (folder / NAME).write_text(source)
+
+    return kept(root, path, NAME, write)
 
 
 def _import(path: Path) -> ModuleType:
