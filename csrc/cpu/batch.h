@@ -133,6 +133,12 @@ struct TileRows {
   }
 };
 
+// The target of paths whose h and v are these.
+template <typename T>
+FASTNDSM_HD T target_of(T h, T v) {
+  return select(v > scalar_of<T>(0), T(-h / v), T{});  // no step taken: nothing to regress on
+}
+
 // Of which lane of a tile, and where in the outputs.
 struct Record {
   int lane;
@@ -196,7 +202,7 @@ struct BatchRows : TileRows<vec<S, kLanes<S>>> {
             const T h = column<T>(second, i, lane);
             if constexpr (divided) return h;
             const T v = rates == 1 ? splat<T>(column<S>(third, 0, lane)) : column<T>(third, i, lane);
-            return T(select(v > S(0), T(-h / v), T{}));  // no step taken: nothing to regress on
+            return target_of(h, v);
           });
         } else if (batch.mean) {
           copy(second, batch.mean + row, j, end);

@@ -102,9 +102,7 @@ struct RegisterRunner {
             const S* const v = state + 2 * D * W;
             for (int k = 0; k < rates; ++k) out.variance[at * rates + k] = v[k * W];
             for (int j = 0; j < D; ++j) {
-              const S own = v[rates == 1 ? 0 : j * W];
-              out.target[at * D + j] =
-                  own > S(0) ? -state[(D + j) * W] / own : S(0);  // no step taken: nothing to regress on
+              out.target[at * D + j] = target_of(state[(D + j) * W], v[rates == 1 ? 0 : j * W]);
             }
           } else if (out.mean) {
             for (int j = 0; j < D; ++j) {
