@@ -21,14 +21,10 @@ Gaussians are a mixture, which a reference of eight components knows; what it ha
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
-import json
 import math
-import platform
 import time
 from collections.abc import Callable, Sequence
-from datetime import date
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -43,6 +39,8 @@ from torch import Tensor, nn
 import fastndsm
 from fastndsm import GaussianMixture, LangevinProcess, ResidualScore, loss_for
 from fastndsm.cli.tables import markdown
+
+from .rows import add, read
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 ROWS, PAGE = "public-plane.jsonl", "public-plane.md"
@@ -210,11 +208,6 @@ def plan(sets: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> l
     return [(name, method, seed) for seed in seeds for name in sets for method in methods]
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the rows that were measured."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
 def nearest(rows: Sequence[dict[str, Any]], calls: str) -> tuple[float, float] | None:
     """Return mean and standard deviation over seeds of W2, each solver's mean apart and the lowest taken."""
     cells = [row["w2"][calls] for row in rows if calls in row["w2"]]
@@ -238,7 +231,8 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
             cells = []
             for calls in ("", *map(str, EVALUATIONS)):
                 found = nearest(mine, calls)
-                cells.append("" if found is None else f"{found[0]:.3f} ± {found[1]:.3f}")
+                spread = "" if found is None or len(mine) == 1 else f" ± {found[1]:.3f}"
+                cells.append("" if found is None else f"{found[0]:.3f}{spread}")
             components = " / ".join(sorted({str(row["components"]) for row in mine if "components" in row}))
             seconds = float(np.mean([row["seconds"] for row in mine]))
             lines.append([method, *cells, components, f"{seconds:.0f}", str(len(mine))])
@@ -267,26 +261,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if run in done:
             continue
         row = perform(*run, budget)
-        names = ["fastndsm", "torch", "torchcfm", "pot"]
-        row |= {"date": date.today().isoformat(), "versions": versions(names), "machine": platform.machine()}
-        with open(path, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        add(path, row, ("torch", "torchcfm", "pot"))
         print(*run, {calls: min(cell.values()) for calls, cell in row["w2"].items()}, row["seconds"], flush=True)
     text = page(read(path))
     (options.out / PAGE).write_text(text)
     print(text)
     return 0
-
-
-def versions(names: Sequence[str]) -> dict[str, str]:
-    """Return the versions of those packages that are installed."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 if __name__ == "__main__":

@@ -17,16 +17,12 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
-import platform
 import time
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import sklearn
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import linprog
@@ -34,9 +30,10 @@ from scipy.sparse import eye_array, kron, vstack
 from sklearn.datasets import load_breast_cancer, load_iris, load_wine
 from sklearn.model_selection import train_test_split
 
-import fastndsm
 from fastndsm.cli.tables import markdown
 from fastndsm.tabular import TabularModel
+
+from .rows import add, read
 
 HERE = Path(__file__).resolve().parent
 ROWS, PAGE, PUBLISHED = "public-tables.jsonl", "public-tables.md", HERE / "published_tables.csv"
@@ -167,11 +164,6 @@ def plan(folder: Path | None, splits: int = SPLITS, seeds: int = SEEDS) -> list[
     return runs
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the rows that were measured."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
 def mean(rows: Sequence[dict[str, Any]], key: str, counts: str = "random") -> float | None:
     """Return a figure's mean over runs and generations."""
     values = [figures[key] for row in rows for figures in row[counts] if key in figures]
@@ -243,15 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             rows = load(run[0], options.data)
             assert rows is not None
-            versions = {
-                "fastndsm": fastndsm.__version__,
-                "torch": torch.__version__,
-                "scikit-learn": sklearn.__version__,
-            }
             row = perform(*run, rows, options.generations, options.steps)
-            row |= {"date": date.today().isoformat(), "versions": versions, "machine": platform.machine()}
-            with open(path, "a") as file:
-                file.write(json.dumps(row) + "\n")
+            add(path, row, ("torch", "scikit-learn"))
             print(*run, shown(mean([row], "W_test"), 4), row.get("choice", ""), row["seconds"], flush=True)
     text = page(read(path))
     (options.out / PAGE).write_text(text)
