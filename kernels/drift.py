@@ -19,7 +19,7 @@ from .mixture_small import add_multiple, load_vector, scaled, store_vector, zero
 from .philox import on_device, seed_words
 from .reverse_steps_small import REVERSE, bounds_of, coefficients_of, under_rate
 from .simulate import ORDERED_ROWS, order_of
-from .simulate_small import kept, noise, write_due, write_pair
+from .simulate_small import kept, lanes_of, noise, opposite, write_due, write_pair
 from .trajectory import target_step
 
 
@@ -58,15 +58,6 @@ def table_of(table_ptr, n, n_steps):
     return tl.load(table_ptr + n), tl.load(table_ptr + n_steps + n), tl.load(table_ptr + 2 * n_steps + n)
 
 
-@triton.jit
-def opposite(z):
-    """Return -z."""
-    out = ()
-    for j in tl.static_range(len(z)):
-        out += (-z[j],)
-    return out
-
-
 # --- kernels -----------------------------------------------------------------------------------------------------
 
 
@@ -98,17 +89,8 @@ def drift_walk_kernel(
     DRIFT is value_and_product for the target, whose variance is [n_rows, 1], else value. table [3, n_steps] has rows
     t_n, dt_n, s_n; rate is that of 1 - dt_n rate, by which the target's recursion contracts.
     """
-    lanes = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    inside = lanes < n_rows
-    row = lanes
-    if order_ptr is not None:
-        row = tl.load(order_ptr + lanes, mask=inside, other=0)
-    path = first_path + row
-    final = row
-    if records_ptr is not None:
-        final = (row + 1) * n_records - 1
-    steps = tl.minimum(tl.load(steps_ptr + final, mask=inside, other=0), n_steps).to(tl.int32)
-    last = tl.max(steps, axis=0)
+    row, inside, steps = lanes_of(steps_ptr, records_ptr, order_ptr, n_rows, n_records, n_steps, ROWS)
+    path, last = first_path + row, tl.max(steps, axis=0)
     key_low, key_high = seed_words(seed_ptr)
 
     x = load_vector(x0_ptr, row, inside, D)

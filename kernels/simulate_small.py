@@ -102,6 +102,29 @@ def step(
 
 
 @triton.jit
+def lanes_of(steps_ptr, records_ptr, order_ptr, n_rows, n_records, n_steps, ROWS: tl.constexpr):
+    """Return the rows of a program's paths, which of them there are, and how many steps each takes."""
+    lanes = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = lanes < n_rows
+    row = lanes
+    if order_ptr is not None:
+        row = tl.load(order_ptr + lanes, mask=inside, other=0)
+    final = row
+    if records_ptr is not None:
+        final = (row + 1) * n_records - 1
+    return row, inside, tl.minimum(tl.load(steps_ptr + final, mask=inside, other=0), n_steps).to(tl.int32)
+
+
+@triton.jit
+def opposite(z):
+    """Return -z."""
+    out = ()
+    for j in tl.static_range(len(z)):
+        out += (-z[j],)
+    return out
+
+
+@triton.jit
 def store(ptr, row, inside, values, D: tl.constexpr):
     """Store values [D] to row `row` of an array of D columns."""
     if D > 4:
@@ -201,17 +224,8 @@ def simulate_small_kernel(
     that, and they are read in blocks of COMPONENTS under a running minimum of the energies (online softmax).
     rotations [D, D] or [COMPONENTS, D, D] and rates are the axes that the target of tied and full covariances takes.
     """
-    lanes = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    inside = lanes < n_rows
-    row = lanes
-    if order_ptr is not None:
-        row = tl.load(order_ptr + lanes, mask=inside, other=0)
-    path = first_path + row
-    final = row
-    if records_ptr is not None:
-        final = (row + 1) * n_records - 1
-    steps = tl.minimum(tl.load(steps_ptr + final, mask=inside, other=0), n_steps).to(tl.int32)
-    last = tl.max(steps, axis=0)
+    row, inside, steps = lanes_of(steps_ptr, records_ptr, order_ptr, n_rows, n_records, n_steps, ROWS)
+    path, last = first_path + row, tl.max(steps, axis=0)
     key_low, key_high = seed_words(seed_ptr)
     if RESIDENT:
         resident = load_components(means_ptr, precisions_ptr, log_scale_ptr, 0, KIND, D, COMPONENTS)
@@ -294,16 +308,13 @@ def simulate_small_kernel(
             RESIDENT,
         )
         if ANTITHETIC:
-            opposite = ()
-            for j in tl.static_range(D):
-                opposite += (-z[j],)
             antithetic_x, antithetic_second, antithetic_third = step(
                 antithetic_x,
                 antithetic_second,
                 antithetic_third,
                 p,
                 rotation,
-                opposite,
+                opposite(z),
                 active,
                 a,
                 s,
