@@ -107,10 +107,10 @@ class Record:
         head = ("training step", "NDSM, ms", "linear DSM, ms", "NDSM / DSM", "at most")
         body = []
         for row in ours:
-            for peer in (r for r in self.rows if r.case == row.case and r.contender.startswith("dsm")):
+            for peer in (r for r in self.rows if r.case == row.case and r.contender.endswith("dsm")):
                 times = [spread(r, lambda seconds: 1e3 * seconds) for r in (row, peer)]
                 most = f"{1.0 / row.targets['dsm']:.3g}" if peer.contender == "dsm" else ""
-                label = f"{row.case}, {peer.contender.removeprefix('dsm').strip() or 'same network'}"
+                label = f"{row.case}, {'same network' if peer.contender == 'dsm' else 'without residual'}"
                 body.append([label, *times, f"**{row.median / peer.median:.3f}**", most])
         return markdown(head, body)
 

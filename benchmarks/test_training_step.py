@@ -61,7 +61,7 @@ def images() -> Set:
 
 
 SETS = {"planar": planar, "images": images}
-CONTENDERS = ("ours", "dsm", "dsm without residual")
+CONTENDERS = ("ours", "dsm", "bare dsm")  # bare: without the residual
 
 
 class Training:
@@ -77,7 +77,7 @@ class Training:
             linear = OUProcess(chosen.reference.dim, T=10.0, n_steps=NOISING_STEPS, event_shape=shape)
             self.process, self.loss = linear, DSMLoss(linear)
         net = chosen.network(self.process.T)
-        self.net = net if contender.endswith("without residual") else ResidualScore(net, self.process)
+        self.net = net if contender == "bare dsm" else ResidualScore(net, self.process)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-3, fused=True)
         self.data, self.batch, self.step = chosen.data, chosen.batch, 0
 

@@ -98,14 +98,14 @@ def _entry(name: str) -> Callable[..., Any]:
     op = getattr(torch.ops.fastndsm, name)
 
     def call(*arguments: Any) -> Any:
-        if not torch.compiler.is_compiling() and (_transforming() or near_alone.get()):
+        if not torch.compiler.is_compiling() and (transforming() or near_alone.get()):
             return _implementations[name](*arguments[:-1], "reference")
         return op(*arguments)
 
     return call
 
 
-def _transforming() -> bool:
+def transforming() -> bool:
     """Return whether this is inside a torch.func transform, or a forward-mode AD level."""
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
 

@@ -15,7 +15,7 @@ network of your own takes part in condition dropout and in guidance if it has th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import _checks
+from ._film_mlp import film_mlp, serves
 from ._state import ExtraState, KeepsDtype, default_device
 
 __all__ = ["MLP", "TimeEmbedding", "UNet", "build"]
@@ -104,8 +105,10 @@ class ConditionEmbedding(nn.Module):
 
     def forward(self, condition: Tensor | None, rows: int) -> Tensor:
         if condition is None:
-            given = self.table.weight[-1] if self.classes is not None else self.linear(self.null)
-            return given.expand(rows, -1)
+            if self.classes is not None:
+                return self.table.weight[-1].expand(rows, -1)
+            null: Tensor = self.linear(self.null.expand(rows, -1))  # the bits that rows of a condition have
+            return null
         condition = self.checked(condition, rows)
         out: Tensor
         if self.classes is not None:
@@ -228,14 +231,27 @@ class MLP(_Conditional):
         if x.ndim < 2 or x[0].numel() != self.in_dim:
             raise ValueError(f"x: expected [B, *event] of {self.in_dim} values each, found {tuple(x.shape)}")
         h = x.flatten(1)
-        for layer, (scale, shift) in zip(self.layers, self.film(t, condition), strict=True):
-            step = F.silu(torch.addcmul(shift, layer(h), scale))
-            h = h + step if h.shape == step.shape else step
-        out: Tensor = self.last(h).to(x.dtype)
+        at_once = serves(h, self.last.weight) and changed(self) is None
+        out = (self._at_once if at_once else self._by_layers)(h, t, condition).to(x.dtype)
         parts, rest = divmod(self.in_dim, self.dim)
         if rest or x.shape[1] % parts:
             return out
         return out.reshape(x.shape[0], x.shape[1] // parts, *x.shape[2:])
+
+    def _by_layers(self, h: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        for layer, (scale, shift) in zip(self.layers, self.film(t, condition), strict=True):
+            step = F.silu(torch.addcmul(shift, layer(h), scale))
+            h = h + step if h.shape == step.shape else step
+        out: Tensor = self.last(h)
+        return out
+
+    def _at_once(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        index = None
+        if condition is None and self.film.condition is None and not t.requires_grad:
+            t, index = _distinct(t)
+        layers = [self.film.hidden, self.film.out, *self.layers, self.last]
+        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+        return film_mlp(x, self.film.embed(t, condition), index, weights, biases)
 
 
 class UNet(_Conditional):
@@ -378,13 +394,17 @@ class FiLM(nn.Module):
         conditional = classes is not None or condition_dim is not None
         self.condition = ConditionEmbedding(classes, condition_dim, embedding_dim) if conditional else None
 
-    def forward(self, t: Tensor, condition: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
-        embedded = self.embedding(t).to(self.hidden.weight.dtype)
+    def embed(self, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return what embeds the times and conditions, [B, embedding_dim]."""
+        embedded: Tensor = self.embedding(t).to(self.hidden.weight.dtype)
         if self.condition is not None:
-            embedded = embedded + self.condition(condition, len(t))
-        elif condition is not None:
+            return embedded + self.condition(condition, len(t))
+        if condition is not None:
             raise ValueError("condition: expected None for a network without classes and condition_dim, found one")
-        parts = self.out(F.silu(self.hidden(embedded))).split(self.widths * 2, dim=1)
+        return embedded
+
+    def forward(self, t: Tensor, condition: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
+        parts = self.out(F.silu(self.hidden(self.embed(t, condition)))).split(self.widths * 2, dim=1)
         n = len(self.widths)
         return list(zip(parts[:n], parts[n:], strict=True))
 
@@ -403,6 +423,43 @@ class _Block(nn.Module):
         h = torch.addcmul(shift[:, :, None, None], h, scale[:, :, None, None])
         out: Tensor = self.shortcut(x) + self.conv2(F.silu(h))
         return out
+
+
+def changed(net: MLP) -> str | None:
+    """Return which part of a network was replaced, or has hooks, which an op for all of it would not call; or None."""
+    film, condition = net.film, net.film.condition
+    expected: list[tuple[nn.Module, type]] = [(film, FiLM), (film.embedding, TimeEmbedding)]
+    linear = [film.hidden, film.out, *net.layers, net.last]
+    if condition is not None:
+        expected += [(condition, ConditionEmbedding)]
+        linear += [] if condition.width is None else [condition.linear]
+        expected += [] if condition.classes is None else [(condition.table, nn.Embedding)]
+    expected += [(layer, nn.Linear) for layer in linear]
+    for part, kind in expected:
+        if type(part) is not kind:
+            return f"a {kind.__name__} of the network has been replaced by {type(part).__name__}"
+    if any(layer.bias is None for layer in linear):
+        return "a layer of the network has no bias"
+    return hooked(part for part, _ in expected)
+
+
+def hooked(modules: Iterable[nn.Module]) -> str | None:
+    """Return whether one of these modules has hooks, or a forward of its own, which are not called with it; or None."""
+    found: Any = torch.nn.modules.module._has_any_global_hook()
+    for part in modules:
+        found = found or part._forward_hooks or part._forward_pre_hooks
+        found = found or part._backward_hooks or part._backward_pre_hooks
+        if "forward" in vars(part):
+            return f"a {type(part).__name__} of the network has a forward of its own"
+    return "the network has hooks" if found else None
+
+
+def _distinct(t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the different times of t [B], and the number of each row's among them."""
+    if t.stride(0) == 0 and len(t):
+        return t[:1], torch.zeros(len(t), dtype=torch.int64, device=t.device)
+    times, index = torch.unique(t, return_inverse=True)
+    return times, index
 
 
 def _multiple_of_4(name: str, value: Any) -> int:

@@ -641,6 +641,14 @@ def of_drift(name: str) -> Callable[[Given], Any]:
     return call
 
 
+def of_network(given: Given) -> Any:
+    """Call the reference of a whole network: of two hidden layers."""
+    shapes = ((4, 4), (12, 4), (3, 2), (3, 3), (2, 3))
+    weights = [points(*shape, seed=i) for i, shape in enumerate(shapes)]
+    biases = [points(1, len(weight), seed=9)[0] for weight in weights]
+    return reference.film_mlp(points(), points(5, 4, seed=8), None, weights, biases)
+
+
 def gradients_of(name: str) -> Callable[[Given], Any]:
     def call(given: Given) -> Any:
         made = arguments(torch.promote_types(given.dtype, torch.float32))
@@ -666,6 +674,7 @@ PARTS = checkpoint.process_parts
 FUNCTIONS: dict[Any, Callable[[Given], Any]] = {
     **{getattr(functional, name): of_call(name) for name in (*OPS, "reverse_step")},
     **{getattr(reference, name): of_reference(name) for name in OPS},
+    reference.film_mlp: of_network,
     **{getattr(reference, f"{name}_backward"): gradients_of(name) for name in ("ndsm_loss", "dsm_loss")},
     **{getattr(reference, f"drift_{name}"): of_drift(name) for name in DRIFTS},
     fastndsm.compile_drift: call_compiled,

@@ -30,6 +30,7 @@ CASES = {
     "simulate drift": 4,
     "reverse_steps": 4,
     "sample": 1,
+    "network": 2,
     "training step": 2,
     "fit": 1,
 }

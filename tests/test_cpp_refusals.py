@@ -110,6 +110,41 @@ def samplers() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
         yield name, message, (*(good | {argument: value}).values(), *PATHS)
 
 
+NETWORK = {
+    "x": X,
+    "embedded": torch.zeros(3, 4),
+    "index": torch.tensor([0, 2, 1, 0]),
+    "weights": [torch.zeros(*shape) for shape in ((4, 4), (10, 4), (3, 2), (2, 3), (2, 2))],
+    "biases": [torch.zeros(n) for n in (4, 10, 3, 2, 2)],
+}
+STATES = torch.zeros(3 * (8 + 10) + 4 * 10)
+
+
+def networks() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
+    weights, biases = NETWORK["weights"], NETWORK["biases"]
+    for argument, value, message in (
+        ("x", X[0], r"x: expected shape \[B, inputs\], found \[2\]"),
+        ("x", torch.zeros(4, 3), r"weights: expected shape \[3, 3\], found \[3, 2\]"),
+        ("x", X[:3], r"index: expected shape \[3\], found \[4\]"),
+        ("embedded", torch.zeros(3, 5), r"weights: expected shape \[4, 5\], found \[4, 4\]"),
+        ("embedded", torch.zeros(2, 4), r"index: expected rows 0..1, found 2"),
+        ("index", torch.tensor([0, -1, 1, 0]), r"index: expected rows 0..2, found -1"),
+        ("index", None, r"embedded: expected 4 rows as x, found 3"),
+        ("weights", weights[:2], r"weights: expected three layers or more, and as many biases, found 2 and 5"),
+        ("weights", [*weights[:3], weights[3][0], weights[4]], r"weights: expected \[outputs, inputs\], found \[3\]"),
+        ("weights", [weights[0], torch.zeros(8, 4), *weights[2:]], r"biases: expected shape \[8\], found \[10\]"),
+        ("biases", [*biases[:4], biases[0]], r"biases: expected shape \[2\], found \[4\]"),
+    ):
+        yield "film_mlp", message, (*(NETWORK | {argument: value}).values(), True)
+    narrow = [weights[0], torch.zeros(8, 4), *weights[2:]], [biases[0], torch.zeros(8), *biases[2:]]
+    expected = r"weights: expected shape \[10, 4\], found \[8, 4\]"
+    yield "film_mlp", expected, (X, NETWORK["embedded"], NETWORK["index"], *narrow, True)
+    wanted = *NETWORK.values(), STATES, True, True
+    yield "film_mlp_backward", r"grad: expected shape \[4, 2\], found \[4\]", (ROWS, *wanted)
+    expected = r"states: expected shape \[94\], found \[93\]"
+    yield "film_mlp_backward", expected, (X, *NETWORK.values(), STATES[1:], True, True)
+
+
 def losses_and_noise() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
     expected = "estimator: expected plain or control_variate, found fancy"
     yield "ndsm_loss", expected, (X, X, ROWS, "fancy", False)
@@ -135,7 +170,7 @@ def losses_and_noise() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
     ("name", "message", "arguments"),
     [
         pytest.param(*bad, id=f"{bad[0]}: {bad[1]}".replace("\\", ""))
-        for bad in (*mixtures(), *processes(), *samplers(), *losses_and_noise())
+        for bad in (*mixtures(), *processes(), *samplers(), *networks(), *losses_and_noise())
     ],
 )
 def test_values_and_shapes_are_refused(name: str, message: str, arguments: tuple[Any, ...]) -> None:
@@ -151,8 +186,12 @@ def test_values_and_shapes_are_refused(name: str, message: str, arguments: tuple
         (RuntimeError, "not implemented for 'Long'", "mixture_score", (X.long(), *MIXTURE)),
         (TypeError, "dtype: expected float32, float64, float16 or bfloat16, found Long", "philox_normal",
          (3, 2, *NOISE[:4], torch.int64)),
+        (TypeError, "embedded: expected the dtype of x, found Double", "film_mlp",
+         (*(NETWORK | {"embedded": NETWORK["embedded"].double()}).values(), True)),
+        (TypeError, "index: expected int64, found Int", "film_mlp",
+         (*(NETWORK | {"index": NETWORK["index"].int()}).values(), True)),
     ],
-    ids=["parameters", "target", "integers", "noise"],
+    ids=["parameters", "target", "integers", "noise", "times", "index"],
 )  # fmt: skip
 def test_dtypes_are_refused(error: type[Exception], message: str, name: str, arguments: tuple[Any, ...]) -> None:
     with pytest.raises(error, match=message):
@@ -176,5 +215,6 @@ def test_no_rows_are_served() -> None:
         raw("ndsm_loss_backward", std, x, x, std, "plain", False),
         raw("dsm_loss", x, x),
         raw("dsm_loss_backward", std, x, x),
+        raw("film_mlp", x, NETWORK["embedded"], steps, NETWORK["weights"], NETWORK["biases"], True)[0],
     ]
     assert [len(t) for t in found] == [0] * len(found)

@@ -23,7 +23,7 @@ LAYERS = (
     ("fastndsm.jit",),
     ("fastndsm.backends", "fastndsm._checks", "fastndsm._condition", "fastndsm._ranks"),
     ("fastndsm._ops", "fastndsm._grid", "fastndsm._scheme"),
-    ("fastndsm._compiled",),
+    ("fastndsm._compiled", "fastndsm._film_mlp"),
     ("fastndsm.dynamics",),
     ("fastndsm.functional",),
     (
@@ -148,6 +148,8 @@ PROTOCOL = {
     "_metadata",
     "_forward_hooks",
     "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
     "_schema",
     "_cdata",
     "_version",

@@ -245,7 +245,7 @@ core.load = lambda: None  # it is loaded
 from cpp_cases import BITWISE, LOSSES, OPS, SHAPES, case, loss_inputs, run
 from fastndsm._ops import ops
 from fastndsm.testing import COVARIANCE_TYPES, FIRST_PATH, SEED
-import test_cpp_refusals
+import test_cpp_refusals, test_film_mlp
 sizes = sorted({shape[1:] for shape in SHAPES} | set(BITWISE))
 for threads in (1, 2):
     torch.set_num_threads(threads)
@@ -264,6 +264,10 @@ for threads in (1, 2):
                     ops.ndsm_loss(*inputs, estimator, antithetic, "cpp")
                     ops.ndsm_loss_backward(inputs[2], *inputs, estimator, antithetic, "cpp")
                 ops.dsm_loss(inputs[1], inputs[1], "cpp"), ops.dsm_loss_backward(inputs[2], inputs[1], inputs[1], "cpp")
+        for shape in test_film_mlp.SHAPES.values():
+            net = test_film_mlp.made(shape, dtype)
+            for rows in (1, 2, 37):
+                test_film_mlp.results(net, *test_film_mlp.points(net, rows, dtype))
 test_cpp_refusals.test_no_rows_are_served()
 print("clean")
 """

@@ -43,17 +43,22 @@ struct MlpView {
   }
 };
 
-// x / (1 + exp(-x)).
+// 1 / (1 + exp(-x)).
 template <typename V>
-FASTNDSM_HD V silu(V x) {
+FASTNDSM_HD V logistic(V x) {
   using S = scalar_of<V>;
-  constexpr S limit = S(126);  // beyond it the quotient is x, or 0, up to rounding
+  constexpr S limit = S(126);  // beyond it the quotient is 1, or 0, up to rounding
   V t = x * S(-1.44269504088896340736);
   t = fastndsm::max(splat<V>(-limit), t);
   t = select(t > limit, splat<V>(limit), t);
   const V n = detail::round_to_integer(t);
   const V e = scale_by_power_of_two(detail::exp2_reduced(V(t - n)), n);
-  return x * reciprocal(V(e + S(1)));
+  return reciprocal(V(e + S(1)));
+}
+
+template <typename V>
+FASTNDSM_HD V silu(V x) {
+  return x * logistic(x);
 }
 
 // sum[g] += sum_k w[k][g] h[k].

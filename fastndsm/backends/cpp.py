@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -308,3 +308,27 @@ def dsm_loss_backward(grad: Tensor, score: Tensor, target: Tensor) -> Tensor:
     dtype = accumulation_dtype(score, target)
     out: Tensor = _ops.dsm_loss_backward(*(t.to(dtype) for t in (grad, score, target)))
     return out.to(score.dtype)
+
+
+def film_mlp(
+    x: Tensor, embedded: Tensor, index: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor], keep: bool
+) -> tuple[Tensor, Tensor]:
+    out = _ops.film_mlp(x, embedded, index, weights, biases, keep)
+    return out
+
+
+def film_mlp_backward(
+    grad: Tensor,
+    x: Tensor,
+    embedded: Tensor,
+    index: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    states: Tensor,
+    wants_x: bool,
+    wants_embedded: bool,
+) -> list[Tensor]:
+    out: list[Tensor] = _ops.film_mlp_backward(
+        grad, x, embedded, index, weights, biases, states, wants_x, wants_embedded
+    )
+    return out

@@ -15,6 +15,7 @@ from .drift import (
 )
 from .loss import dsm_loss, dsm_loss_backward, ndsm_loss, ndsm_loss_backward
 from .mixture import mixture_hvp, mixture_log_prob, mixture_sample, mixture_score
+from .network import film_mlp
 from .noised import NoisedOperands, noised_log_prob, noised_score
 from .philox import philox4x32_10, philox_normal
 from .process import ProcessOperands
@@ -34,6 +35,7 @@ __all__ = [
     "drift_value",
     "dsm_loss",
     "dsm_loss_backward",
+    "film_mlp",
     "mixture_hvp",
     "mixture_log_prob",
     "mixture_sample",

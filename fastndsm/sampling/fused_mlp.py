@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._scheme import Schedule
 from ..mixture import GaussianMixture
-from ..networks import MLP, ConditionEmbedding, FiLM, TimeEmbedding
+from ..networks import MLP, changed, hooked
 from ..process import LangevinProcess, NoisingProcess
 from ..reference import MixtureOperands
 from ..score import ResidualScore
@@ -51,7 +51,7 @@ def fused_network(
     net: Any = score_net if residual is None else residual.net
     reason = _refuses_network(net, dtype) or _refuses_process(process, residual)
     if reason is None and residual is not None:
-        reason = _changed(residual)
+        reason = hooked([residual])
     if reason is not None:
         return reason
     inputs = process.dim * (2 if residual is not None and residual.features else 1)
@@ -91,38 +91,18 @@ def _components(process: Any, condition: Any, dtype: torch.dtype) -> MixtureOper
 def _refuses_network(net: Any, dtype: torch.dtype) -> str | None:
     if type(net) is not MLP:
         return f"the network is no fastndsm.networks.MLP but {type(net).__name__}"
-    expected = [(net.film, FiLM), (net.film.embedding, TimeEmbedding), (net.film.hidden, nn.Linear)]
-    expected += [(layer, nn.Linear) for layer in (net.film.out, *net.layers, net.last)]
-    if net.film.condition is not None:
-        of_classes = net.film.condition.classes is not None
-        part = (net.film.condition.table, nn.Embedding) if of_classes else (net.film.condition.linear, nn.Linear)
-        expected += [(net.film.condition, ConditionEmbedding), part]
-    for module, kind in expected:
-        if type(module) is not kind:
-            return f"a {kind.__name__} of the network has been replaced by {type(module).__name__}"
-        if any(p.dtype != dtype for p in module.parameters(recurse=False)) or dtype != torch.float32:
-            return "network and samples are not float32"
-        if kind is nn.Linear and module.bias is None:
-            return "a layer of the network has no bias"
+    reason = changed(net) or hooked([net])
+    if reason is not None:
+        return reason
+    if dtype != torch.float32 or any(p.dtype != dtype for p in net.parameters()):
+        return "network and samples are not float32"
     if net.dim > LARGEST_DIM:
         return f"it serves up to {LARGEST_DIM} dimensions, found {net.dim}"
     if max(net.hidden) > LARGEST_WIDTH or len(net.layers) > MOST_HIDDEN_LAYERS:
         return f"it serves up to {MOST_HIDDEN_LAYERS} hidden layers of {LARGEST_WIDTH} units, found {list(net.hidden)}"
     if torch.is_autocast_enabled(net.last.weight.device.type):
         return "autocast is on"
-    return _changed(net)
-
-
-def _changed(module: nn.Module) -> str | None:
-    """Return whether there are hooks, or a forward of its own, which the op would not call."""
-    hooked = torch.nn.modules.module._global_forward_hooks or torch.nn.modules.module._global_forward_pre_hooks
-    for part in module.modules():
-        if isinstance(part, (NoisingProcess, GaussianMixture)):
-            continue  # not called by the network
-        hooked = hooked or part._forward_hooks or part._forward_pre_hooks
-        if "forward" in vars(part):
-            return f"a {type(part).__name__} of the network has a forward of its own"
-    return "the network has hooks" if hooked else None
+    return None
 
 
 def _refuses_process(process: NoisingProcess, residual: ResidualScore | None) -> str | None:
