@@ -5,8 +5,7 @@
 //
 // As in mixture.h every lane is a sample, and a block of components is absorbed under a running maximum (online softmax).
 // Precisions are of the lane and the component, so that what a row costs more than mixture.h's is: spherical, a division
-// and a logarithm for 2 d multiply-adds; diag, a quarter of a division in every dimension, and of a logarithm what joins
-// a product's exponent to its mantissa; tied, nothing for each component; full, U_k a second time, where the component
+// and a logarithm for 2 d multiply-adds; diag, a quarter of a division in every dimension, and a root; tied, nothing for each component; full, U_k a second time, where the component
 // has weight.
 #pragma once
 
@@ -100,11 +99,11 @@ class NoisedTile {
 
   template <int KB>
   FASTNDSM_HD void absorb(int64_t k0) {
-    V logit[KB], precision[KB];
+    V logit[KB], precision[KB], weight[KB];
     if constexpr (kFull) {
-      logit[0] = full_logit(k0);
+      logit[0] = full_logit(k0, weight[0]);
     } else if constexpr (kind == Covariance::diag) {
-      diag_logits<KB>(k0, logit);
+      diag_logits<KB>(k0, logit, weight);
     } else {
       distances<KB>(k0, logit);
       FASTNDSM_UNROLL
@@ -131,6 +130,7 @@ class NoisedTile {
     FASTNDSM_UNROLL
     for (int k = 0; k < KB; ++k) {
       e[k] = exp2_nonpositive(V(logit[k] - peak));
+      if constexpr (kKeeps) e[k] = e[k] * weight[k];
       total_ = total_ + e[k];
       if constexpr (kind == Covariance::spherical) e[k] = e[k] * precision[k], rate_ = rate_ + e[k];
     }
@@ -209,13 +209,15 @@ class NoisedTile {
     sums.exponent = sums.exponent + exponent;
   }
 
-  FASTNDSM_HD V logit(int64_t k, const Sums& sums) const {
-    const V logs = fma(sums.exponent, splat<V>(kLn2), log(sums.mantissa));
-    return fma(V(sums.q + logs), splat<V>(-kHalfLog2e), splat<V>(m_.log_weights[k]));
+  // l_k but for the mantissa, less than a factor of 2, whose root divides the component's weight.
+  FASTNDSM_HD V logit(int64_t k, const Sums& sums, V& weight) const {
+    weight = reciprocal_root(sums.mantissa);
+    const V halves = fma(sums.exponent, splat<V>(S(-0.5)), splat<V>(m_.log_weights[k]));
+    return fma(sums.q, splat<V>(-kHalfLog2e), halves);
   }
 
   template <int KB>
-  FASTNDSM_HD void diag_logits(int64_t k0, V* logits) {
+  FASTNDSM_HD void diag_logits(int64_t k0, V* logits, V* weights) {
     const int64_t d = m_.dim;
     Sums sums[KB];
     FASTNDSM_UNROLL
@@ -235,10 +237,10 @@ class NoisedTile {
     for (; in_fours_ && j + 4 <= d; j += 4) some(j, std::integral_constant<int, 4>{});
     for (; j < d; ++j) some(j, std::integral_constant<int, 1>{});
     FASTNDSM_UNROLL
-    for (int k = 0; k < KB; ++k) logits[k] = logit(k0 + k, sums[k]);
+    for (int k = 0; k < KB; ++k) logits[k] = logit(k0 + k, sums[k], weights[k]);
   }
 
-  FASTNDSM_HD V full_logit(int64_t k) {
+  FASTNDSM_HD V full_logit(int64_t k, V& weight) {
     const int64_t d = m_.dim;
     for (int64_t j = 0; j < d; ++j) t_[j] = m_.means[k * d + j] - x_[j];
     turn<true>(m_.rotations + k * d * d, t_, u_);
@@ -249,7 +251,7 @@ class NoisedTile {
       pull<4>(variances + j, {u_[j], u_[j + 1], u_[j + 2], u_[j + 3]}, u_ + j, sums);
     }
     for (; j < d; ++j) pull<1>(variances + j, {u_[j]}, u_ + j, sums);
-    return logit(k, sums);
+    return logit(k, sums, weight);
   }
 
   // Adds KB components by their weights e: times means, or times p u.

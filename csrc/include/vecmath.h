@@ -3,7 +3,7 @@
 //   exp2(x), exp(x)                     every x; results below the smallest normal number may be flushed to 0
 //   log(x)                              x > 0 and normal
 //   sincos_turns(v, sin, cos)           of the angle 2 pi v 2^-32, v a 32-bit integer: a full turn is 2^32
-//   reciprocal(x)                       1 / x for normal x of moderate size, to about an ulp
+//   reciprocal(x), reciprocal_root(x)   1 / x and 1 / sqrt(x) for normal x > 0 of moderate size, to about an ulp
 //   split(x, m, e)                      x = m 2^e > 0, normal, with m in [1/2, 2)
 //   minus_two_log_uniform(w)            -2 ln u with u = (w + 1/2) 2^-32, w a 32-bit word
 //
@@ -190,6 +190,18 @@ FASTNDSM_HD V reciprocal(V x) {
   }
 #endif
   return scalar_of<V>(1) / x;
+}
+
+template <typename V>
+FASTNDSM_HD V reciprocal_root(V x) {
+  if constexpr (detail::kIsPack<V>) return detail::each([](auto part) { return reciprocal_root(part); }, x);
+#if defined(FASTNDSM_AVX512)
+  if constexpr (std::is_same<V, vec<float, 16>>::value) {
+    const V r = (V)_mm512_rsqrt14_ps((__m512)x);
+    return fused(V(scalar_of<V>(0.5) * r), V(scalar_of<V>(1) - V(x * r) * r), r);
+  }
+#endif
+  return scalar_of<V>(1) / fastndsm::sqrt(x);
 }
 
 // V is float or double in any number of lanes; w has as many.
