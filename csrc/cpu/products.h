@@ -17,7 +17,7 @@ namespace fastndsm {
 #if defined(FASTNDSM_AVX512)
 constexpr int kRows = 8;  // 16 sums: twice what two multiply-adds a cycle wait for
 #else
-constexpr int kRows = 4;  // as many as 16 registers hold
+constexpr int kRows = 6;  // as many as 16 registers hold
 #endif
 
 // Element (i, j) is data[i * down + j * right].

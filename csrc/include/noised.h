@@ -5,8 +5,8 @@
 //
 // As in mixture.h every lane is a sample, and a block of components is absorbed under a running maximum (online softmax).
 // Precisions are of the lane and the component, so that what a row costs more than mixture.h's is: spherical, a division
-// and a logarithm for 2 d multiply-adds; diag, a quarter of a division in every dimension, and a root; tied, nothing for each component; full, U_k a second time, where the component
-// has weight.
+// and a logarithm for 2 d multiply-adds; diag, a quarter of a division in every dimension, and a root; tied, nothing for
+// each component; full, U_k a second time, where the component has weight.
 #pragma once
 
 #include <algorithm>
