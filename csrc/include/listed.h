@@ -391,10 +391,11 @@ class ListedTile : public MixtureTile<V, kind, with_product> {
       return count;
     };
     for (int i = 0; i < 6 && within(radius) > most; ++i) radius *= S(0.75);
-    one.own.at.clear(), one.own.reach.clear();
+    one.own.clear();
     for (size_t i = 0; i < n; ++i) {
-      if (!(reach[i] > radius)) one.own.at.push_back(candidates[i]), one.own.reach.push_back(reach[i]);
+      if (!(reach[i] > radius)) one.own.add(candidates[i], reach[i]);
     }
+    one.own.close();
     one.own.radius = radius;
     one.own_origin.assign(x, x + near_->pitch());
     one.own.origin = one.own_origin.data();
@@ -406,10 +407,7 @@ class ListedTile : public MixtureTile<V, kind, with_product> {
     const S* x = row(0);
     const Anchor<S>& source = *one.source;
     const S from = distance(x, source.origin) * kMore, room = source.radius * S(1 - 1e-3) - from;
-    const auto within = [&](S radius) {
-      return std::count_if(source.reach.begin(), source.reach.end(), [&](S reach) { return !(reach > radius); });
-    };
-    if (within(from + kFew * step) <= W) {  // as good as it gets
+    if (source.within(from + kFew * step) <= W) {  // as good as it gets
       one.list = &source;
       return take(l, one, from, step);
     }
@@ -424,10 +422,11 @@ class ListedTile : public MixtureTile<V, kind, with_product> {
     lists_->reach.resize(n + W);
     if (n > 0) near_->template reaches<kind>(candidates.data(), n, x, lists_->base, memory(), lists_->reach.data());
     Anchor<S>& to = one.around;
-    to.at.clear(), to.reach.clear(), to.radius = radius;
+    to.clear(), to.radius = radius;
     for (int64_t i = 0; i < n; ++i) {
-      if (!(lists_->reach[i] > radius)) to.at.push_back(candidates[i]), to.reach.push_back(lists_->reach[i]);
+      if (!(lists_->reach[i] > radius)) to.add(candidates[i], lists_->reach[i]);
     }
+    to.close();
     one.around_origin.assign(x, x + near_->pitch());
     to.origin = one.around_origin.data();
     one.list = &to;
@@ -438,18 +437,17 @@ class ListedTile : public MixtureTile<V, kind, with_product> {
   void take(int l, Sample& one, S moved, S step) {
     const Anchor<S>& list = *one.list;
     const S radius = std::min(list.radius, moved + kFew * step);
-    const size_t n = list.at.size();
-    reserve(one, static_cast<int64_t>(n));
-    S next = list.radius;  // where the first one left out comes in
+    reserve(one, static_cast<int64_t>(list.at.size()));
+    R next = splat<R>(list.radius);  // where the first one left out comes in
     int64_t count = 0;
-    for (size_t i = 0; i < n; ++i) {
-      one.at[count] = list.at[i];
-      const bool in = !(list.reach[i] > radius);
-      count += in;
-      next = in ? next : std::min(next, list.reach[i]);
-    }
+    list.split(radius, [&](int32_t i, uint32_t bits, R reach) FASTNDSM_INLINE {
+      count += store_set_bits<W>(one.at.data() + count, i, bits);
+      const R out = select(reach > radius, reach, splat<R>(list.radius));
+      next = select(out < next, out, next);
+    });
+    for (int64_t i = 0; i < count; ++i) one.at[i] = list.at[one.at[i]];
     close_list(one, count);
-    const S limit = next * S(1 - 1e-3);
+    const S limit = -max_lanes(R(-next)) * S(1 - 1e-3);
     lane(&lists_->limit, 0, l) = limit * limit;
     scatter(list.origin, l, lists_->lanes.data());
   }

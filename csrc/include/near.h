@@ -12,9 +12,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "mixture_view.h"
@@ -42,7 +44,28 @@ struct Anchor {
   S radius = S(-1);
   const S* origin = nullptr;
   std::vector<int32_t> at;  // ascending
-  std::vector<S> reach;  // of each
+  std::vector<S> reach;  // of each, and what none has beyond, for whole vectors
+
+  void clear() { at.clear(), reach.clear(); }
+  void add(int32_t k, S its_reach) { at.push_back(k), reach.push_back(its_reach); }
+  void close() { reach.insert(reach.end(), kLanes<S>, std::numeric_limits<S>::infinity()); }
+
+  // body(i, bits, reach) for each vector of them; a bit is set where the reach is within r.
+  template <typename Body>
+  void split(S r, const Body& body) const {
+    using V = vec<S, kLanes<S>>;
+    for (size_t i = 0; i < at.size(); i += lanes_of<V>) {
+      const V each = load<V>(reach.data() + i);
+      uint32_t bits = lanes_not_below(splat<V>(r), each);
+      if (at.size() - i < lanes_of<V>) bits &= (uint32_t(1) << (at.size() - i)) - 1;
+      body(static_cast<int32_t>(i), bits, each);
+    }
+  }
+  int64_t within(S r) const {
+    int64_t count = 0;
+    split(r, [&](int32_t, uint32_t bits, auto) { count += std::popcount(bits); });
+    return count;
+  }
 };
 
 // A component that others are compared with at a place.
@@ -259,30 +282,44 @@ class NearComponents {
   template <Covariance kind, typename Found>
   int32_t guess(const S* x, S* memory, std::vector<S>& distance, const Found& found) const {
     constexpr int kGroups = 8;
+    constexpr S kNone = -std::numeric_limits<S>::infinity();
     group_distances<kind>(x, distance);
-    S best = -std::numeric_limits<S>::infinity();
+    S* const level = distance.data();  // what a group's components have at its centre
+    for (int64_t g = 0; g < n_groups(); ++g) {
+      level[g] = top_[g] - kHalf * (low_group_[g] + high_group_[g]) / 2 * distance[g] * distance[g];
+    }
+    std::fill(distance.begin() + n_groups(), distance.end(), kNone);
+    S best = kNone;
     int32_t at = 0;
     for (int tries = 0; tries < kGroups; ++tries) {
-      S nearest = -std::numeric_limits<S>::infinity();
-      int64_t group = -1;
-      for (int64_t g = 0; g < n_groups(); ++g) {
-        const S level = top_[g] - kHalf * (low_group_[g] + high_group_[g]) / 2 * distance[g] * distance[g];
-        if (level > nearest) nearest = level, group = g;
-      }
-      if (group < 0) break;
-      distance[group] = std::numeric_limits<S>::infinity();
+      const auto [group, nearest] = largest(level, static_cast<int64_t>(distance.size()));
+      if (!(nearest > kNone)) break;
+      level[group] = kNone;
       for (int32_t k = start_[group]; k < start_[group + 1]; k += W) {
-        S q[W];
-        const int64_t n = start_[group + 1] - k;
-        store(q, quadratic<kind>(everyone_.data() + k, n, x, memory));
-        for (int i = 0; i < W && i < n; ++i) {
-          const S l = log_scale_[k + i] - half_[k + i] * q[i];
-          if (l > best) best = l, at = k + i;
-        }
+        const V q = quadratic<kind>(everyone_.data() + k, start_[group + 1] - k, x, memory);
+        V l = fused(V(-load<V>(half_.data() + k)), q, load<V>(log_scale_.data() + k));
+        const V left = splat<V>(S(start_[group + 1] - k)) - iota<V>();
+        l = select(left > S(0), l, splat<V>(kNone));
+        S lanes[W];
+        store(lanes, l);
+        const auto [place, value] = largest(lanes, W);
+        if (value > best) best = value, at = k + place;
       }
       if (found(at)) break;
     }
     return at;
+  }
+
+  // The first of n values, a multiple of W, that none is above; and it.
+  static std::pair<int32_t, S> largest(const S* values, int64_t n) {
+    V most = load<V>(values);
+    for (int64_t i = W; i < n; i += W) most = fastndsm::max(load<V>(values + i), most);
+    const S value = max_lanes(most);
+    for (int64_t i = 0; i < n; i += W) {
+      const uint32_t bits = lanes_not_below(load<V>(values + i), splat<V>(value));
+      if (bits) return {static_cast<int32_t>(i + std::countr_zero(bits)), value};
+    }
+    return {0, value};
   }
 
   // Appends the components of the groups whose reach is at most `radius`.
@@ -364,6 +401,7 @@ class NearComponents {
     compare_with<kind>(at, origin, memory, base);
     std::vector<S> reach(n_);
     reaches<kind>(everyone_.data(), n_, origin, base, memory, reach.data());
+    for (S& each : reach) each = each == each ? each : S(0);  // of the component itself: no distance over no slope
     auto made = std::make_unique<Anchor<S>>();
     made->origin = origin, made->radius = std::numeric_limits<S>::max();
     if (size_t(n_) > kMost) {
@@ -372,8 +410,9 @@ class NearComponents {
       made->radius = sorted[kMost] * S(1 - 1e-3);
     }
     for (int64_t k = 0; k < n_; ++k) {
-      if (!(reach[k] > made->radius)) made->at.push_back(static_cast<int32_t>(k)), made->reach.push_back(reach[k]);
+      if (!(reach[k] > made->radius)) made->add(static_cast<int32_t>(k), reach[k]);
     }
+    made->close();
     Anchor<S>* expected = nullptr;
     if (anchors_[at].compare_exchange_strong(expected, made.get(), std::memory_order_acq_rel)) return made.release();
     return expected;
