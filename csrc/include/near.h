@@ -677,7 +677,7 @@ class NearComponents {
       return (double((w ^ (w >> 31)) >> 11) + 0.5) * 0x1p-53;
     };
     const auto centre = [&](int64_t j) { return kind == Covariance::tied || kFull ? S(0) : centre_[j]; };
-    double heavy = 0, alone = 0, held = 0;
+    double heavy = 0, alone = 0, held = 0, few = 0, some = 0;
     for (int draw = 0; draw < kDraws; draw += n) {
       const S* x[n];
       S squares[n] = {}, *out[n];
@@ -716,7 +716,8 @@ class NearComponents {
         compare_with<kind>(own, row.data(), row.data() + pitch_, base);
         reaches<kind>(everyone_.data(), n_, row.data(), base, row.data() + pitch_, reach.data());
         const S away = S(1.5) * distance<kind>(row.data(), mean(own));
-        held += std::count_if(reach.begin(), reach.end(), [&](S r) { return !(r > away); }) <= 1 ? 1.0 / kDraws : 0.0;
+        const int64_t close = std::count_if(reach.begin(), reach.end(), [&](S r) { return !(r > away); });
+        (close <= 1 ? held : close <= kFewAhead ? few : some) += close <= 4 * kFewAhead ? 1.0 / kDraws : 0.0;
       }
     }
     const double k = double(n_), d = double(d_), each = kFull ? d * d : kind == Covariance::diag ? 2 * d : d;
@@ -724,10 +725,11 @@ class NearComponents {
     const double of_heavy = kFull ? 0.1 * each : 6 + 0.1 * each;
     const double all = kFull ? k * 0.03 * each : k * (0.26 + 0.032 * each);
     const bool screened = (kind == Covariance::spherical || kind == Covariance::diag) && n_ <= kResident && d_ >= 32;
-    const double tile = all * (screened ? 1 - 0.7 * alone : 1.0);
-    return held * (40 + of_heavy) +
-               (1 - held) * (180 + heavy * of_heavy + 2 * visit * (alone - held) + visit * (1 - alone)) <
-           tile;
+    const double apart = held + few, listed = kFull ? held : apart + some;
+    const double tile = all * (screened ? 1 - 0.9 * apart - 0.5 * (alone - apart) : 1.0);
+    const double known = kFull ? held * (40 + of_heavy) : 5 * held + few * (16 + of_heavy) + some * (84 + of_heavy);
+    const double other = 180 + heavy * of_heavy + visit * (2 * (alone - listed) + 1 - alone);
+    return known + (1 - listed) * other < tile;
   }
 
   template <Covariance kind, int n, int B>
