@@ -39,6 +39,8 @@ DRIFT_REVERSE = (
 SCHEMAS = {
     "philox_normal": "(SymInt n_paths, SymInt dim, Tensor seed, Tensor step, int stream, SymInt first_path, "
     "ScalarType dtype, Device device, str backend) -> Tensor",
+    "uniform_steps": f"(SymInt n_paths, SymInt n_steps, {PATHS}, Device device, SymInt? records, str backend) "
+    "-> Tensor",
     "mixture_score": f"(Tensor x, {MIXTURE}, {RANGES}, str backend) -> Tensor",
     "mixture_log_prob": f"(Tensor x, {MIXTURE}, {RANGES}, str backend) -> Tensor",
     "mixture_hvp": f"(Tensor x, Tensor v, {MIXTURE}, {RANGES}, str backend) -> Tensor",
@@ -255,6 +257,18 @@ def _(n_paths, dim, seed, step, stream, first_path, dtype, device, backend):  # 
 @_fake("philox_normal")
 def _(n_paths, dim, seed, step, stream, first_path, dtype, device, backend):  # type: ignore[no-untyped-def]
     return torch.empty((n_paths, dim), dtype=dtype, device=device)
+
+
+@_implement("uniform_steps")
+def _(n_paths, n_steps, seed, first_path, device, records, backend):  # type: ignore[no-untyped-def]
+    serve = registry.select("uniform_steps", backend, device, [torch.float32])
+    return serve(n_paths, n_steps, seed, first_path, device, records)
+
+
+@_fake("uniform_steps")
+def _(n_paths, n_steps, seed, first_path, device, records, backend):  # type: ignore[no-untyped-def]
+    shape = (n_paths,) if records is None else (n_paths, records)
+    return torch.empty(shape, dtype=torch.int64, device=device)
 
 
 # --- mixture -----------------------------------------------------------------------------------------------------

@@ -245,7 +245,12 @@ class NoisingProcess(ExtraState, KeepsDtype):
         """
         rows, start = _checks.count("n", n), _checks.first_path(first_path)
         records = None if records is None else _checks.count("records", records)
-        return philox.uniform_steps(rows, self.n_steps, _checks.seed(seed), start, self.times.device, records)
+        return self._uniform_steps(rows, _checks.seed(seed), start, self.times.device, records)
+
+    def _uniform_steps(
+        self, rows: int, seed: Tensor, first_path: int, device: torch.device, records: int | None
+    ) -> Tensor:
+        return ops.uniform_steps(rows, self.n_steps, seed, first_path, device, records, "auto")  # type: ignore[no-any-return]
 
     def check_paths(
         self,
@@ -299,7 +304,7 @@ class NoisingProcess(ExtraState, KeepsDtype):
             options: dict[str, Any] = {"name": "step", "most": self.n_steps - 1, "antithetic": antithetic}
             return self.check_paths(x0, step, seed, first_path, records=several, **options)
         key, start = self._check_start(x0, seed, first_path, antithetic)
-        return philox.uniform_steps(len(x0), self.n_steps, key, start, x0.device, records), key, start
+        return self._uniform_steps(len(x0), key, start, x0.device, records), key, start
 
     def transition(
         self,

@@ -13,6 +13,7 @@ import torch
 
 MODULES = {
     "philox_normal": "philox",
+    "uniform_steps": "philox",
     "mixture_log_prob": "mixture_score",
     "mixture_score": "mixture_score",
     "mixture_hvp": "mixture_score",

@@ -234,6 +234,41 @@ def philox_normal(
     return out
 
 
+STEP = tl.constexpr(3)  # the stream of drawn steps
+AT_ONCE = tl.constexpr(256)  # steps a program draws
+
+
+@triton.jit(do_not_specialize=["n_values", "n_records", "n_steps", "first_path"])
+def uniform_steps_kernel(
+    out_ptr,
+    seed_ptr,
+    n_values: tl.int64,
+    n_records: tl.int64,
+    n_steps: tl.int64,
+    first_path: tl.int64,
+):
+    """Store the steps [n_values / n_records, n_records] of `uniform_steps`: word 0 of a path, its records a Weyl
+    sequence from there on, times n_steps, the high half."""
+    key_low, key_high = seed_words(seed_ptr)
+    i = tl.program_id(0).to(tl.int64) * AT_ONCE + tl.arange(0, AT_ONCE)
+    word, _, _, _ = philox_words(key_low, key_high, first_path + i // n_records, 0, 0, STEP)
+    word = tl.add(word, (i % n_records).to(tl.uint32) * WEYL_0, sanitize_overflow=False)
+    tl.store(out_ptr + i, word.to(tl.int64) * n_steps >> 32, mask=i < n_values)
+
+
+def uniform_steps(
+    n_paths: int, n_steps: int, seed: Tensor, first_path: int, device: torch.device, records: int | None = None
+) -> Tensor:
+    """Draw integers uniform on 0..n_steps-1, int64 [n_paths], or [n_paths, records] spread over the range."""
+    out = torch.empty((n_paths,) if records is None else (n_paths, records), dtype=torch.int64, device=device)
+    if out.numel() > 0:
+        with torch.cuda.device_of(out):
+            uniform_steps_kernel[(triton.cdiv(out.numel(), AT_ONCE.value),)](
+                out, on_device(seed, out.device), out.numel(), records or 1, n_steps, first_path, num_warps=4
+            )
+    return out
+
+
 def on_device(value: Tensor, device: torch.device) -> Tensor:
     """Put value on the device. A number on the host becomes a fill, which needs no synchronisation and whose value a
     captured CUDA graph keeps; a captured copy would read the host's memory again at replay."""

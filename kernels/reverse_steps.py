@@ -20,11 +20,12 @@ from torch import Tensor
 from .configurations import SMALL, architecture_of, configuration
 from .mixture_score import check
 from .operands import Mixture
+from .packing import packed
 from .philox import on_device
 from .precision_product import dot_precision
 from .reverse_steps_small import reverse_steps_small_kernel
 from .reverse_steps_tiled import reverse_steps_tiled_kernel, scratch_arrays
-from .simulate import KINDS, tiled_operands, whole_blocks
+from .simulate import KINDS
 
 
 def reverse_steps(
@@ -62,17 +63,18 @@ def reverse_steps(
     options = {"KIND": kind, "RESIDENT": resident, "D": dim, "enable_fp_fusion": False} | tile.launch
     if resident:
         options["COMPONENTS"] = len(parameters[0])
-    parameters = whole_blocks(parameters, kind, resident, tile["COMPONENTS"])
-    sizes = rows, coefficients.shape[1], len(parameters[0]), first_path
+    operands = packed(
+        parameters, kind, 1 if resident else tile["COMPONENTS"], None if dim <= SMALL else tile["COLUMNS"]
+    )
+    sizes = rows, coefficients.shape[1], len(operands[0]), first_path
     table = bounds.to(device).contiguous(), coefficients.to(device).contiguous()
     states = out, y, held, *(None if part is None else part.contiguous() for part in (slope, rate))
     grid = (triton.cdiv(rows, tile["ROWS"]),)
     with torch.cuda.device_of(y):
         key = on_device(seed, device)
         if dim <= SMALL:
-            reverse_steps_small_kernel[grid](*states, *table, *parameters, key, *sizes, **options)
+            reverse_steps_small_kernel[grid](*states, *table, *operands, key, *sizes, **options)
         else:
-            operands = tiled_operands(parameters, kind, tile["COLUMNS"])
             arrays = sum(scratch_arrays(kind, resident))
             scratch = torch.empty((arrays, rows, dim), dtype=y.dtype, device=device) if arrays else y
             options["PRECISION"] = dot_precision(architecture)

@@ -19,8 +19,8 @@ import triton
 from torch import Tensor
 
 from .configurations import SMALL, architecture_of, configuration
-from .mixture_lanes import pitch
 from .operands import Axes, Mixture, Process
+from .packing import packed, packed_axes
 from .philox import on_device
 from .precision_product import dot_precision, precision_product
 from .simulate_full import simulate_full
@@ -28,7 +28,6 @@ from .simulate_small import simulate_small_kernel
 from .simulate_tiled import scratch_arrays, simulate_tiled_kernel
 
 KINDS = ("spherical", "diag", "tied", "full")
-NOTHING = -2.0e38  # log density scale of a component that weighs nothing, as energy still a number of float32
 # Rows from which on they are ordered by their last step, so that those of a program finish together: below, in small
 # dimensions all programs run at once, and the ordering would take longer than what it saves.
 ORDERED_ROWS, ORDERED_TILED_ROWS = 1 << 16, 1 << 8
@@ -101,15 +100,19 @@ def run(
     if x.numel() == 0:
         return x, second, third
     steps, records = steps.sort(dim=1) if steps.numel() > len(steps) else (steps.flatten(), None)
+    small = dim <= SMALL
+    order = None
+    if small or kind != "full":
+        order = order_of(steps, len(drift_scale), ORDERED_ROWS if small else ORDERED_TILED_ROWS)
     operands = [t.contiguous() for t in (x0, steps, drift_scale, noise_std)]
     parameters = mixture.means.contiguous(), mixture.precisions.contiguous(), mixture.log_scale.contiguous()
     with torch.cuda.device_of(x):
         outputs = x.view(-1, dim), second.view(-1, dim), third.view(-1, third.shape[-1])
-        if kind == "full" and dim > SMALL:
+        if kind == "full" and not small:
             simulate_full(outputs, output, *operands, records, parameters, turned, seed, first_path, antithetic)
         else:
-            launch = launch_small if dim <= SMALL else launch_tiled
-            launch(outputs, output, operands, records, parameters, kind, turned, seed, first_path, antithetic)
+            launch = launch_small if small else launch_tiled
+            launch(outputs, output, operands, records, order, parameters, kind, turned, seed, first_path, antithetic)
     return x, second, third
 
 
@@ -158,8 +161,11 @@ def check_axes(axes: Axes | None, mixture: Mixture) -> Axes:
 
 
 def order_of(steps: Tensor, n_steps: int, ordered_rows: int) -> Tensor | None:
-    """Return the rows by descending number of steps [B] or [B, R], or None where they stay as they are."""
-    if len(steps) < ordered_rows:
+    """Return the rows by descending number of steps [B] or [B, R], or None where they stay as they are.
+
+    As they do where all have one number of steps, which an expanded tensor tells without a look at its values.
+    """
+    if len(steps) < ordered_rows or steps.stride(0) == 0:
         return None
     steps = steps if steps.ndim == 1 else steps[:, -1]
     keys = steps.to(torch.int16) if n_steps < 1 << 15 else steps  # short keys sort faster
@@ -171,6 +177,7 @@ def launch_small(
     output: str,
     operands: list[Tensor],
     records: Tensor | None,
+    order: Tensor | None,
     parameters: tuple[Tensor, Tensor, Tensor],
     kind: str,
     axes: Axes | None,
@@ -182,12 +189,11 @@ def launch_small(
     x0, steps, drift_scale, _ = operands
     (rows, dim), n_steps, n_components = x0.shape, len(drift_scale), len(parameters[0])
     tile = configuration("simulate_small", dim, n_components, architecture_of(x0.device))
-    order = order_of(steps, n_steps, ORDERED_ROWS)
     resident = n_components <= tile["COMPONENTS"]
     options: dict[str, Any] = tile.launch
     if resident:
         options["COMPONENTS"] = n_components
-    parameters = whole_blocks(parameters, kind, resident, tile["COMPONENTS"])
+    mixture = packed(parameters, kind, 1 if resident else tile["COMPONENTS"])
     simulate_small_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
         *outputs,
         x0,
@@ -195,14 +201,14 @@ def launch_small(
         records,
         order,
         *operands[2:],
-        *parameters,
+        *mixture,
         None if axes is None else axes.rotations.contiguous(),
         None if axes is None else axes.rates.contiguous(),
         on_device(seed, x0.device),
         rows,
         1 if records is None else records.shape[1],
         n_steps,
-        len(parameters[0]),
+        len(mixture[0]),
         first_path,
         KIND=kind,
         OUTPUT=output,
@@ -219,6 +225,7 @@ def launch_tiled(
     output: str,
     operands: list[Tensor],
     records: Tensor | None,
+    order: Tensor | None,
     parameters: tuple[Tensor, Tensor, Tensor],
     kind: str,
     axes: Axes | None,
@@ -231,17 +238,12 @@ def launch_tiled(
     (rows, dim), n_steps, n_components = x0.shape, len(drift_scale), len(parameters[0])
     architecture = architecture_of(x0.device)
     tile = configuration(f"simulate_{kind}", dim, n_components, architecture)
-    order = order_of(steps, n_steps, ORDERED_TILED_ROWS)
     resident = n_components <= tile["COMPONENTS"]
     options: dict[str, Any] = tile.launch
     if resident:
         options["COMPONENTS"] = n_components
-    parameters = whole_blocks(parameters, kind, resident, tile["COMPONENTS"])
-    n_components = len(parameters[0])
-    rotations, rates = None, None
-    if axes is not None:
-        rotations = whole_tiles(axes.rotations.contiguous(), dim, tile["COLUMNS"], square=True)
-        rates = whole_tiles(axes.rates.contiguous(), dim, tile["COLUMNS"])
+    mixture = packed(parameters, kind, 1 if resident else tile["COMPONENTS"], tile["COLUMNS"])
+    turns = (None, None) if axes is None else packed_axes(axes, tile["COLUMNS"])
     arrays = sum(scratch_arrays(kind, output, resident))
     scratch = torch.empty((arrays, rows, dim), dtype=x0.dtype, device=x0.device) if arrays else x0
     simulate_tiled_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
@@ -251,15 +253,14 @@ def launch_tiled(
         records,
         order,
         *operands[2:],
-        *tiled_operands(parameters, kind, tile["COLUMNS"]),
-        rotations,
-        rates,
+        *mixture,
+        *turns,
         scratch,
         on_device(seed, x0.device),
         rows,
         1 if records is None else records.shape[1],
         n_steps,
-        n_components,
+        len(mixture[0]),
         first_path,
         KIND=kind,
         OUTPUT=output,
@@ -274,36 +275,3 @@ def launch_tiled(
         target, variance = outputs[1:]
         target.copy_(precision_product(target, axes.rotations.mT))
         variance.copy_(precision_product(variance, axes.rotations.mT.square()))
-
-
-def whole_blocks(
-    parameters: tuple[Tensor, Tensor, Tensor], kind: str, resident: bool, components: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Pad means, precisions and log_scale with components of responsibility 0 up to a multiple of `components`."""
-    means, precisions, log_scale = parameters
-    more = -len(means) % components
-    if resident or more == 0:
-        return parameters
-    if kind != "tied":
-        precisions = torch.nn.functional.pad(precisions, (0, 0) * (precisions.ndim - 1) + (0, more))
-    log_scale = torch.nn.functional.pad(log_scale, (0, more), value=NOTHING)
-    return torch.nn.functional.pad(means, (0, 0, 0, more)), precisions, log_scale
-
-
-def tiled_operands(
-    parameters: tuple[Tensor, Tensor, Tensor], kind: str, columns: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return means, precisions, log_scale and pulls as `simulate_tiled_kernel` takes them."""
-    means, precisions, log_scale = parameters
-    dim = means.shape[1]
-    pulls = precision_product(means - means[:1], precisions) if kind == "tied" else means
-    means, pulls = (whole_tiles(t, dim, columns) for t in (means, pulls))
-    if kind != "spherical":
-        precisions = whole_tiles(precisions, dim, columns, square=kind in ("tied", "full"))
-    return means, precisions, log_scale, pulls
-
-
-def whole_tiles(parameter: Tensor, dim: int, columns: int, square: bool = False) -> Tensor:
-    """Pad a parameter [..., d], of a square one the rows too, with zeros up to a multiple of `columns`."""
-    more = pitch(dim, columns) - dim
-    return torch.nn.functional.pad(parameter, (0, more, 0, more) if square else (0, more)) if more else parameter

@@ -10,10 +10,8 @@ import contextlib
 import json
 import math
 import os
-import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,15 +21,11 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.launches import TARGETS, resources
+
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 
-TARGETS = {
-    "sm_80": ("cuda", 80, 32),
-    "sm_90": ("cuda", 90, 32),
-    "sm_100": ("cuda", 100, 32),
-    "gfx942": ("hip", "gfx942", 64),
-}
 if "ONE_TARGET" in os.environ:
     TARGETS = {os.environ["ONE_TARGET"]: TARGETS[os.environ["ONE_TARGET"]]}
 SHARED_MEMORY = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}  # bytes a block
@@ -41,15 +35,15 @@ Row = dict[str, Any]
 # --- a process of their own --------------------------------------------------------------------------------------
 
 
-def in_own_process(file: str, purpose: str, place: Path, **environment: str) -> Path:
-    """Run the test file for that purpose, see `main`; return the file it wrote."""
+def in_own_process(file: str, purpose: str, place: Path, seconds: float | None = 600, **environment: str) -> Path:
+    """Run the test file for that purpose, see `main`, for so long at most; return the file it wrote."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
     done = subprocess.run(
         [sys.executable, file, purpose, place / "result"],
         env=inherited | {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(place / "cache")} | environment,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=seconds,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return place / "result"
@@ -60,12 +54,15 @@ def interpreted_by(file: str, place: Path, **environment: str) -> Any:
     return torch.load(in_own_process(file, "interpret", place, TRITON_INTERPRET="1", **environment))
 
 
-def compiled_by(file: str, place: Path, targets: Iterable[str] = TARGETS, **environment: str) -> list[Row]:
+def compiled_by(
+    file: str, place: Path, targets: Iterable[str] = TARGETS, seconds: float | None = 600, **environment: str
+) -> list[Row]:
     """Return what the file's `compile_all` yields, in parallel processes where kernels are compiled, one a target."""
 
     def rows(target: str) -> list[Row]:
         (place / target).mkdir()
-        return json.loads(in_own_process(file, "compile", place / target, ONE_TARGET=target, **environment).read_text())
+        made = in_own_process(file, "compile", place / target, seconds, ONE_TARGET=target, **environment)
+        return json.loads(made.read_text())
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return [row for part in pool.map(rows, targets) for row in part]
@@ -177,7 +174,7 @@ def compile_ahead(
     aligned: Iterable[str] | None = None,
     **options: Any,
 ) -> Row:
-    """Compile a kernel as a launch would, and say what it takes: registers, spilled, shared, vector_stores, or error.
+    """Compile a kernel as a launch would, and say what it takes: shared, and what `resources` has; or error.
 
     Args:
         signature: types of the kernel's run-time arguments by name, such as "*fp32", "*i64", "i32", "fp32".
@@ -201,39 +198,9 @@ def compile_ahead(
             target=GPUTarget(*TARGETS[target]),
             options={"num_warps": num_warps} | options,
         )
-        return row | {"shared": made.metadata.shared} | resources(made, TARGETS[target][0])
+        return row | {"shared": made.metadata.shared} | resources(made)
     except Exception as error:
         return row | {"error": repr(error)}
-
-
-def resources(kernel: Any, backend: str) -> Row:
-    """Return registers a thread, what was spilled, and whether whole vectors are stored."""
-    if backend == "hip":
-        assembly = kernel.asm["amdgcn"]
-
-        def field(name: str) -> int:
-            return int(re.search(rf"\.{name}:\s*(\d+)", assembly)[1])  # type: ignore[index]
-
-        # scalar registers spill into lanes of vector registers; what goes to memory is in the private segment
-        spilled = ("vgpr_spill_count", "private_segment_fixed_size")
-        return {
-            "registers": field("vgpr_count"),
-            "spilled": sum(map(field, spilled)),
-            "vector_stores": "global_store_dwordx" in assembly,
-        }
-    from triton import knobs
-
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        arguments = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
-        usage = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
-    registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))  # type: ignore[index]
-    return {
-        "registers": registers,
-        "spilled": stack + local,
-        "vector_stores": re.search(r"st\.global\.v[24]\.", kernel.asm["ptx"]) is not None,
-    }
 
 
 def check_resources(row: Row, registers: int, shared: int | None = None) -> None:

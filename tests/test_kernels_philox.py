@@ -54,6 +54,15 @@ def draws() -> Iterator[tuple[str, Arguments]]:
         start += n
 
 
+def step_draws() -> dict[str, tuple[int, int, Tensor, int, torch.device, int | None]]:
+    """Return calls of uniform_steps by name; most cross from 32-bit path numbers to longer ones."""
+    shapes = {"one": (1, 1, None), "several": (257, 1000, None), "records": (67, 2**31 - 1, 5)}
+    return {
+        name: (n, n_steps, torch.tensor(SEED), 2**32 - 7, CPU, records)
+        for name, (n, n_steps, records) in shapes.items()
+    }
+
+
 # --- in the interpreter ------------------------------------------------------------------------------------------
 
 
@@ -97,6 +106,12 @@ def test_normals_agree_with_the_reference(name: str, interpreted: dict[str, Any]
     made, untouched = interpreted["normals"][name]
     assert_few_ulp(made, reference.philox_normal(*arguments, torch.float64, CPU))
     assert untouched
+
+
+@pytest.mark.parametrize("name", step_draws())
+def test_steps_are_those_of_the_reference(name: str, interpreted: dict[str, Any]) -> None:
+    made, untouched = interpreted["steps"][name]
+    assert untouched and torch.equal(made, reference.uniform_steps(*step_draws()[name]))
 
 
 def test_a_batch_may_be_split(interpreted: dict[str, Any]) -> None:
@@ -192,7 +207,15 @@ def interpret() -> dict[str, Any]:
         "step dtype": refusal(step=torch.tensor(1.0)),
         "step shape": refusal(step=torch.tensor([1, 2])),
     }
-    return {"words": words, "edges": pairs, "normals": normals, "short grid": short_grid, "refused": refused}
+    steps = {name: poisoned(ops.uniform_steps, *arguments) for name, arguments in step_draws().items()}
+    return {
+        "words": words,
+        "edges": pairs,
+        "normals": normals,
+        "short grid": short_grid,
+        "steps": steps,
+        "refused": refused,
+    }
 
 
 # --- compiled ahead of time --------------------------------------------------------------------------------------
@@ -205,10 +228,10 @@ SHARED = 8 << 10  # bytes
 def test_kernels_compile_for(target: str, compiled: list[Row]) -> None:
     """Every configuration of the table, its lightest and its heaviest variant: no spills, few registers."""
     rows = [row for row in compiled if row["target"] == target]
-    assert {row["constants"]["ALIGNED"] for row in rows} == {True, False}
+    assert {row["constants"].get("ALIGNED") for row in rows} == {True, False, None}
     for row in rows:
         check_resources(row, REGISTERS, SHARED)
-        assert not row["constants"]["ALIGNED"] or row["vector_stores"], row
+        assert not row["constants"].get("ALIGNED") or row["vector_stores"], row
 
 
 def compile_all() -> Iterator[Row]:
@@ -231,6 +254,9 @@ def compile_all() -> Iterator[Row]:
                 constants = {"STEP_PER_PATH": not aligned, "ALIGNED": aligned} | dict(tile.constants)
                 kernel = philox.philox_normal_kernel
                 yield compile_ahead(kernel, signature, constants, target, **tile.options, enable_fp_fusion=False)
+        types = {name: "i64" for name in ("n_values", "n_records", "n_steps", "first_path")}
+        types |= {"out_ptr": "*i64", "seed_ptr": "*i64"}
+        yield compile_ahead(philox.uniform_steps_kernel, types, {}, target, num_warps=4)
 
 
 # --- as a backend ------------------------------------------------------------------------------------------------

@@ -85,6 +85,7 @@ def op_arguments(name: str, covariance_type: str, ranges: Tensor | None = None) 
     rate = normals(4, seed=5).abs().requires_grad_()
     return {
         "philox_normal": (4, 2, SEED, STEPS, 0, 2**33, torch.float32, torch.device("cpu"), "auto"),
+        "uniform_steps": (4, 5, SEED, 2**33, torch.device("cpu"), None, "auto"),
         "mixture_score": (x, *mixture, ranges, "auto"),
         "mixture_log_prob": (x, *mixture, ranges, "auto"),
         "mixture_hvp": (x, v, *mixture, ranges, "auto"),

@@ -24,6 +24,7 @@ from fastndsm.sampling.cuda_graph import CUDAGraph
 from ..problems import TINY
 
 Run = Callable[[], Any]
+DEVICE = "FASTNDSM_BENCH_DEVICE"
 SECONDS = 0.0 if TINY else 0.5  # of samples, for one contender
 FEWEST, MOST = (2, 2) if TINY else (3, 100)
 SAMPLE_SECONDS = 2e-3  # events are exact to about a microsecond
@@ -35,7 +36,9 @@ class NoDevice(RuntimeError):
 
 @cache
 def device() -> torch.device:
-    """Return the GPU; at tiny sizes the CPU serves where there is none."""
+    """Return the GPU; at tiny sizes the CPU serves where there is none, and where it is asked for."""
+    if os.environ.get(DEVICE) == "cpu":
+        return torch.device("cpu")
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     if not TINY:

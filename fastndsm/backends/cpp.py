@@ -12,6 +12,7 @@ from ..jit import core as jit
 from ..jit import drift as compiled_drifts
 from ..reference import MixtureOperands, NoisedOperands, PrincipalAxes, ProcessOperands
 from ..reference.loss import accumulation_dtype
+from ..reference.philox import uniform_steps as uniform_steps  # a few integers, once a batch
 
 _ops = torch.ops.fastndsm_cpp
 

@@ -22,6 +22,7 @@ MOST_REGISTER_PARAMETERS = 16384  # numbers in shared memory beside threads that
 WIDTHS = (64, 128)  # of networks
 OTHERS = (
     "philox_normal",
+    "uniform_steps",
     "mixture_score",
     "mixture_log_prob",
     "mixture_hvp",

@@ -17,7 +17,7 @@ from .loss import dsm_loss, dsm_loss_backward, ndsm_loss, ndsm_loss_backward
 from .mixture import mixture_hvp, mixture_log_prob, mixture_sample, mixture_score
 from .network import film_mlp
 from .noised import NoisedOperands, noised_log_prob, noised_score
-from .philox import philox4x32_10, philox_normal
+from .philox import philox4x32_10, philox_normal, uniform_steps
 from .process import ProcessOperands
 from .reverse_steps import reverse_steps
 from .simulate import simulate, simulate_target, simulate_transition
@@ -50,4 +50,5 @@ __all__ = [
     "simulate",
     "simulate_target",
     "simulate_transition",
+    "uniform_steps",
 ]

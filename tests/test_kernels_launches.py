@@ -1,0 +1,125 @@
+"""What the Triton backend launches for every case of the GPU suite, up to the compiler; slowly, compiled too.
+
+The launches are the real ones with a stub for the driver, so that arguments, constants and keys are those of a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from _kernels import ROOT, TARGETS, Row, check_resources, compiled_by, in_own_process, main
+from test_kernels_oldest_triton import OLDEST
+
+from benchmarks.gpu import cases, launches
+
+REGISTERS = dict.fromkeys(TARGETS, 255) | {"gfx942": 512}  # a thread
+FULL = {"FASTNDSM_BENCH_SIZE": "full", "FASTNDSM_BENCH_DEVICE": "cpu", "FASTNDSM_DISABLE_JIT": "1"}
+VARIANTS = {"philox": 10, "mixture": 90, "simulate": 140, "reverse steps": 140, "loss": 48, "drift": 12}  # at most
+
+
+def test_every_case_is_launched(launched: dict[str, Any]) -> None:
+    """With the variants that a section of the suite compiles first; the sampler's kernel is CUDA's alone."""
+    assert launched["variants"].keys() == cases.FAMILIES.keys() - {"mlp sampler"}
+    for family, count in launched["variants"].items():
+        assert 0 < count <= VARIANTS[family], family
+
+
+def test_a_mixture_is_packed_once(launched: dict[str, Any]) -> None:
+    """In the first call of each way, and anew when values change in place; axes are not the means."""
+    for name, (first, again, changed) in launched["pads"].items():
+        assert again == 0 < changed <= first, name
+
+
+def test_equal_steps_are_not_sorted(launched: dict[str, Any]) -> None:
+    assert launched["sorted"] == {"all": 0, "each": 1}
+
+
+def test_steps_are_drawn_by_one_kernel(launched: dict[str, Any]) -> None:
+    assert launched["drawn"] == ["uniform_steps_kernel"]
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    place = tmp_path_factory.mktemp("launched")
+    return torch.load(in_own_process(__file__, "interpret", place, **FULL))
+
+
+def launch_all() -> dict[str, Any]:
+    """Return counts of what is launched, to be judged by the tests above."""
+    variants = {f: len(launches.of_family("sm_90", f).variants) for f in cases.FAMILIES if f != "mlp sampler"}
+    with launches.recording("sm_90") as made:
+        p = cases.arguments("diag", 5, 2, 3).process
+        from fastndsm import use_backend
+
+        with use_backend("triton"):
+            p.draw_steps(1000, seed=1, records=2)
+        drawn = [v.kernel for v in made.variants.values()]
+        pads = {kind: _pads(kind) for kind in ("spherical", "diag", "tied")}
+        ordered = {name: _sorts(each) for name, each in (("all", False), ("each", True))}
+    return {"variants": variants, "drawn": drawn, "pads": pads, "sorted": ordered}
+
+
+def _pads(kind: str) -> tuple[int, int, int]:
+    """Return how often arrays are padded in a first call of both ways, in a second, and after the means changed."""
+    from fastndsm.testing import random_arguments
+
+    a = random_arguments(kind, 3, 67, 13, dtype=torch.float32)
+    means = a.mixture.operands(torch.float32).means
+
+    def counted() -> int:
+        with mock.patch("fastndsm.kernels.packing.F.pad", wraps=torch.nn.functional.pad) as pad:
+            for op in ("simulate_target", "reverse_steps"):
+                for call in cases.CALLS:
+                    if call.op == op and "records" not in call.way:
+                        call(a, "triton")
+            return pad.call_count
+
+    first, again = counted(), counted()
+    means.add_(0.0)
+    return first, again, counted()
+
+
+def _sorts(each: bool) -> int:
+    x = torch.zeros(1 << 9, 67)
+    p = cases.arguments("diag", 5, 67, 3).process
+    from fastndsm import functional
+
+    with mock.patch.object(torch, "sort", wraps=torch.sort) as sort:
+        functional.simulate(x, p, torch.arange(len(x)) % 2 if each else 2, seed=1, backend="triton")
+        return sort.call_count
+
+
+# --- compiled ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("version", ["oldest", "newest"])
+def test_every_variant_compiles_without_spills(version: str, target: str, tmp_path: Path) -> None:
+    if version == "oldest" and not OLDEST.is_dir():
+        pytest.skip(f"{OLDEST} is not there: make test sets it up")
+    path = os.pathsep.join(map(str, ((OLDEST, ROOT) if version == "oldest" else (ROOT,))))
+    rows = compiled_by(__file__, tmp_path, [target], seconds=None, PYTHONPATH=path, **FULL)
+    assert len(rows) > 300
+    for row in rows:
+        check_resources(row, REGISTERS[target])
+
+
+def compile_all() -> Iterator[Row]:
+    for target in TARGETS:
+        for family in cases.FAMILIES:
+            variants = list(launches.of_family(target, family).variants.values())
+            for found in launches.compile_variants(variants, os.cpu_count() or 1):
+                row = asdict(found) | {"target": target}
+                yield row if found.error else {name: value for name, value in row.items() if name != "error"}
+
+
+if __name__ == "__main__":
+    main(launch_all, compile_all)
