@@ -6,14 +6,17 @@ of time.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 import pytest
@@ -21,7 +24,7 @@ import torch
 from _kernels import ROOT, TARGETS, Row, check_resources, compile_ahead, compiled_by, interpreted_by, main
 
 from benchmarks import rows
-from benchmarks.gpu import device, simulations, suite
+from benchmarks.gpu import device, sanitizer, simulations, suite
 from benchmarks.gpu.report import Report
 from fastndsm import functional
 from fastndsm.jit import core
@@ -41,18 +44,58 @@ def built() -> None:
     core.load()
 
 
+def settings(**environment: str) -> dict[str, str]:
+    """Return the environment of a tiny run."""
+    tiny = {"FASTNDSM_BENCH_SIZE": "tiny", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return os.environ | tiny | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)} | environment
+
+
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    settings = {"FASTNDSM_BENCH_SIZE": "tiny", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    inherited = os.environ | settings | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=inherited | environment, capture_output=True, text=True, timeout=300)
+    env = settings(**environment)
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
 
-def test_tiny_run_agrees_and_is_written_down(tmp_path: Path) -> None:
-    done = run("benchmarks/gpu/run.sh", FASTNDSM_BENCH_RESULTS=str(tmp_path))
-    assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2_000:]
+def killed_and_resumed(part: str, sections: int, place: Path) -> subprocess.CompletedProcess[str]:
+    """Kill a call once so many sections of a part have ended; return what the next one says, which ends by itself."""
+    before = set(place.rglob("*.json"))
+    with subprocess.Popen(
+        ["benchmarks/gpu/run.sh", part], cwd=ROOT, env=settings(FASTNDSM_BENCH_RESULTS=str(place)), stdout=DEVNULL
+    ) as process:
+        while len(set(place.rglob("*.json")) - before) < sections:
+            assert process.poll() is None, "it ended before it was killed"
+            time.sleep(0.02)
+        process.kill()
+    assert not list(place.glob("gpu-*.md")) or part != "check"
+    deadline = time.monotonic() + 10.0
+    while alive(place):
+        assert time.monotonic() < deadline, "sections outlive their call"
+        time.sleep(0.02)
+    return run("benchmarks/gpu/run.sh", part, FASTNDSM_BENCH_RESULTS=str(place))
+
+
+def alive(place: Path) -> list[str]:
+    """Return the processes that write results there."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if f"FASTNDSM_BENCH_RESULTS={place}".encode() in environment.read_bytes().split(b"\0"):
+                found.append(environment.parent.name)
+    return found
+
+
+def test_three_calls_that_are_killed_and_resumed_end_in_one_table(tmp_path: Path) -> None:
+    for part, sections in (("check", 12), ("time", 4), ("peers", 1)):
+        done = killed_and_resumed(part, sections, tmp_path)
+        assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2_000:]
+        assert done.stdout.count("in a call before") >= sections - 3  # build and compile may be among them
     (path,) = tmp_path.glob("gpu-*.json")
+    resumed = path.read_text()
+    done = run("benchmarks/gpu/run.sh", "merge", FASTNDSM_BENCH_RESULTS=str(tmp_path))
     stored = json.loads(path.read_text())
+    assert done.returncode == 0 and json.loads(resumed)["sections"][1:] == stored["sections"][1:]
     assert stored["failures"] == stored["peers_failures"] == []
+    expected = [suite.FIRST, *suite.BUILD, *(s for part in suite.PARTS for s in suite.sections_of(part, BACKENDS))]
+    assert [section["name"] for section in stored["sections"]] == [section.name for section in expected]
     assert {section["status"] for section in stored["sections"]} == {"ok"}
     assert stored["backends"] == BACKENDS and stored["environment"]["date"]
 
@@ -65,7 +108,8 @@ def test_tiny_run_agrees_and_is_written_down(tmp_path: Path) -> None:
         assert {c["op"] for c in checks if c["case"].endswith("split in two")} == OF_PATHS - set(served)
     assert {check["op"] for check in stored["checks"] if not check["backend"]} == {"sample"}
     assert all(check["passed"] for check in stored["checks"]) and stored["refused"] == []
-    assert sum("compute-sanitizer did not run: there is no GPU" in note for note in stored["notes"]) == 2
+    assert "compute-sanitizer did not run: there is no GPU" in stored["notes"]
+    assert any("variants of kernels listed" in note for note in stored["notes"])
 
     assert all(stored["rates"][name] > 0 for name in ("bandwidth", "fma", "normals"))
     ours = [row for row in stored["rows"] if row["contender"] in BACKENDS]
@@ -113,12 +157,12 @@ borrows.ndsm_loss_backward, borrows.dsm_loss = made_up.ndsm_loss_backward, lambd
 sys.modules["made_up"], sys.modules["borrows"] = made_up, borrows
 registry.BACKENDS["triton"] = registry.Backend("triton", "made_up", devices=("cpu",))
 registry.BACKENDS["cpp"] = registry.Backend("cpp", "borrows", devices=("cpu",))
-sys.exit(main("check loss", "check philox", "check simulate", "check determinism"))
+sys.exit(main("check", "check loss", "check philox", "check simulate", "check determinism"))
 """
 
 
-def test_an_op_that_is_wrong_missing_refused_or_borrowed_is_told() -> None:
-    done = run(sys.executable, "-c", WRONG, FASTNDSM_BACKEND="triton")
+def test_an_op_that_is_wrong_missing_refused_or_borrowed_is_told(tmp_path: Path) -> None:
+    done = run(sys.executable, "-c", WRONG, FASTNDSM_BACKEND="triton", FASTNDSM_BENCH_RESULTS=str(tmp_path))
     assert done.returncode == 1, done.stderr
     assert "check loss, triton: ndsm_loss plain B=5 d=3: error 0.001, at most 1." in done.stdout
     assert "| ndsm_loss | triton | 0 of 6 |  | " in done.stdout
@@ -131,8 +175,8 @@ def test_an_op_that_is_wrong_missing_refused_or_borrowed_is_told() -> None:
     # shapes may be refused, an op may not
     assert "| simulate | triton | 10 of 10 | 4: no matrices |  |" in done.stdout
     assert "| simulate_target | triton | it refuses every case | 10: never |" in done.stdout
-    assert "check simulate, triton: simulate_target served: it refuses every case" in done.stdout
-    assert "check simulate, triton: simulate_transition spherical B=1 d=1 K=1: " in done.stdout
+    assert "- simulate_target, triton: it refuses every case" in done.stdout
+    assert "check simulate spherical, triton: simulate_transition spherical B=1 d=1 K=1: " in done.stdout
     # the bits of a path are its own
     assert "check determinism, triton: reverse_steps d=67, split in two: bit for bit" in done.stdout
     assert "reverse_steps d=67, twice" not in done.stdout
@@ -163,7 +207,8 @@ sys.exit(main("check philox", "time simulate", "peer eager"))
 @pytest.mark.parametrize("wrong", ["nvcc", "sources"])
 def test_a_backend_that_is_not_built_is_told_and_tried_once(wrong: str, tmp_path: Path) -> None:
     """A failure only where there was all that it takes to build it; the other backend's sections run."""
-    done = run(sys.executable, "-c", NOT_BUILT, wrong, str(tmp_path / "tries"))
+    place = {"FASTNDSM_BENCH_RESULTS": str(tmp_path / "results")}
+    done = run(sys.executable, "-c", NOT_BUILT, wrong, str(tmp_path / "tries"), **place)
     failed = wrong == "sources"
     assert done.returncode == failed, done.stderr
     assert ("build: cpp: CompilationError: sources are not right" in done.stdout) == failed
@@ -194,6 +239,7 @@ def test_what_is_to_be_reached_against_another_backend() -> None:
 
 SECTIONS = """
 import os, signal, sys, time, types
+from pathlib import Path
 from benchmarks.gpu import suite
 from benchmarks.gpu.log import Check
 from benchmarks.gpu.report import Report
@@ -211,23 +257,27 @@ module.passes = lambda log, word: log.write("note", word)
 module.crashes = lambda log: os.kill(os.getpid(), signal.SIGSEGV)
 module.hangs, module.raises = hangs, raises
 sys.modules[module.__name__] = module
-suite.LEAST = 0.5
 made_up = [suite.Section("first", "made_up:passes", 20, ("one",))]
-made_up += [suite.Section(name, f"made_up:{name}", seconds) for name, seconds in
-            (("crashes", 20), ("hangs", 1), ("raises", 20), ("unknown", 20))]
+made_up += [suite.Section(name, f"made_up:{name}", seconds, together=together) for name, seconds, together in
+            (("crashes", 20, True), ("hangs", 1, True), ("raises", 20, True), ("unknown", 20, False))]
 made_up += [suite.Section("peer", "made_up:raises", 20, ours=False)]
-made_up += [suite.Section("last", "made_up:passes", 20, ("end",))]
-report = Report(suite.run(made_up), 1.0)
+made_up += [suite.Section("last", "made_up:passes", 20, ("end",)), suite.Section("long", "made_up:passes", 900, ("",))]
+store = suite.Store(Path(sys.argv[1]), "stamp")
+suite.Run(entire=100.0).all(made_up, store.put)
+other = suite.Store(Path(sys.argv[1]), "other sources")
+print([other.get(section) for section in made_up] == [None] * len(made_up))
+report = Report([store.get(section) or suite.Outcome(section, suite.LEFT) for section in made_up], 1.0)
 print([o.status for o in report.outcomes], report.notes, len(report.checks), sep="\\n")
 print(*report.failures, *report.peers_failures, sep="\\n")
 """
 
 
-def test_sections_do_not_touch_each_other() -> None:
-    done = run(sys.executable, "-c", SECTIONS)
+def test_sections_do_not_touch_each_other(tmp_path: Path) -> None:
+    """What each came to is found again by another process, as far as the sources are the same."""
+    done = run(sys.executable, "-c", SECTIONS, str(tmp_path))
     assert done.returncode == 0, done.stderr
-    statuses = "['ok', 'killed by SIGSEGV', 'killed: still running after 1 s', 'failed', 'failed', 'failed', 'ok']"
-    said = done.stdout[done.stdout.index(statuses) :].splitlines()
+    statuses = "['ok', 'killed by SIGSEGV', 'killed: still running after 1 s', 'failed', 'failed', 'failed', 'ok', "
+    said = done.stdout[done.stdout.index(f"True\n{statuses}'left: not run yet']") :].splitlines()[1:]
     assert said[1:3] == ["['one', 'end']", "1"]
     assert said[3:] == [
         "crashes: killed by SIGSEGV",
@@ -238,6 +288,51 @@ def test_sections_do_not_touch_each_other() -> None:
         "peer: this: ZeroDivisionError: division by zero",
         "peer: MemoryError: no more",
     ]
+
+
+@pytest.mark.parametrize("part", suite.PARTS)
+def test_limits_add_up_to_less_than_a_call(part: str) -> None:
+    """With both backends, and eight sections at a time where nothing is timed: nine minutes, imports included."""
+    sections = [suite.FIRST, *suite.BUILD, *suite.sections_of(part, ("triton", "cuda"))]
+    assert suite.longest(sections, 8) <= suite.ENTIRE <= 530.0
+
+
+def test_ours_come_before_peers() -> None:
+    assert list(suite.PARTS) == ["check", "time", "peers"]
+    assert {part: {s.ours for s in sections} for part, sections in suite.PARTS.items()} == {
+        "check": {True},
+        "time": {True},
+        "peers": {False},
+    }
+
+
+def test_the_sanitizer_watches_every_family_twice() -> None:
+    names = {section.name for section in suite.PARTS["check"] if section.function == "sanitizer:run"}
+    families = ("mixture", "simulate", "loss", "reverse steps", "mlp sampler")  # the last is CUDA's
+    assert names == {f"{tool} {family}" for tool in ("memcheck", "racecheck") for family in families}
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "found"),
+    [
+        (0, "launched 1\nlaunched 2\nlaunched all\n", "no errors, 2 cases"),
+        (0, "launched all\n", "0 errors, 0 cases, exit status 0"),
+        (0, "launched 2\n", "0 errors, 2 cases, exit status 0: launched 2"),
+        (9, "launched 2\n========= Invalid __global__ read\nlaunched all\n", "1 errors, 2 cases, exit status 9"),
+        (9, "launched 2\n========= Error: Race reported\nlaunched all\n", "1 errors, 2 cases, exit status 9"),
+        (None, "launched 2\n", "0 errors, 2 cases, stopped at its limit: launched 2"),
+        (-9, "launched 2\nlaunched all\n", "0 errors, 2 cases, exit status -9"),
+        (1, "no permission", "0 errors, 0 cases, exit status 1: no permission"),
+    ],
+    ids=["passed", "nothing launched", "not all", "invalid", "race", "stopped", "killed", "did not run"],
+)
+def test_what_the_sanitizer_did_not_see_to_the_end_has_failed(status: int | None, said: str, found: str) -> None:
+    assert sanitizer.verdict(status, said) == (found, found == "no errors, 2 cases")
+
+
+def test_what_hangs_under_the_sanitizer_is_stopped() -> None:
+    status, said = sanitizer.output_of([sys.executable, "-uc", "print(1)\nwhile True: pass"], 2.0)
+    assert (status, said) == (None, "1\n")
 
 
 def test_without_a_gpu_full_sizes_are_refused() -> None:

@@ -65,9 +65,11 @@ def arguments(kind: str, rows: int, dim: int, components: int) -> Arguments:
     return random_arguments(kind, rows, dim, components, dtype=torch.float32, device=device())
 
 
-def of(family: str) -> Iterator[Case]:
-    """Return all cases of a family of ops."""
-    return FAMILIES[family]()
+def of(family: str, kind: str = "") -> Iterator[Case]:
+    """Return all cases of a family of ops, or of those that have a kind of covariances, those of one."""
+    if family not in BY_KIND:
+        return ALONE[family]()
+    return (case for each in ([kind] if kind else COVARIANCE_TYPES) for case in BY_KIND[family](each))
 
 
 def case(op: str, label: str, inputs: Arguments, ways: Sequence[str] | None = None) -> Case:
@@ -83,12 +85,11 @@ def _called(calls: list[OpCall], inputs: Arguments, backend: str, dtype: torch.d
     return tuple(found for call in calls for found in call.with_gradients(cast, backend))
 
 
-def mixture_cases(*ops: str) -> Iterator[Case]:
-    """Yield cases of ops of a mixture or its process, with every kind of covariances."""
-    for kind in COVARIANCE_TYPES:
-        for rows, dim, components in SIZES + (WIDE if kind in ("spherical", "diag") else []):
-            inputs, label = arguments(kind, rows, dim, components), f"{kind} B={rows} d={dim} K={components}"
-            yield from (case(op, label, inputs) for op in ops)
+def mixture_cases(ops: Sequence[str], kind: str) -> Iterator[Case]:
+    """Yield cases of ops of a mixture or its process, with this kind of covariances."""
+    for rows, dim, components in SIZES + (WIDE if kind in ("spherical", "diag") else []):
+        inputs, label = arguments(kind, rows, dim, components), f"{kind} B={rows} d={dim} K={components}"
+        yield from (case(op, label, inputs) for op in ops)
 
 
 def philox_cases() -> Iterator[Case]:
@@ -131,20 +132,19 @@ def sampled(net: nn.Module, p: LangevinProcess, n: int, backend: str, dtype: tor
         return sample(copy.deepcopy(net).to(dtype), p, n, fused=fused, cuda_graph=False, **options)
 
 
-def sampler_cases() -> Iterator[Case]:
-    for kind in COVARIANCE_TYPES:
-        for rows, dim, components, hidden, what in SAMPLED:
-            p = arguments(kind, rows, dim, components).process
-            net = score_network(p, hidden, what)
+def sampler_cases(kind: str) -> Iterator[Case]:
+    for rows, dim, components, hidden, what in SAMPLED:
+        p = arguments(kind, rows, dim, components).process
+        net = score_network(p, hidden, what)
 
-            def call(
-                backend: str, dtype: torch.dtype, n: int = rows, p: LangevinProcess = p, net: nn.Module = net
-            ) -> tuple[Tensor, ...]:
-                run = partial(sampled, net, p, n, backend, dtype, seed=SEED, first_path=FIRST_PATH)
-                return run(method="sde"), run(method="ode")
+        def call(
+            backend: str, dtype: torch.dtype, n: int = rows, p: LangevinProcess = p, net: nn.Module = net
+        ) -> tuple[Tensor, ...]:
+            run = partial(sampled, net, p, n, backend, dtype, seed=SEED, first_path=FIRST_PATH)
+            return run(method="sde"), run(method="ode")
 
-            label = f"{kind} B={rows} d={dim} K={components} {what} {'x'.join(map(str, hidden))}"
-            yield Case("sample_mlp", label, call)
+        label = f"{kind} B={rows} d={dim} K={components} {what} {'x'.join(map(str, hidden))}"
+        yield Case("sample_mlp", label, call)
 
 
 @cache
@@ -180,12 +180,11 @@ def drift_cases() -> Iterator[Case]:
             yield Case(op, f"B={rows} d={dim}", call)
 
 
-FAMILIES: dict[str, Callable[[], Iterator[Case]]] = {
-    "philox": philox_cases,
-    "mixture": partial(mixture_cases, "mixture_score", "mixture_log_prob", "mixture_hvp"),
-    "simulate": partial(mixture_cases, "simulate", "simulate_transition", "simulate_target"),
-    "reverse steps": partial(mixture_cases, "reverse_steps"),
-    "loss": loss_cases,
+BY_KIND: dict[str, Callable[[str], Iterator[Case]]] = {
+    "mixture": partial(mixture_cases, ("mixture_score", "mixture_log_prob", "mixture_hvp")),
+    "simulate": partial(mixture_cases, ("simulate", "simulate_transition", "simulate_target")),
+    "reverse steps": partial(mixture_cases, ("reverse_steps",)),
     "mlp sampler": sampler_cases,
-    "drift": drift_cases,
 }
+ALONE: dict[str, Callable[[], Iterator[Case]]] = {"loss": loss_cases, "philox": philox_cases, "drift": drift_cases}
+FAMILIES = (*BY_KIND, *ALONE)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
+import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from functools import partial
 from typing import Any
@@ -18,8 +21,10 @@ from fastndsm.backends import registry
 from fastndsm.jit.cache import BuildError, CompilationError
 
 from ..problems import TINY
-from .device import backends, device
+from . import launches
+from .device import DEVICE, backends, device
 from .log import Log
+from .processes import end_with
 
 PACKAGES = ("torch", "triton", "jax", "jaxlib", "torchsde", "numpy")
 ASKED = "driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit"
@@ -34,6 +39,41 @@ def build(log: Log) -> None:
     """Load, and so build, each backend under test. What cannot be tried here is told, and is no failure."""
     for name in backends():
         log.attempt(name, partial(_load, name, log))
+
+
+def compile_kernels(log: Log) -> None:
+    """Compile, in parallel, every variant of Triton's kernels that the checks will launch, into Triton's cache.
+
+    In a process that does not see the GPU. On a CPU variants are only gathered, those of an H100.
+    """
+    gpu = device().type == "cuda"
+    architecture = _architecture() if gpu else "sm_90"
+    if architecture not in launches.TARGETS:
+        log.write("note", f"kernels are not compiled ahead for {architecture}: expected {', '.join(launches.TARGETS)}")
+        return
+    command = [sys.executable, "-m", f"{__package__}.launches", architecture, *([] if gpu else ["--list"])]
+    settings = {DEVICE: "cpu", "CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, "--json"],
+        env=os.environ | settings,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(end_with, os.getpid()),
+    )
+    found = [launches.Compiled(**row) for row in json.loads(done.stdout)] if done.returncode == 0 else []
+    for one in found:
+        if one.error:
+            log.write("failure", f"{one.kernel} of {one.case}: {one.error[:500]} ({one.said})")
+    spilled = sum(one.spilled > 0 for one in found)
+    log.write("note", f"{len(found)} variants of kernels {'compiled' if gpu else 'listed'}, {spilled} with spills")
+    if done.returncode != 0:
+        raise RuntimeError(f"variants cannot be compiled: {command} ended with {done.returncode}")
+
+
+def _architecture() -> str:
+    """Return the GPU's name as `launches.TARGETS` has it."""
+    properties = torch.cuda.get_device_properties(device())
+    return getattr(properties, "gcnArchName", f"sm_{properties.major}{properties.minor}").split(":")[0]
 
 
 def _load(name: str, log: Log) -> None:

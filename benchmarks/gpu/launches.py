@@ -2,19 +2,24 @@
 
 A launch goes the way it goes on a GPU, through Triton's own just-in-time path, up to the call of the compiler; the
 driver is a stub. What is compiled here is found in Triton's cache by the process that launches it.
+
+    python -m benchmarks.gpu.launches sm_90 [FAMILY ...]    compiles what the checks of families of ops launch
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import importlib
 import itertools
 import json
 import multiprocessing
+import os
 import pkgutil
 import re
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,8 +32,11 @@ from unittest import mock
 import torch
 
 from fastndsm.backends import registry
+from fastndsm.cli.tables import markdown
 
 from . import cases
+from .device import DEVICE
+from .processes import end_with
 
 TARGETS = {  # by the name of an architecture: backend, architecture and lanes of a warp, as Triton has them
     "sm_80": ("cuda", 80, 32),
@@ -143,10 +151,10 @@ def _zeroed(empty: Callable[..., Any]) -> Callable[..., Any]:
 # --- the check suites --------------------------------------------------------------------------------------------
 
 
-def of_family(architecture: str, family: str) -> Recording:
+def of_family(architecture: str, family: str, kind: str = "") -> Recording:
     """Return what the checks of a family of ops launch; cases that the backend refuses launch nothing."""
     with recording(architecture) as made:
-        for case in cases.of(family):
+        for case in cases.of(family, kind):
             made.case = f"{case.op} {case.label}"
             if registry.BACKENDS["triton"].refuses(case.op, torch.device("cpu"), torch.float32) is None:
                 with contextlib.suppress(NotImplementedError):
@@ -161,9 +169,10 @@ def compile_variants(variants: Sequence[Variant], processes: int) -> list[Compil
     """Compile them in processes forked from this one, each taking the next that is left; in the order given."""
     context = multiprocessing.get_context("fork")
     following = context.Value("q", 0)
+    parent = os.getpid()
     with tempfile.TemporaryDirectory() as place:
         paths = [Path(place) / str(i) for i in range(min(processes, len(variants)))]
-        workers = [context.Process(target=_work, args=(variants, following, path)) for path in paths]
+        workers = [context.Process(target=_work, args=(variants, following, path, parent)) for path in paths]
         for worker in workers:
             worker.start()
         for worker in workers:
@@ -174,7 +183,8 @@ def compile_variants(variants: Sequence[Variant], processes: int) -> list[Compil
     return [found.get(i) or Compiled(v.kernel, v.said, v.case, 0.0, error=lost) for i, v in enumerate(variants)]
 
 
-def _work(variants: Sequence[Variant], following: Any, path: Path) -> None:
+def _work(variants: Sequence[Variant], following: Any, path: Path, parent: int) -> None:
+    end_with(parent)
     with path.open("w") as file:
         while True:
             with following.get_lock():
@@ -238,3 +248,39 @@ def dump(cubin: bytes, what: str) -> str:
         file.flush()
         command = [knobs.nvidia.cuobjdump.path, what, file.name]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def main() -> int:
+    """Compile, or list, and print; return 1 where something does not compile."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("architecture", choices=TARGETS)
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {', '.join(cases.FAMILIES)}; default all")
+    parser.add_argument("--list", action="store_true", help="compile nothing")
+    parser.add_argument("--json", action="store_true", help="as JSON, all of it; else what spills or fails")
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    options = parser.parse_args()
+    if os.environ.get(DEVICE) != "cpu":
+        parser.error(f"expected {DEVICE}=cpu in the environment: no GPU takes part")
+    torch.set_num_threads(1)
+    families = options.families or cases.FAMILIES
+    variants = [v for family in families for v in of_family(options.architecture, family).variants.values()]
+    if options.list:
+        found = [Compiled(v.kernel, v.said, v.case, 0.0) for v in variants]
+    else:
+        found = compile_variants(variants, options.processes)
+    if options.json:
+        print(json.dumps([asdict(one) for one in found]))
+        return 0
+    bad = [one for one in found if one.error or one.spilled]
+    print(f"{len(found)} variants, {len(bad)} that spill or do not compile")
+    print(
+        markdown(
+            ("kernel", "constants", "case", "spilled", "error"),
+            [[o.kernel, o.said, o.case, str(o.spilled), o.error] for o in bad],
+        )
+    )
+    return 1 if any(one.error for one in found) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

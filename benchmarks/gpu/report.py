@@ -27,9 +27,12 @@ class Report:
         self.environment: dict[str, Any] = next(iter(self._all("environment")), {})
         self.rates: dict[str, float] = next(iter(self._all("rates")), {})
         self.backends: list[str] = self._all("backend")
-        self.checks = [(o.section.backend, Check(**c)) for o in outcomes for c in o.found.get("check", [])]
+        found = [(o.section.backend, Check(**c)) for o in outcomes for c in o.found.get("check", [])]
+        # that an op is not served is found in each section that asks for it
+        once = {(by, c.op): (by, c) for by, c in found if c.case == "served"}
+        self.checks = [entry for entry in found if entry[1].case != "served"] + list(once.values())
         self.refused = [{"backend": o.section.backend} | r for o in outcomes for r in o.found.get("refused", [])]
-        self.notes: list[str] = self._all("note")
+        self.notes: list[str] = list(dict.fromkeys(self._all("note")))
         self.rows = self._rows()
 
     def _all(self, kind: str) -> list[Any]:
@@ -44,7 +47,15 @@ class Report:
     @property
     def failures(self) -> list[str]:
         """Failures of the library's own."""
-        return [line for o in self.outcomes if o.section.ours for line in o.failures]
+        return [*(line for o in self.outcomes if o.section.ours for line in o.failures), *self._refused_entirely()]
+
+    def _refused_entirely(self) -> list[str]:
+        """Return a line for each op of which a backend refused every case: shapes may be refused, an op may not."""
+        checked = {(by, check.op) for by, check in self.checks if "split in two" not in check.case}
+        entirely = dict.fromkeys(
+            (r["op"], r["backend"]) for r in self.refused if (r["backend"], r["op"]) not in checked
+        )
+        return [f"{op}, {backend}: it refuses every case" for op, backend in entirely]
 
     @property
     def peers_failures(self) -> list[str]:
@@ -114,11 +125,13 @@ class Report:
     def _checks(self) -> str:
         """Tabulate passed, refused and failed checks by op and backend."""
         body = []
-        for op, backend in dict.fromkeys((check.op, backend) for backend, check in self.checks):
+        named = [(check.op, by) for by, check in self.checks] + [(r["op"], r["backend"]) for r in self.refused]
+        for op, backend in dict.fromkeys(named):
             of_op = [check for by, check in self.checks if (check.op, by) == (op, backend)]
             failed = [check for check in of_op if not check.passed]
             absent = [check.found for check in of_op if check.case == "served"]
             said = absent[0] if absent else f"{len(of_op) - len(failed)} of {len(of_op)}"
+            said = said if of_op else "it refuses every case"
             reasons = [r["reason"] for r in self.refused if (r["op"], r["backend"]) == (op, backend)]
             refused = f"{len(reasons)}: {reasons[0]}" if reasons else ""
             wrong = "; ".join(f"{c.case}: {c.found}" for c in failed[:3] if c.case != "served")
@@ -153,13 +166,18 @@ class Report:
 
     def store(self, directory: Path) -> list[Path]:
         """Write both files, named after the device."""
-        device = str(self.environment.get("device", "none")).removeprefix("NVIDIA ")
-        name = "gpu-" + re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+        name = name_of(self.environment)
         directory.mkdir(parents=True, exist_ok=True)
         paths = [directory / f"{name}.json", directory / f"{name}.md"]
         for path, text in zip(paths, (json.dumps(self.as_dict(), indent=1) + "\n", self.markdown()), strict=True):
             path.write_text(text)
         return paths
+
+
+def name_of(environment: dict[str, Any]) -> str:
+    """Return the name of the device's results."""
+    device = str(environment.get("device", "none")).removeprefix("NVIDIA ")
+    return "gpu-" + re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def roofline(row: Row, rates: dict[str, float]) -> float | None:

@@ -1,4 +1,4 @@
-"""The ceilings, and every op of a backend that is not a simulation: beside eager PyTorch and torch.compile."""
+"""The ceilings, and every op that is not a simulation: the backends', and then eager PyTorch's and torch.compile's."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ SAMPLES, SAMPLE_STEPS = (16, 12) if TINY else (4096, 100)
 WIDTHS = (64, 128)
 FUSED = 5.0  # times ahead of the loop, to reach
 REVERSE_STEPS = 3 if TINY else 20
+FEW = 1024  # rows compared with the reference
 REVERSE_SHARE, AHEAD_OF_EAGER = 0.5, 5.0  # of the roofline, and times ahead of the loop of eager steps, to reach
 REVERSED = [  # covariances, d, K, rows
     (kind, dim, components, 64 if TINY else rows)
@@ -46,21 +47,45 @@ def time_ceilings(log: Log) -> None:
     log.write("rates", ceilings.measure())
 
 
-def time_ops(log: Log, backend: str) -> None:
-    """Time the ops that the backend has of its own."""
-    each: list[tuple[str, str, Callable[[str, Log], None]]] = [("philox_normal", "", time_philox)]
-    for dtype, mean in ((torch.float32, False), (torch.bfloat16, False), (torch.float32, True)):
-        each += [(op.name, str(dtype), partial(time_loss, op, dtype, mean)) for op in (NdsmLoss, DsmLoss)]
-    each.append(("mixture_score", "", time_mixture_score))
-    each += [
-        ("reverse_steps", f"{kind} d={dim}", partial(time_reverse_steps, (kind, dim, *rest)))
-        for kind, dim, *rest in REVERSED
-    ]
-    for op, label, run in each:
+def time_ops(log: Log, backend: str, group: str) -> None:
+    """Time the ops of a group that the backend has of its own."""
+    for op, label, ours, _ in groups()[group]:
         if lender(backend, op) is None:
-            log.attempt(f"{op} {label}".strip(), partial(_if_served, op, run, backend, log))
+            log.attempt(f"{op} {label}".strip(), partial(_if_served, op, ours, backend, log))
+
+
+def time_peers(log: Log, group: str) -> None:
+    """Time what else does the same, on the same cases."""
+    for op, label, _, peers_of in groups()[group]:
+        log.attempt(f"{op} {label}".strip(), partial(peers_of, log))
+
+
+def time_samplers(log: Log, backend: str) -> None:
     for width in WIDTHS:
         log.attempt(f"sample {width}", partial(time_sampler, width, backend, log))
+
+
+Ours, Peers = Callable[[str, Log], None], Callable[[Log], None]
+
+
+def groups() -> dict[str, list[tuple[str, str, Ours, Peers]]]:
+    """Return op, label, what times ours and what times the peers, by the name of a section."""
+    losses: list[tuple[str, str, Ours, Peers]] = []
+    for dtype, mean in ((torch.float32, False), (torch.bfloat16, False), (torch.float32, True)):
+        for op in (NdsmLoss, DsmLoss):
+            raced = LossRace(op, dtype, mean)
+            losses.append((op.name, raced.case, raced.time_ours, raced.time_peers))
+    reverse: list[tuple[str, str, Ours, Peers]] = [
+        ("reverse_steps", f"{kind} d={dim}", partial(time_reverse_steps, shape), partial(time_eager_steps, shape))
+        for shape in REVERSED
+        for kind, dim, *_ in [shape]
+    ]
+    return {
+        "noise": [("philox_normal", "", time_philox, time_eager_normals)],
+        "losses": losses,
+        "mixture score": [("mixture_score", "", time_mixture_score, time_eager_score)],
+        "reverse steps": reverse,
+    }
 
 
 def _if_served(op: str, run: Callable[[str, Log], None], backend: str, log: Log) -> None:
@@ -86,6 +111,9 @@ def time_philox(backend: str, log: Log) -> None:
     row = Row("philox_normal", f"{PATHS:,}x16", backend, "a value", PATHS * 16, check)
     row.normals, row.bytes = PATHS * 16, 4 * PATHS * 16
     _log(log, row, partial(draw, PATHS, torch.float32, backend))
+
+
+def time_eager_normals(log: Log) -> None:
     out = torch.empty(PATHS, 16, device=device())
     peer = Row("philox_normal", f"{PATHS:,}x16", "eager", "a value", PATHS * 16, "")
     _log(log, peer, out.normal_)
@@ -180,50 +208,80 @@ class DsmLoss(Loss):
         return (weight * losses).mean() if self.mean else losses
 
 
-def time_loss(kind: type[Loss], dtype: torch.dtype, mean: bool, backend: str, log: Log) -> None:
-    one = kind(dtype, mean, 0)
-    nbytes = one.scores.nbytes + one.noise.nbytes
-    sets = [one, *(kind(dtype, mean, 10 * i) for i in range(1, gpu_sets(nbytes)))]
-    bound = FLOAT32 if dtype == torch.float32 else 2.0 * torch.finfo(dtype).eps
-    of = "weighted mean" if mean else "each sample"
-    case = f"{of}, forward + backward B={LOSS_ROWS:,} d={LOSS_DIM} {str(dtype).removeprefix('torch.')}"
-    exact = one.double().ours("reference")
+class LossRace:
+    """A loss in a dtype, of each sample or their weighted mean."""
 
-    def row(contender: str, found: tuple[Tensor, ...], configuration: str = "") -> Row:
-        check = agree(found, exact, bound)
-        made = Row(kind.name, case, contender, "a value", LOSS_ROWS * LOSS_DIM, check, configuration=configuration)
-        made.bytes = kind.arrays * LOSS_ROWS * LOSS_DIM * one.noise.element_size()
+    def __init__(self, kind: type[Loss], dtype: torch.dtype, mean: bool) -> None:
+        self.kind, self.dtype, self.mean = kind, dtype, mean
+        of = "weighted mean" if mean else "each sample"
+        said = str(dtype).removeprefix("torch.")
+        self.case = f"{of}, forward + backward B={LOSS_ROWS:,} d={LOSS_DIM} {said}"
+
+    @cached_property
+    def sets(self) -> list[Loss]:
+        """Inputs that a cache does not hold all of."""
+        one = self.kind(self.dtype, self.mean, 0)
+        count = gpu_sets(one.scores.nbytes + one.noise.nbytes)
+        return [one, *(self.kind(self.dtype, self.mean, 10 * i) for i in range(1, count))]
+
+    @cached_property
+    def exact(self) -> tuple[Tensor, ...]:
+        return self.sets[0].double().ours("reference")
+
+    def row(self, contender: str, found: tuple[Tensor, ...], configuration: str = "") -> Row:
+        bound = FLOAT32 if self.dtype == torch.float32 else 2.0 * torch.finfo(self.dtype).eps
+        check, count = agree(found, self.exact, bound), LOSS_ROWS * LOSS_DIM
+        made = Row(self.kind.name, self.case, contender, "a value", count, check, configuration=configuration)
+        made.bytes = self.kind.arrays * count * self.sets[0].noise.element_size()
         return made
 
-    ours = row(backend, one.ours(backend))
-    ours.share, ours.targets = None if mean else LOSS_SHARE, {"eager": 1.0}
-    _log(log, ours, [partial(s.ours, backend) for s in sets])
-    _log(log, row("eager", one.peer(one.formula)), [partial(s.peer, s.formula) for s in sets])
-    compiled = torch.compile(one.formula, fullgraph=True, dynamic=False, **COMPILE)
-    found = one.peer(compiled)
-    _log(log, row("compiled", found, "in one graph"), [partial(s.peer, compiled) for s in sets])
+    def time_ours(self, backend: str, log: Log) -> None:
+        ours = self.row(backend, self.sets[0].ours(backend))
+        ours.share, ours.targets = None if self.mean else LOSS_SHARE, {"eager": 1.0}
+        _log(log, ours, [partial(s.ours, backend) for s in self.sets])
+
+    def time_peers(self, log: Log) -> None:
+        one = self.sets[0]
+        _log(log, self.row("eager", one.peer(one.formula)), [partial(s.peer, s.formula) for s in self.sets])
+        compiled = torch.compile(one.formula, fullgraph=True, dynamic=False, **COMPILE)
+        row = self.row("compiled", one.peer(compiled), "in one graph")
+        _log(log, row, [partial(s.peer, compiled) for s in self.sets])
 
 
 # --- the score and the reverse process ---------------------------------------------------------------------------
 
 
+class Density:
+    """A kernel density of so many points: two products with softmax between, at float32's precision."""
+
+    def __init__(self) -> None:
+        mixture, x = memory.kernel_density(COMPONENTS, PIXELS, POINTS)
+        self.mixture, self.x = mixture.to(device()), x.to(device())
+        self.few = self.x[:8]
+        self.exact = self.score(self.few.double(), "reference")
+
+    def score(self, x: Tensor, how: str) -> Tensor:
+        return functional.mixture_score(x, self.mixture, backend=how)
+
+    def row(self, name: str, run: Callable[[Tensor], Tensor], bound: float) -> Row:
+        case = f"d={PIXELS} K={COMPONENTS:,} B={POINTS:,} spherical"
+        check = agree((run(self.x)[: len(self.few)],), (self.exact,), bound)
+        return Row("mixture_score", case, name, "a sample", POINTS, check)
+
+
 def time_mixture_score(backend: str, log: Log) -> None:
-    """Time a kernel density of so many points: two products with softmax between, at float32's precision."""
-    mixture, x = memory.kernel_density(COMPONENTS, PIXELS, POINTS)
-    mixture, x = mixture.to(device()), x.to(device())
-    few = x[:8]
-    exact = functional.mixture_score(few.double(), mixture, backend="reference")
-    own = deviation((functional.mixture_score(few, mixture, backend="reference"),), (exact,))
-    case = f"d={PIXELS} K={COMPONENTS:,} B={POINTS:,} spherical"
-    contenders: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
-        backend: (partial(functional.mixture_score, mixture=mixture, backend=backend), FLOAT32 + 10.0 * own),
-        "eager": (memory.matmul_score(mixture), 1e-3),
-    }
-    for name, (run, bound) in contenders.items():
-        row = Row("mixture_score", case, name, "a sample", POINTS, agree((run(x)[: len(few)],), (exact,), bound))
-        if name == backend:
-            row.multiply_adds = POINTS * roofline.spherical_score_multiply_adds(PIXELS, COMPONENTS)
-        _log(log, row, partial(run, x))
+    density = Density()
+    run = partial(density.score, how=backend)
+    own = deviation((density.score(density.few, "reference"),), (density.exact,))
+    row = density.row(backend, run, FLOAT32 + 10.0 * own)
+    row.multiply_adds = POINTS * roofline.spherical_score_multiply_adds(PIXELS, COMPONENTS)
+    _log(log, row, partial(run, density.x))
+
+
+def time_eager_score(log: Log) -> None:
+    density = Density()
+    run = memory.matmul_score(density.mixture)
+    _log(log, density.row("eager", run, 1e-3), partial(run, density.x))
 
 
 class Reversed:
@@ -297,22 +355,26 @@ def _score_multiply_adds(kind: str, dim: int, components: int) -> int:
     return components * (dim * dim + 2 * dim + 10) + dim
 
 
+def _agree_on_few(problem: Reversed, found: tuple[Tensor, ...], noise: bool, bound: float) -> str:
+    few = tuple(t[:FEW].double() for t in problem.tensors)
+    return agree(tuple(t[:FEW] for t in found), problem.ours("reference", few, noise), bound)
+
+
 def time_reverse_steps(shape: tuple[str, int, int, int], backend: str, log: Log) -> None:
     problem = Reversed(*shape)
-    few = tuple(t[:1024] for t in problem.tensors)
-    double = tuple(t.double() for t in few)
-
-    def checked(found: tuple[Tensor, ...], noise: bool, bound: float) -> str:
-        return agree(tuple(t[: len(few[0])] for t in found), problem.ours("reference", double, noise), bound)
-
-    own = deviation(problem.ours("reference", few), problem.ours("reference", double))
-    check = checked(problem.ours(backend), True, FLOAT32 + 10.0 * own)
+    few = tuple(t[:FEW] for t in problem.tensors)
+    own = deviation(problem.ours("reference", few), problem.ours("reference", tuple(t.double() for t in few)))
+    check = _agree_on_few(problem, problem.ours(backend), True, FLOAT32 + 10.0 * own)
     row = Row("reverse_steps", problem.case, backend, "a sample-step", problem.count, check)
     row.multiply_adds, row.normals = problem.multiply_adds, problem.normals
     row.bytes = problem.tensors[0].nbytes + sum(t.nbytes for t in problem.tensors)
     row.share, row.targets = REVERSE_SHARE, {"eager": AHEAD_OF_EAGER}
     _log(log, row, partial(problem.ours, backend))
-    check = checked(problem.eager(False), False, MATMUL_FORM)
+
+
+def time_eager_steps(shape: tuple[str, int, int, int], log: Log) -> None:
+    problem = Reversed(*shape)
+    check = _agree_on_few(problem, problem.eager(False), False, MATMUL_FORM)
     peer = Row("reverse_steps", problem.case, "eager", "a sample-step", problem.count, f"without noise: {check}")
     _log(log, peer, problem.eager)
 
