@@ -6,7 +6,7 @@ Chosen by shape and never by timing, so that the same call computes the same bit
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -19,7 +19,8 @@ class Configuration:
     """Choices with which a kernel is compiled for the sizes it serves.
 
     dim and components are the largest that it serves (None: any), architecture the only one it is for, such as
-    "sm_90" or "gfx942" (None: any). constants are the kernel's constexpr arguments by name.
+    "sm_90" or "gfx942" (None: any). constants are the kernel's constexpr arguments by name. registers is
+    the most that a thread may have on NVIDIA's GPUs, whose assembler else spills for the sake of more warps at a time.
     """
 
     constants: Mapping[str, int]
@@ -28,6 +29,7 @@ class Configuration:
     dim: int | None
     components: int | None
     architecture: str | None
+    registers: int | None = None
 
     def __getitem__(self, constant: str) -> int:
         return self.constants[constant]
@@ -42,7 +44,8 @@ class Configuration:
     @property
     def options(self) -> dict[str, int]:
         """Options of the compiler."""
-        return {"num_warps": self.num_warps} | ({} if self.num_stages is None else {"num_stages": self.num_stages})
+        given = {"num_warps": self.num_warps, "num_stages": self.num_stages, "maxnreg": self.registers}
+        return {name: value for name, value in given.items() if value is not None}
 
     @property
     def launch(self) -> dict[str, int]:
@@ -57,9 +60,10 @@ def _for(
     *,
     num_warps: int,
     num_stages: int | None = None,
+    registers: int | None = None,
     **constants: int,
 ) -> Configuration:
-    return Configuration(constants, num_warps, num_stages, dim, components, architecture)
+    return Configuration(constants, num_warps, num_stages, dim, components, architecture, registers)
 
 
 # The first configuration of an op that serves (d, K) on an architecture is taken: an entry for one architecture stands
@@ -87,7 +91,7 @@ TABLE: dict[str, tuple[Configuration, ...]] = {
         _for(dim=4, ROWS=256, num_warps=4),
         _for(dim=16, ROWS=64, COMPONENTS=16, DIMS=16, num_warps=4),
         _for(dim=64, components=256, ROWS=16, COMPONENTS=16, DIMS=64, num_warps=4),
-        _for(components=16, ROWS=16, COMPONENTS=16, DIMS=32, DIRECT=1, num_warps=4, num_stages=1),
+        _for(components=16, ROWS=16, COMPONENTS=16, DIMS=32, DIRECT=1, num_warps=4, num_stages=1, registers=255),
         _for(ROWS=32, COMPONENTS=16, DIMS=16, DIRECT=0, num_warps=4),
     ),
     "mixture_merge": (
@@ -116,16 +120,22 @@ TABLE: dict[str, tuple[Configuration, ...]] = {
         _for(architecture="gfx942", ROWS=4, COLUMNS=64, COMPONENTS=4, num_warps=1, num_stages=1),
         _for(dim=16, components=10, ROWS=8, COLUMNS=16, COMPONENTS=10, num_warps=1, num_stages=1),
         _for(dim=64, components=10, ROWS=4, COLUMNS=64, COMPONENTS=10, num_warps=1, num_stages=1),
-        _for(components=10, ROWS=2, COLUMNS=128, COMPONENTS=10, num_warps=1, num_stages=1),
-        _for(ROWS=4, COLUMNS=64, COMPONENTS=6, num_warps=1, num_stages=1),
+        _for(components=10, ROWS=2, COLUMNS=128, COMPONENTS=10, num_warps=1, num_stages=1, registers=255),
+        _for(ROWS=4, COLUMNS=64, COMPONENTS=6, num_warps=1, num_stages=1, registers=255),
     ),
     "simulate_diag": (
         _for(architecture="gfx942", ROWS=4, COLUMNS=64, COMPONENTS=4, num_warps=1, num_stages=1),
+        _for(dim=16, components=10, ROWS=8, COLUMNS=16, COMPONENTS=10, num_warps=1, num_stages=1),
+        _for(dim=64, components=10, ROWS=4, COLUMNS=64, COMPONENTS=10, num_warps=1, num_stages=1),
+        _for(components=10, ROWS=2, COLUMNS=128, COMPONENTS=10, num_warps=1, num_stages=1, registers=255),
         _for(dim=16, ROWS=8, COLUMNS=16, COMPONENTS=4, num_warps=1, num_stages=1),
-        _for(ROWS=4, COLUMNS=64, COMPONENTS=4, num_warps=1, num_stages=1),
+        _for(ROWS=4, COLUMNS=64, COMPONENTS=4, num_warps=1, num_stages=1, registers=255),
     ),
     # The same with matrix products for P x and P z, which want 16 rows and several warps.
-    "simulate_tied": (_for(ROWS=16, COLUMNS=32, COMPONENTS=4, num_warps=2, num_stages=1),),
+    "simulate_tied": (
+        _for(architecture="gfx942", ROWS=16, COLUMNS=32, COMPONENTS=4, num_warps=2, num_stages=1),
+        _for(ROWS=16, COLUMNS=32, COMPONENTS=4, num_warps=8, num_stages=1, registers=255),
+    ),
     # Reverse steps have the configurations above but for tied and full, the latter with a product for each component.
     "reverse_steps_tied": (_for(ROWS=16, COLUMNS=32, COMPONENTS=4, num_warps=4, num_stages=1),),
     "reverse_steps_full": (
@@ -151,7 +161,7 @@ TABLE: dict[str, tuple[Configuration, ...]] = {
 
 def configuration(op: str, dim: int, components: int = 1, architecture: str | None = None) -> Configuration:
     """Return the one that serves rows of `dim` values and `components`; architecture as `architecture_of` names it."""
-    return next(c for c in TABLE[op] if c.serves(dim, components, architecture))
+    return _on(next(c for c in TABLE[op] if c.serves(dim, components, architecture)), architecture)
 
 
 def configurations(op: str, architecture: str) -> Iterator[Configuration]:
@@ -160,7 +170,13 @@ def configurations(op: str, architecture: str) -> Iterator[Configuration]:
     for c in TABLE[op]:
         if c.architecture in (None, architecture) and (c.dim, c.components) not in sizes:
             sizes.add((c.dim, c.components))
-            yield c
+            yield _on(c, architecture)
+
+
+def _on(chosen: Configuration, architecture: str | None) -> Configuration:
+    """Return it as that architecture's compiler takes it: NVIDIA's alone has a number of registers."""
+    nvidia = architecture is not None and architecture.startswith("sm_")
+    return chosen if nvidia else replace(chosen, registers=None)
 
 
 @cache

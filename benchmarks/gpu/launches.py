@@ -75,23 +75,27 @@ class Compiled:
 
 
 class _Unlaunched:
-    """Stands for a compiled kernel, and does nothing."""
+    """Stands for a compiled kernel; a launch is noted, and does nothing."""
 
     function = packed_metadata = None
+
+    def __init__(self, launched: Callable[[tuple[int, ...]], None]) -> None:
+        self.launched = launched
 
     def launch_metadata(self, *_: Any) -> None:
         return None
 
-    def run(self, *_: Any) -> None:
-        return None
+    def run(self, *arguments: Any) -> None:
+        self.launched(arguments[:3])
 
 
 class Recording:
-    """The variants that were launched, each once."""
+    """The variants that were launched, each once, and the launches: the variant's key and the grid."""
 
     def __init__(self) -> None:
         self.case = ""
         self.variants: dict[str, Variant] = {}
+        self.launches: list[tuple[str, tuple[int, ...]]] = []
 
     def compile(self, source: Any, target: Any = None, options: Any = None, **_: Any) -> _Unlaunched:
         """Stand in for triton.compile."""
@@ -102,7 +106,7 @@ class Recording:
         key = f"{source.hash()} {sorted((name, str(value)) for name, value in options.items())}"
         made = Variant(source.fn.__name__, " ".join(shown), self.case, source, target, dict(options))
         self.variants.setdefault(key, made)
-        return _Unlaunched()
+        return _Unlaunched(lambda grid: self.launches.append((key, grid)))
 
 
 def _kernels() -> list[ModuleType]:

@@ -287,30 +287,30 @@ def time_eager_score(log: Log) -> None:
 class Reversed:
     """Steps of the reverse process from T to 0 with a linearised residual; y, held, slope and rate are random."""
 
-    def __init__(self, kind: str, dim: int, components: int, rows: int) -> None:
+    def __init__(self, kind: str, dim: int, components: int, rows: int, steps: int = REVERSE_STEPS) -> None:
         mixture = random_mixture(kind, components, dim, seed=generator(dim), overlapping=True).to(device())
-        self.process = LangevinProcess(mixture, T=0.02 * REVERSE_STEPS, n_steps=REVERSE_STEPS)
+        self.steps, self.process = steps, LangevinProcess(mixture, T=0.02 * steps, n_steps=steps)
         self.tensors = *(normals(rows, dim, seed=i) for i in range(3)), normals(rows, seed=3).square()
-        self.coefficients = self.process.reverse_scheme("sde", "linear").coefficients(REVERSE_STEPS, 0)
+        self.coefficients = self.process.reverse_scheme("sde", "linear").coefficients(steps, 0)
         self.silent = self.coefficients.clone()
         self.silent[4] = 0.0
-        self.bounds = torch.tensor([REVERSE_STEPS, 0], device=device())
+        self.bounds = torch.tensor([steps, 0], device=device())
         self.seed = torch.ones((), dtype=torch.int64, device=device())
-        self.case = f"{kind} d={dim} K={components} B={rows:,} steps={REVERSE_STEPS}"
+        self.case = f"{kind} d={dim} K={components} B={rows:,} steps={steps}"
         self.score = _eager_score(mixture.float())
         # A y, X slope, C times their sum, B grad log pi, S xi; x, e^-x, 1 - e^-x, f(2 x), and A, B, C and S by them
         each = _score_multiply_adds(kind, dim, components) + 5 * dim + (1 + roofline.EXPONENTIAL + 1 + 2 + 4)
-        self.multiply_adds, self.normals = rows * REVERSE_STEPS * each, rows * (REVERSE_STEPS - 1) * dim
-        self.count = rows * REVERSE_STEPS
+        self.multiply_adds, self.normals = rows * steps * each, rows * (steps - 1) * dim
+        self.count = rows * steps
 
-    def ours(self, how: str, tensors: tuple[Tensor, ...] | None = None, noise: bool = True) -> tuple[Tensor]:
+    def ours(self, how: str, tensors: tuple[Tensor | None, ...] | None = None, noise: bool = True) -> tuple[Tensor]:
         y, held, slope, rate = tensors or self.tensors
         table = self.coefficients if noise else self.silent
         return (self.process.dynamics.reverse_steps(y, held, slope, rate, self.bounds, table, self.seed, 0, how),)
 
     def eager(self, noise: bool = True) -> tuple[Tensor]:
         y, held, slope, rate = self.tensors
-        for n in reversed(range(REVERSE_STEPS)):
+        for n in reversed(range(self.steps)):
             decay, drift, weight, position, std, rate_scale = self.numbers[n]
             x = (rate_scale * rate)[:, None].clamp(min=1e-30)
             mean = -torch.expm1(-x) / x

@@ -1,0 +1,121 @@
+"""Instructions of a compiled program, each as often as its loops run: what a warp issues, and to which pipe."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+LINE = re.compile(
+    r"^\s+/\*(?P<at>[0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(?P<op>[A-Z][A-Z0-9_.]*)\s*(?P<rest>[^;]*);", re.MULTILINE
+)
+ALU = (
+    "IADD",
+    "LOP",
+    "SHF",
+    "LEA",
+    "ISETP",
+    "IMNMX",
+    "VIMNMX",
+    "SEL",
+    "PRMT",
+    "FSETP",
+    "FSEL",
+    "FMNMX",
+    "VIADD",
+    "PLOP",
+)
+# Lanes of a quarter of a multiprocessor of an H100 that a pipe serves in a cycle, as cycles for a warp's instruction.
+PIPES: dict[str, tuple[tuple[str, ...], float]] = {
+    "fp32": (("FFMA", "FADD", "FMUL"), 1.0),
+    "imad": (("IMAD",), 2.0),
+    "alu": (ALU, 2.0),
+    "mufu": (("MUFU", "I2F", "F2I", "POPC", "FLO"), 8.0),
+    # 1,024 multiply-adds of tf32 (16 x 8 x 8), of which a quarter does 256 a cycle, and 62% of that by mma.sync
+    "tensor": (("HMMA",), 4.0 / 0.62),
+    # 32 lanes by 32 bits at 128 bytes a cycle for four quarters; wider ones in proportion
+    "global memory": (("LDG", "STG"), 4.0),
+}
+
+
+@dataclass
+class Loop:
+    """A loop by the addresses of its first and last instruction, and what is in it but not in the loops within it."""
+
+    first: int
+    last: int
+    depth: int = 0
+    inner: list[Loop] = field(default_factory=list)
+    instructions: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def leaf(self) -> bool:
+        return not self.inner
+
+    def strides(self) -> list[int]:
+        """Return what is added to registers at each turn, as far as it is a constant."""
+        added = [
+            re.match(r"(U?R\d+), \1, (0x[0-9a-f]+)(, U?RZ)?$", rest) for op, rest in self.instructions if "ADD" in op
+        ]
+        return sorted(int(match[2], 16) for match in added if match)
+
+
+def program(sass: str) -> Loop:
+    """Return a program as a loop that runs once: as far as its last EXIT, behind which are slow paths and padding."""
+    lines = [(int(m["at"], 16), m["op"], m["rest"].strip()) for m in LINE.finditer(sass)]
+    end = max((at for at, op, _ in lines if op == "EXIT"), default=lines[-1][0])
+    jumps = [
+        (int(m[0], 16), at) for at, op, rest in lines if op.startswith("BRA") and (m := re.search(r"0x[0-9a-f]+", rest))
+    ]
+    ends: dict[int, int] = {}
+    for to, at in jumps:
+        if to < at and to <= end and "DIV" not in dict((a, o) for a, o, _ in lines)[at]:
+            ends[to] = max(at, ends.get(to, 0))
+    whole = Loop(0, max([end, *ends.values()]))
+    for first, last in sorted(ends.items(), key=lambda pair: (pair[0], -pair[1])):
+        within = _innermost(whole, first)
+        within.inner.append(Loop(first, last, within.depth + 1))
+    for at, op, rest in lines:
+        if at <= whole.last:
+            _innermost(whole, at).instructions.append((op, rest))
+    return whole
+
+
+def _innermost(loop: Loop, at: int) -> Loop:
+    for one in loop.inner:
+        if one.first <= at <= one.last:
+            return _innermost(one, at)
+    return loop
+
+
+@dataclass
+class Count:
+    """What a warp issues: instructions, and the cycles that each pipe is taken."""
+
+    instructions: float = 0.0
+    cycles: Counter[str] = field(default_factory=Counter)
+
+    def add(self, op: str, times: float) -> None:
+        self.instructions += times
+        for pipe, (names, cost) in PIPES.items():
+            if op.startswith(names):
+                width = 4.0 if ".128" in op else 2.0 if ".64" in op else 1.0
+                self.cycles[pipe] += times * cost * (width if pipe == "global memory" else 1.0)
+
+    @property
+    def most(self) -> tuple[str, float]:
+        """The pipe that is taken longest, with its cycles; "issue" is one instruction a cycle."""
+        return max([("issue", self.instructions), *self.cycles.items()], key=lambda pair: pair[1])
+
+
+def count(loop: Loop, turns: Callable[[Loop], float], times: float = 1.0) -> Count:
+    """Count the instructions of a loop that runs so many times, those within by the turns of each loop."""
+    found = Count()
+    for op, _ in loop.instructions:
+        found.add(op, times)
+    for one in loop.inner:
+        inner = count(one, turns, times * turns(one))
+        found.instructions += inner.instructions
+        found.cycles.update(inner.cycles)
+    return found
