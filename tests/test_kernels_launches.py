@@ -106,7 +106,7 @@ def test_every_variant_compiles_without_spills(version: str, target: str, tmp_pa
     if version == "oldest" and not OLDEST.is_dir():
         pytest.skip(f"{OLDEST} is not there: make test sets it up")
     path = os.pathsep.join(map(str, ((OLDEST, ROOT) if version == "oldest" else (ROOT,))))
-    rows = compiled_by(__file__, tmp_path, [target], seconds=None, PYTHONPATH=path, **FULL)
+    rows = compiled_by(__file__, tmp_path, [target], None, PYTHONPATH=path, **FULL)
     assert len(rows) > 300
     for row in rows:
         check_resources(row, REGISTERS[target])

@@ -27,6 +27,7 @@ from .log import Log
 from .processes import end_with
 
 PACKAGES = ("torch", "triton", "jax", "jaxlib", "torchsde", "numpy")
+LAST_VARIANT = 25.0  # seconds before its end in which the compilation begins no other
 ASKED = "driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit"
 
 
@@ -42,32 +43,36 @@ def build(log: Log) -> None:
 
 
 def compile_kernels(log: Log) -> None:
-    """Compile, in parallel, every variant of Triton's kernels that the checks will launch, into Triton's cache.
+    """Compile, in parallel, the variants of Triton's kernels that the checks will launch, into Triton's cache.
 
-    In a process that does not see the GPU. On a CPU variants are only gathered, those of an H100.
+    In a process that does not see the GPU; what it has no time for, the checks compile themselves. On a CPU variants
+    are only listed, those of an H100.
     """
     gpu = device().type == "cuda"
     architecture = _architecture() if gpu else "sm_90"
     if architecture not in launches.TARGETS:
         log.write("note", f"kernels are not compiled ahead for {architecture}: expected {', '.join(launches.TARGETS)}")
         return
-    command = [sys.executable, "-m", f"{__package__}.launches", architecture, *([] if gpu else ["--list"])]
-    settings = {DEVICE: "cpu", "CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+    how = ["--seconds", str(log.left() - LAST_VARIANT)] if gpu else ["--list"]
+    command = [sys.executable, "-m", f"{__package__}.launches", architecture, "--json", *how]
+    settings = {DEVICE: "cpu", "CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "FASTNDSM_DISABLE_JIT": "1"}
     done = subprocess.run(
-        [*command, "--json"],
+        command,
         env=os.environ | settings,
         stdout=subprocess.PIPE,
         text=True,
         preexec_fn=partial(end_with, os.getpid()),
     )
-    found = [launches.Compiled(**row) for row in json.loads(done.stdout)] if done.returncode == 0 else []
+    if done.returncode != 0:
+        raise RuntimeError(f"variants cannot be compiled: {command} ended with {done.returncode}")
+    made = json.loads(done.stdout)
+    found = [launches.Compiled(**row) for row in made["compiled"]]
     for one in found:
         if one.error:
             log.write("failure", f"{one.kernel} of {one.case}: {one.error[:500]} ({one.said})")
     spilled = sum(one.spilled > 0 for one in found)
-    log.write("note", f"{len(found)} variants of kernels {'compiled' if gpu else 'listed'}, {spilled} with spills")
-    if done.returncode != 0:
-        raise RuntimeError(f"variants cannot be compiled: {command} ended with {done.returncode}")
+    said = f"{len(found)} of {made['variants']} variants of kernels {'compiled' if gpu else 'listed'}"
+    log.write("note", f"{said} for {architecture}, {spilled} with spills")
 
 
 def _architecture() -> str:

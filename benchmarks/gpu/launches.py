@@ -14,6 +14,7 @@ import functools
 import importlib
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import pkgutil
@@ -169,14 +170,16 @@ def of_family(architecture: str, family: str, kind: str = "") -> Recording:
 # --- compiled ----------------------------------------------------------------------------------------------------
 
 
-def compile_variants(variants: Sequence[Variant], processes: int) -> list[Compiled]:
-    """Compile them in processes forked from this one, each taking the next that is left; in the order given."""
+def compile_variants(variants: Sequence[Variant], processes: int, seconds: float = math.inf) -> list[Compiled]:
+    """Compile them in processes forked from this one, each taking the next that is left until the time is over.
+
+    Return, in the order given, what came of those that were reached.
+    """
     context = multiprocessing.get_context("fork")
-    following = context.Value("q", 0)
-    parent = os.getpid()
+    following, parent, end = context.Value("q", 0), os.getpid(), time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as place:
         paths = [Path(place) / str(i) for i in range(min(processes, len(variants)))]
-        workers = [context.Process(target=_work, args=(variants, following, path, parent)) for path in paths]
+        workers = [context.Process(target=_work, args=(variants, following, path, parent, end)) for path in paths]
         for worker in workers:
             worker.start()
         for worker in workers:
@@ -184,18 +187,19 @@ def compile_variants(variants: Sequence[Variant], processes: int) -> list[Compil
         lines = [json.loads(line) for path in paths if path.exists() for line in path.read_text().splitlines()]
     found = {index: Compiled(**row) for index, row in lines}
     lost = "its process ended"  # the compiler took it down
-    return [found.get(i) or Compiled(v.kernel, v.said, v.case, 0.0, error=lost) for i, v in enumerate(variants)]
+    reached = enumerate(variants[: following.value])
+    return [found.get(i) or Compiled(v.kernel, v.said, v.case, 0.0, error=lost) for i, v in reached]
 
 
-def _work(variants: Sequence[Variant], following: Any, path: Path, parent: int) -> None:
+def _work(variants: Sequence[Variant], following: Any, path: Path, parent: int, end: float) -> None:
     end_with(parent)
     with path.open("w") as file:
-        while True:
+        while time.monotonic() < end:
             with following.get_lock():
                 index = following.value
+                if index >= len(variants):
+                    return
                 following.value += 1
-            if index >= len(variants):
-                return
             file.write(json.dumps([index, asdict(compiled(variants[index]))]) + "\n")
             file.flush()
 
@@ -262,6 +266,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="compile nothing")
     parser.add_argument("--json", action="store_true", help="as JSON, all of it; else what spills or fails")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--seconds", type=float, default=math.inf, help="none is begun after so many")
     options = parser.parse_args()
     if os.environ.get(DEVICE) != "cpu":
         parser.error(f"expected {DEVICE}=cpu in the environment: no GPU takes part")
@@ -271,12 +276,12 @@ def main() -> int:
     if options.list:
         found = [Compiled(v.kernel, v.said, v.case, 0.0) for v in variants]
     else:
-        found = compile_variants(variants, options.processes)
+        found = compile_variants(variants, options.processes, options.seconds)
     if options.json:
-        print(json.dumps([asdict(one) for one in found]))
+        print(json.dumps({"variants": len(variants), "compiled": [asdict(one) for one in found]}))
         return 0
     bad = [one for one in found if one.error or one.spilled]
-    print(f"{len(found)} variants, {len(bad)} that spill or do not compile")
+    print(f"{len(found)} of {len(variants)} variants, {len(bad)} that spill or do not compile")
     print(
         markdown(
             ("kernel", "constants", "case", "spilled", "error"),

@@ -129,9 +129,8 @@ def trajectory(loop: sass.Loop, constants: dict[str, Any], steps: int, blocks: i
     if tiles == 1:
         return steps if loop.depth == 1 else blocks
     if loop.leaf:
-        strides = [stride for stride in loop.strides() if stride % constants["COLUMNS"] == 0]
-        return tiles / (min(strides) // constants["COLUMNS"]) if strides else tiles  # more than 1 where it is unrolled
-    return steps if loop.depth == 1 else blocks
+        return tiles / loop.stride(constants["COLUMNS"])  # several where it is unrolled
+    return steps if loop.depth == 1 else 2 if constants.get("ANTITHETIC") and loop.depth == 2 else blocks
 
 
 def cases() -> list[Case]:

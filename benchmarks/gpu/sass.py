@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 LINE = re.compile(
-    r"^\s+/\*(?P<at>[0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(?P<op>[A-Z][A-Z0-9_.]*)\s*(?P<rest>[^;]*);", re.MULTILINE
+    r"^\s+/\*(?P<at>[0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(?P<op>[A-Z][A-Za-z0-9_.]*)\s*(?P<rest>[^;]*);", re.MULTILINE
 )
+ADDED = re.compile(r"(?P<to>U?R\d+),(?: U?P\d,)* (?:(?P=to)(?:\.reuse)?|U?R\d+), (?P<added>0x[0-9a-f]+)(?:, U?R\w+)?$")
 ALU = (
     "IADD",
     "LOP",
@@ -32,8 +33,9 @@ PIPES: dict[str, tuple[tuple[str, ...], float]] = {
     "imad": (("IMAD",), 2.0),
     "alu": (ALU, 2.0),
     "mufu": (("MUFU", "I2F", "F2I", "POPC", "FLO"), 8.0),
-    # 1,024 multiply-adds of tf32 (16 x 8 x 8), of which a quarter does 256 a cycle, and 62% of that by mma.sync
-    "tensor": (("HMMA",), 4.0 / 0.62),
+    # 1,024 multiply-adds of tf32 (16 x 8 x 8), of which a quarter does 256 a cycle, and 62% of that by mma.sync; of a
+    # warp group's (64 x n x 8) each of its four warps has a quarter
+    "tensor": (("HMMA", "HGMMA"), 4.0 / 0.62),
     # 32 lanes by 32 bits at 128 bytes a cycle for four quarters; wider ones in proportion
     "global memory": (("LDG", "STG"), 4.0),
 }
@@ -53,33 +55,37 @@ class Loop:
     def leaf(self) -> bool:
         return not self.inner
 
-    def strides(self) -> list[int]:
-        """Return what is added to registers at each turn, as far as it is a constant."""
-        added = [
-            re.match(r"(U?R\d+), \1, (0x[0-9a-f]+)(, U?RZ)?$", rest) for op, rest in self.instructions if "ADD" in op
+    def stride(self, unit: int) -> int:
+        """Return by how many units a counter goes on at each turn: the least of what registers are increased by."""
+        steps = [
+            int(match["added"], 16) for op, rest in self.instructions if "ADD" in op and (match := ADDED.match(rest))
         ]
-        return sorted(int(match[2], 16) for match in added if match)
+        return min((step // unit for step in steps if step % unit == 0), default=1)
 
 
 def program(sass: str) -> Loop:
     """Return a program as a loop that runs once: as far as its last EXIT, behind which are slow paths and padding."""
     lines = [(int(m["at"], 16), m["op"], m["rest"].strip()) for m in LINE.finditer(sass)]
-    end = max((at for at, op, _ in lines if op == "EXIT"), default=lines[-1][0])
-    jumps = [
-        (int(m[0], 16), at) for at, op, rest in lines if op.startswith("BRA") and (m := re.search(r"0x[0-9a-f]+", rest))
-    ]
+    last = max((i for i, (_, op, _) in enumerate(lines) if op == "EXIT"), default=len(lines) - 1)
+    if last + 1 < len(lines) and lines[last + 1][1] == "BRA" and _target(lines[last + 1][2]) < lines[last][0]:
+        last += 1  # the way back of a loop that ends in the EXIT
+    lines = lines[: last + 1]
     ends: dict[int, int] = {}
-    for to, at in jumps:
-        if to < at and to <= end and "DIV" not in dict((a, o) for a, o, _ in lines)[at]:
-            ends[to] = max(at, ends.get(to, 0))
-    whole = Loop(0, max([end, *ends.values()]))
-    for first, last in sorted(ends.items(), key=lambda pair: (pair[0], -pair[1])):
-        within = _innermost(whole, first)
-        within.inner.append(Loop(first, last, within.depth + 1))
     for at, op, rest in lines:
-        if at <= whole.last:
-            _innermost(whole, at).instructions.append((op, rest))
+        if op == "BRA" and (to := _target(rest)) < at:
+            ends[to] = max(at, ends.get(to, 0))
+    whole = Loop(0, lines[-1][0])
+    for first, end in sorted(ends.items(), key=lambda pair: (pair[0], -pair[1])):
+        within = _innermost(whole, first)
+        within.inner.append(Loop(first, end, within.depth + 1))
+    for at, op, rest in lines:
+        _innermost(whole, at).instructions.append((op, rest))
     return whole
+
+
+def _target(rest: str) -> int:
+    found = re.search(r"0x[0-9a-f]+", rest)
+    return int(found[0], 16) if found else 1 << 62
 
 
 def _innermost(loop: Loop, at: int) -> Loop:
@@ -99,9 +105,13 @@ class Count:
     def add(self, op: str, times: float) -> None:
         self.instructions += times
         for pipe, (names, cost) in PIPES.items():
-            if op.startswith(names):
-                width = 4.0 if ".128" in op else 2.0 if ".64" in op else 1.0
-                self.cycles[pipe] += times * cost * (width if pipe == "global memory" else 1.0)
+            if not op.startswith(names):
+                continue
+            if pipe == "global memory":
+                cost *= 4.0 if ".128" in op else 2.0 if ".64" in op else 1.0
+            elif group := re.match(r"HGMMA\.64x(\d+)x8", op):
+                cost = int(group[1]) / 2.0
+            self.cycles[pipe] += times * cost
 
     @property
     def most(self) -> tuple[str, float]:
