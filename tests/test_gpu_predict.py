@@ -25,7 +25,7 @@ CEILINGS = {
     "reverse_steps spherical d=2": (12.5, 1.9),
     "reverse_steps spherical d=784": (2750, 1.1),
 }
-SAMPLER = (2200, 12.0)
+SAMPLER = (2300, 6.5)
 
 PROGRAM = """
         /*0000*/                   LDC R1, c[0x0][0x28] ;                     /* 0x00 */

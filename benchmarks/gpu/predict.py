@@ -194,7 +194,8 @@ def _full(dim: int) -> Case:
 def sampler() -> Prediction:
     """Count the fused sampler: 3 x 128, 4,096 samples, 100 evaluations of the network with a step after each."""
     width, hidden, dim, rows, evaluations, components = 128, 3, 2, 4096, 100, 8
-    tile, outputs, each = 64, 8, 32  # samples a block, outputs a thread, multiply-adds of a thread for an input
+    # samples a block as `shape_for` in sample_mlp.cu has them, outputs a thread, its multiply-adds for an input
+    tile, outputs, each = 32, 8, 32
     threads = tile // 4 * (width // outputs)
     floor = rows * evaluations * (dim * width + (hidden - 1) * width**2 + width * dim) / TF32X3
     name = f"sample MLP {hidden}x{width} B={rows:,} N={evaluations}"
@@ -243,7 +244,7 @@ def _nvcc(source: str) -> dict[str, str]:
 
 def table(found: list[Prediction]) -> str:
     head = ("case", "floor, us", "predicted, us", "of the floor", "limited by", "launches")
-    head += ("warp instructions a row and step", "registers", "spilled")
+    head += ("warp instructions a row and step", "registers", "stack, bytes")
     body = [
         [
             p.name,

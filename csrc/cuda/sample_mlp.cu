@@ -12,15 +12,19 @@ struct Shape {
   size_t bytes;
 };
 
-// The largest tile beside which the weights have room; else the largest without them.
+// The largest tile beside which the weights have room, else the largest without them; a smaller one where the samples
+// do not make a block for every multiprocessor.
 Shape shape_for(const MlpSampling& a) {
-  int device = 0, most = 0;
+  int device = 0, most = 0, multiprocessors = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return {false, 0, 0};
   cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  int largest = 8192 / a.width;
+  while (largest > 32 && (a.rows + largest - 1) / largest < multiprocessors) largest /= 2;
   const size_t each =
       a.width + a.inputs + padded8(a.mixture.dim) + record_floats(a.mixture.n_components + 3, a.mixture.dim);
   for (const bool resident : {true, false}) {
-    for (int tile = 8192 / a.width; tile >= 32; tile /= 2) {
+    for (int tile = largest; tile >= 32; tile /= 2) {
       const size_t bytes = sizeof(float) * ((resident ? a.network_floats : 0) + tile * each);
       if (bytes <= size_t(most)) return {resident, tile, bytes};
     }
