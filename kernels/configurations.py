@@ -12,6 +12,8 @@ from functools import cache
 import torch
 
 SMALL = 4  # the largest dimension whose samples are held in registers
+WHOLE = 16  # the largest whose samples are, whatever the number of components, one tile of mixture_score
+MANY = 1024  # components
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ TABLE: dict[str, tuple[Configuration, ...]] = {
         _for(components=16, ROWS=16, COMPONENTS=16, DIMS=64, DIRECT=1, num_warps=4, num_stages=1),
         _for(ROWS=64, COMPONENTS=32, DIMS=16, DIRECT=0, num_warps=4),
     ),
+    # More than MANY components: larger blocks, whose sums are read and written less often.
+    "mixture_score_many": (_for(ROWS=64, COMPONENTS=64, DIMS=16, DIRECT=0, num_warps=4, num_stages=2),),
     "mixture_hvp": (
         _for(dim=4, ROWS=256, num_warps=4),
         _for(dim=16, ROWS=64, COMPONENTS=16, DIMS=16, num_warps=4),
@@ -134,7 +138,7 @@ TABLE: dict[str, tuple[Configuration, ...]] = {
     # The same with matrix products for P x and P z, which want 16 rows and several warps.
     "simulate_tied": (
         _for(architecture="gfx942", ROWS=16, COLUMNS=32, COMPONENTS=4, num_warps=2, num_stages=1),
-        _for(ROWS=16, COLUMNS=32, COMPONENTS=4, num_warps=8, num_stages=1, registers=255),
+        _for(ROWS=16, COLUMNS=32, COMPONENTS=3, num_warps=8, num_stages=1, registers=255),
     ),
     # Reverse steps have the configurations above but for tied and full, the latter with a product for each component.
     "reverse_steps_tied": (_for(ROWS=16, COLUMNS=32, COMPONENTS=4, num_warps=4, num_stages=1),),

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import mixture_full, mixture_products, mixture_small
-from .configurations import SMALL, Configuration, architecture_of, configuration
+from .configurations import MANY, SMALL, WHOLE, Configuration, architecture_of, configuration
 from .mixture_small import LOWEST, log_of_sum
 from .mixture_split import merge, shares
 from .operands import Mixture
@@ -285,7 +285,11 @@ def posterior_means(
         found = mixture_full.posterior_means(x, v, *given, order)
         return tuple(nothing if part is None else part for part in found)  # type: ignore[return-value]
     architecture = architecture_of(x.device)
-    tile = configuration("mixture_hvp" if order == 2 else "mixture_score", dim, n_components, architecture)
+    op = "mixture_hvp" if order == 2 else "mixture_score"
+    # diag covariances have twice as many sums, for which there is no room beside larger blocks
+    if order < 2 and kind != "diag" and dim > WHOLE and n_components > MANY:
+        op = "mixture_score_many"
+    tile = configuration(op, dim, n_components, architecture)
     splits, share = shares(rows, n_components, tile)
 
     def outputs(*leading: int) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:

@@ -273,7 +273,7 @@ print(*report.failures, *report.peers_failures, sep="\\n")
 
 
 def test_sections_do_not_touch_each_other(tmp_path: Path) -> None:
-    """What each came to is found again by another process, as far as the sources are the same."""
+    """Outcomes are found again by another process, as far as the sources are the same."""
     done = run(sys.executable, "-c", SECTIONS, str(tmp_path))
     assert done.returncode == 0, done.stderr
     statuses = "['ok', 'killed by SIGSEGV', 'killed: still running after 1 s', 'failed', 'failed', 'failed', 'ok', "

@@ -1,4 +1,4 @@
-"""What the Triton backend launches for every case of the GPU suite, up to the compiler; slowly, compiled too.
+"""Launches of the Triton backend for every case of the GPU suite, up to the compiler; slowly, compiled too.
 
 The launches are the real ones with a stub for the driver, so that arguments, constants and keys are those of a GPU.
 """

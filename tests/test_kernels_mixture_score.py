@@ -28,7 +28,7 @@ Shape = tuple[int, int, int]  # rows B, dimension d, components K
 IN_REGISTERS: list[Shape] = [(1, 1, 1), (31, 2, 3), (33, 3, 17), (5, 4, 6)]
 WHOLE: list[Shape] = [(33, 5, 3), (1, 13, 1), (31, 16, 17), (5, 33, 40)]
 IN_TILES: list[Shape] = [(33, 67, 1), (1, 67, 3), (31, 67, 17)]
-LARGE: list[Shape] = [(2, 784, 3)]  # of one kind alone
+LARGE: list[Shape] = [(2, 784, 3), (2, 33, 1031)]  # of one kind alone
 SHAPES = IN_REGISTERS + WHOLE + IN_TILES
 SHARED_OUT: list[Shape] = [(3, 2, 40), (3, 9, 40), (3, 67, 64)]  # among programs
 FAR: list[Shape] = [(5, 2, 3), (5, 16, 3), (5, 67, 17)]
@@ -340,13 +340,17 @@ def compile_all() -> Iterator[Row]:
         return {name: None for name, there in given.items() if not there}
 
     for target in TARGETS:
-        for op, orders in (("mixture_score", (1, 0) if every else (1,)), ("mixture_hvp", (2,))):
+        scores = (1, 0) if every else (1,)
+        for op, orders in (("mixture_score", scores), ("mixture_score_many", scores), ("mixture_hvp", (2,))):
             for tile in configurations(op, target):
                 in_registers = "COMPONENTS" not in tile.constants
                 part = "small" if in_registers else "tiled" if "DIRECT" in tile.constants else "whole"
                 kernel = getattr(kernels, f"mixture_score_{part}_kernel")
                 heaviest = ("full",) if in_registers else ("diag",)
-                for kind in (COVARIANCE_TYPES if in_registers else COVARIANCE_TYPES[:3]) if every else heaviest:
+                kinds_of = COVARIANCE_TYPES if in_registers else COVARIANCE_TYPES[:3]
+                if op == "mixture_score_many":
+                    heaviest, kinds_of = ("tied",), ("spherical", "tied")
+                for kind in kinds_of if every else heaviest:
                     for dim in ((1, 2, 3, 4) if every else (1, 4)) if in_registers else (None,):
                         for order in orders:
                             for partial in (False, True) if every else (False,):

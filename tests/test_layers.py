@@ -48,7 +48,7 @@ LAYERS = (
     ("benchmarks", "examples"),
 )
 ALLOWED = {"fastndsm.reference": {"torch"}, "fastndsm.kernels": {"torch", "triton"}}  # packages from outside
-STANDARD = "__future__ collections contextlib contextvars dataclasses functools importlib math re typing types"
+STANDARD = "__future__ collections contextlib contextvars dataclasses functools importlib math re typing types weakref"
 # Triton's kernels live in a folder of the root.
 FOLDERS = {"fastndsm": "fastndsm", "kernels": "fastndsm.kernels", "benchmarks": "benchmarks", "examples": "examples"}
 

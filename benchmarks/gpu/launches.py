@@ -62,7 +62,7 @@ class Variant:
 
 @dataclass
 class Compiled:
-    """What came of a variant: registers and shared bytes, bytes spilled, instructions; or the error."""
+    """The outcome of a variant: what it takes, or the error."""
 
     kernel: str
     said: str

@@ -48,20 +48,20 @@ LAUNCH = 1e-6  # seconds that a launch in a CUDA graph takes beyond its work
 class Case:
     """A call and its floor.
 
-    turns(loop, constants) tells how often a loop runs; bytes cannot be avoided; of the calls' first one is left out.
+    turns(loop, constants) tells how often a loop runs; bytes are moved by this design.
     """
 
     name: str
     floor: float
     run: Callable[[], Any]
     turns: Callable[[sass.Loop, dict[str, Any]], float]
-    units: float  # what instructions are told for: steps of a row, and the like
+    units: float  # what instructions are told for: steps of rows, or rows
     bytes: float = 0.0
 
 
 @dataclass
 class Prediction:
-    """What was counted for a case."""
+    """Counts of a case, and its time by them."""
 
     name: str
     floor: float
@@ -156,7 +156,9 @@ def _score() -> Case:
     dim, components, rows = timings.PIXELS, timings.COMPONENTS, timings.POINTS
     mixture, x = memory.kernel_density(components, dim, rows)
     floor = rows * roofline.spherical_score_multiply_adds(dim, components) / TF32X3
-    splits, share = shares(rows, components, configuration("mixture_score", dim, components, ARCHITECTURE))
+    tile = configuration("mixture_score_many", dim, components, ARCHITECTURE)
+    splits, share = shares(rows, components, tile)
+    sums = 2 * 4 * rows * dim * splits * math.ceil(share / tile["COMPONENTS"])  # read and written for each block
 
     def turns(loop: sass.Loop, constants: dict[str, Any]) -> float:
         if "COMPONENTS" not in constants:  # the parts are merged
@@ -164,11 +166,11 @@ def _score() -> Case:
         return math.ceil(dim / constants["DIMS"]) if loop.leaf else share / constants["COMPONENTS"]
 
     run = partial(functional.mixture_score, x, mixture, backend="triton")
-    return Case(f"mixture_score spherical d={dim} K={components:,} B={rows:,}", floor, run, turns, rows)
+    return Case(f"mixture_score spherical d={dim} K={components:,} B={rows:,}", floor, run, turns, rows, sums)
 
 
 def _reverse_step(dim: int, rows: int) -> Case:
-    """A step without a slope, as the sampler takes it where it evaluates the network at each."""
+    """Build the case of a step without a slope, as the sampler takes it where it evaluates the network at each."""
     reversed_ = timings.Reversed("spherical", dim, 8 if dim <= 4 else 10, rows, steps=1)
     y, held = reversed_.tensors[:2]
     run = partial(reversed_.ours, "triton", (y, held, None, None))

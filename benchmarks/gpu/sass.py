@@ -97,7 +97,7 @@ def _innermost(loop: Loop, at: int) -> Loop:
 
 @dataclass
 class Count:
-    """What a warp issues: instructions, and the cycles that each pipe is taken."""
+    """Instructions that a warp issues, and the cycles that they take each pipe."""
 
     instructions: float = 0.0
     cycles: Counter[str] = field(default_factory=Counter)
