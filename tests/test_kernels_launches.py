@@ -24,10 +24,12 @@ FULL = {"FASTNDSM_BENCH_SIZE": "full", "FASTNDSM_BENCH_DEVICE": "cpu", "FASTNDSM
 VARIANTS = {"philox": 10, "mixture": 90, "simulate": 140, "reverse steps": 140, "loss": 48, "drift": 12}  # at most
 
 
-def test_every_case_is_launched(launched: dict[str, Any]) -> None:
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_case_is_launched(target: str, launched: dict[str, Any]) -> None:
     """With the variants that a section of the suite compiles first; the sampler's kernel is CUDA's alone."""
-    assert launched["variants"].keys() == set(cases.FAMILIES) - {"mlp sampler"}
-    for family, count in launched["variants"].items():
+    variants = launched["variants"][target]
+    assert variants.keys() == set(cases.FAMILIES) - {"mlp sampler"}
+    for family, count in variants.items():
         assert 0 < count <= VARIANTS[family], family
 
 
@@ -45,6 +47,14 @@ def test_steps_are_drawn_by_one_kernel(launched: dict[str, Any]) -> None:
     assert launched["drawn"] == ["uniform_steps_kernel"]
 
 
+def test_variants_are_compiled_in_processes_for_as_long_as_there_is_time(launched: dict[str, Any]) -> None:
+    first, second = launched["compiled"]
+    assert first["said"] != second["said"] and launched["no time"] == []
+    for row in (first, second):
+        assert row["kernel"] == "philox_normal_kernel" and not row["error"]
+        assert row["registers"] > 0 and row["instructions"] > 100 and row["spilled"] == 0
+
+
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     place = tmp_path_factory.mktemp("launched")
@@ -53,7 +63,8 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def launch_all() -> dict[str, Any]:
     """Return counts of what is launched, to be judged by the tests above."""
-    variants = {f: len(launches.of_family("sm_90", f).variants) for f in cases.FAMILIES if f != "mlp sampler"}
+    families = [family for family in cases.FAMILIES if family != "mlp sampler"]
+    variants = {t: {f: len(launches.of_family(t, f).variants) for f in families} for t in TARGETS}
     with launches.recording("sm_90") as made:
         p = cases.arguments("diag", 5, 2, 3).process
         from fastndsm import use_backend
@@ -63,7 +74,15 @@ def launch_all() -> dict[str, Any]:
         drawn = [v.kernel for v in made.variants.values()]
         pads = {kind: _pads(kind) for kind in ("spherical", "diag", "tied")}
         ordered = {name: _sorts(each) for name, each in (("all", False), ("each", True))}
-    return {"variants": variants, "drawn": drawn, "pads": pads, "sorted": ordered}
+    two = list(launches.of_family("sm_90", "philox").variants.values())[:2]
+    return {
+        "variants": variants,
+        "drawn": drawn,
+        "pads": pads,
+        "sorted": ordered,
+        "compiled": [asdict(found) for found in launches.compile_variants(two, 2)],
+        "no time": launches.compile_variants(two, 2, seconds=0.0),
+    }
 
 
 def _pads(kind: str) -> tuple[int, int, int]:
