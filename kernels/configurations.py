@@ -90,7 +90,7 @@ TABLE: dict[str, tuple[Configuration, ...]] = {
         _for(ROWS=64, COMPONENTS=32, DIMS=16, DIRECT=0, num_warps=4),
     ),
     # More than MANY components: larger blocks, whose sums are read and written less often.
-    "mixture_score_many": (_for(ROWS=64, COMPONENTS=64, DIMS=16, DIRECT=0, num_warps=4, num_stages=2),),
+    "mixture_score_many": (_for(ROWS=64, COMPONENTS=64, DIMS=16, DIRECT=0, num_warps=4, num_stages=1),),
     "mixture_hvp": (
         _for(dim=4, ROWS=256, num_warps=4),
         _for(dim=16, ROWS=64, COMPONENTS=16, DIMS=16, num_warps=4),

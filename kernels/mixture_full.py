@@ -51,10 +51,13 @@ def blocks(x: Tensor, means: Tensor, precisions: Tensor, log_scale: Tensor) -> I
 
 def posterior_means(
     x: Tensor, v: Tensor | None, means: Tensor, precisions: Tensor, log_scale: Tensor, order: int
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return log pi(x) [B], the score [B, d] if order >= 1, and H v [B, d] if order == 2."""
-    along = x.new_zeros(x.shape[0])
-    first, second = torch.zeros_like(x), torch.zeros_like(x)
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return log pi(x) [B] if order == 0, the score [B, d] if order >= 1, and H v [B, d] if order == 2."""
+    first, second, along = x, x, x  # as far as there are no sums
+    if order >= 1:
+        first = torch.zeros_like(x)
+    if order == 2:
+        second, along = torch.zeros_like(x), x.new_zeros(x.shape[0])
     for block in blocks(x, means, precisions, log_scale):
         if order >= 1:
             first = first * block.shrink[:, None] + (block.weights[:, :, None] * block.g).sum(0)
@@ -66,14 +69,13 @@ def posterior_means(
             change = (slopes[:, :, None] * block.g - block.weights[:, :, None] * moved).sum(0)
             second = second * block.shrink[:, None] + change
     maximum, total = block.maximum, block.total
-    log_prob = torch.where(maximum > torch.finfo(x.dtype).min, maximum + total.log(), -math.inf)
-    log_prob = torch.where(total.isnan(), total, log_prob)
     if order == 0:
-        return log_prob, None, None
+        log_prob = torch.where(maximum > torch.finfo(x.dtype).min, maximum + total.log(), -math.inf)
+        return torch.where(total.isnan(), total, log_prob), None, None
     score = first / total[:, None]
     if order == 1:
-        return log_prob, score, None
-    return log_prob, score, (second - score * along[:, None]) / total[:, None]
+        return None, score, None
+    return None, score, (second - score * along[:, None]) / total[:, None]
 
 
 def heaviest_component(x: Tensor, means: Tensor, precisions: Tensor, log_scale: Tensor) -> Tensor:
