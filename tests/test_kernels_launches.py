@@ -55,6 +55,13 @@ def test_variants_are_compiled_in_processes_for_as_long_as_there_is_time(launche
         assert row["registers"] > 0 and row["instructions"] > 100 and row["spilled"] == 0
 
 
+@pytest.mark.parametrize(("architecture", "there"), [("sm_90", True), ("gfx942", False), (None, False)], ids=str)
+def test_nvidia_alone_is_told_how_many_registers(architecture: str | None, there: bool) -> None:
+    from fastndsm.kernels.configurations import configuration
+
+    assert ("maxnreg" in configuration("simulate_diag", 784, 10, architecture).launch) == there
+
+
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     place = tmp_path_factory.mktemp("launched")
