@@ -62,18 +62,18 @@ class Section:
 def _checks() -> list[Section]:
     named = [(f"{family} {kind}", (family, kind)) for family in cases.BY_KIND for kind in cases.COVARIANCE_TYPES]
     named += [(family, (family,)) for family in cases.ALONE]
-    return [Section(f"check {n}", "checks:check_family", 40, a, together=True, each=True) for n, a in named]
+    return [Section(f"check {n}", "checks:check_family", 55, a, together=True, each=True) for n, a in named]
 
 
 def _sanitized() -> list[Section]:
     families = ("mixture", "simulate", "loss", "reverse steps", "mlp sampler")
     return [
-        Section(f"{tool} {family}", "sanitizer:run", 50, (tool, family), together=True, each=True)
+        Section(f"{tool} {family}", "sanitizer:run", 65, (tool, family), together=True, each=True)
         for tool, family in itertools.product(("memcheck", "racecheck"), families)
     ]
 
 
-FIRST = Section("environment", "environment:describe", 15)  # of every call
+FIRST = Section("environment", "environment:describe", 20)  # of every call
 BUILD = (  # before everything else, once
     Section("build", "environment:build", 100, together=True),
     Section("compile", "environment:compile_kernels", 100, together=True),
@@ -94,7 +94,7 @@ PARTS: dict[str, tuple[Section, ...]] = {
         Section("time mixture score", "timings:time_ops", 25, ("mixture score",), each=True),
         Section("time reverse steps", "timings:time_ops", 30, ("reverse steps",), each=True),
         Section("time sampler", "timings:time_samplers", 30, each=True),
-        Section("time training step", "training:time_steps", 60),
+        Section("time training step", "training:time_steps", 55),
     ),
     "peers": (
         Section("peer eager", "simulations:time_peer", 30, ("eager",), ours=False),
