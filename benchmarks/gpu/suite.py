@@ -174,7 +174,7 @@ class Store:
             read = json.loads(self._path(section).read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             return None
-        if read.pop("stamp") != self.stamp or read.pop("section") != section.name:
+        if read.pop("stamp", None) != self.stamp or read.pop("section", None) != section.name:
             return None
         return Outcome(section, **read)
 
