@@ -675,6 +675,10 @@ FUNCTIONS: dict[Any, Callable[[Given], Any]] = {
     **{getattr(functional, name): of_call(name) for name in (*OPS, "reverse_step")},
     **{getattr(reference, name): of_reference(name) for name in OPS},
     reference.film_mlp: of_network,
+    reference.uniform_steps: lambda given: [
+        reference.uniform_steps(5, 7, torch.tensor(SEED, device="cpu"), 3, torch.device("cpu"), records)
+        for records in (None, 2)
+    ],
     **{getattr(reference, f"{name}_backward"): gradients_of(name) for name in ("ndsm_loss", "dsm_loss")},
     **{getattr(reference, f"drift_{name}"): of_drift(name) for name in DRIFTS},
     fastndsm.compile_drift: call_compiled,

@@ -231,7 +231,7 @@ def _full(dim: int) -> Case:
     mixture = random_mixture("full", components, dim, overlapping=True)
     process = LangevinProcess(mixture, T=0.02 * steps, n_steps=steps)
     each = components * (dim * dim + 2 * dim + 10) + dim + NORMAL * dim
-    run = partial(functional.simulate, torch.zeros(rows, dim), process, seed=1, backend="triton")
+    run = partial(functional.simulate, torch.zeros(rows, dim, device="cpu"), process, seed=1, backend="triton")
     name = f"simulate full d={dim} K={components} B={rows:,} N={steps}"
     return Case(name, rows * steps * each / MULTIPLY_ADDS, run, lambda loop, constants: 1.0, rows * steps)
 
