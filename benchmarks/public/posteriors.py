@@ -398,7 +398,11 @@ def amortised(
     net: nn.Module = Conditional(task.dim, c.shape[1], budget.conditional, process.T)
     net = net if isinstance(process, fastndsm.FlowProcess) else ResidualScore(net, process)
     config = TrainConfig(
-        steps=budget.amortised_steps, batch_size=budget.batch, seed=seed, condition_dropout=0.0, patience=10
+        steps=budget.amortised_steps,
+        batch_size=budget.batch,
+        seed=seed,
+        condition_dropout=0.0,
+        patience=10,
     )
     rows = torch.arange(left).repeat(max(1, 2000 // left))  # several noises of each
     trainer = Trainer(
