@@ -63,7 +63,7 @@ WIDTHS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8)
 NARROW = 1e-3  # deviation of a training point's own component
 AROUND = 8
 HELD_OUT, TRAINING, KERNEL, PRIOR = "held-out images", "training images again", "kernel", "mixture alone"
-CLOSED = {f"closed-form score, sigma {sigma}": sigma for sigma in (0.1, 0.2, 0.4, 0.6)}
+CLOSED = {f"closed-form score, sigma {sigma}": sigma for sigma in (0.1, 0.2, 0.4, 0.6, 1.0)}
 
 
 class Budget(NamedTuple):
@@ -84,6 +84,7 @@ class Trained(NamedTuple):
     validated: bool = False
     kernel: bool = False
     decay: float = 0.0
+    share: float = 1.0  # of the budget's steps
 
 
 def path(pi: GaussianMixture) -> LangevinProcess:
@@ -96,6 +97,8 @@ def path(pi: GaussianMixture) -> LangevinProcess:
 METHODS = {
     "path": Trained(path),
     "path, early stop": Trained(path, validated=True),
+    "path, a quarter of the steps": Trained(path, share=0.25),
+    "path, half of the steps": Trained(path, share=0.5),
     "path, kernel data": Trained(path, kernel=True),
     "path, kernel data, early stop": Trained(path, validated=True, kernel=True),
     "path, decayed": Trained(path, decay=0.1),
@@ -230,9 +233,8 @@ def train(z: Tensor, method: Trained, seed: int, budget: Budget) -> tuple[nn.Mod
         options["validation"] = left.repeat(-(-1000 // len(left)), 1)
     if method.decay:
         options["optimizer"] = lambda weights: torch.optim.AdamW(weights, 2e-3, weight_decay=method.decay)
-    trainer = Trainer(
-        net, loss_for(process), fitted, TrainConfig(steps=budget.steps, seed=seed, validate_every=50), **options
-    )
+    config = TrainConfig(steps=round(method.share * budget.steps), seed=seed, validate_every=50)
+    trainer = Trainer(net, loss_for(process), fitted, config, **options)
     trainer.fit(progress=False)
     if left is None:
         return trainer.ema_net, process, said
