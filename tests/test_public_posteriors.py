@@ -43,7 +43,7 @@ def moons_posterior(x: Tensor, n: int) -> Tensor:
 def folder(tmp_path: Path) -> Path:
     """Write what the package has of two moons' first observation, from its closed form."""
     torch.manual_seed(0)
-    _, theta, x = FIRST["two_moons"]
+    x = FIRST["two_moons"][2]
     files = tmp_path / "sbibm" / "tasks" / "two_moons" / "files" / "num_observation_1"
     files.mkdir(parents=True)
     np.savetxt(files / "observation.csv", np.array([x]), delimiter=",", header="data_1,data_2", comments="")

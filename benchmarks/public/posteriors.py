@@ -148,7 +148,7 @@ class OptimalFlow(fastndsm.FlowProcess):
 
 
 class Budget(NamedTuple):
-    """What is the same for every row.
+    """The settings that are the same for every row.
 
     steps, hidden: optimizer steps and widths of the networks of one posterior; held_out: the task's own if None.
     amortised_steps, conditional, fewer: steps, widths, evaluations; samples: the task's own if None.
