@@ -37,18 +37,27 @@ def film_mlp(
     x: Tensor, embedded: Tensor, index: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor]
 ) -> Tensor:
     """Return `reference.film_mlp` of these arguments, where `serves` says so; differentiable as that is."""
-    out: Tensor = _FilmMlp.apply(index, x, embedded, *weights, *biases)  # type: ignore[no-untyped-call]
-    return out
+    if torch.is_grad_enabled() and any(p.requires_grad for p in (x, embedded, *weights, *biases)):
+        out: Tensor = _FilmMlp.apply(index, x, embedded, *weights, *biases)  # type: ignore[no-untyped-call]
+        return out
+    return _forward(x, embedded, index, weights, biases, keep=False)[0]
+
+
+def _forward(
+    x: Tensor, embedded: Tensor, index: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor], keep: bool
+) -> tuple[Tensor, Tensor]:
+    forward = registry.select("film_mlp", "auto", x.device, [x.dtype])
+    found: tuple[Tensor, Tensor] = forward(x, embedded, index, weights, biases, keep)
+    return found
 
 
 class _FilmMlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, index: Tensor | None, x: Tensor, embedded: Tensor, *layers: Tensor) -> Tensor:
         n = len(layers) // 2
-        forward = registry.select("film_mlp", "auto", x.device, [x.dtype])
-        out, states = forward(x, embedded, index, layers[:n], layers[n:], any(ctx.needs_input_grad))
+        out, states = _forward(x, embedded, index, layers[:n], layers[n:], keep=True)
         ctx.save_for_backward(index, states, x, embedded, *layers)
-        return out  # type: ignore[no-any-return]
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]

@@ -136,6 +136,21 @@ def test_bits_depend_on_no_thread_and_on_no_other_row(dtype: torch.dtype) -> Non
     assert torch.equal(large, found[0].repeat(30, 1))
 
 
+def test_nothing_is_kept_where_no_gradient_will_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[bool] = []
+    op = cpp.film_mlp
+    monkeypatch.setattr(cpp, "film_mlp", lambda *call: (kept.append(call[-1]), op(*call))[1])
+    net = made(SHAPES["plane"])
+    x, t = points(net, 4)
+    net(x, t)
+    with torch.no_grad():
+        net(x, t)
+    net.requires_grad_(False)
+    net(x, t)
+    net(x.requires_grad_(), t)
+    assert kept == [True, False, False, True]
+
+
 def test_one_time_for_all_rows() -> None:
     """As sampling has it: expanded, or equal values."""
     net = made(SHAPES["plane"])
