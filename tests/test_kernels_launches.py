@@ -75,9 +75,10 @@ def launch_all() -> dict[str, Any]:
     with launches.recording("sm_90") as made:
         p = cases.arguments("diag", 5, 2, 3).process
         from fastndsm import use_backend
+        from fastndsm._ops import ops
 
         with use_backend("triton"):
-            p.draw_steps(1000, seed=1, records=2)
+            ops.uniform_steps(1000, p.n_steps, torch.tensor(1), 0, p.times.device, 2, "auto")
         drawn = [v.kernel for v in made.variants.values()]
         pads = {kind: _pads(kind) for kind in ("spherical", "diag", "tied")}
         ordered = {name: _sorts(each) for name, each in (("all", False), ("each", True))}

@@ -79,7 +79,7 @@ def two_moons(theta: Tensor) -> Tensor:
 def slcp(theta: Tensor) -> Tensor:
     """Return an observation [n, 8] for each theta [n, 5]: four points of a Gaussian that depends on it nonlinearly."""
     first, second, rho = theta[:, 2].square(), theta[:, 3].square(), theta[:, 4].tanh()
-    covariance = torch.empty(len(theta), 2, 2)
+    covariance = theta.new_empty(len(theta), 2, 2)
     covariance[:, 0, 0], covariance[:, 1, 1] = first.square() + 1e-6, second.square() + 1e-6
     covariance[:, 0, 1] = covariance[:, 1, 0] = rho * first * second
     return MultivariateNormal(theta[:, None, :2], covariance[:, None]).expand((len(theta), 4)).sample().flatten(1)
@@ -105,7 +105,7 @@ class Task(NamedTuple):
 
     def prior(self, n: int) -> Tensor:
         """Draw n parameters by PyTorch's generator."""
-        ends = torch.full((self.dim,), self.bound)
+        ends = torch.full((self.dim,), self.bound, device="cpu")
         return Uniform(-ends, ends).sample((n,))
 
     def encode(self, theta: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ class OptimalFlow(fastndsm.FlowProcess):
     def exact_noised(self, x0: Tensor, step: Any = None, seed: Any = None, first_path: int = 0) -> Noised:
         drawn = super().exact_noised(x0, step, seed, first_path)
         y = x0 - drawn.target
-        for rows in torch.arange(len(x0)).split(PAIRED):
+        for rows in torch.arange(len(x0), device="cpu").split(PAIRED):
             costs = torch.cdist(x0[rows], y[rows]).square().numpy()
             y[rows] = y[rows][torch.from_numpy(linear_sum_assignment(costs)[1])]
         return drawn._replace(x=x0 + drawn.t[:, None] * (y - x0), target=x0 - y)
@@ -277,7 +277,7 @@ def fitted(z: Tensor, seed: int) -> Mixtures:
 
 def inside(task: Task, draw: Callable[[int, int], Tensor], n: int, seed: int) -> tuple[Tensor, float]:
     """Return n draws within the prior's bounds, those outside made anew, and the share that was outside."""
-    kept, drawn = torch.empty(0, task.dim), 0
+    kept, drawn = torch.empty(0, task.dim, device="cpu"), 0
     while len(kept) < n and drawn < 20 * n:
         theta = draw(n, seed + 1_000_003 * (drawn // n))
         drawn += n
@@ -407,7 +407,7 @@ def amortised(
         condition_dropout=0.0,
         patience=10,
     )
-    rows = torch.arange(left).repeat(max(1, 2000 // left))  # several noises of each
+    rows = torch.arange(left, device="cpu").repeat(max(1, 2000 // left))  # several noises of each
     trainer = Trainer(
         net,
         loss_for(process),
