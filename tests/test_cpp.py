@@ -216,6 +216,7 @@ def test_auto_is_cpp_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     loss = NDSMLoss(c.process, "control_variate")(lambda x, t: x.requires_grad_(), c.x.float(), seed=1)
     loss.backward()
     functional.philox_normal(2, 2, seed=1)
+    ops.uniform_steps(2, 3, torch.tensor(1), 0, torch.device("cpu"), None, "auto")  # losses draw theirs without it
     x = normals(2, 2).requires_grad_()
     functional.dsm_loss(x, x.detach() + 1.0).backward()
     assert set(called) == set(names)
