@@ -29,7 +29,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,10 +54,11 @@ from fastndsm.cli.tables import markdown
 from fastndsm.process import NoisingProcess
 from fastndsm.training import TrainConfig, Trainer
 
-from .rows import add, read
+from .rows import complete, publish, read
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 ROWS, PAGE = "public-few.jsonl", "public-few.md"
+PACKAGES = ("torch", "scikit-learn")
 SIZES = (200, 1000)
 WIDTHS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2)
 NARROW = 1e-3  # deviation of a training point's own component
@@ -305,19 +306,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ["FASTNDSM_DATA"] = str(options.data)
     budget = Budget("digits", 8, 150, 40, (32,), 5) if options.quick else Budget()
     rows = options.out / ROWS
-    options.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
-    done = {(row["n"], row["method"], row["seed"]) for row in read(rows)}
-    runs = [(n, method, seed) for seed in range(options.seeds) for n in options.sizes for method in options.methods]
-    for run in [] if options.page else runs:
-        if run in done:
-            continue
-        row = perform(*run, budget)
-        add(rows, row, ("torch", "scikit-learn"))
-        print(*run, {key: round(row[key], 3) for key in FIGURES}, row["seconds"], flush=True)
-    text = page(read(rows))
-    (options.out / PAGE).write_text(text)
-    print(text)
+    if not options.page:
+        runs = [(n, method, seed) for seed in range(options.seeds) for n in options.sizes for method in options.methods]
+        told = lambda row: [{key: round(row[key], 3) for key in FIGURES}]  # noqa: E731
+        complete(rows, ("n", "method", "seed"), runs, partial(perform, budget=budget), PACKAGES, told)
+    publish(options.out / PAGE, page(read(rows)))
     return 0
 
 

@@ -25,7 +25,7 @@ import importlib.util
 import math
 import time
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,10 +40,11 @@ import fastndsm
 from fastndsm import GaussianMixture, LangevinProcess, ResidualScore, loss_for
 from fastndsm.cli.tables import markdown
 
-from .rows import add, read
+from .rows import complete, publish, read
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 ROWS, PAGE = "public-plane.jsonl", "public-plane.md"
+PACKAGES = ("torch", "torchcfm", "pot")
 SEEDS = (42, 43, 44, 45, 46)
 EVALUATIONS = (1, 2, 5, 10, 20, 100)
 BATCH, HIDDEN = 512, 64
@@ -254,18 +255,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", action="store_true", help="write the page alone")
     options = parser.parse_args(arguments)
     path, budget = options.out / ROWS, Budget(options.steps, options.points, options.points)
-    options.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
-    done = {(row["set"], row["method"], row["seed"]) for row in read(path)}
-    for run in [] if options.page else plan(options.sets, options.methods, options.seeds):
-        if run in done:
-            continue
-        row = perform(*run, budget)
-        add(path, row, ("torch", "torchcfm", "pot"))
-        print(*run, {calls: min(cell.values()) for calls, cell in row["w2"].items()}, row["seconds"], flush=True)
-    text = page(read(path))
-    (options.out / PAGE).write_text(text)
-    print(text)
+    if not options.page:
+        runs = plan(options.sets, options.methods, options.seeds)
+        told = lambda row: [{calls: min(cell.values()) for calls, cell in row["w2"].items()}]  # noqa: E731
+        complete(path, ("set", "method", "seed"), runs, partial(perform, budget=budget), PACKAGES, told)
+    publish(options.out / PAGE, page(read(path)))
     return 0
 
 

@@ -53,10 +53,11 @@ from fastndsm.data import Standardizer
 from fastndsm.process import Noised, NoisingProcess
 from fastndsm.training import TrainConfig, Trainer
 
-from .rows import add, read
+from .rows import complete, publish, read
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 ROWS, PAGE = "public-posteriors.jsonl", "public-posteriors.md"
+PACKAGES = ("torch", "scikit-learn", "sbibm")
 OBSERVATIONS = tuple(range(1, 11))
 MOST_STEPS = 1000  # of nonlinear noising
 PAIRED = 128  # rows that OT-CFM pairs at a time
@@ -556,26 +557,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.samples is not None:
         budget = budget._replace(held_out=options.samples, samples=options.samples)
     path = options.out / ROWS
-    options.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
-    done = {tuple(row[part] for part in ("part", "task", "observation", "n", "method", "seed")) for row in read(path)}
-    runs = plan(options.tasks, options.observations, options.sizes, options.simulations, options.seeds)
-    for run in [] if options.page else runs:
-        part, name, observation, n, method, seed = run
-        if run in done or part not in options.parts or method not in options.methods:
-            continue
+
+    def performed(part: str, name: str, observation: int, n: int, method: str, seed: int) -> dict[str, Any]:
         folder = package() if options.sbibm is None else options.sbibm
-        row: dict[str, Any] = {"part": part, "task": name, "observation": observation, "n": n, "method": method}
-        row["seed"] = seed
+        row = {"part": part, "task": name, "observation": observation, "n": n, "method": method, "seed": seed}
         if part == POSTERIOR:
-            row |= posterior(folder, name, observation, n, method, seed, budget)
-        else:
-            row |= amortised(folder, name, options.observations, n, method, seed, budget)
-        add(path, row, ("torch", "scikit-learn", "sbibm"))
-        print(*run, {key: round(value, 3) for key, value in row["c2st"].items()}, row["seconds"], flush=True)
-    text = page(read(path))
-    (options.out / PAGE).write_text(text)
-    print(text)
+            return row | posterior(folder, name, observation, n, method, seed, budget)
+        return row | amortised(folder, name, options.observations, n, method, seed, budget)
+
+    if not options.page:
+        runs = plan(options.tasks, options.observations, options.sizes, options.simulations, options.seeds)
+        runs = [run for run in runs if run[0] in options.parts and run[4] in options.methods]
+        parts = ("part", "task", "observation", "n", "method", "seed")
+        told = lambda row: [{key: round(value, 3) for key, value in row["c2st"].items()}]  # noqa: E731
+        complete(path, parts, runs, performed, PACKAGES, told)
+    publish(options.out / PAGE, page(read(path)))
     return 0
 
 

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 from scipy.sparse import eye_array, kron, vstack
@@ -33,10 +32,11 @@ from sklearn.model_selection import train_test_split
 from fastndsm.cli.tables import markdown
 from fastndsm.tabular import TabularModel
 
-from .rows import add, read
+from .rows import complete, publish, read
 
 HERE = Path(__file__).resolve().parent
 ROWS, PAGE, PUBLISHED = "public-tables.jsonl", "public-tables.md", HERE / "published_tables.csv"
+PACKAGES = ("torch", "scikit-learn")
 RESULTS = HERE.parent / "results"
 SETS = {
     "iris": "iris",
@@ -226,21 +226,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", action="store_true", help="write the page alone")
     options = parser.parse_args(arguments)
     path = options.out / ROWS
-    options.out.mkdir(parents=True, exist_ok=True)
+
+    def performed(name: str, method: str, split: int, seed: int) -> dict[str, Any]:
+        rows = load(name, options.data)
+        assert rows is not None
+        return perform(name, method, split, seed, rows, options.generations, options.steps)
+
     if not options.page:
-        torch.set_num_threads(1)
-        done = {(row["set"], row["method"], row["split"], row["seed"]) for row in read(path)}
-        for run in plan(options.data, options.splits, options.seeds):
-            if run in done or run[0] not in options.sets:
-                continue
-            rows = load(run[0], options.data)
-            assert rows is not None
-            row = perform(*run, rows, options.generations, options.steps)
-            add(path, row, ("torch", "scikit-learn"))
-            print(*run, shown(mean([row], "W_test"), 4), row.get("choice", ""), row["seconds"], flush=True)
-    text = page(read(path))
-    (options.out / PAGE).write_text(text)
-    print(text)
+        runs = [run for run in plan(options.data, options.splits, options.seeds) if run[0] in options.sets]
+        told = lambda row: [shown(mean([row], "W_test"), 4), row.get("choice", "")]  # noqa: E731
+        complete(path, ("set", "method", "split", "seed"), runs, performed, PACKAGES, told)
+    publish(options.out / PAGE, page(read(path)))
     return 0
 
 
