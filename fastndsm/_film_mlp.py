@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 from . import reference
 from ._ops import transforming
 from .backends import registry
+
+SERVING = "cpp"
 
 
 def serves(x: Tensor, weights: Tensor) -> bool:
@@ -30,7 +32,7 @@ def serves(x: Tensor, weights: Tensor) -> bool:
     ):
         return False
     plain = type(x) in (Tensor, torch.nn.Parameter)
-    return plain and registry.choose("film_mlp", "auto", x.device, [dtype]).name == "cpp"
+    return plain and registry.choose("film_mlp", "auto", x.device, [dtype]).name == SERVING
 
 
 def film_mlp(
@@ -38,26 +40,23 @@ def film_mlp(
 ) -> Tensor:
     """Return `reference.film_mlp` of these arguments, where `serves` says so; differentiable as that is."""
     if torch.is_grad_enabled() and any(p.requires_grad for p in (x, embedded, *weights, *biases)):
-        out: Tensor = _FilmMlp.apply(index, x, embedded, *weights, *biases)  # type: ignore[no-untyped-call]
-        return out
-    return _forward(x, embedded, index, weights, biases, keep=False)[0]
+        return _FilmMlp.apply(index, x, embedded, *weights, *biases)  # type: ignore[no-untyped-call, no-any-return]
+    out: Tensor
+    out, _ = _function("film_mlp")(x, embedded, index, weights, biases, False)
+    return out
 
 
-def _forward(
-    x: Tensor, embedded: Tensor, index: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor], keep: bool
-) -> tuple[Tensor, Tensor]:
-    forward = registry.select("film_mlp", "auto", x.device, [x.dtype])
-    found: tuple[Tensor, Tensor] = forward(x, embedded, index, weights, biases, keep)
-    return found
+def _function(name: str) -> Callable[..., Any]:
+    return registry.BACKENDS[SERVING].function(name)
 
 
 class _FilmMlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, index: Tensor | None, x: Tensor, embedded: Tensor, *layers: Tensor) -> Tensor:
         n = len(layers) // 2
-        out, states = _forward(x, embedded, index, layers[:n], layers[n:], keep=True)
+        out, states = _function("film_mlp")(x, embedded, index, layers[:n], layers[n:], True)
         ctx.save_for_backward(index, states, x, embedded, *layers)
-        return out
+        return out  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -68,7 +67,8 @@ class _FilmMlp(torch.autograd.Function):
             output = reference.film_mlp(points[0], points[1], index, points[2:n], points[n:])
             found = torch.autograd.grad(output, points, grad, create_graph=True, materialize_grads=True)
         else:
-            backward = registry.BACKENDS["cpp"].function("film_mlp_backward")
             wanted = ctx.needs_input_grad[1:3]
-            found = backward(grad, points[0], points[1], index, points[2:n], points[n:], states, *wanted)
+            found = _function("film_mlp_backward")(
+                grad, points[0], points[1], index, points[2:n], points[n:], states, *wanted
+            )
         return None, *(g if need else None for g, need in zip(found, ctx.needs_input_grad[1:], strict=True))

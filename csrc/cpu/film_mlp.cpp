@@ -136,7 +136,7 @@ struct Layer {
   Panels<S> backward() const { return {{weight, inputs, 1}, outputs, inputs}; }
 };
 
-// d loss / d weight [outputs, inputs] and bias of a layer from that in its output [rows, outputs].
+// d loss / d weight [outputs, inputs] of a layer from that in its output [rows, outputs].
 template <typename S>
 void weight_gradient(const S* grad, const S* input, int64_t rows, const Layer<S>& layer, S* to) {
   product<S>({grad, 1, layer.outputs}, layer.outputs, Panels<S>({input, layer.inputs, 1}, rows, layer.inputs), false, to);
@@ -195,7 +195,7 @@ class Call {
 
   void forward(S* out, S* states) const {
     const auto of_times = unset(states ? 0 : times_ * (2 * layers_[0].outputs + 2 * total_));
-    const Times at = times(states ? states : of_times.get());
+    const Times<S> at = times(states ? states : of_times.get());
     product(rows_of(embedded_, layers_[0].inputs), times_, layers_[0].forward(), false, at.a);
     silu_all(at.a, times_ * layers_[0].outputs, at.silu);
     product(rows_of<S>(at.silu, layers_[1].inputs), times_, layers_[1].forward(), false, at.table);
@@ -222,9 +222,9 @@ class Call {
   }
 
   // grad [B, outputs] -> the gradients in x and embedded, where wanted, and in the weights and biases.
-  void backward(const S* grad, S* states, S* of_x, S* of_embedded, const std::vector<S*>& of_weights,
+  void backward(const S* grad, const S* states, S* of_x, S* of_embedded, const std::vector<S*>& of_weights,
                 const std::vector<S*>& of_biases) const {
-    const Times at = times(states);
+    const Times<const S> at = times(states);
     int64_t widest = 0;
     for (int64_t l = 0; l <= hidden(); ++l) widest = std::max(widest, layer(l).inputs);
     std::vector<S> of_table(times_ * 2 * total_, S(0));
@@ -258,11 +258,13 @@ class Call {
  private:
   static std::unique_ptr<S[]> unset(int64_t n) { return std::unique_ptr<S[]>(new S[n]); }
 
+  template <typename T>
   struct Times {
-    S *a, *silu, *table, *layers;
+    T *a, *silu, *table, *layers;
   };
 
-  Times times(S* states) const {
+  template <typename T>
+  Times<T> times(T* states) const {
     const int64_t values = times_ * layers_[0].outputs;
     return {states, states + values, states + 2 * values, states + 2 * values + times_ * 2 * total_};
   }
@@ -284,7 +286,7 @@ class Call {
     return from;
   }
 
-  const S* h(const Times& at, int64_t l) const { return at.layers + rows_ * (2 * piece(l) + layer(l).outputs); }
+  const S* h(const Times<const S>& at, int64_t l) const { return at.layers + rows_ * (2 * piece(l) + layer(l).outputs); }
 
   Modulation<S> modulation(int64_t l, const S* table, int64_t first, int64_t n) const {
     if (!index_) table += first * 2 * total_;
@@ -333,8 +335,8 @@ std::vector<at::Tensor> film_mlp_backward(const at::Tensor& grad, const at::Tens
     for (const at::Tensor& weight : weights) of_weights.push_back(gradient(weight, true));
     for (const at::Tensor& bias : biases) of_biases.push_back(gradient(bias, true));
     const at::Tensor g = grad.contiguous(), activations = states.contiguous();
-    call.backward(g.const_data_ptr<scalar_t>(), const_cast<scalar_t*>(activations.const_data_ptr<scalar_t>()), of_x,
-                  of_embedded, of_weights, of_biases);
+    call.backward(g.const_data_ptr<scalar_t>(), activations.const_data_ptr<scalar_t>(), of_x, of_embedded, of_weights,
+                  of_biases);
   });
   return out;
 }

@@ -401,7 +401,6 @@ class NearComponents {
     compare_with<kind>(at, origin, memory, base);
     std::vector<S> reach(n_);
     reaches<kind>(everyone_.data(), n_, origin, base, memory, reach.data());
-    for (S& each : reach) each = each == each ? each : S(0);  // of the component itself: no distance over no slope
     auto made = std::make_unique<Anchor<S>>();
     made->origin = origin, made->radius = std::numeric_limits<S>::max();
     if (size_t(n_) > kMost) {
@@ -444,7 +443,8 @@ class NearComponents {
     const T slack = (absolute(terms) + absolute(level) + splat<T>(std::abs(base_logit))) * kRounding + S(1);
     const T below = fastndsm::max(T(base_logit - l - kNearCut<S> - slack), T{});
     const T b = slope * S(2 * kHalf * (1 + 1e-3)), c = curve * S(kHalf * (1 + 1e-3));
-    return below * S(2) / (b + sqrt(T(b * b + c * below * S(4))));
+    // That of one which has weight already is 0, also where neither slope nor curve would end it: the base's own.
+    return select(below > S(0), T(below * S(2) / (b + sqrt(T(b * b + c * below * S(4))))), T{});
   }
 
   void whiten(const MixtureView<S>& m) {
