@@ -22,6 +22,19 @@ struct Batch {
   S* target;  // like x, or null
   S* variance;  // [rows of x, n_records, 1] spherical, else like x
   bool mirrored;
+
+  // Whether the results are larger than the caches, and written past them.
+  bool streams(int64_t d, int64_t rates) const {
+    const int64_t records = n_rows * n_records * (mirrored ? 2 : 1);
+    const int64_t values = target ? 2 * d + rates : mean ? 3 * d : d;
+    return records * values * sizeof(S) >= kStreamedBytes;
+  }
+
+  // Rows whose records a cache holds: those that share a tile had better be no further from each other than that.
+  int64_t neighbors(int64_t d) const {
+    const int64_t bytes = n_records * (sizeof(int64_t) + 3 * d * sizeof(S));
+    return std::max<int64_t>(1024, (1 << 20) / bytes);
+  }
 };
 
 // The least and the most steps after which a path has a record.
@@ -57,14 +70,15 @@ class StepRanges {
   int64_t n_records_;
 };
 
-// Rows that take all the same number of steps where `steps` is null; else by descending number of steps, so that the lanes of a tile finish together, and among equals by component (0 ..
-// n_components - 1), so that the lanes of a tile leave the same ones out; then long and short tiles in turn, so that every
-// thread's share of consecutive tiles costs the same.
+// Rows that take all the same number of steps where `steps` is null; else by descending number of steps, so that the lanes
+// of a tile finish together, and among equals by component (0 .. n_components - 1), so that the lanes of a tile leave the
+// same ones out; then long and short tiles in turn, so that every thread's share of consecutive tiles costs the same. Rows
+// are sorted in groups of `together`, if it is given.
 class Schedule {
  public:
   // steps and component by the number of a row.
   Schedule(const int64_t* steps, std::vector<int64_t> rows, int64_t n_steps, int lanes, const int32_t* component = nullptr,
-           int64_t n_components = 0);
+           int64_t n_components = 0, int64_t together = 0);
   int64_t n_tiles() const { return n_tiles_; }
   int lanes() const { return lanes_; }
   // The rows of tile i; lanes beyond the last row repeat it and are not written back.
@@ -77,20 +91,25 @@ class Schedule {
 };
 
 inline Schedule::Schedule(const int64_t* steps, std::vector<int64_t> rows, int64_t n_steps, int lanes,
-                          const int32_t* component, int64_t n_components)
+                          const int32_t* component, int64_t n_components, int64_t together)
     : n_rows_(static_cast<int64_t>(rows.size())),
       n_tiles_((n_rows_ + lanes - 1) / lanes),
       lanes_(lanes),
       order_(std::move(rows)) {
-  const auto counting_sort = [&](int64_t n_keys, auto key) {  // stable
-    const std::vector<int64_t> rows = order_;
-    std::vector<int64_t> start(n_keys + 1, 0);
-    for (int64_t row : rows) ++start[key(row) + 1];
+  std::vector<int64_t> before, start;
+  const auto counting_sort = [&](int64_t begin, int64_t end, int64_t n_keys, auto key) {  // stable
+    before.assign(order_.begin() + begin, order_.begin() + end), start.assign(n_keys + 1, 0);
+    for (int64_t row : before) ++start[key(row) + 1];
     for (int64_t k = 0; k < n_keys; ++k) start[k + 1] += start[k];
-    for (int64_t row : rows) order_[start[key(row)]++] = row;
+    for (int64_t row : before) order_[begin + start[key(row)]++] = row;
   };
-  if (component) counting_sort(n_components, [&](int64_t row) { return component[row]; });
-  if (steps) counting_sort(n_steps + 1, [&](int64_t row) { return n_steps - steps[row]; });
+  if (component) counting_sort(0, n_rows_, n_components, [&](int64_t row) { return component[row]; });
+  if (!steps) return;
+  if (together == 0) together = n_rows_;
+  for (int64_t begin = 0; begin < n_rows_; begin += together) {
+    counting_sort(begin, std::min(begin + together, n_rows_), n_steps + 1,
+                  [&](int64_t row) { return n_steps - steps[row]; });
+  }
 }
 
 inline int Schedule::rows(int64_t i, const int64_t*& row) const {
@@ -174,8 +193,12 @@ struct BatchRows : TileRows<vec<S, kLanes<S>>> {
   // All records of a lane to where they are in another batch.
   void copy(int lane, int64_t shift, const BatchRows& to, int64_t to_shift, int64_t d, int64_t rates) const {
     const int64_t from_at = record(lane, shift, 0).at, to_at = to.record(lane, to_shift, 0).at;
+    const bool streams = to.batch.streams(d, rates);
     const auto rows = [&](const S* from, S* destination, int64_t width) {
-      if (from) std::copy_n(from + from_at * width, batch.n_records * width, destination + to_at * width);
+      if (!from) return;
+      const S* const source = from + from_at * width;
+      put(0, batch.n_records * width, destination + to_at * width, streams,
+          [=](auto width, int64_t i) { return load<decltype(width)>(source + i); });
     };
     rows(batch.x, to.batch.x, d), rows(batch.mean, to.batch.mean, d), rows(batch.noise, to.batch.noise, d);
     rows(batch.target, to.batch.target, d), rows(batch.variance, to.batch.variance, rates);
@@ -186,18 +209,19 @@ struct BatchRows : TileRows<vec<S, kLanes<S>>> {
   template <bool divided = false, typename Dim>
   void write(const Record* records, int64_t n, Dim d, int64_t rates, const V* x, const V* second, const V* third) const {
     constexpr int64_t block = 64;
+    const bool streams = batch.streams(d, rates);
     for (int64_t j = 0; j < d; j += block) {
       const int64_t end = std::min<int64_t>(j + block, d);
       for (const Record* record = records; record < records + n; ++record) {
         const int lane = record->lane;
         const int64_t row = record->at * d;
-        const auto copy = [lane](const V* from, S* to, int64_t first, int64_t last) {
-          put(first, last, to, [=](auto width, int64_t i) { return column<decltype(width)>(from, i, lane); });
+        const auto copy = [=](const V* from, S* to, int64_t first, int64_t last) {
+          put(first, last, to, streams, [=](auto width, int64_t i) { return column<decltype(width)>(from, i, lane); });
         };
         copy(x, batch.x + row, j, end);
         if (batch.target) {
           copy(third, batch.variance + record->at * rates, std::min(j, rates), std::min(end, rates));
-          put(j, end, batch.target + row, [=](auto width, int64_t i) {
+          put(j, end, batch.target + row, streams, [=](auto width, int64_t i) {
             using T = decltype(width);
             const T h = column<T>(second, i, lane);
             if constexpr (divided) return h;
@@ -222,11 +246,16 @@ struct BatchRows : TileRows<vec<S, kLanes<S>>> {
     }(std::make_index_sequence<lanes_of<T>>());
   }
 
-  // to[j] = value(T, j), in vectors of four where a whole one is too many.
+  // to[j] = value(T, j), in vectors of four where a whole one is too many. Past the caches if `streams`, from the first place
+  // on that takes whole vectors so.
   template <typename Value>
-  static void put(int64_t first, int64_t last, S* to, const Value& value) {
+  static void put(int64_t first, int64_t last, S* to, bool streams, const Value& value) {
     using Four = vec<S, std::min(4, lanes_of<V>)>;
     int64_t j = first;
+    if (streams) {
+      for (; j < last && reinterpret_cast<uintptr_t>(to + j) % sizeof(V) != 0; ++j) to[j] = value(S{}, j);
+      for (; j + lanes_of<V> <= last; j += lanes_of<V>) stream(to + j, value(V{}, j));
+    }
     for (; j + lanes_of<V> <= last; j += lanes_of<V>) store(to + j, value(V{}, j));
     for (; j + lanes_of<Four> <= last; j += lanes_of<Four>) store(to + j, value(Four{}, j));
     for (; j < last; ++j) to[j] = value(S{}, j);

@@ -13,7 +13,6 @@ namespace fastndsm {
 namespace {
 
 constexpr int64_t kGrainValues = 1 << 15;
-constexpr size_t kStreamedBytes = 8 << 20;  // of a gradient that no cache keeps until it is read
 
 template <typename Body>
 void parallel_rows(int64_t n_rows, int64_t dim, const Body& body) {

@@ -50,7 +50,7 @@ Schedule schedule_of(const MixtureView<S>& m, const Batch<S>& batch, const std::
   int64_t in_tiles = 0;  // rows with company of as many steps
   for (int64_t n = kFewSteps; n <= batch.n_steps; ++n) in_tiles += taking[n] >= 2 * kLanes<S> ? taking[n] : 0;
   if (!sorts_components(m) || 2 * in_tiles < static_cast<int64_t>(rows.size())) {
-    return Schedule(batch.last, rows, batch.n_steps, kLanes<S>);
+    return Schedule(batch.last, rows, batch.n_steps, kLanes<S>, nullptr, 0, batch.neighbors(m.dim));
   }
   first_components(m, batch.x0, rows, component);
   return Schedule(batch.last, rows, batch.n_steps, kLanes<S>, component, m.n_components);

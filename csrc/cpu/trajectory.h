@@ -9,6 +9,44 @@
 
 namespace fastndsm {
 
+// The records of a tile where a cache holds them: row by row in the end, memory takes them faster than one by one.
+template <typename S>
+class Staged {
+  using V = typename BatchRows<S>::V;
+
+ public:
+  Staged(const Batch<S>& batch, int64_t d, int64_t rates, int members) : batch_(batch) {
+    const int64_t rows = lanes_of<V>, values = rows * members * batch.n_records;
+    const int64_t second = batch.target || batch.mean ? d : 0, third = batch.target ? rates : second;
+    fits_ = batch.n_records > 1 && values * (d + second + third) * sizeof(S) <= kBytes;
+    if (!fits_) return;
+    memory_.resize(values * (d + second + third));
+    S *const x = memory_.data(), *const after = x + values * d, *const last = after + values * second;
+    batch_.n_rows = rows, batch_.x = x;
+    if (batch.target) batch_.target = after, batch_.variance = last;
+    if (batch.mean) batch_.mean = after, batch_.noise = last;
+    std::iota(row_, row_ + rows, 0);
+  }
+  Staged(const Staged&) = delete;
+
+  // Where the records of rows go at first.
+  BatchRows<S> rows(const BatchRows<S>& rows) const { return fits_ ? BatchRows<S>{batch_, row_, rows.count} : rows; }
+
+  // And from there to where they belong.
+  void write(const BatchRows<S>& from, const BatchRows<S>& to, int64_t members, int64_t d, int64_t rates) const {
+    for (int64_t i = 0; fits_ && i < members; ++i) {
+      for (int l = 0; l < to.count; ++l) from.copy(l, i * from.batch.n_rows, to, i * to.batch.n_rows, d, rates);
+    }
+  }
+
+ private:
+  static constexpr size_t kBytes = 256 << 10;
+  bool fits_;
+  Batch<S> batch_;
+  int64_t row_[lanes_of<V>];
+  std::vector<S> memory_;
+};
+
 // Tiles of known dimension, their state in registers. What it was after each step is kept, and the records are taken from
 // there a history at a time: to look for them in every step would cost more than a step does.
 template <typename S, Covariance kind, int D, bool target>
@@ -20,14 +58,17 @@ struct RegisterRunner {
   static void run(const ProcessView<S>& view, const Batch<S>& batch, const Schedule& schedule, int64_t begin, int64_t end) {
     const RegisterProcess<S> process{known_mixture(view.mixture), D, view.drift_scale, view.noise_std, view.noise};
     const bool pairs = target && batch.mirrored;
-    std::vector<V> history((pairs ? 2 : 1) * kHistory * kState);
+    const int members = pairs ? 2 : 1;
+    std::vector<V> history(members * kHistory * kState);
+    Staged<S> staged(batch, D, Sample::kRates, members);
     for (int64_t tile = begin; tile < end; ++tile) {
-      const BatchRows<S> rows(batch, schedule, tile);
+      const BatchRows<S> rows(batch, schedule, tile), out = staged.rows(rows);
       if (pairs) {
-        walk<2>(process, rows, history.data());
+        walk<2>(process, rows, out, history.data());
       } else {
-        walk<1>(process, rows, history.data());
+        walk<1>(process, rows, out, history.data());
       }
+      staged.write(out, rows, members, D, Sample::kRates);
     }
   }
 
@@ -39,7 +80,7 @@ struct RegisterRunner {
 
   // A tile, or it and its antithetic one by the same noise.
   template <int members>
-  static void walk(const RegisterProcess<S>& process, const BatchRows<S>& rows, V* history) {
+  static void walk(const RegisterProcess<S>& process, const BatchRows<S>& rows, const BatchRows<S>& out, V* history) {
     const Lanes<V> lanes = rows.lanes(process.noise);
     const bool keeps = !target && rows.batch.mean;
     V x0[D], z[D];
@@ -59,7 +100,7 @@ struct RegisterRunner {
     Sample::draw(process.dim, counters(0), z);
     int64_t first = 0;  // number of steps before the state that the history starts with
     for (int64_t n = 0; n < lanes.last; ++n) {
-      if (n + 1 == first + kHistory) take<members>(rows, history, first, kHistory), first += kHistory;
+      if (n + 1 == first + kHistory) take<members>(rows, out, history, first, kHistory), first += kHistory;
       V next[D];
       for (int i = 0; i < members; ++i) {
         V* const state = history + (i * kHistory + n + 1 - first) * kState;
@@ -72,7 +113,7 @@ struct RegisterRunner {
       }
       for (int j = 0; j < D; ++j) z[j] = next[j];
     }
-    take<members>(rows, history, first, lanes.last + 1 - first);
+    take<members>(rows, out, history, first, lanes.last + 1 - first);
   }
 
   static void put(const Sample& sample, V* state) {
@@ -85,14 +126,14 @@ struct RegisterRunner {
 
   // The records after `first` steps and up to n - 1 more: value by value, as they are too few in a row for vectors.
   template <int members>
-  static void take(const BatchRows<S>& rows, const V* history, int64_t first, int64_t n) {
+  static void take(const BatchRows<S>& rows, const BatchRows<S>& to, const V* history, int64_t first, int64_t n) {
     constexpr int W = lanes_of<V>, rates = Sample::kRates;
-    const Batch<S>& out = rows.batch;
+    const Batch<S>& out = to.batch;
     for (int i = 0; i < members; ++i) {
       for (int l = 0; l < rows.count; ++l) {
         const S* const states = reinterpret_cast<const S*>(history + i * kHistory * kState) + l;
         const int64_t* steps = rows.steps(l);
-        const int64_t place = rows.record(l, i * out.n_rows, 0).at;
+        const int64_t place = to.record(l, i * out.n_rows, 0).at;
         for (int64_t r = 0; r < out.n_records; ++r) {
           if (steps[r] < first || steps[r] >= first + n) continue;
           const S* const state = states + (steps[r] - first) * kState * W;
@@ -135,7 +176,7 @@ struct TileRunner {
     std::vector<NearLists<V>> lists;
     for (int i = 0; i < members; ++i) lists.emplace_back(process.mixture);
     RecordLists due;
-    Staged staged(batch, d, rates, members);
+    Staged<S> staged(batch, d, rates, members);
     for (int64_t tile = begin; tile < end; ++tile) {
       const BatchRows<S> rows(batch, schedule, tile);
       Member<V> member[2];
@@ -162,7 +203,7 @@ struct TileRunner {
         lists[i].forget();
         load_state(rows, member[i].state, d, rates);
       }
-      const BatchRows<S> out = staged.fits() ? staged.rows(rows.count) : rows;
+      const BatchRows<S> out = staged.rows(rows);
       due.fill(rows, out, member[0].lanes.last);
       const auto take = [&](int64_t n) {
         for (int i = 0; i < members; ++i) record(out, due, n, member[i], i * out.batch.n_rows, d, rates);
@@ -173,41 +214,11 @@ struct TileRunner {
       } else {
         Trajectory<V, kind, output, false>{process}.run(member, members, take);
       }
-      for (int64_t i = 0; staged.fits() && i < members; ++i) {
-        for (int l = 0; l < rows.count; ++l) out.copy(l, i * out.batch.n_rows, rows, i * batch.n_rows, d, rates);
-      }
+      staged.write(out, rows, members, d, rates);
     }
   }
 
  private:
-  // The records of a tile where a cache holds them: row by row in the end, memory takes them faster than one by one.
-  class Staged {
-   public:
-    Staged(const Batch<S>& batch, int64_t d, int64_t rates, int members) : batch_(batch) {
-      const int64_t rows = lanes_of<V>, values = rows * members * batch.n_records;
-      const int64_t second = batch.target || batch.mean ? d : 0, third = batch.target ? rates : second;
-      fits_ = batch.n_records > 1 && values * (d + second + third) * sizeof(S) <= kBytes;
-      if (!fits_) return;
-      memory_.resize(values * (d + second + third));
-      S *const x = memory_.data(), *const after = x + values * d, *const last = after + values * second;
-      batch_.n_rows = rows, batch_.x = x;
-      if (batch.target) batch_.target = after, batch_.variance = last;
-      if (batch.mean) batch_.mean = after, batch_.noise = last;
-      std::iota(row_, row_ + rows, 0);
-    }
-    Staged(const Staged&) = delete;
-
-    bool fits() const { return fits_; }
-    BatchRows<S> rows(int count) const { return {batch_, row_, count}; }
-
-   private:
-    static constexpr size_t kBytes = 256 << 10;
-    bool fits_;
-    Batch<S> batch_;
-    int64_t row_[lanes_of<V>];
-    std::vector<S> memory_;
-  };
-
   static void load_state(const BatchRows<S>& rows, TileState<V>& t, int64_t d, int64_t rates) {
     rows.gather(rows.batch.x0, d, t.x);
     if constexpr (target) {
@@ -262,6 +273,7 @@ void run_tiles(const ProcessView<S>& process, const Batch<S>& batch, const Sched
       general(kind);
     }
   });
+  end_streams();
 }
 
 // Rows on their way back, from t_first to t_last.

@@ -166,7 +166,8 @@ int64_t simulate(const S* x0, const int64_t* steps, int64_t n_rows, int64_t n_re
   (target ? batch.target : batch.mean) = second, (target ? batch.variance : batch.noise) = third;
   std::vector<int64_t> rows(n_rows);
   std::iota(rows.begin(), rows.end(), 0);
-  const Schedule schedule(due.last.data(), std::move(rows), n_steps, kLanes<S>);
+  const Schedule schedule(due.last.data(), std::move(rows), n_steps, kLanes<S>, nullptr, 0,
+                          batch.neighbors(Program<S>::kDim));
   parallel(schedule.n_tiles(), n_threads, [&](int64_t begin, int64_t end) {
     if constexpr (target) {
       const auto run = mirrored ? Walk<Program, S, Output::target, 2>::run : Walk<Program, S, Output::target, 1>::run;
@@ -175,6 +176,7 @@ int64_t simulate(const S* x0, const int64_t* steps, int64_t n_rows, int64_t n_re
       const auto run = second ? Walk<Program, S, Output::transition, 1>::run : Walk<Program, S, Output::state, 1>::run;
       run(process, batch, schedule, begin, end);
     }
+    end_streams();
   });
   return -1;
 }

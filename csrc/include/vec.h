@@ -43,6 +43,8 @@ FASTNDSM_HD void store(scalar_of<V>* p, V v) {  // unaligned
   std::memcpy(p, &v, sizeof(V));
 }
 
+constexpr size_t kStreamedBytes = 8 << 20;  // of results that no cache keeps until they are read
+
 // Past the caches, where there is such an instruction: for results larger than they are, which would otherwise be read
 // before they are written. p is aligned to V; `end_streams` before another thread reads.
 template <typename V>
