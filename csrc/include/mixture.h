@@ -418,22 +418,21 @@ class MixtureTile {
   static constexpr int kFullRows = kRegisters >= 32 ? 8 : 4;
 
   // R rows of u = P (m - x) of N full components, the second of which has its own in w; or of one component's u and w = P z.
+  // P is symmetric: its columns are read, whose values of R rows follow each other.
   template <int N, int R>
-  FASTNDSM_HD void full_rows(const V* x, const V* z, int64_t k, int64_t i0) {
+  FASTNDSM_HD void full_rows(const V* z, int64_t k, int64_t i0) {
     const int64_t d = dim();
-    const S *mean = m_.means + k * d, *precision = m_.precisions + (k * d + i0) * d;
+    const V *first = t_.r, *second = t_.s;
+    const S *precision = m_.precisions + k * d * d + i0, *other = precision + d * d;
     V u[R], w[R];
     FASTNDSM_UNROLL
     for (int i = 0; i < R; ++i) u[i] = V{}, w[i] = V{};
-    for (int64_t j = 0; j < d; ++j) {
-      const V t = mean[j] - x[j];
-      V other = V{};
-      if constexpr (N == 2) other = mean[d + j] - x[j];
+    for (int64_t j = 0; j < d; ++j, precision += d, other += d) {
       FASTNDSM_UNROLL
       for (int i = 0; i < R; ++i) {
-        const V p = splat<V>(precision[i * d + j]);
-        u[i] = fma(t, p, u[i]);
-        if constexpr (N == 2) w[i] = fma(other, splat<V>(precision[(d + i) * d + j]), w[i]);
+        const V p = splat<V>(precision[i]);
+        u[i] = fma(first[j], p, u[i]);
+        if constexpr (N == 2) w[i] = fma(second[j], splat<V>(other[i]), w[i]);
         if constexpr (with_product) w[i] = fma(z[j], p, w[i]);
       }
     }
@@ -448,17 +447,22 @@ class MixtureTile {
   template <int N>
   FASTNDSM_OUTLINE void full_logits(const V* x, const V* z, int64_t k) {
     const int64_t d = dim();
-    int64_t i = 0;
-    for (; i + kFullRows <= d; i += kFullRows) full_rows<N, kFullRows>(x, z, k, i);
-    if constexpr (kFullRows > 4) {
-      for (; i + 4 <= d; i += 4) full_rows<N, 4>(x, z, k, i);
-    }
-    for (; i < d; ++i) full_rows<N, 1>(x, z, k, i);
     const S* mean = m_.means + k * d;
+    V *first = t_.r, *second = t_.s;  // m - x
+    for (int64_t j = 0; j < d; ++j) {
+      first[j] = mean[j] - x[j];
+      if constexpr (N == 2) second[j] = mean[d + j] - x[j];
+    }
+    int64_t i = 0;
+    for (; i + kFullRows <= d; i += kFullRows) full_rows<N, kFullRows>(z, k, i);
+    if constexpr (kFullRows > 4) {
+      for (; i + 4 <= d; i += 4) full_rows<N, 4>(z, k, i);
+    }
+    for (; i < d; ++i) full_rows<N, 1>(z, k, i);
     V q = V{}, other = V{}, along = V{};
     for (int64_t j = 0; j < d; ++j) {
-      q = fma(V(mean[j] - x[j]), t_.u[j], q);
-      if constexpr (N == 2) other = fma(V(mean[d + j] - x[j]), t_.w[j], other);
+      q = fma(first[j], t_.u[j], q);
+      if constexpr (N == 2) other = fma(second[j], t_.w[j], other);
       if constexpr (with_product) along = fma(t_.u[j], z[j], along);
     }
     t_.weights[0] = fma(q, splat<V>(-kHalfLog2e), splat<V>(m_.log_scale[k]));
