@@ -53,6 +53,8 @@ template <typename S, Covariance kind, int D, bool target>
 struct RegisterRunner {
   using V = typename BatchRows<S>::V;
   using Sample = RegisterTrajectory<V, kind, D, target>;
+  static constexpr int kDrawn =
+      target ? 2 : 1;  // steps whose noise is drawn at once, where the mixture leaves room beside it
   static constexpr int64_t kHistory = 128, kState = target ? 2 * D + Sample::kRates : 3 * D;
 
   static void run(const ProcessView<S>& view, const Batch<S>& batch, const Schedule& schedule, int64_t begin, int64_t end) {
@@ -83,7 +85,7 @@ struct RegisterRunner {
   static void walk(const RegisterProcess<S>& process, const BatchRows<S>& rows, const BatchRows<S>& out, V* history) {
     const Lanes<V> lanes = rows.lanes(process.noise);
     const bool keeps = !target && rows.batch.mean;
-    V x0[D], z[D];
+    V x0[D], z[kDrawn][D];
     rows.gather(rows.batch.x0, D, x0);
     Own own[members];
     for (int i = 0; i < members; ++i) {
@@ -97,21 +99,31 @@ struct RegisterRunner {
     }
     const auto counters = [&](int64_t n)
                               FASTNDSM_INLINE { return lanes.paths.at(static_cast<uint32_t>(n), process.noise.key); };
-    Sample::draw(process.dim, counters(0), z);
+    const auto draw = [&](int64_t n, V(&z)[kDrawn][D]) FASTNDSM_INLINE {
+      if constexpr (kDrawn == 2) {
+        const typename PathCounters<words_of<V>>::AtStep both[] = {counters(n), counters(n + 1)};
+        normals_of_steps<D>(both, z);
+      } else {
+        Sample::draw(process.dim, counters(n), z[0]);
+      }
+    };
+    draw(0, z);
     int64_t first = 0;  // number of steps before the state that the history starts with
     for (int64_t n = 0; n < lanes.last; ++n) {
       if (n + 1 == first + kHistory) take<members>(rows, out, history, first, kHistory), first += kHistory;
-      V next[D];
+      const bool draws = n % kDrawn == kDrawn - 1;
+      V next[kDrawn][D];
       for (int i = 0; i < members; ++i) {
         V* const state = history + (i * kHistory + n + 1 - first) * kState;
-        own[i].sample.step(process, counters(n), static_cast<int>(n), z, S(1 - 2 * i), [&](int j, V mean, V noise) {
+        own[i].sample.step(process, counters(n), static_cast<int>(n), z[n % kDrawn], S(1 - 2 * i),
+                           [&](int j, V mean, V noise) {
           if (keeps) state[D + j] = mean, state[2 * D + j] = noise;
         }, [&]() FASTNDSM_INLINE {
-          if (i == 0) Sample::draw(process.dim, counters(n + 1), next);
+          if (i == 0 && draws) draw(n + 1, next);
         });
         if (n + 1 >= lanes.first) put(own[i].sample, state);
       }
-      for (int j = 0; j < D; ++j) z[j] = next[j];
+      if (draws) std::copy_n(&next[0][0], kDrawn * D, &z[0][0]);
     }
     take<members>(rows, out, history, first, lanes.last + 1 - first);
   }

@@ -79,6 +79,7 @@ class Walk {
   using V = typename BatchRows<S>::V;
   static constexpr int D = Program<V>::kDim;
   static constexpr bool kTarget = output == Output::target;
+  static constexpr int kDrawn = D <= 4 ? 2 : 1;  // steps whose noise is drawn at once
 
  public:
   static void run(const Process<S>& process, const Batch<S>& batch, const Schedule& schedule, int64_t begin, int64_t end) {
@@ -100,13 +101,21 @@ class Walk {
       for (int j = 0; j < D; ++j) x_[i][j] = mean_[i][j] = x_[0][j], second_[i][j] = V{};
     }
     take(0, due, V{});
-    for (int64_t n = 0; n < lanes.last; ++n) {
-      const Step<S>& step = process_.steps[n];
-      V z[D];
-      draw<D>(lanes.paths.at(static_cast<uint32_t>(n), process_.noise.key), z);
-      FASTNDSM_UNROLL
-      for (int i = 0; i < members; ++i) advance(step, i, z);
-      take(n + 1, due, splat<V>(step.variance));
+    const auto at = [&](int64_t n) FASTNDSM_INLINE { return lanes.paths.at(static_cast<uint32_t>(n), process_.noise.key); };
+    for (int64_t n = 0; n < lanes.last; n += kDrawn) {
+      V z[kDrawn][D];
+      if constexpr (kDrawn == 2) {
+        const typename PathCounters<words_of<V>>::AtStep both[] = {at(n), at(n + 1)};
+        normals_of_steps<D>(both, z);
+      } else {
+        draw<D>(at(n), z[0]);
+      }
+      for (int64_t i = n; i < std::min(n + kDrawn, lanes.last); ++i) {
+        const Step<S>& step = process_.steps[i];
+        FASTNDSM_UNROLL
+        for (int member = 0; member < members; ++member) advance(step, member, z[i - n]);
+        take(i + 1, due, splat<V>(step.variance));
+      }
     }
   }
 

@@ -242,14 +242,17 @@ struct PathCounters {
 
     template <int N>
     FASTNDSM_HD void words(uint32_t block, U32 (&out)[N][4]) const {
-      detail::philox_from(3, key, out, [&](int n, Word(&c)[4]) FASTNDSM_INLINE {
-        const Word p1 = (path.high ^ splat<Lanes>(uint32_t(block + n) ^ key.of(0, 1))).times(detail::kPhilox1);
-        const Word p0 = (p1.high() ^ splat<Lanes>(mask)).times(detail::kPhilox0);
-        c[0] = p1 ^ m0;
-        c[1] = c1;
-        c[2] = p0.high() ^ m2;
-        c[3] = p0;
-      });
+      detail::philox_from(3, key, out, [&](int n, Word(&c)[4]) FASTNDSM_INLINE { start(block + n, c); });
+    }
+
+    // The words of a block before the fourth round.
+    FASTNDSM_HD void start(uint32_t block, Word (&c)[4]) const {
+      const Word p1 = (path.high ^ splat<Lanes>(block ^ key.of(0, 1))).times(detail::kPhilox1);
+      const Word p0 = (p1.high() ^ splat<Lanes>(mask)).times(detail::kPhilox0);
+      c[0] = p1 ^ m0;
+      c[1] = c1;
+      c[2] = p0.high() ^ m2;
+      c[3] = p0;
     }
   };
 
@@ -355,6 +358,26 @@ FASTNDSM_HD void some_normals(const typename PathCounters<words_of<V>>::AtStep& 
   words_of<V> w[(C + 3) / 4][4];
   counters.words(block, w);
   normals_of<C, V>(w, z);
+}
+
+// z[n]: the normals of dimensions 0 .. C - 1 <= 3 at each of N steps, side by side: those of one step are a chain of dependent
+// instructions which leaves the pipes empty.
+template <int C, int N, typename V>
+FASTNDSM_HD void normals_of_steps(const typename PathCounters<words_of<V>>::AtStep (&at)[N], V (&z)[N][C]) {
+  static_assert(C <= 4, "one counter a step");
+  using Word = detail::CounterWord<words_of<V>>;
+  constexpr int pairs = (C + 1) / 2;
+  words_of<V> w[N][4], u[N * pairs], angle[N * pairs];
+  V even[N * pairs], odd[N * pairs];
+  detail::philox_from(3, at[0].key, w, [&](int n, Word(&c)[4]) FASTNDSM_INLINE { at[n].start(0, c); });
+  FASTNDSM_UNROLL
+  for (int i = 0; i < N * pairs; ++i) u[i] = w[i / pairs][i % pairs * 2], angle[i] = w[i / pairs][i % pairs * 2 + 1];
+  box_mullers(u, angle, even, odd);
+  FASTNDSM_UNROLL
+  for (int n = 0; n < N; ++n) {
+    FASTNDSM_UNROLL
+    for (int j = 0; j < C; ++j) z[n][j] = j % 2 == 0 ? even[n * pairs + j / 2] : odd[n * pairs + j / 2];
+  }
 }
 
 // Normals of many dimensions, 8 at a time: the words of the next 8 are made beside the normals of these, two long chains of
