@@ -163,7 +163,7 @@ def run(
 SAMPLING_POINTERS = ("parameters", "coefficients", "evaluations", "network", "scales", "shifts")
 SAMPLING_POINTERS += ("y", "bounds", "out", "failed")
 SAMPLING_NUMBERS = ("kind", "n_components", "dim", "n_steps", "n_evaluations", "seed", "first_path", "rows")
-SAMPLING_NUMBERS += ("network_floats", "n_hidden", "width", "inputs", "resident", "tile")
+SAMPLING_NUMBERS += ("network_floats", "n_hidden", "width", "inputs", "resident")
 
 
 class Sampling(ctypes.Structure):
@@ -183,15 +183,12 @@ def sample_mlp(
     first_path: int,
     *,
     resident: bool,
-    tile: int,
 ) -> tuple[Tensor, int]:
     """Return y_0 and the evaluation that failed, or their number, by the CUDA kernel, emulated."""
-    means, precisions, log_scale, kind = mixture
-    if kind == "tied":
-        kind, precisions = "full", precisions.expand(len(means), -1, -1)
+    kind = mixture.covariance_type
     out, failed = torch.full_like(y, torch.nan), torch.full((), len(schedule.evaluations))
     tensors = {
-        "parameters": packed_mixture(MixtureOperands(means, precisions, log_scale, kind), y.shape[1], emulated=True),
+        "parameters": packed_mixture(mixture, y.shape[1], emulated=True),
         "coefficients": schedule.coefficients.to(y.dtype).contiguous(),
         "evaluations": network.evaluations.contiguous(),
         "network": packed_network(network.weights, network.biases),
@@ -204,7 +201,7 @@ def sample_mlp(
     }
     numbers = {
         "kind": KINDS.index(kind),
-        "n_components": len(means),
+        "n_components": len(mixture.means),
         "dim": y.shape[1],
         "n_steps": schedule.coefficients.shape[1],
         "n_evaluations": len(schedule.evaluations),
@@ -216,7 +213,6 @@ def sample_mlp(
         "width": len(network.weights[0]),
         "inputs": network.weights[0].shape[1],
         "resident": resident,
-        "tile": tile,
     }
     pointers = {name: t.data_ptr() for name, t in tensors.items()}
     values = {name: int(value) for name, value in numbers.items()}

@@ -69,7 +69,8 @@ def tiled_kernels() -> Iterator[tuple[Kernel, int]]:
 def sampler_kernels() -> Iterator[tuple[Kernel, int]]:
     for width in (64, 128):
         for resident in (0, 1):
-            yield ("sample_kernel", (width, resident)), SAMPLER
+            for kind in (0, 1, 3):
+                yield ("sample_kernel", (width, resident, kind)), SAMPLER
 
 
 def packing_kernels() -> Iterator[tuple[Kernel, int]]:

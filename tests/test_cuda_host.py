@@ -170,12 +170,24 @@ def test_packed_parameters() -> None:
         assert not bool(part[5:].any()) and not bool(part[:, 3].any())
     torch.testing.assert_close(block[-8:-3].exp2(), m.log_scale.exp())
     assert bool((block[-3:] == -1e38).all())
-    weights, biases = [torch.randn(5, 2), torch.randn(3, 5)], [torch.randn(5), torch.randn(3)]
+
+
+def test_packed_network() -> None:
+    """Blocks of 8 outputs by 16 inputs, in which a thread of the kernel has four inputs side by side."""
+    weights, biases = [torch.randn(10, 2), torch.randn(3, 33)], [torch.randn(10), torch.randn(3)]
     network = packed_network(weights, biases)
-    first, second = network[:24].reshape(3, 8), network[24:].reshape(6, 8)
-    assert torch.equal(first[:2, :5], weights[0].t()) and torch.equal(first[2, :5], biases[0])
-    assert torch.equal(second[:5, :3], weights[1].t()) and torch.equal(second[5, :3], biases[1])
-    assert not bool(first[:, 5:].any()) and not bool(second[:, 3:].any())
+    assert network.numel() == 16 * 16 + 16 + 8 * 48 + 8
+    for weight, bias, at in zip(weights, biases, (0, 16 * 16 + 16), strict=True):
+        (outputs, inputs), blocks = weight.shape, -(-weight.shape[1] // 16)
+        padded = torch.zeros(-(-outputs // 8) * 8, 16 * blocks)
+        padded[:outputs, :inputs] = weight
+        for (i, j), value in zip(torch.cartesian_prod(*map(torch.arange, padded.shape)), padded.flatten(), strict=True):
+            half, pair, one = int(j) % 16 // 8, int(j) % 8 // 2, int(j) % 2
+            place = (int(i) // 8 * blocks + int(j) // 16) * 128 + int(i) % 8 * 16 + pair * 4 + half * 2 + one
+            assert network[at + place] == value
+        end = at + padded.numel()
+        assert torch.equal(network[end : end + outputs], bias)
+        assert not bool(network[end + outputs : end + len(padded)].any())
 
 
 # --- the kernels themselves, a thread of this machine for each of theirs -----------------------------------------
@@ -214,33 +226,44 @@ def test_emulated_kernels_give_what_their_headers_give(case: Case) -> None:
             torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-5 * max(1.0, float(expected.abs().amax())))
 
 
-SAMPLERS = [("spherical", 2, (64, 64), False, True, 32), ("diag", 3, (64,), True, False, 64)]
-SAMPLERS += [("full", 9, (128, 128), False, True, 32), ("tied", 2, (64, 64, 64), True, True, 32)]
-SAMPLERS += [("spherical", 32, (64, 64), True, False, 32)]  # whose first layer is as wide as its input
+# Of one, two, four and eight threads with dimensions of a sample's own; components fewer and more than the others.
+SAMPLERS = [("spherical", 2, 3, (64, 64), False, True), ("diag", 3, 11, (64,), True, False)]
+SAMPLERS += [("full", 9, 3, (128, 128), False, True), ("tied", 2, 9, (64, 64, 64), True, True)]
+SAMPLERS += [("diag", 7, 5, (128,), False, False), ("full", 19, 2, (64,), True, True)]
+SAMPLERS += [("spherical", 32, 3, (64, 64), True, False)]  # whose first layer is as wide as its input
 
 
 @pytest.mark.parametrize(("method", "order"), [("sde", 2), ("sde", 1), ("ode", 2)])
-@pytest.mark.parametrize(("kind", "dim", "hidden", "features", "resident", "tile"), SAMPLERS)
+@pytest.mark.parametrize(("kind", "dim", "components", "hidden", "features", "resident"), SAMPLERS)
 def test_the_emulated_sampler_gives_the_samples_of_the_module(
-    kind: str, dim: int, hidden: tuple[int, ...], features: bool, resident: bool, tile: int, method: str, order: int
+    kind: str,
+    dim: int,
+    components: int,
+    hidden: tuple[int, ...],
+    features: bool,
+    resident: bool,
+    method: str,
+    order: int,
 ) -> None:
     """Two blocks, the second of which has rows to spare; weights in shared memory and not."""
-    p = quietly(random_mixture(kind, 3, dim, ratio=4.0), T=0.3, n_steps=4)
+    p = quietly(random_mixture(kind, components, dim, ratio=4.0), T=0.3, n_steps=4)
     torch.manual_seed(0)
     net = MLP(dim, hidden, in_dim=2 * dim if features else dim, horizon=p.T)
     torch.nn.init.normal_(net.last.weight, std=0.1)
     torch.nn.init.normal_(net.film.out.weight, std=0.1)
     score_net = ResidualScore(net, p, features=features)
     schedule, network = scheduled(score_net, p, method, order, [4, 2, 1])
-    n = tile + 5
+    n = 37
     y = p.prior.sample(n, seed=3, first_path=FIRST_PATH).float()
     mixture = p.reference.operands(torch.float32)
-    found, failed = sample_mlp(y, network, schedule, mixture, 3, FIRST_PATH, resident=resident, tile=tile)
+    found, failed = sample_mlp(y, network, schedule, mixture, 3, FIRST_PATH, resident=resident)
     options: dict[str, Any] = {"order": order, "prediction": "linear", "grid": p.times[[1, 2, 4]], "fused": False}
     with use_backend("reference"):
         expected = sample(score_net, p, n, method=method, seed=3, first_path=FIRST_PATH, **options)
     torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
     assert failed == 3
+    one, _ = sample_mlp(y[34:35], network, schedule, mixture, 3, FIRST_PATH + 34, resident=not resident)
+    assert torch.equal(one[0], found[34])  # wherever it is in a tile, and whatever is beside it
 
 
 def scheduled(
@@ -261,4 +284,4 @@ def test_the_emulated_sampler_tells_the_evaluation_that_failed() -> None:
     schedule, network = scheduled(ResidualScore(net, p), p, "sde", 2, [4, 3, 2, 1])
     y = p.prior.sample(40, seed=3).float()
     mixture = p.reference.operands(torch.float32)
-    assert sample_mlp(y, network, schedule, mixture, 3, 0, resident=True, tile=32)[1] == 2
+    assert sample_mlp(y, network, schedule, mixture, 3, 0, resident=True)[1] == 2

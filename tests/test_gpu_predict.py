@@ -25,7 +25,7 @@ CEILINGS = {
     "reverse_steps spherical d=2": (12.5, 2.0),
     "reverse_steps spherical d=784": (2750, 1.2),
 }
-SAMPLER = (2300, 6.5)
+SAMPLER = (780, 2.3)
 
 PROGRAM = """
         /*0000*/                   LDC R1, c[0x0][0x28] ;                     /* 0x00 */

@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -114,7 +115,7 @@ class Prediction:
         blocks = math.ceil(grid / MULTIPROCESSORS)
         pipe, cycles = found.most
         busy = min(QUARTERS, blocks * warps)
-        if pipe == "global memory":
+        if pipe.endswith("memory"):
             busy = QUARTERS
         self.seconds += blocks * warps * cycles / busy / CLOCK
         self.limits.append(pipe)
@@ -242,36 +243,33 @@ def _full(dim: int) -> Case:
 def sampler() -> Prediction:
     """Count the fused sampler: 3 x 128, 4,096 samples, 100 evaluations of the network with a step after each."""
     width, hidden, dim, rows, evaluations, components = 128, 3, 2, 4096, 100, 8
-    # samples a block as `shape_for` in sample_mlp.cu has them, outputs a thread, its multiply-adds for an input
-    tile, outputs, each = 32, 8, 32
-    threads = tile // 4 * (width // outputs)
+    tile, warps = 32, 8  # samples and warps of a block, eight threads a sample, as sample_mlp.cuh has them
     floor = rows * evaluations * (dim * width + (hidden - 1) * width**2 + width * dim) / TF32X3
+    network = (16 + (hidden - 1) * width + 8 + hidden) * width + 8  # numbers, padded
     name = f"sample MLP {hidden}x{width} B={rows:,} N={evaluations}"
     text = _nvcc("sample_mlp.cu")
-    symbol = f"sample_kernelILi{width}ELb1E"
+    symbol = f"sample_kernelILi{width}ELb1ELNS_10CovarianceE0E"
     (taken,) = [part for part in re.split(r"(?=\bFunction )", text["resource-usage"]) if symbol in part]
     (own,) = [part for part in re.split(r"(?=\bFunction : )", text["sass"]) if symbol in part.partition("\n")[0]]
 
-    def multiply_adds(loop: sass.Loop) -> int:
-        return sum(op.startswith("FFMA") for op, _ in loop.instructions)
-
     def turns(loop: sass.Loop) -> float:
-        """Tell how often a warp runs a loop, on average: most is for as many threads as there are samples."""
+        """Tell how often a warp runs a loop, on average: two blocks of samples by eight outputs are two warps' work."""
+        count = Counter(op.partition(".")[0] for op, _ in loop.instructions)
         if loop.depth == 1:
-            return evaluations if loop.inner else 1
-        if loop.leaf and multiply_adds(loop) >= 4 * each:  # of a layer: four inputs or more
-            hidden_inputs = (dim + (hidden - 1) * width) / hidden
-            inputs = hidden_inputs if loop.depth > 2 else width * outputs / width
-            return each * inputs / multiply_adds(loop)
-        if any(multiply_adds(one) >= 4 * each for one in loop.inner):
+            return evaluations if loop.inner else network / (32 * warps * count["STS"])
+        if count["HMMA"]:  # over blocks of 16 inputs, in the loop over hidden layers or of the output
+            return (1 + (hidden - 1) * width / 16) / hidden if loop.depth == 3 else width / 16 * tile / 16 / warps
+        if any(op.startswith("HMMA") for one in loop.inner for op, _ in one.instructions):
             return hidden
-        return tile / threads * (components if loop.leaf else 1)
+        if count["SHFL"]:  # over threads with other dimensions, of which there are none, or with other components
+            return 0 if count["SHFL"] == count["FADD"] == 1 else math.log2(8)
+        return math.ceil(components / 8)
 
     out = Prediction(name, floor)
     out.registers, stack, local = (int(re.search(rf"{what}:(\d+)", taken)[1]) for what in ("REG", "STACK", "LOCAL"))  # type: ignore[index]
     out.spilled = stack + local
     found = sass.count(sass.program(own), turns)
-    out.add(rows // tile, threads // 32, found, rows * evaluations)
+    out.add(rows // tile, warps, found, rows * evaluations)
     out.launches = 1
     return out
 

@@ -38,6 +38,7 @@ PIPES: dict[str, tuple[tuple[str, ...], float]] = {
     "tensor": (("HMMA", "HGMMA"), 4.0 / 0.62),
     # 32 lanes by 32 bits at 128 bytes a cycle for four quarters; wider ones in proportion
     "global memory": (("LDG", "STG"), 4.0),
+    "shared memory": (("LDS", "STS"), 4.0),
 }
 
 
@@ -107,7 +108,7 @@ class Count:
         for pipe, (names, cost) in PIPES.items():
             if not op.startswith(names):
                 continue
-            if pipe == "global memory":
+            if pipe.endswith("memory"):
                 cost *= 4.0 if ".128" in op else 2.0 if ".64" in op else 1.0
             elif group := re.match(r"HGMMA\.64x(\d+)x8", op):
                 cost = int(group[1]) / 2.0

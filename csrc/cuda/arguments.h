@@ -55,7 +55,8 @@ struct Reverse {
   float* out;
 };
 
-// Parameters of a network in one block: for each layer weights packed in groups of 8 outputs, then biases padded to 8.
+// Parameters of a network in one block: for each layer weights as [outputs / 8][inputs / 16][8 outputs][4][2][2], of inputs
+// 8 j + 2 i + k of the 16 at [i][j][k], then biases; padded with zeros.
 struct MlpSampling {
   MixtureBlock mixture;
   const float* coefficients;

@@ -167,7 +167,7 @@ std::tuple<at::Tensor, at::Tensor> sample_mlp_op(const at::Tensor& y, const at::
   const int64_t d = y.size(1), n_evaluations = evaluations.size(0), outputs = (d + 7) / 8 * 8;
   check("y", y, at::kFloat, {y.size(0), d});
   check("network", network, at::kFloat,
-        {(inputs + 1) * width + (n_hidden - 1) * (width + 1) * width + (width + 1) * outputs});
+        {((inputs + 15) / 16 * 16 + 1) * width + (n_hidden - 1) * (width + 1) * width + (width + 1) * outputs});
   check("scales", scales, at::kFloat, {n_evaluations, n_hidden * width});
   check("shifts", shifts, at::kFloat, scales.sizes());
   check("bounds", bounds, at::kLong, {n_evaluations + 1});
@@ -197,8 +197,10 @@ std::tuple<at::Tensor, at::Tensor> sample_mlp_op(const at::Tensor& y, const at::
                       y.const_data_ptr<float>(),
                       out.mutable_data_ptr<float>(),
                       failed.mutable_data_ptr<int64_t>()};
-  TORCH_CHECK_NOT_IMPLEMENTED(sample_mlp_fits(a), "sample_mlp: the network and ", means.size(0),
-                              " components find no room in shared memory");
+  TORCH_CHECK_NOT_IMPLEMENTED(sample_mlp_fits(a),
+                              "sample_mlp: expected at most 32 dimensions, and room for the activations in "
+                              "shared memory, found ",
+                              d, " dimensions and a width of ", width);
   if (y.size(0) > 0) check_launch("sample_mlp", sample_mlp(a, stream()));
   return {out, failed};
 }

@@ -45,11 +45,13 @@ def __getattr__(name: str) -> Callable[..., Any]:
 
 
 def packed_network(weights: list[Tensor], biases: list[Tensor]) -> Tensor:
-    """Return each layer's weights as [inputs, outputs], then its biases; outputs padded to a multiple of 8."""
+    """Return each layer's weights as `arguments.h` has them, then its biases, outputs padded to a multiple of 8."""
     parts = []
     for weight, bias in zip(weights, biases, strict=True):
-        more = -len(weight) % 8
-        parts += [F.pad(weight.t(), (0, more)).flatten(), F.pad(bias, (0, more))]
+        outputs, inputs = weight.shape
+        more = -outputs % 8
+        blocks = F.pad(weight, (0, -inputs % 16, 0, more)).unflatten(0, (-1, 8)).unflatten(2, (-1, 2, 4, 2))
+        parts += [blocks.permute(0, 2, 1, 4, 3, 5).flatten(), F.pad(bias, (0, more))]
     return torch.cat(parts)
 
 
@@ -171,12 +173,10 @@ def sample_mlp(
     if len(widths) != 1 or not widths <= set(WIDTHS):
         raise NotImplementedError(f"backend 'cuda' serves hidden layers all of 64 or all of 128 units, found {widths}")
     (width,) = widths
-    means, precisions, log_scale, kind = mixture
-    if kind == "tied":
-        kind, precisions = "full", precisions.expand(len(means), -1, -1)
-    operands = _contiguous(MixtureOperands(means, precisions, log_scale, kind))
     network = packed_network(weights, biases), len(weights) - 1, width, weights[0].shape[1]
     tables = scales.contiguous(), shifts.contiguous(), feature_scale
     schedule = tuple(t.contiguous() for t in (bounds.to(y.device), coefficients, evaluations))
-    out, failed = _ops.sample_mlp(y.contiguous(), *network, *tables, *schedule, *operands, int(seed), first_path)
+    out, failed = _ops.sample_mlp(
+        y.contiguous(), *network, *tables, *schedule, *_contiguous(mixture), int(seed), first_path
+    )
     return out, torch.where(failed < len(evaluations), failed, -1)

@@ -324,7 +324,7 @@ struct Sampling {
   float* out;
   int64_t* failed;
   int64_t kind, n_components, dim, n_steps, n_evaluations, seed, first_path, rows, network_floats, n_hidden, width, inputs;
-  int64_t resident, tile;
+  int64_t resident;
   double feature_scale;
 };
 
@@ -351,11 +351,17 @@ void sample_mlp_kernel(const Sampling* a) {
                               a->y,
                               a->out,
                               a->failed};
-  const int tile = int(a->tile);
-  const unsigned blocks = unsigned((a->rows + tile - 1) / tile), threads = unsigned(tile / kSamples * (a->width / kOut));
-  auto kernel = a->resident ? sample_kernel<128, true> : sample_kernel<128, false>;
-  if (a->width == 64) kernel = a->resident ? sample_kernel<64, true> : sample_kernel<64, false>;
-  emulation::launch(kernel, blocks, threads, arguments, tile);
+  const unsigned blocks = unsigned((a->rows + kTile - 1) / kTile);
+  const auto launch = [&](auto kind) {
+    constexpr fastndsm::Covariance k = kind;
+    auto kernel = a->resident ? sample_kernel<128, true, k> : sample_kernel<128, false, k>;
+    if (a->width == 64) kernel = a->resident ? sample_kernel<64, true, k> : sample_kernel<64, false, k>;
+    emulation::launch(kernel, blocks, unsigned(kSamplerThreads), arguments);
+  };
+  using fastndsm::Covariance;
+  if (a->kind == int(Covariance::spherical)) return launch(std::integral_constant<Covariance, Covariance::spherical>{});
+  if (a->kind == int(Covariance::diag)) return launch(std::integral_constant<Covariance, Covariance::diag>{});
+  launch(std::integral_constant<Covariance, Covariance::full>{});
 }
 
 int64_t pack_float(const fastndsm::Packing<float>* a) { return fastndsm::pack(*a); }
