@@ -12,6 +12,8 @@ from functools import cache
 import torch
 
 SMALL = 4  # the largest dimension whose samples are held in registers
+SMALL_FULL = 5  # the same of trajectories under full covariances
+WHOLE_FULL = 32  # the largest in which these hold blocks of whole paths
 WHOLE = 16  # the largest whose samples are, whatever the number of components, one tile of mixture_score
 MANY = 1024  # components
 
@@ -114,6 +116,18 @@ TABLE: dict[str, tuple[Configuration, ...]] = {
         _for(dim=4, components=4, ROWS=32, COMPONENTS=4, num_warps=1),
         _for(dim=2, ROWS=64, COMPONENTS=4, num_warps=1),
         _for(ROWS=64, COMPONENTS=2, num_warps=1),
+    ),
+    # Full covariances in 5 dimensions, the same: two paths a lane share what is read, but with a target, for which each
+    # has axes of its own.
+    "simulate_full": (_for(ROWS=64, COMPONENTS=2, num_warps=1),),
+    "simulate_full_target": (
+        _for(architecture="gfx942", ROWS=64, COMPONENTS=2, num_warps=1),
+        _for(ROWS=32, COMPONENTS=2, num_warps=1, registers=255),
+    ),
+    # In more: ROWS whole paths, as many as a tensor core takes at once.
+    "simulate_whole": (
+        _for(dim=16, ROWS=16, num_warps=1, num_stages=1),
+        _for(ROWS=16, num_warps=4, num_stages=1),
     ),
     # A program's drift, whatever it is: ROWS paths, a lane each.
     "drift": (_for(architecture="gfx942", ROWS=64, num_warps=1), _for(ROWS=32, num_warps=1)),

@@ -4,10 +4,11 @@
 
 and the path estimator's target along the way, see `fastndsm.reference.simulate`. In small dimensions the state stays in
 registers (`simulate_small`), in large ones it lives in the outputs (`simulate_tiled`): one launch for all steps either
-way. Full covariances in more than a few dimensions take launches in each step (`simulate_full`).
+way. Under full covariances rows are whole in registers up to 32 dimensions (`simulate_whole`), and beyond launches are
+taken in each step (`simulate_full`).
 
 The bits of a path depend on its number, x0 and steps alone, and x is the same from all three functions; but with full
-covariances in more than a few dimensions rounding may differ with the batch.
+covariances in more than 32 dimensions rounding may differ with the batch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .configurations import SMALL, architecture_of, configuration
+from .configurations import SMALL, SMALL_FULL, WHOLE_FULL, architecture_of, configuration
 from .operands import Axes, Mixture, Process
 from .packing import packed, packed_axes
 from .philox import on_device
@@ -26,6 +27,8 @@ from .precision_product import dot_precision, precision_product
 from .simulate_full import simulate_full
 from .simulate_small import simulate_small_kernel
 from .simulate_tiled import scratch_arrays, simulate_tiled_kernel
+from .simulate_whole import simulate_whole_kernel
+from .turning import turn
 
 KINDS = ("spherical", "diag", "tied", "full")
 # Rows from which on they are ordered by their last step, so that those of a program finish together: below, in small
@@ -100,18 +103,18 @@ def run(
     if x.numel() == 0:
         return x, second, third
     steps, records = steps.sort(dim=1) if steps.numel() > len(steps) else (steps.flatten(), None)
-    small = dim <= SMALL
+    small = dim <= (SMALL_FULL if kind == "full" else SMALL)
     order = None
-    if small or kind != "full":
+    if small or kind != "full" or dim <= WHOLE_FULL:
         order = order_of(steps, len(drift_scale), ORDERED_ROWS if small else ORDERED_TILED_ROWS)
     operands = [t.contiguous() for t in (x0, steps, drift_scale, noise_std)]
     parameters = mixture.means.contiguous(), mixture.precisions.contiguous(), mixture.log_scale.contiguous()
     with torch.cuda.device_of(x):
         outputs = x.view(-1, dim), second.view(-1, dim), third.view(-1, third.shape[-1])
-        if kind == "full" and not small:
+        if kind == "full" and dim > WHOLE_FULL:
             simulate_full(outputs, output, *operands, records, parameters, turned, seed, first_path, antithetic)
         else:
-            launch = launch_small if small else launch_tiled
+            launch = launch_small if small else launch_whole if kind == "full" else launch_tiled
             launch(outputs, output, operands, records, order, parameters, kind, turned, seed, first_path, antithetic)
     return x, second, third
 
@@ -188,7 +191,10 @@ def launch_small(
     """Fill the outputs; see `simulate_small_kernel`."""
     x0, steps, drift_scale, _ = operands
     (rows, dim), n_steps, n_components = x0.shape, len(drift_scale), len(parameters[0])
-    tile = configuration("simulate_small", dim, n_components, architecture_of(x0.device))
+    op = "simulate_small"
+    if dim > SMALL:
+        op = "simulate_full_target" if output == "target" else "simulate_full"
+    tile = configuration(op, dim, n_components, architecture_of(x0.device))
     resident = n_components <= tile["COMPONENTS"]
     options: dict[str, Any] = tile.launch
     if resident:
@@ -218,6 +224,64 @@ def launch_small(
         **options,
         enable_fp_fusion=False,
     )
+
+
+def launch_whole(
+    outputs: tuple[Tensor, Tensor, Tensor],
+    output: str,
+    operands: list[Tensor],
+    records: Tensor | None,
+    order: Tensor | None,
+    parameters: tuple[Tensor, Tensor, Tensor],
+    kind: str,
+    axes: Axes | None,
+    seed: Tensor,
+    first_path: int,
+    antithetic: bool,
+) -> None:
+    """Fill the outputs; see `simulate_whole_kernel`."""
+    x0, steps, drift_scale, _ = operands
+    (rows, dim), n_steps, n_components = x0.shape, len(drift_scale), len(parameters[0])
+    architecture = architecture_of(x0.device)
+    tile = configuration("simulate_whole", dim, n_components, architecture)
+    width = triton.next_power_of_2(dim)
+    members = 2 if antithetic else 1
+    programs, n_records = triton.cdiv(members * rows, tile["ROWS"]), 1 if records is None else records.shape[1]
+    turns = (None, None) if axes is None else packed_axes(axes, width)
+    component, scratch = steps, x0
+    if axes is not None:
+        component = torch.empty(rows, dtype=torch.int64, device=x0.device)
+        scratch = torch.empty((2, programs * tile["ROWS"], width), dtype=x0.dtype, device=x0.device)
+    simulate_whole_kernel[(programs,)](
+        *outputs,
+        x0,
+        steps,
+        records,
+        order,
+        *operands[2:],
+        *packed(parameters, kind, 1, width)[:3],
+        *turns,
+        component,
+        scratch,
+        on_device(seed, x0.device),
+        rows,
+        n_records,
+        n_steps,
+        n_components,
+        first_path,
+        dim,
+        OUTPUT=output,
+        ANTITHETIC=antithetic,
+        D=dim,
+        W=width,
+        PRECISION=dot_precision(architecture),
+        **tile.launch,
+        enable_fp_fusion=False,
+    )
+    if axes is not None:
+        of_row = component.repeat_interleave(n_records).repeat(members)
+        back = turn(outputs[1], outputs[2], axes.rotations.contiguous(), of_row, back=True)
+        outputs[1].copy_(back[0]), outputs[2].copy_(back[1])
 
 
 def launch_tiled(

@@ -1,4 +1,4 @@
-"""Trajectories under full covariances in more than a few dimensions: launches in each step, batched matrix products.
+"""Trajectories under full covariances in more than 32 dimensions: launches in each step, batched matrix products.
 
 x_{n+1} = x_n + a_n score(x_n) + s_n z_n
 

@@ -26,7 +26,7 @@ SHAPES: dict[str, list[Shape]] = {
     "spherical": [(31, 1, 1), (33, 2, 17), (1, 3, 3), (3, 5, 3), (3, 16, 17), (5, 67, 8)],
     "diag": [(33, 2, 8), (3, 3, 5), (1, 4, 1), (3, 5, 17), (9, 17, 3), (3, 67, 1)],
     "tied": [(33, 1, 3), (3, 3, 17), (17, 5, 3), (3, 17, 8), (1, 67, 1)],
-    "full": [(33, 2, 3), (3, 3, 5), (31, 5, 3), (3, 17, 8), (1, 67, 1)],
+    "full": [(33, 2, 3), (3, 3, 5), (31, 5, 3), (17, 6, 4), (3, 17, 8), (1, 32, 1), (1, 67, 1)],
 }
 CASES = [(kind, shape) for kind, shapes in SHAPES.items() for shape in shapes]
 # Where whatever else could change a bit is tried: one size for each kernel and way through it.
@@ -38,6 +38,8 @@ BITWISE = [
     ("tied", (9, 5, 3)),
     ("full", (9, 3, 5)),
     ("full", (9, 2, 3)),
+    ("full", (9, 5, 3)),
+    ("full", (9, 7, 3)),
 ]
 SPLIT = (1, 4)  # rows of the pieces but for the last
 

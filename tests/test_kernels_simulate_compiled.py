@@ -12,6 +12,7 @@ import pytest
 from _kernels import TARGETS, Row, check_resources, compile_ahead, compiled_by, main
 
 OPS = ("simulate_small", "simulate_spherical", "simulate_diag", "simulate_tied", "turn")
+FULL = ("simulate_full", "simulate_full_target", "simulate_whole")  # of full covariances from 5 dimensions on
 REGISTERS = dict.fromkeys(TARGETS, 255) | {"gfx942": 320}  # a thread
 SHARED = 16 << 10  # bytes
 LARGE = 784  # a dimension that is no multiple of a tile's columns
@@ -21,7 +22,7 @@ SOME = ("sm_80", "sm_100")  # targets for which each op's last configuration, wh
 
 def check_all(target: str, compiled: list[Row]) -> None:
     rows = [row for row in compiled if row["target"] == target]
-    assert {row["op"] for row in rows} == set(OPS)
+    assert {row["op"] for row in rows} == {*OPS, *FULL}
     for row in rows:
         check_resources(row, REGISTERS[target], SHARED)
 
@@ -52,8 +53,8 @@ def compile_all() -> Iterator[Row]:
     where a pair doubles the program, only on two targets, for the time it takes to compile. Tied ones are without
     records: with them they spill a few registers on sm_80.
     """
-    from fastndsm.kernels import simulate_small, simulate_tiled, turning
-    from fastndsm.kernels.configurations import configurations
+    from fastndsm.kernels import simulate_small, simulate_tiled, simulate_whole, turning
+    from fastndsm.kernels.configurations import configuration, configurations
     from fastndsm.kernels.precision_product import dot_precision
 
     def signature(kernel: Any) -> dict[str, str]:
@@ -62,18 +63,35 @@ def compile_all() -> Iterator[Row]:
         return pointers | dict.fromkeys(("n_rows", "n_records", "n_steps", "n_components", "first_path", "dim"), "i64")
 
     def row(op: str, target: str, tile: Any, heavy: bool = True, **constants: Any) -> Row:
-        others = {"simulate_small": simulate_small.simulate_small_kernel, "turn": turning.turn_kernel}
+        small, whole = simulate_small.simulate_small_kernel, simulate_whole.simulate_whole_kernel
+        others = {"simulate_small": small, "turn": turning.turn_kernel, "simulate_whole": whole}
+        others |= {"simulate_full": small, "simulate_full_target": small}
         kernel = others.get(op, simulate_tiled.simulate_tiled_kernel)
-        if op not in others:
+        if kernel in (simulate_tiled.simulate_tiled_kernel, whole):
             constants["PRECISION"] = dot_precision(target)
         constants = dict(tile.constants) | constants
         types = {name: kind for name, kind in signature(kernel).items() if name not in constants}
         made = compile_ahead(kernel, types, constants, target, **tile.options, enable_fp_fusion=False)
         return made | {"op": op, "heavy": heavy}
 
+    five = {"KIND": "full", "D": 5, "RESIDENT": False}
     for target in TARGETS:
         for tile, back in itertools.product(configurations("turn", target), (False, True)):
             yield row("turn", target, tile, BACK=back)
+        paired = {"ANTITHETIC": target in ("sm_90", "gfx942")}
+        yield row(
+            "simulate_full",
+            target,
+            configuration("simulate_full", 5, 10, target),
+            **five,
+            OUTPUT="state",
+            ANTITHETIC=False,
+        )
+        tile = configuration("simulate_full_target", 5, 10, target)
+        yield row("simulate_full_target", target, tile, **five, OUTPUT="target", **paired)
+        for width in (16, 32):
+            tile = configuration("simulate_whole", width, 10, target)
+            yield row("simulate_whole", target, tile, OUTPUT="target", ANTITHETIC=True, D=width - 1, W=width)
     for target, op in itertools.product(TARGETS, OPS[:-1]):
         for tile in configurations(op, target):
             resident = tile.components is not None

@@ -228,13 +228,17 @@ def _reverse_step(dim: int, rows: int) -> Case:
 
 
 def _full(dim: int) -> Case:
-    components, rows, steps = 10, 4096, 12
+    components, rows, steps = 10, 1 << 16, 100
     mixture = random_mixture("full", components, dim, overlapping=True)
-    process = LangevinProcess(mixture, T=0.02 * steps, n_steps=steps)
+    process = LangevinProcess(mixture, T=0.2, n_steps=steps)
     each = components * (dim * dim + 2 * dim + 10) + dim + NORMAL * dim
     run = partial(functional.simulate, torch.zeros(rows, dim, device="cpu"), process, seed=1, backend="triton")
     name = f"simulate full d={dim} K={components} B={rows:,} N={steps}"
-    return Case(name, rows * steps * each / MULTIPLY_ADDS, run, lambda loop, constants: 1.0, rows * steps)
+
+    def turns(loop: sass.Loop, constants: dict[str, Any]) -> float:
+        return (steps if loop.inner else 1) if loop.depth == 1 else components / constants.get("COMPONENTS", 1)
+
+    return Case(name, rows * steps * each / MULTIPLY_ADDS, run, turns, rows * steps)
 
 
 # --- the sampler of networks, which is CUDA's ----------------------------------------------------------------------
