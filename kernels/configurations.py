@@ -86,7 +86,7 @@ TABLE: dict[str, tuple[Configuration, ...]] = {
     # Logits are taken from differences, one component at a time (DIRECT), or from matrix products once there are many.
     "mixture_score": (
         _for(dim=4, ROWS=256, num_warps=4),
-        _for(dim=16, ROWS=64, COMPONENTS=16, DIMS=16, num_warps=4),
+        _for(dim=16, ROWS=64, COMPONENTS=16, DIMS=16, num_warps=4, registers=255),
         _for(dim=64, components=256, ROWS=32, COMPONENTS=16, DIMS=64, num_warps=4),
         _for(components=16, ROWS=16, COMPONENTS=16, DIMS=64, DIRECT=1, num_warps=4, num_stages=1),
         _for(ROWS=64, COMPONENTS=32, DIMS=16, DIRECT=0, num_warps=4),
@@ -143,10 +143,10 @@ TABLE: dict[str, tuple[Configuration, ...]] = {
     ),
     "simulate_diag": (
         _for(architecture="gfx942", ROWS=4, COLUMNS=64, COMPONENTS=4, num_warps=1, num_stages=1),
-        _for(dim=16, components=10, ROWS=8, COLUMNS=16, COMPONENTS=10, num_warps=1, num_stages=1),
+        _for(dim=16, components=10, ROWS=8, COLUMNS=16, COMPONENTS=10, num_warps=1, num_stages=1, registers=255),
         _for(dim=64, components=10, ROWS=4, COLUMNS=64, COMPONENTS=10, num_warps=1, num_stages=1),
         _for(components=10, ROWS=2, COLUMNS=128, COMPONENTS=10, num_warps=1, num_stages=1, registers=255),
-        _for(dim=16, ROWS=8, COLUMNS=16, COMPONENTS=4, num_warps=1, num_stages=1),
+        _for(dim=16, ROWS=8, COLUMNS=16, COMPONENTS=4, num_warps=1, num_stages=1, registers=255),
         _for(ROWS=4, COLUMNS=64, COMPONENTS=4, num_warps=1, num_stages=1, registers=255),
     ),
     # The same with matrix products for P x and P z, which want 16 rows and several warps.

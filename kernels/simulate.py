@@ -310,31 +310,37 @@ def launch_tiled(
     turns = (None, None) if axes is None else packed_axes(axes, tile["COLUMNS"])
     arrays = sum(scratch_arrays(kind, output, resident))
     scratch = torch.empty((arrays, rows, dim), dtype=x0.dtype, device=x0.device) if arrays else x0
-    simulate_tiled_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
-        *outputs,
-        x0,
-        steps,
-        records,
-        order,
-        *operands[2:],
-        *mixture,
-        *turns,
-        scratch,
-        on_device(seed, x0.device),
-        rows,
-        1 if records is None else records.shape[1],
-        n_steps,
-        len(mixture[0]),
-        first_path,
-        KIND=kind,
-        OUTPUT=output,
-        ANTITHETIC=antithetic,
-        RESIDENT=resident,
-        D=dim,
-        PRECISION=dot_precision(architecture),
-        **options,
-        enable_fp_fusion=False,
-    )
+    # One launch for pairs, but with records one for either path: for both there are 2 to 8 registers too few, and the
+    # noise that is drawn twice is the smaller part of a step.
+    apart = antithetic and records is not None
+    halves = zip(*(out.chunk(2) for out in outputs), strict=True) if apart else [outputs]
+    for mirrored, half in enumerate(halves):
+        simulate_tiled_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
+            *half,
+            x0,
+            steps,
+            records,
+            order,
+            *operands[2:],
+            *mixture,
+            *turns,
+            scratch,
+            on_device(seed, x0.device),
+            rows,
+            1 if records is None else records.shape[1],
+            n_steps,
+            len(mixture[0]),
+            first_path,
+            KIND=kind,
+            OUTPUT=output,
+            ANTITHETIC=antithetic and not apart,
+            MIRRORED=bool(mirrored),
+            RESIDENT=resident,
+            D=dim,
+            PRECISION=dot_precision(architecture),
+            **options,
+            enable_fp_fusion=False,
+        )
     if axes is not None:
         target, variance = outputs[1:]
         target.copy_(precision_product(target, axes.rotations.mT))

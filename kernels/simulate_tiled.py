@@ -71,6 +71,7 @@ def simulate_tiled_kernel(
     KIND: tl.constexpr,
     OUTPUT: tl.constexpr,
     ANTITHETIC: tl.constexpr,
+    MIRRORED: tl.constexpr,
     RESIDENT: tl.constexpr,
     D: tl.constexpr,
     COMPONENTS: tl.constexpr,
@@ -81,8 +82,8 @@ def simulate_tiled_kernel(
     """Simulate x [n_rows, D] from x0: x <- x + a_n score(x) + s_n z_n for n < steps[row], z_n the normals of path
     first_path + row.
 
-    Outputs, ANTITHETIC, records, order and RESIDENT are those of `simulate_small_kernel`; KIND is not full. On the
-    way a state is where its last record will be. pulls are P m_k
+    Outputs, ANTITHETIC, records, order and RESIDENT are those of `simulate_small_kernel`; KIND is not full.
+    MIRRORED: these are the paths driven by -z_n. On the way a state is where its last record will be. pulls are P m_k
     [K, D], both relative to the first mean, if tied, whose target is that along the axes (rotations, rates): to be
     turned back, as the variance. means, pulls, (unless spherical) precisions and the axes have zeros beyond
     column D, up to a multiple of COLUMNS. n_components is a multiple of COMPONENTS. PRECISION is that of tl.dot.
@@ -143,7 +144,7 @@ def simulate_tiled_kernel(
                     turned_z_row, z_row, means_ptr, rotations_ptr, active, False, D, ROWS, COLUMNS, PRECISION
                 )
         for member in range(1 + ANTITHETIC):
-            sign = 1.0 - 2.0 * member
+            sign = 1.0 - 2.0 * (member + MIRRORED)
             at_member = at_out + member * out_array
             x_row = x_ptr + at_member
             if KIND == "tied":

@@ -49,9 +49,9 @@ def test_small_kernels_are_light(compiled: list[Row]) -> None:
 def compile_all() -> Iterator[Row]:
     """Yield resources of every configuration, on SOME targets only with EVERY_CONFIGURATION.
 
-    The variant is the path target of rows in order, with records, of antithetic pairs at that; in small dimensions,
-    where a pair doubles the program, only on two targets, for the time it takes to compile. Tied ones are without
-    records: with them they spill a few registers on sm_80.
+    The variant is the path target of rows in order. Up to d = 5 with records of antithetic pairs, which double the
+    program and are left out on two targets, for the time they take to compile; above, pairs without records and, on one
+    target, mirrored paths with them, as they are launched.
     """
     from fastndsm.kernels import simulate_small, simulate_tiled, simulate_whole, turning
     from fastndsm.kernels.configurations import configuration, configurations
@@ -99,17 +99,14 @@ def compile_all() -> Iterator[Row]:
             small = op == "simulate_small"
             dims = [tile.dim or (4 if small else LARGE)] + [WHOLE] * (last and not small and target == "sm_90")
             for dim in dims if last or target not in SOME or "EVERY_CONFIGURATION" in os.environ else ():
-                yield row(
-                    op,
-                    target,
-                    tile,
-                    KIND="full" if small else op.removeprefix("simulate_"),
-                    OUTPUT="target",
-                    ANTITHETIC=not small or target in ("sm_90", "gfx942"),
-                    **({"records_ptr": None} if op == "simulate_tied" else {}),
-                    RESIDENT=resident,
-                    D=dim,
-                )
+                common = {"KIND": "full" if small else op.removeprefix("simulate_"), "OUTPUT": "target"}
+                common |= {"RESIDENT": resident, "D": dim}
+                if small:
+                    yield row(op, target, tile, **common, **paired)
+                    continue
+                yield row(op, target, tile, **common, ANTITHETIC=True, MIRRORED=False, records_ptr=None)
+                if target == "sm_90" and op != "simulate_tied":
+                    yield row(op, target, tile, **common, ANTITHETIC=False, MIRRORED=True)
             if last:
                 break
     if "sm_90" not in TARGETS:
