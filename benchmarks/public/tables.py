@@ -154,12 +154,14 @@ def perform(
     return found
 
 
-def plan(folder: Path | None, splits: int = SPLITS, seeds: int = SEEDS) -> list[tuple[str, str, int, int]]:
+def plan(
+    folder: Path | None, splits: int = SPLITS, seeds: int = SEEDS, methods: Sequence[str] = tuple(METHODS)
+) -> list[tuple[str, str, int, int]]:
     """Return all runs, seed 0 of every set first."""
     names = [name for name in SETS if name not in OTHER_ORDER or folder is not None]
     runs = [(name, ORACLE, split, 0) for name in names for split in range(splits)]
     for seed in range(seeds):
-        for method in METHODS:
+        for method in methods:
             runs += [(name, method, split, seed) for name in names for split in range(splits)]
     return runs
 
@@ -219,6 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="folder of sonar.csv and ionosphere.csv")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of rows and page; default benchmarks/results")
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--splits", type=int, default=SPLITS)
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--generations", type=int, default=GENERATIONS)
@@ -233,7 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return perform(name, method, split, seed, rows, options.generations, options.steps)
 
     if not options.page:
-        runs = [run for run in plan(options.data, options.splits, options.seeds) if run[0] in options.sets]
+        runs = plan(options.data, options.splits, options.seeds, options.methods)
+        runs = [run for run in runs if run[0] in options.sets]
         told = lambda row: [shown(mean([row], "W_test"), 4), row.get("choice", "")]  # noqa: E731
         complete(path, ("set", "method", "split", "seed"), runs, performed, PACKAGES, told)
     publish(options.out / PAGE, page(read(path)))
