@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +49,19 @@ def test_the_page_takes_the_better_solver() -> None:
     rows = [{"w2": {"10": {"Euler": 2.0, "midpoint": m}}} for m in (1.0, 1.5)]
     assert plane.nearest(rows, "10") == (1.25, 0.25)
     assert plane.nearest(rows, "5") is None
+
+
+def test_the_page_says_which_is_ahead_by_how_much_and_what_is_missing() -> None:
+    def row(method: str, seed: int, **w2: dict[str, float]) -> dict[str, Any]:
+        return {"set": "moons", "method": method, "seed": seed, "w2": {calls[1:]: cell for calls, cell in w2.items()}}
+
+    rows = [row("path", 42, _5={"": 0.4}), row("path", 43, _5={"": 9.0})]
+    rows += [row("I-CFM", 42, _10={"Euler": 0.5, "midpoint": 0.6}), row("OT-CFM", 42, _10={"Euler": 0.3})]
+    assert plane.margin(rows, "5", "10") == "above by 0.100 (0.400, OT-CFM 0.300)"  # of the seed that both have
+    assert plane.margin(rows[:3], "5", "10") == "below by 0.100 (0.400, I-CFM 0.500)"
+    assert plane.margin(rows, "100", "100") == ""
+    said = plane.missing(rows)
+    assert said.startswith("seed 42: fresh points; draws from the mixture; flow") and said.endswith("44, 45, 46: all")
 
 
 def test_a_reduced_run(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,6 +95,16 @@ def test_transport_pairs_shorten_lines_and_keep_both_ends() -> None:
     torch.testing.assert_close(ends[0].sort(0).values, ends[1].sort(0).values)
     assert float(paired.target.square().sum()) < 0.8 * float(plain.target.square().sum())
     torch.testing.assert_close(paired.x, x - paired.t[:, None] * paired.target)
+
+
+def test_a_lead_is_over_the_runs_that_both_have() -> None:
+    def row(method: str, observation: int, **c2st: float) -> dict[str, Any]:
+        return {"method": method, "observation": observation, "seed": 0, "c2st": c2st}
+
+    rows = [row("path", 1, sde=0.6), row("path", 2, sde=0.9), row("VP", 1, sde=0.7, ode=0.5), row("flow", 3, ode=0.5)]
+    assert posteriors.standing(rows, "path", ["VP", "flow"]) == ["behind by 0.100", "not run"]
+    rows.append(row("VP", 2, sde=0.9, ode=1.3))
+    assert posteriors.standing(rows, "path", ["VP"]) == ["ahead by 0.050, 2 runs"]  # its nearer solver's mean is .8
 
 
 def test_a_reduced_run(folder: Path, tmp_path: Path) -> None:

@@ -219,14 +219,54 @@ def nearest(rows: Sequence[dict[str, Any]], calls: str) -> tuple[float, float] |
     return float(best.mean()), float(best.std())
 
 
+def margin(rows: Sequence[dict[str, Any]], calls: str, theirs: str) -> str:
+    """Say by how much path at some evaluations is nearer than the flow that is least behind at `theirs`.
+
+    rows: of one set. Each of TorchCFM's flows is compared over the seeds that it and path have, by its nearer solver.
+    """
+    ours, found = [row for row in rows if row["method"] == "path"], []
+    for method in PEERS:
+        peers = [row for row in rows if row["method"] == method]
+        seeds = {row["seed"] for row in ours} & {row["seed"] for row in peers}
+        mine, peer = (
+            nearest([row for row in few if row["seed"] in seeds], at) for few, at in ((ours, calls), (peers, theirs))
+        )
+        if mine is not None and peer is not None:
+            found.append((peer[0] - mine[0], method, mine[0], peer[0]))
+    if not found:
+        return ""
+    gap, method, mine_mean, peer_mean = min(found)
+    return f"{'below' if gap > 0 else 'above'} by {abs(gap):.3f} ({mine_mean:.3f}, {method} {peer_mean:.3f})"
+
+
+def missing(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the runs of one set that have no row: methods by seed, where a seed has any."""
+    said, seeds = [], []
+    for seed in SEEDS:
+        mine = {row["method"] for row in rows if row["seed"] == seed}
+        left = [method for method in (FRESH, PRIOR, *OURS, *PEERS) if method not in mine]
+        if not mine:
+            seeds.append(str(seed))
+        elif left:
+            said.append(f"seed {seed}: {'; '.join(left)}")
+    return ". ".join(said + ([f"seeds {', '.join(seeds)}: all"] if seeds else [])) or "nothing"
+
+
 def page(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the page: a table for each set."""
+    """Return the page: how path stands beside TorchCFM's flows, what has not been run, and a table for each set."""
     assert __doc__ is not None
     parts = ["# TorchCFM's plane", "", *__doc__.split("\n\n", 2)[2].strip().splitlines()]
+    of = {name: [row for row in rows if row["set"] == name] for name in SETS}
+    standings = [
+        [name, *(margin(of[name], *calls) for calls in (("5", "10"), ("10", "10"), ("100", "100"))), missing(of[name])]
+        for name in SETS
+    ]
+    head = ["", "path at 5, flows at 10", "path at 10, flows at 10", "path at 100, flows at 100", "not run"]
+    parts += ["", "## Path beside the flow that is least behind, so far", "", markdown(head, standings)]
     for name in SETS:
         lines = []
         for method in (FRESH, PRIOR, *OURS, *PEERS):
-            mine = [row for row in rows if row["set"] == name and row["method"] == method]
+            mine = [row for row in of[name] if row["method"] == method]
             if not mine:
                 continue
             cells = []

@@ -65,7 +65,9 @@ SIZES = (500, 2000, 8000)
 SIMULATIONS = (1000, 10_000)
 PARTS = POSTERIOR, AMORTISATION = "posterior", "amortised"
 EDM = "linear, EDM"
+PATH = "path, spherical mixture"
 UNMIXED = "linear VP DSM", "OT-CFM"
+RIVALS = (*UNMIXED, "linear, full mixture", "flow from the spherical mixture", "spherical mixture alone")
 TRUTH, FULL, SPHERICAL = "fresh reference samples", "full mixture alone", "spherical mixture alone"
 
 
@@ -203,7 +205,7 @@ class Method(NamedTuple):
 
 
 METHODS = {
-    "path, spherical mixture": Method(lambda d, fit: nonlinear(fit.spherical), white=True),
+    PATH: Method(lambda d, fit: nonlinear(fit.spherical), white=True),
     "path, full mixture": Method(lambda d, fit: nonlinear(fit.full)),
     "flow from the spherical mixture": Method(lambda d, fit: fastndsm.FlowProcess(fit.spherical), white=True),
     "linear, full mixture": Method(lambda d, fit: linear(d, fit.full)),
@@ -485,10 +487,55 @@ def nearest(rows: Sequence[dict[str, Any]]) -> list[float]:
     return min(([row["c2st"][solver] for row in rows] for solver in rows[0]["c2st"]), key=lambda v: float(np.mean(v)))
 
 
+def shared(rows: Sequence[dict[str, Any]], first: str, second: str) -> tuple[list[float], list[float]]:
+    """Return the C2ST of two methods over the observations and seeds that both have."""
+    both = []
+    for method, other in ((first, second), (second, first)):
+        runs = {(row["observation"], row["seed"]) for row in rows if row["method"] == other}
+        both.append(nearest([r for r in rows if r["method"] == method and (r["observation"], r["seed"]) in runs]))
+    return both[0], both[1]
+
+
+def standing(rows: Sequence[dict[str, Any]], method: str, rivals: Sequence[str]) -> list[str]:
+    """Return a method's lead over each rival in rows of one n, over the observations and seeds that both have."""
+    cells = []
+    for rival in rivals:
+        mine, theirs = shared(rows, method, rival)
+        gap = float(np.mean(theirs) - np.mean(mine)) if mine else 0.0
+        runs = "" if len(mine) == 1 else f", {len(mine)} runs"
+        side = "ahead" if gap > 0 else "level" if gap == 0 else "behind"
+        cells.append(f"{side} by {abs(gap):.3f}{runs}" if mine else "not run")
+    return cells
+
+
+def standings(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the part of the page that says where path stands on one posterior, and amortised rows beside NPE's."""
+    body = []
+    for name in TASKS:
+        for n in SIZES:
+            of_n = [r for r in rows if (r["part"], r["task"], r["n"]) == (POSTERIOR, name, n)]
+            observations = {row["observation"] for row in of_n if row["method"] == PATH}
+            body.append([f"{name.replace('_', ' ')}, n = {n:,}", *standing(of_n, PATH, RIVALS), str(len(observations))])
+    head = ["path, one posterior", *RIVALS, "observations of ten"]
+    parts = ["", "## Where path stands, so far", "", markdown(head, body), ""]
+    body = []
+    for name, task in TASKS.items():
+        for n in SIMULATIONS:
+            of_n = [r for r in rows if (r["part"], r["task"], r["n"]) == (AMORTISATION, name, n)]
+            cells = []
+            for method in AMORTISED:
+                found = [float(np.mean(list(row["c2st"].values()))) for row in of_n if row["method"] == method]
+                gap = task.published["NPE"][n] - float(np.mean(found)) if found else 0.0
+                cells.append(f"{'ahead' if gap > 0 else 'behind'} by {abs(gap):.3f}" if found else "not run")
+            body.append([f"{name.replace('_', ' ')}, {n:,} simulations", *cells])
+    return [*parts, markdown(["amortised, beside published NPE", *AMORTISED], body)]
+
+
 def page(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the page: for each task one posterior's samples, then amortised ones beside the published means."""
+    """Return the page: where path stands, and for each task one posterior's samples, then amortised ones."""
     assert __doc__ is not None
     parts = ["# The posteriors of sbibm", "", *__doc__.split("\n\n", 2)[2].strip().splitlines()]
+    parts += standings(rows)
     for name, task in TASKS.items():
         mine = [row for row in rows if row["task"] == name]
         lines = []
