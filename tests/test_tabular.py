@@ -283,6 +283,15 @@ def test_bad_rows_and_draws() -> None:
         Schema.of(dates)
 
 
+def test_both_solvers_of_transport_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ot")
+    rng = np.random.default_rng(0)
+    a, b = (tables.Rows(rng.normal(size=(n, 3)), rng.integers(0, 3, n)) for n in (40, 23))
+    found = [tables.Judge(a).transport(a, b)]
+    monkeypatch.setattr(tables.importlib.util, "find_spec", lambda name: None)
+    assert found == pytest.approx([tables.Judge(a).transport(a, b)], rel=1e-9)
+
+
 def test_the_public_comparison_runs(tmp_path: Path) -> None:
     arguments = ["--sets", "iris", "--splits", "1", "--seeds", "1", "--generations", "1", "--out", str(tmp_path)]
     arguments += ["--steps", "50"]

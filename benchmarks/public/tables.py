@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ from .rows import complete, publish, read
 
 HERE = Path(__file__).resolve().parent
 ROWS, PAGE, PUBLISHED = "public-tables.jsonl", "public-tables.md", HERE / "published_tables.csv"
-PACKAGES = ("torch", "scikit-learn")
+PACKAGES = ("torch", "scikit-learn", "pot")
 RESULTS = HERE.parent / "results"
 SETS = {
     "iris": "iris",
@@ -98,8 +99,15 @@ class Judge:
         return np.abs(x[:, None] - y[None]).sum(2)
 
     def transport(self, a: Rows, b: Rows) -> float:
-        """Return the exact optimal transport cost, all rows of equal weight."""
+        """Return the exact optimal transport cost, all rows of equal weight: by POT, where it is installed.
+
+        Both are exact, to the tolerance of the linear program; POT takes a small part of its time.
+        """
         n, m = len(a.y), len(b.y)
+        if importlib.util.find_spec("ot") is not None:
+            import ot
+
+            return float(ot.emd2([], [], self.costs(a, b), numItermax=100_000_000))
         sums = vstack([kron(eye_array(n), np.ones((1, m))), kron(np.ones((1, n)), eye_array(m))]).tocsr()
         masses = np.concatenate([np.full(n, 1 / n), np.full(m, 1 / m)])
         found = linprog(self.costs(a, b).ravel(), A_eq=sums, b_eq=masses, method="highs")
