@@ -103,17 +103,22 @@ def test_a_lead_is_over_the_runs_that_both_have() -> None:
 
     rows = [row("path", 1, sde=0.6), row("path", 2, sde=0.9), row("VP", 1, sde=0.7, ode=0.5), row("flow", 3, ode=0.5)]
     assert posteriors.standing(rows, "path", ["VP", "flow"]) == ["behind by 0.100", "not run"]
+    assert posteriors.nearest([{"c2st": {"": 0.6}}, {"c2st": {"sde": 0.8, "ode": 0.1}}]) == [0.6, 0.8]  # what both have
     rows.append(row("VP", 2, sde=0.9, ode=1.3))
     assert posteriors.standing(rows, "path", ["VP"]) == ["ahead by 0.050, 2 runs"]  # its nearer solver's mean is .8
 
 
 def test_a_reduced_run(folder: Path, tmp_path: Path) -> None:
     arguments = ["--sbibm", str(folder), "--tasks", "two_moons", "--observations", "1", "--sizes", "500"]
-    arguments += ["--simulations", "500", "--steps", "40", "--samples", "200", "--out", str(tmp_path)]
+    arguments += ["--simulations", "500", "--steps", "40", "--samples", "150", "--out", str(tmp_path)]
+    every = f"{posteriors.PATH}, every step"
+    arguments += ["--methods", posteriors.TRUTH, posteriors.SPHERICAL, posteriors.PATH, every, *posteriors.UNMIXED]
+    arguments += posteriors.AMORTISED
     assert posteriors.main(arguments) == 0
     rows = [json.loads(line) for line in (tmp_path / posteriors.ROWS).read_text().splitlines()]
     found = {(row["part"], row["method"]): row["c2st"] for row in rows}
-    path = found[posteriors.POSTERIOR, "path, spherical mixture"][""]
+    path = found[posteriors.POSTERIOR, posteriors.PATH]["sde"]
+    assert set(found[posteriors.POSTERIOR, every]) == set(posteriors.BOTH)
     assert path < 0.7 < found[posteriors.POSTERIOR, "linear VP DSM"]["sde"]
     for method in posteriors.AMORTISED:
         assert set(found[posteriors.AMORTISATION, method]) == {"1"}

@@ -15,8 +15,9 @@ network is an MLP of three layers of 128, 2,000 steps of 256 paths, averaged wei
 are what the likelihood of held-out rows chooses (`GaussianMixture.select`); spherical ones in coordinates in which the
 covariance within a mode, that of the best mixture of one common covariance, is the identity up to a factor. These
 coordinates and the path's horizon, three mean variances, were settled among some variants on SLCP's first observation
-at n = 500, by C2ST itself: that cell flatters path. Linear VP DSM's row is the nearer one of SDE and flow. OT-CFM pairs
-128 rows at a time. "Fresh reference samples" are half of the held-out ones against the other half.
+at n = 500, by C2ST itself: that cell flatters path. A row is the nearer one of SDE and flow, where all its runs have
+both; "every step" takes an evaluation for each step of the process, to see what 50 cost. OT-CFM pairs 128 rows at a
+time. "Fresh reference samples" are half of the held-out ones against the other half.
 
 **Amortised**: parameters drawn from the prior and simulated, a tenth of them to stop by (the lowest validation loss, of
 at most 4,000 steps); the network, an MLP of three layers of 256, sees the standardised observation beside its input,
@@ -67,6 +68,7 @@ PARTS = POSTERIOR, AMORTISATION = "posterior", "amortised"
 EDM = "linear, EDM"
 PATH = "path, spherical mixture"
 UNMIXED = "linear VP DSM", "OT-CFM"
+BOTH = "sde", "ode"
 RIVALS = (*UNMIXED, "linear, full mixture", "flow from the spherical mixture", "spherical mixture alone")
 TRUTH, FULL, SPHERICAL = "fresh reference samples", "full mixture alone", "spherical mixture alone"
 
@@ -197,19 +199,24 @@ def nonlinear(pi: GaussianMixture) -> LangevinProcess:
 
 
 class Method(NamedTuple):
-    """A row: its process, whether it is in white coordinates, and the solvers, of which the nearer is taken."""
+    """A row: its process, whether it is in white coordinates, and the solvers, of which the nearer is taken.
+
+    every: whether a draw takes as many evaluations as the process has steps, in place of the budget's.
+    """
 
     process: Callable[[int, Mixtures], NoisingProcess]
     white: bool = False
     solvers: tuple[str, ...] = ("",)
+    every: bool = False
 
 
 METHODS = {
-    PATH: Method(lambda d, fit: nonlinear(fit.spherical), white=True),
-    "path, full mixture": Method(lambda d, fit: nonlinear(fit.full)),
+    PATH: Method(lambda d, fit: nonlinear(fit.spherical), white=True, solvers=BOTH),
+    f"{PATH}, every step": Method(lambda d, fit: nonlinear(fit.spherical), white=True, solvers=BOTH, every=True),
+    "path, full mixture": Method(lambda d, fit: nonlinear(fit.full), solvers=BOTH),
     "flow from the spherical mixture": Method(lambda d, fit: fastndsm.FlowProcess(fit.spherical), white=True),
-    "linear, full mixture": Method(lambda d, fit: linear(d, fit.full)),
-    "linear VP DSM": Method(lambda d, fit: linear(d), solvers=("sde", "ode")),
+    "linear, full mixture": Method(lambda d, fit: linear(d, fit.full), solvers=BOTH),
+    "linear VP DSM": Method(lambda d, fit: linear(d), solvers=BOTH),
     "OT-CFM": Method(lambda d, fit: OptimalFlow(d)),
 }
 
@@ -326,7 +333,7 @@ def posterior(
     process, started = chosen.process(task.dim, fit), time.process_time()
     net = learn(process, (given.train.double() @ fit.white.T).float() if white else given.train, seed, budget)
     row |= {"seconds": round(time.process_time() - started, 1), "process_steps": process.n_steps, "c2st": {}}
-    calls = min(budget.evaluations, process.n_steps)
+    calls = process.n_steps if chosen.every else min(budget.evaluations, process.n_steps)
     for solver in chosen.solvers:
 
         def draw(m: int, s: int, method: str | None = solver or None) -> Tensor:
@@ -481,10 +488,15 @@ def shown(values: Sequence[float]) -> str:
 
 
 def nearest(rows: Sequence[dict[str, Any]]) -> list[float]:
-    """Return the C2ST of rows by the solver whose mean is the lowest."""
-    if not rows:
+    """Return the C2ST of rows by the solver whose mean is the lowest, of those that all of them have.
+
+    Rows of one unnamed solver are those of a process's default, which is the SDE of all that have both.
+    """
+    by_row = [{solver or BOTH[0]: value for solver, value in row["c2st"].items()} for row in rows]
+    if not by_row:
         return []
-    return min(([row["c2st"][solver] for row in rows] for solver in rows[0]["c2st"]), key=lambda v: float(np.mean(v)))
+    solvers = [solver for solver in by_row[0] if all(solver in values for values in by_row)]
+    return min(([values[solver] for values in by_row] for solver in solvers), key=lambda v: float(np.mean(v)))
 
 
 def shared(rows: Sequence[dict[str, Any]], first: str, second: str) -> tuple[list[float], list[float]]:
