@@ -108,9 +108,11 @@ def test_a_lead_is_over_the_runs_that_both_have() -> None:
     assert posteriors.standing(rows, "path", ["VP"]) == ["ahead by 0.050, 2 runs"]  # its nearer solver's mean is .8
 
 
-def test_a_reduced_run(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
+def test_a_reduced_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(posteriors, "ITERATIONS", 60)  # of hundreds, which is most of the time of a run this small
     arguments = ["--sbibm", str(folder), "--tasks", "two_moons", "--observations", "1", "--sizes", "500"]
-    arguments += ["--simulations", "500", "--steps", "40", "--samples", "150", "--out", str(tmp_path)]
+    arguments += ["--simulations", "500", "--steps", "40", "--samples", "200", "--out", str(tmp_path)]
     every = f"{posteriors.PATH}, every step"
     arguments += ["--methods", posteriors.TRUTH, posteriors.SPHERICAL, posteriors.PATH, every, *posteriors.UNMIXED]
     arguments += posteriors.AMORTISED

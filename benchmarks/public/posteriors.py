@@ -62,6 +62,7 @@ PACKAGES = ("torch", "scikit-learn", "sbibm")
 OBSERVATIONS = tuple(range(1, 11))
 MOST_STEPS = 1000  # of nonlinear noising
 PAIRED = 128  # rows that OT-CFM pairs at a time
+ITERATIONS = 10_000  # of the classifier, at most
 SIZES = (500, 2000, 8000)
 SIMULATIONS = (1000, 10_000)
 PARTS = POSTERIOR, AMORTISATION = "posterior", "amortised"
@@ -227,7 +228,7 @@ def c2st(x: Tensor, y: Tensor, seed: int = 1) -> float:
     points = np.concatenate([((part - center) / scale).numpy() for part in (x, y)])
     target = np.concatenate([np.zeros(len(x)), np.ones(len(y))])
     widths = (10 * x.shape[1], 10 * x.shape[1])
-    network = MLPClassifier(widths, activation="relu", solver="adam", max_iter=10_000, random_state=seed)
+    network = MLPClassifier(widths, activation="relu", solver="adam", max_iter=ITERATIONS, random_state=seed)
     folds = KFold(n_splits=5, shuffle=True, random_state=seed)
     return float(np.mean(cross_val_score(network, points, target, cv=folds, scoring="accuracy")))
 
