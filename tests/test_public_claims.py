@@ -22,7 +22,10 @@ def test_a_cell_is_the_nearest_setting_of_those_with_the_most_seeds() -> None:
     rows += [image("I-CFM", 10, seed, 2.0 + seed, solver="Euler") for seed in range(2)]
     rows += [image("I-CFM", 10, 0, 1.0, solver="tried on one seed")]
     cell = claims.of_images(rows, "digits", "I-CFM")[10]
-    assert cell == (pytest.approx(2.5), 2)
+    assert cell.values == {0: pytest.approx(2.0), 1: pytest.approx(3.0)}
+    fewer = claims.Cell({0: 2.2})
+    assert claims.compared([("digits", fewer, cell)]) == "1 of 1"  # of the seed that both have
+    assert claims.compared([("digits", cell, claims.Cell({7: 1.0}))]) == "0 of 0"
 
 
 def test_verdicts_count_nearer_sources_and_name_the_others(tmp_path: Path) -> None:
@@ -38,11 +41,11 @@ def test_verdicts_count_nearer_sources_and_name_the_others(tmp_path: Path) -> No
 
 
 def test_posteriors_and_the_plane_are_read(tmp_path: Path) -> None:
-    row = {"part": posteriors.POSTERIOR, "task": "slcp", "n": 500}
+    row = {"part": posteriors.POSTERIOR, "task": "slcp", "n": 500, "observation": 1, "seed": 0}
     c2st = [row | {"method": "linear, full mixture", "c2st": {"": 0.6}}]
     c2st += [row | {"method": "path, full mixture", "c2st": {"": 0.7}}]
-    w2 = [{"set": "moons", "method": "path", "w2": {"10": {"": 0.2}}}]
-    w2 += [{"set": "moons", "method": "EDM, mixture skip", "w2": {"10": {"": 0.3}}}]
+    w2 = [{"set": "moons", "method": "path", "seed": 42, "w2": {"10": {"": 0.2}}}]
+    w2 += [{"set": "moons", "method": "EDM, mixture skip", "seed": 42, "w2": {"10": {"": 0.3}}}]
     found = {line[0]: [cell and cell.mean for cell in line[2]] for line in claims.noisings([], w2, c2st)}
     assert found == {"moons": [None, 0.3, 0.2], "slcp, n = 500": [None, 0.6, 0.7]}
     for name, rows in ((plane.ROWS, w2), (posteriors.ROWS, c2st)):

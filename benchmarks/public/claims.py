@@ -4,10 +4,10 @@
 
 The rows are those of `benchmarks.public.plane`, `benchmarks.public.posteriors` and, for images, of the experiments'
 sections on evaluations (`examples/experiments/rows/evaluations.jsonl`): one network and number of optimizer steps in
-each set, each cell the solver and noise levels with the lowest mean, of those that have the most seeds; where rows of
-a line have different numbers of seeds, the last column has both. Lower is nearer: W2 of the plane, C2ST of posteriors
-(50 evaluations), Frechet distance of images. On digits 1,000 components are nearly one an image (of 1,100): every row
-with them copies.
+each set, each cell the solver and noise levels with the lowest mean, of those that have the most seeds. Two rows are
+compared over the seeds that both have; the last column has each row's number. Lower is nearer: W2 of the plane, C2ST of
+posteriors (50 evaluations), Frechet distance of images. On digits 1,000 components are nearly one an image (of 1,100):
+every row with them copies.
 
 **A source nearer to the data.** Lee, Kim and Lee (SourceFM, arXiv 2512.18184) conclude, from a simulation in the plane
 and images, that a source which approximates the data's density can make flow matching worse, as modes that it misses
@@ -46,10 +46,18 @@ NORMAL, NORMAL_OT = "N(0, I)", "N(0, I), paired by transport"
 
 
 class Cell(NamedTuple):
-    """A mean over training seeds, and how many."""
+    """Distances by training seed (of posteriors, by observation and seed)."""
 
-    mean: float
-    seeds: int
+    values: dict[Any, float]
+
+    @property
+    def mean(self) -> float:
+        """The mean over seeds."""
+        return float(np.mean(list(self.values.values())))
+
+    def over(self, seeds: set[Any]) -> Cell:
+        """Return the values of some seeds."""
+        return Cell({seed: value for seed, value in self.values.items() if seed in seeds})
 
     def __str__(self) -> str:
         return f"{self.mean:.3f}" if self.mean < 1.0 else f"{self.mean:.2f}"
@@ -64,16 +72,21 @@ class Line(NamedTuple):
     start: float | None = None
 
 
+def nearer(cells: Sequence[Cell]) -> Cell:
+    """Return the cell of the lowest mean."""
+    return min(cells, key=lambda cell: cell.mean)
+
+
 def best(rows: Sequence[dict[str, Any]]) -> Cell | None:
     """Return the setting of the lowest mean, of those that have the most seeds; rows are of one method and set."""
-    settings = defaultdict(list)
+    settings: dict[str, dict[Any, float]] = defaultdict(dict)
     for row in rows:
         config = {key: value for key, value in row["config"].items() if key not in ("seed", "draws")}
-        settings[json.dumps(config, sort_keys=True)].append(float(np.mean(row["result"]["draws"])))
+        settings[json.dumps(config, sort_keys=True)][row["config"]["seed"]] = float(np.mean(row["result"]["draws"]))
     if not settings:
         return None
     most = max(map(len, settings.values()))
-    return Cell(min(float(np.mean(values)) for values in settings.values() if len(values) == most), most)
+    return nearer([Cell(values) for values in settings.values() if len(values) == most])
 
 
 def of_images(
@@ -99,20 +112,23 @@ def alone(rows: Sequence[dict[str, Any]], space: str, components: int) -> float 
 def of_plane(rows: Sequence[dict[str, Any]], name: str, methods: Sequence[str]) -> dict[int, Cell]:
     """Return the cells of the nearest of some methods of the plane, at each number of evaluations."""
     cells = {}
-    for calls in CALLS:
-        by_method = [[r for r in rows if r["set"] == name and r["method"] == method] for method in methods]
-        found = [(plane.nearest(few, str(calls)), len(few)) for few in by_method if few]
-        means = [Cell(mean[0], seeds) for mean, seeds in found if mean is not None]
-        if means:
-            cells[calls] = min(means)
+    for calls in map(str, CALLS):
+        found = []
+        for method in methods:
+            mine = [r for r in rows if r["set"] == name and r["method"] == method and calls in r["w2"]]
+            for solver in mine[0]["w2"][calls] if mine else ():
+                found.append(Cell({row["seed"]: row["w2"][calls][solver] for row in mine}))
+        if found:
+            cells[int(calls)] = nearer(found)
     return cells
 
 
 def of_posterior(rows: Sequence[dict[str, Any]], task: str, n: int, method: str) -> Cell | None:
     """Return the C2ST of a method trained on n samples of one posterior."""
     wanted = {"part": posteriors.POSTERIOR, "task": task, "n": n, "method": method}
-    values = posteriors.nearest([row for row in rows if all(row[key] == value for key, value in wanted.items())])
-    return Cell(float(np.mean(values)), len(values)) if values else None
+    mine = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+    runs = [(row["observation"], row["seed"]) for row in mine]
+    return Cell(dict(zip(runs, posteriors.nearest(mine), strict=True))) if mine else None
 
 
 def sources(
@@ -172,8 +188,12 @@ def told(won: Sequence[str], lost: Sequence[str]) -> str:
 
 
 def compared(of: Sequence[tuple[str, Cell | None, Cell | None]]) -> str:
-    """Return in how many sets the second is nearer than the first, and where it is not, with both."""
-    pairs = [(name, a, b) for name, a, b in of if a is not None and b is not None]
+    """Return in how many sets the second is nearer than the first, over the seeds of both, and where it is not."""
+    pairs = []
+    for name, a, b in of:
+        seeds = set() if a is None or b is None else a.values.keys() & b.values.keys()
+        if a is not None and b is not None and seeds:
+            pairs.append((name, a.over(seeds), b.over(seeds)))
     won = [name for name, a, b in pairs if b.mean < a.mean]
     return told(won, [f"{name} ({b} against {a})" for name, a, b in pairs if b.mean >= a.mean])
 
@@ -188,7 +208,7 @@ def verdicts(lines: Sequence[Line]) -> list[str]:
             gaussian = [line.cells[calls] for line in mine if line.start is None]
             mixed = sorted((line for line in mine if line.start is not None), key=lambda line: -(line.start or 0.0))
             if gaussian:
-                normal += [(f"{of}, {line.method}", min(gaussian), line.cells[calls]) for line in mixed]
+                normal += [(f"{of}, {line.method}", nearer(gaussian), line.cells[calls]) for line in mixed]
             finer += [(of, a.cells[calls], b.cells[calls]) for a, b in pairwise(mixed)]
         if normal:
             said.append(f"- {calls} evaluations: from a mixture nearer than from N(0, I): {compared(normal)}.")
@@ -205,9 +225,9 @@ def page(images: Sequence[dict[str, Any]], of_w2: Sequence[dict[str, Any]], of_c
     parts += ["", "## A source nearer to the data", "", *verdicts(lines), ""]
     body = []
     for line in lines:
-        seeds = "/".join(dict.fromkeys(str(cell.seeds) for cell in line.cells.values()))
+        seeds = "/".join(dict.fromkeys(str(len(cell.values)) for cell in line.cells.values()))
         shown = [str(line.cells[calls]) if calls in line.cells else "" for calls in (*CALLS, 50)]
-        body.append([line.of, line.method, "" if line.start is None else str(Cell(line.start, 1)), *shown, seeds])
+        body.append([line.of, line.method, "" if line.start is None else str(Cell({0: line.start})), *shown, seeds])
     parts.append(markdown(["set", "source", "the source alone", *map(str, CALLS), "50", "seeds"], body))
     rows = noisings(images, of_w2, of_c2st)
     parts += ["", "## Linear noising with a mixture", ""]
@@ -220,7 +240,7 @@ def page(images: Sequence[dict[str, Any]], of_w2: Sequence[dict[str, Any]], of_c
             parts.append(f"- {calls} evaluations: nonlinear nearer than linear with the mixture: {compared(path)}.")
     body = []
     for of, calls, cells in rows:
-        seeds = "/".join(dict.fromkeys(str(cell.seeds) for cell in cells if cell is not None))
+        seeds = "/".join(dict.fromkeys(str(len(cell.values)) for cell in cells if cell is not None))
         body.append([of, str(calls), *("" if cell is None else str(cell) for cell in cells), seeds])
     head = ["set", "evaluations", "linear", "linear with the mixture", "nonlinear (path)", "seeds"]
     return "\n".join([*parts, "", markdown(head, body)]) + "\n"
