@@ -55,6 +55,11 @@ def test_a_reduced_run(tmp_path: Path) -> None:
     assert "## 200 images" in (tmp_path / few.PAGE).read_text()
 
 
+def test_the_page_says_what_is_missing() -> None:
+    rows = [{"n": 200, "method": method, "seed": 0} for method in few.EVERY[1:]]
+    assert few.missing(rows) == f"seed 0: {few.EVERY[0]}. seed 1: all. seed 2: all"
+
+
 def test_quick_runs_keep_out_of_the_results() -> None:
     with pytest.raises(SystemExit, match="--quick: expected a folder of its own"):
         few.main(["--quick"])

@@ -60,6 +60,7 @@ RESULTS = Path(__file__).resolve().parent.parent / "results"
 ROWS, PAGE = "public-few.jsonl", "public-few.md"
 PACKAGES = ("torch", "scikit-learn")
 SIZES = (200, 1000)
+SEEDS = 3
 WIDTHS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2)
 NARROW = 1e-3  # deviation of a training point's own component
 AROUND = 8
@@ -267,23 +268,36 @@ def perform(n: int, method: str, seed: int, budget: Budget) -> dict[str, Any]:
     return {"n": n, "method": method, "seed": seed, **said, "seconds": seconds, **given.measure(drawn)}
 
 
+def missing(rows: Sequence[dict[str, Any]]) -> str:
+    """Return what has no row, of the rows of one n: methods by seed."""
+    said = []
+    for seed in range(SEEDS):
+        done = {row["method"] for row in rows if row["seed"] == seed}
+        left = "all" if not done else "; ".join(method for method in EVERY if method not in done)
+        said += [f"seed {seed}: {left}"] if left else []
+    return ". ".join(said)
+
+
 def page(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the page: a table for each n."""
+    """Return the page: a table for each n, and what has not been run."""
     assert __doc__ is not None
     parts = ["# Few images", "", *__doc__.split("\n\n", 2)[2].strip().splitlines()]
     for n in SIZES:
-        lines = []
+        lines, of_n = [], [row for row in rows if row["n"] == n]
         for method in EVERY:
-            mine = [row for row in rows if row["n"] == n and row["method"] == method]
+            mine = [row for row in of_n if row["method"] == method]
             if not mine:
                 continue
             cells = [f"{np.mean([row[key] for row in mine]):.{2 if key != 'frechet' else 1}f}" for key in FIGURES]
             chosen = [f"{key} {row[key]}" for row in mine for key in ("width", "best_step") if key in row]
             seconds = f"{np.mean([row['seconds'] for row in mine]):.0f}"
             lines.append([method, *cells, ", ".join(dict.fromkeys(chosen)).replace("_", " "), seconds, str(len(mine))])
+        parts += ["", f"## {n:,} images"]
         if lines:
             head = [f"n = {n:,}", *FIGURES, "chosen", "processor s", "seeds"]
-            parts += ["", f"## {n:,} images", "", markdown(head, lines)]
+            parts += ["", markdown(head, lines)]
+        if missing(of_n):
+            parts += ["", f"Not run: {missing(of_n)}."]
     return "\n".join(parts) + "\n"
 
 
@@ -296,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of rows and page; default benchmarks/results")
     parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES))
     parser.add_argument("--methods", nargs="+", choices=EVERY, default=list(EVERY))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--quick", action="store_true", help="8x8 digits and 40 steps, to try the code; needs --out")
     parser.add_argument("--page", action="store_true", help="write the page alone")
     options = parser.parse_args(arguments)

@@ -198,12 +198,16 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
         best = min((row for row in others if row["method"] != "oracle"), key=lambda row: float(row["W_test"]))
         oracle = next(float(row["W_test"]) for row in others if row["method"] == "oracle")
         own_oracle = mean([row for row in mine if row["method"] == ORACLE], "W_test") or float("nan")
-        found = mean([row for row in mine if row["method"] == next(iter(METHODS))], "W_test")
+        ours = [row for row in mine if row["method"] == next(iter(METHODS))]
+        found = mean(ours, "W_test")
         bound = float(best["W_test"]) * (own_oracle / oracle if name in OTHER_ORDER else 1.0)
         verdict = "" if found is None else ("below" if found <= bound else f"above by {found - bound:.3f}")
         cells = [name, shown(found, 4), f"{best['method']}: {float(best['W_test']):.4f}", f"{bound:.4f}", verdict]
+        seconds = shown(float(np.mean([row["seconds"] for row in ours])), 1) if ours else ""
+        cells += [f"{len(ours)} of {SPLITS * SEEDS}", f"{seconds} / {float(best['time']):.1f}"]
         body.append([*cells, shown(own_oracle, 4), f"{oracle:.4f}"])
-    head = ["", "ours", "best published", "to reach", "verdict", "training rows, here", "training rows, published"]
+    head = ["", "ours", "best published", "to reach", "verdict", "fits", "seconds a fit, ours / theirs"]
+    head += ["training rows, here", "training rows, published"]
     parts += ["\n## W_test, classes drawn at random\n", markdown(head, body)]
     for name, theirs in SETS.items():
         lines = []
