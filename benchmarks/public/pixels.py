@@ -210,7 +210,8 @@ def judge(source: str, case: str) -> metrics.FeatureClassifier:
     assert labels is not None
     if case == UNEQUAL:
         return metrics.FeatureClassifier.fit(x, labels, n_classes=10, steps=steps)
-    generator, many = torch.Generator("cpu").manual_seed(0), int(torch.isin(labels, torch.tensor(CHIRAL)).sum())
+    generator = torch.Generator("cpu").manual_seed(0)
+    many = int(torch.isin(labels, torch.tensor(CHIRAL, device=labels.device)).sum())
     x, labels = chosen_of(x, labels, case=case, generator=generator, n=many)
     return metrics.FeatureClassifier.fit(x, labels, n_classes=2 * len(CHIRAL), steps=steps)
 
@@ -229,7 +230,8 @@ def perform(case: str, n: int, method: str, seed: int, budget: Budget) -> dict[s
         if method == HELD_OUT:
             x = given.fresh
         elif method == TRAINING:
-            x = given.train[torch.randint(n, (count,), generator=torch.Generator("cpu").manual_seed(seed))]
+            generator = torch.Generator("cpu").manual_seed(seed)
+            x = given.train[torch.randint(n, (count,), generator=generator, device="cpu")]
         else:
             x = reference(given.train, PRIORS[method], seed).sample(count, seed=seed).float()
         return row | {"found": {"": {"": given.measure(x)}}, "seconds": round(time.process_time() - started, 1)}
