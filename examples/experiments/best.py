@@ -40,7 +40,7 @@ SECOND_OF_POINTS = {
 
 
 class Best(NamedTuple):
-    """The setting of the least mean over training seeds and draws, and the range over both."""
+    """The setting of the least mean over training seeds and the draws that all have; the range over seeds and draws."""
 
     mean: float
     low: float
@@ -98,7 +98,9 @@ def best(
 
 
 def _over(rows: list[Row]) -> Best:
-    means = [sum(row["result"]["draws"]) / len(row["result"]["draws"]) for row in rows]
+    # A draw starts at the same points at every number of evaluations: a third one would tell them apart by its luck.
+    common = [row["result"]["draws"][: evaluations.COMMON] for row in rows]
+    means = [sum(values) / len(values) for values in common]
     draws = [value for row in rows for value in row["result"]["draws"]]
     return Best(sum(means) / len(means), min(draws), max(draws), rows)
 

@@ -27,6 +27,7 @@ from .trained import EDM, FLOW, I_CFM, OT_CFM, PATH, SKIP, VP, Config, Model
 NAME, VERSION = "evaluations", 1
 CALLS = (1, 2, 3, 5, 7, 10, 20, 50, 100)  # of the network, for each sample
 TABLED = (5, 10, 20, 100)  # with second figures
+COMMON = 2  # draws that every number of evaluations has
 FEW = (3, *TABLED)
 MAIN = ("PCA 32", "AE 16")  # of three seeds
 SPACES = (*MAIN, "digits", *trained.PLANE)
@@ -42,16 +43,18 @@ QUICK: Config = {"hidden": [32], "steps": 10, "components": 4}
 EM = "Euler-Maruyama"
 PLAIN = "one step an evaluation"
 LATER = "linear, from T / 64"
+FINER = "linear, from T / 64, 200 steps"
 # The multirate sampler of path, by what it holds or extrapolates between evaluations; the first is its default.
 OF_PATH: dict[str, dict[str, Any]] = {
     "linear": {"prediction": "linear", "order": 2, "grid": "quadratic"},
     LATER: {"prediction": "linear", "order": 2, "first": 1 / 64},
+    FINER: {"prediction": "linear", "order": 2, "first": 1 / 64, "n_steps": 200},
     "linear, flow": {"method": "ode", "prediction": "linear", "order": 2, "grid": "quadratic"},
     "data": {"prediction": "data", "order": 2, "grid": "quadratic"},
     "score": {"prediction": "score", "order": 2, "grid": "cubic"},
     PLAIN: {"prediction": "score", "order": 1},
 }
-KEPT_OF_PATH = ("linear", LATER, "linear, flow", PLAIN)
+KEPT_OF_PATH = ("linear", LATER, FINER, "linear, flow", PLAIN)
 # sigma at the start and before the last step; the mixture as source needs less noise
 WIDE, NARROW, SHORT, SHORT_SKIP = [80.0, 0.002], [10.0, 0.03], [5.0, 0.1], [3.0, 0.1]
 CONTROL = ", untrained"
@@ -167,8 +170,9 @@ def possible(config: Config) -> bool:
     calls = config["calls"]
     if config.get("solver") == PLAIN:
         return bool(calls == methods.DEFAULTS["n_steps"])
-    if config.get("solver") == LATER:  # fewer start later anyhow
-        return bool(calls**-2 < OF_PATH[LATER]["first"])
+    if config.get("solver") in (LATER, FINER):  # fewer start later anyhow; a hundred have 200 steps in both
+        fine = config["solver"] == FINER and calls == methods.DEFAULTS["n_steps"]
+        return bool(calls**-2 < OF_PATH[LATER]["first"]) and not fine
     if config.get("solver") != EM:
         return True
     longest = config["T"] * (2 * calls - 1) / calls**2
@@ -244,10 +248,13 @@ def sample(model: Model, config: Config, seed: int) -> Tensor:
     if row == PATH:
         assert isinstance(model.process, LangevinProcess)
         options, process = dict(OF_PATH[solver]), model.process
+        finer = options.pop("n_steps", process.n_steps)
         if "first" in options:
             options["grid"] = quadratic(process.T, calls, options.pop("first"))
             if calls == process.n_steps:  # all of them, whatever the grid
-                process = LangevinProcess(process.reference, process.T, 2 * calls, grid="quadratic")
+                finer = 2 * calls
+        if finer != process.n_steps:
+            process = LangevinProcess(process.reference, process.T, finer, grid="quadratic")
         return fastndsm.sample(model.net, process, n, seed=seed, n_evaluations=calls, **options)
     if solver == EM:
         with warnings.catch_warnings():
