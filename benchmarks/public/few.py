@@ -41,7 +41,6 @@ import fastndsm
 from fastndsm import (
     EDMProcess,
     GaussianMixture,
-    LangevinProcess,
     OUProcess,
     ResidualScore,
     data,
@@ -55,6 +54,7 @@ from fastndsm.process import NoisingProcess
 from fastndsm.training import TrainConfig, Trainer
 
 from .rows import complete, publish, read
+from .shared import copies, path
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 ROWS, PAGE = "public-few.jsonl", "public-few.md"
@@ -88,13 +88,6 @@ class Trained(NamedTuple):
     kernel: float = 0.0  # the width of its training data's kernel, over what likelihood chooses
     decay: float = 0.0
     share: float = 1.0  # of the budget's steps
-
-
-def path(pi: GaussianMixture) -> LangevinProcess:
-    """Return noising towards pi in 100 steps, its horizon cut to what they resolve of the narrowest component."""
-    horizon = 3.0 * pi.largest_variance
-    needed = horizon / (0.2 * pi.smallest_variance)  # q is 0.2 at the last of them, the longest
-    return LangevinProcess(pi, T=horizon * min(1.0, 100 / needed), n_steps=100, grid="quadratic")
 
 
 METHODS = {
@@ -160,12 +153,11 @@ class Scene:
         """Return the figures of samples z [n, d]."""
         features = self.judge.features(self.encoder.decode(z))
         some, ordinary = z[:1000], metrics.nearest_distance(self.fresh[:1000], self.z).mean()
-        nearest = torch.cdist(some, self.z).topk(2, largest=False).values
         return {
             "frechet": metrics.frechet_distance(features, self.features),
             "recall": float(metrics.precision_recall(features[:1000], self.features[:1000]).recall),
             "nearest": float(metrics.nearest_distance(some, self.z).mean() / ordinary),
-            "copies": float((nearest[:, 0] < nearest[:, 1] / 3.0).double().mean()),
+            "copies": copies(some, self.z),
         }
 
 

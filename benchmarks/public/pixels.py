@@ -53,6 +53,7 @@ from fastndsm.process import NoisingProcess
 from fastndsm.training import TrainConfig, Trainer
 
 from .rows import complete, publish, read
+from .shared import copies, path
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 ROWS, PAGE = "public-pixels.jsonl", "public-pixels.md"
@@ -78,12 +79,9 @@ class Budget(NamedTuple):
     evaluated: int = 2000
 
 
-def path(k: int, x: Tensor, seed: int) -> LangevinProcess:
-    """Return noising towards k spherical components, its horizon cut to what 100 steps resolve of the narrowest."""
-    pi = reference(x, k, seed)
-    horizon = 3.0 * pi.largest_variance
-    needed = horizon / (0.2 * pi.smallest_variance)
-    return LangevinProcess(pi, T=horizon * min(1.0, 100 / needed), n_steps=100, grid="quadratic")
+def nonlinear(k: int, x: Tensor, seed: int) -> LangevinProcess:
+    """Return noising towards k spherical components."""
+    return path(reference(x, k, seed))
 
 
 def reference(x: Tensor, k: int, seed: int) -> GaussianMixture:
@@ -104,7 +102,7 @@ def edm(x: Tensor, seed: int) -> EDMProcess:
 
 
 METHODS: dict[str, Callable[[Tensor, int], NoisingProcess]] = {
-    **{f"path, K = {k}": partial(path, k) for k in COMPONENTS},
+    **{f"path, K = {k}": partial(nonlinear, k) for k in COMPONENTS},
     "linear VP DSM": linear,
     "EDM": edm,
 }
@@ -155,8 +153,6 @@ class Scene:
     def measure(self, x: Tensor) -> dict[str, float]:
         """Return the figures of samples x [n, 1, H, W]."""
         features, probabilities = self.judge.features(x), self.judge.probabilities(x)
-        some, whole = x[:1000].flatten(1), self.train.flatten(1)
-        nearest = torch.cdist(some, whole).topk(2, largest=False).values
         theirs = self.features[self.rare(self.labels)]
         radius = torch.cdist(theirs, theirs).topk(min(6, len(theirs)), largest=False).values[:, -1]
         return {
@@ -164,7 +160,7 @@ class Scene:
             "weights": metrics.total_variation(metrics.class_balance(probabilities), self.weights),
             "rare": float(self.rare(probabilities.argmax(1)).double().mean()),
             "coverage": float((torch.cdist(theirs, features).amin(1) <= radius).double().mean()),
-            "copies": float((nearest[:, 0] < nearest[:, 1] / 3.0).double().mean()),
+            "copies": copies(x[:1000].flatten(1), self.train.flatten(1)),
         }
 
 
