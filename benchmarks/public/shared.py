@@ -1,4 +1,4 @@
-"""What several commands take alike: path's process, and how many samples are copies."""
+"""Noising by path, and the share of samples that are copies, as several commands take them."""
 
 from __future__ import annotations
 
