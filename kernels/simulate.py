@@ -13,7 +13,7 @@ covariances in more than 32 dimensions rounding may differ with the batch.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -107,15 +107,20 @@ def run(
     order = None
     if small or kind != "full" or dim <= WHOLE_FULL:
         order = order_of(steps, len(drift_scale), ORDERED_ROWS if small else ORDERED_TILED_ROWS)
-    operands = [t.contiguous() for t in (x0, steps, drift_scale, noise_std)]
+    x0, steps, drift_scale, noise_std = (t.contiguous() for t in (x0, steps, drift_scale, noise_std))
     parameters = mixture.means.contiguous(), mixture.precisions.contiguous(), mixture.log_scale.contiguous()
     with torch.cuda.device_of(x):
         outputs = x.view(-1, dim), second.view(-1, dim), third.view(-1, third.shape[-1])
+        tables = drift_scale, noise_std
         if kind == "full" and dim > WHOLE_FULL:
-            simulate_full(outputs, output, *operands, records, parameters, turned, seed, first_path, antithetic)
+            simulate_full(
+                outputs, output, x0, steps, *tables, records, parameters, turned, seed, first_path, antithetic
+            )
         else:
             launch = launch_small if small else launch_whole if kind == "full" else launch_tiled
-            launch(outputs, output, operands, records, order, parameters, kind, turned, seed, first_path, antithetic)
+            own_seed = on_device(seed, x.device)
+            rest = records, order, parameters, kind, turned, own_seed, first_path, antithetic
+            launch(Paths(outputs, output, x0, steps, *tables, *rest))
     return x, second, third
 
 
@@ -175,50 +180,68 @@ def order_of(steps: Tensor, n_steps: int, ordered_rows: int) -> Tensor | None:
     return torch.sort(keys, descending=True, stable=True)[1]
 
 
-def launch_small(
-    outputs: tuple[Tensor, Tensor, Tensor],
-    output: str,
-    operands: list[Tensor],
-    records: Tensor | None,
-    order: Tensor | None,
-    parameters: tuple[Tensor, Tensor, Tensor],
-    kind: str,
-    axes: Axes | None,
-    seed: Tensor,
-    first_path: int,
-    antithetic: bool,
-) -> None:
+class Paths(NamedTuple):
+    """Paths to be simulated, as `simulate_small_kernel` has them; parameters are the mixture's."""
+
+    outputs: tuple[Tensor, Tensor, Tensor]
+    output: str
+    x0: Tensor
+    steps: Tensor
+    drift_scale: Tensor
+    noise_std: Tensor
+    records: Tensor | None
+    order: Tensor | None
+    parameters: tuple[Tensor, Tensor, Tensor]
+    kind: str
+    axes: Axes | None
+    seed: Tensor
+    first_path: int
+    antithetic: bool
+
+    @property
+    def inputs(self) -> tuple[Tensor | None, ...]:
+        """Arguments of every kernel after the outputs."""
+        return self.x0, self.steps, self.records, self.order, self.drift_scale, self.noise_std
+
+    @property
+    def n_records(self) -> int:
+        """Number of records a path."""
+        return 1 if self.records is None else self.records.shape[1]
+
+    @property
+    def n_steps(self) -> int:
+        """Number of steps of the process."""
+        return len(self.drift_scale)
+
+
+def launch_small(paths: Paths) -> None:
     """Fill the outputs; see `simulate_small_kernel`."""
-    x0, steps, drift_scale, _ = operands
-    (rows, dim), n_steps, n_components = x0.shape, len(drift_scale), len(parameters[0])
+    x0, axes = paths.x0, paths.axes
+    (rows, dim), n_components = x0.shape, len(paths.parameters[0])
     op = "simulate_small"
     if dim > SMALL:
-        op = "simulate_full_target" if output == "target" else "simulate_full"
+        op = "simulate_full_target" if paths.output == "target" else "simulate_full"
     tile = configuration(op, dim, n_components, architecture_of(x0.device))
     resident = n_components <= tile["COMPONENTS"]
     options: dict[str, Any] = tile.launch
     if resident:
         options["COMPONENTS"] = n_components
-    mixture = packed(parameters, kind, 1 if resident else tile["COMPONENTS"])
+    mixture = packed(paths.parameters, paths.kind, 1 if resident else tile["COMPONENTS"])
     simulate_small_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
-        *outputs,
-        x0,
-        steps,
-        records,
-        order,
-        *operands[2:],
+        *paths.outputs,
+        *paths.inputs,
         *mixture,
         None if axes is None else axes.rotations.contiguous(),
         None if axes is None else axes.rates.contiguous(),
-        on_device(seed, x0.device),
+        paths.seed,
         rows,
-        1 if records is None else records.shape[1],
-        n_steps,
+        paths.n_records,
+        paths.n_steps,
         len(mixture[0]),
-        first_path,
-        KIND=kind,
-        OUTPUT=output,
-        ANTITHETIC=antithetic,
+        paths.first_path,
+        KIND=paths.kind,
+        OUTPUT=paths.output,
+        ANTITHETIC=paths.antithetic,
         RESIDENT=resident,
         D=dim,
         **options,
@@ -226,52 +249,36 @@ def launch_small(
     )
 
 
-def launch_whole(
-    outputs: tuple[Tensor, Tensor, Tensor],
-    output: str,
-    operands: list[Tensor],
-    records: Tensor | None,
-    order: Tensor | None,
-    parameters: tuple[Tensor, Tensor, Tensor],
-    kind: str,
-    axes: Axes | None,
-    seed: Tensor,
-    first_path: int,
-    antithetic: bool,
-) -> None:
+def launch_whole(paths: Paths) -> None:
     """Fill the outputs; see `simulate_whole_kernel`."""
-    x0, steps, drift_scale, _ = operands
-    (rows, dim), n_steps, n_components = x0.shape, len(drift_scale), len(parameters[0])
+    x0, axes = paths.x0, paths.axes
+    (rows, dim), n_components = x0.shape, len(paths.parameters[0])
     architecture = architecture_of(x0.device)
     tile = configuration("simulate_whole", dim, n_components, architecture)
     width = triton.next_power_of_2(dim)
-    members = 2 if antithetic else 1
-    programs, n_records = triton.cdiv(members * rows, tile["ROWS"]), 1 if records is None else records.shape[1]
+    members = 2 if paths.antithetic else 1
+    programs = triton.cdiv(members * rows, tile["ROWS"])
     turns = (None, None) if axes is None else packed_axes(axes, width)
-    component, scratch = steps, x0
+    component, scratch = paths.steps, x0
     if axes is not None:
         component = torch.empty(rows, dtype=torch.int64, device=x0.device)
         scratch = torch.empty((2, programs * tile["ROWS"], width), dtype=x0.dtype, device=x0.device)
     simulate_whole_kernel[(programs,)](
-        *outputs,
-        x0,
-        steps,
-        records,
-        order,
-        *operands[2:],
-        *packed(parameters, kind, 1, width)[:3],
+        *paths.outputs,
+        *paths.inputs,
+        *packed(paths.parameters, paths.kind, 1, width)[:3],
         *turns,
         component,
         scratch,
-        on_device(seed, x0.device),
+        paths.seed,
         rows,
-        n_records,
-        n_steps,
+        paths.n_records,
+        paths.n_steps,
         n_components,
-        first_path,
+        paths.first_path,
         dim,
-        OUTPUT=output,
-        ANTITHETIC=antithetic,
+        OUTPUT=paths.output,
+        ANTITHETIC=paths.antithetic,
         D=dim,
         W=width,
         PRECISION=dot_precision(architecture),
@@ -279,61 +286,46 @@ def launch_whole(
         enable_fp_fusion=False,
     )
     if axes is not None:
-        of_row = component.repeat_interleave(n_records).repeat(members)
-        back = turn(outputs[1], outputs[2], axes.rotations.contiguous(), of_row, back=True)
-        outputs[1].copy_(back[0]), outputs[2].copy_(back[1])
+        of_row = component.repeat_interleave(paths.n_records).repeat(members)
+        _, target, variance = paths.outputs
+        back = turn(target, variance, axes.rotations.contiguous(), of_row, back=True)
+        target.copy_(back[0]), variance.copy_(back[1])
 
 
-def launch_tiled(
-    outputs: tuple[Tensor, Tensor, Tensor],
-    output: str,
-    operands: list[Tensor],
-    records: Tensor | None,
-    order: Tensor | None,
-    parameters: tuple[Tensor, Tensor, Tensor],
-    kind: str,
-    axes: Axes | None,
-    seed: Tensor,
-    first_path: int,
-    antithetic: bool,
-) -> None:
+def launch_tiled(paths: Paths) -> None:
     """Fill the outputs; see `simulate_tiled_kernel`."""
-    x0, steps, drift_scale, _ = operands
-    (rows, dim), n_steps, n_components = x0.shape, len(drift_scale), len(parameters[0])
+    x0, axes = paths.x0, paths.axes
+    (rows, dim), n_components = x0.shape, len(paths.parameters[0])
     architecture = architecture_of(x0.device)
-    tile = configuration(f"simulate_{kind}", dim, n_components, architecture)
+    tile = configuration(f"simulate_{paths.kind}", dim, n_components, architecture)
     resident = n_components <= tile["COMPONENTS"]
     options: dict[str, Any] = tile.launch
     if resident:
         options["COMPONENTS"] = n_components
-    mixture = packed(parameters, kind, 1 if resident else tile["COMPONENTS"], tile["COLUMNS"])
+    mixture = packed(paths.parameters, paths.kind, 1 if resident else tile["COMPONENTS"], tile["COLUMNS"])
     turns = (None, None) if axes is None else packed_axes(axes, tile["COLUMNS"])
-    arrays = sum(scratch_arrays(kind, output, resident))
+    arrays = sum(scratch_arrays(paths.kind, paths.output, resident))
     scratch = torch.empty((arrays, rows, dim), dtype=x0.dtype, device=x0.device) if arrays else x0
     # One launch for pairs, but with records one for either path: for both there are 2 to 8 registers too few, and the
     # noise that is drawn twice is the smaller part of a step.
-    apart = antithetic and records is not None
-    halves = zip(*(out.chunk(2) for out in outputs), strict=True) if apart else [outputs]
+    apart = paths.antithetic and paths.records is not None
+    halves = zip(*(out.chunk(2) for out in paths.outputs), strict=True) if apart else [paths.outputs]
     for mirrored, half in enumerate(halves):
         simulate_tiled_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
             *half,
-            x0,
-            steps,
-            records,
-            order,
-            *operands[2:],
+            *paths.inputs,
             *mixture,
             *turns,
             scratch,
-            on_device(seed, x0.device),
+            paths.seed,
             rows,
-            1 if records is None else records.shape[1],
-            n_steps,
+            paths.n_records,
+            paths.n_steps,
             len(mixture[0]),
-            first_path,
-            KIND=kind,
-            OUTPUT=output,
-            ANTITHETIC=antithetic and not apart,
+            paths.first_path,
+            KIND=paths.kind,
+            OUTPUT=paths.output,
+            ANTITHETIC=paths.antithetic and not apart,
             MIRRORED=bool(mirrored),
             RESIDENT=resident,
             D=dim,
@@ -342,6 +334,6 @@ def launch_tiled(
             enable_fp_fusion=False,
         )
     if axes is not None:
-        target, variance = outputs[1:]
+        _, target, variance = paths.outputs
         target.copy_(precision_product(target, axes.rotations.mT))
         variance.copy_(precision_product(variance, axes.rotations.mT.square()))
