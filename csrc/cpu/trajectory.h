@@ -53,8 +53,8 @@ template <typename S, Covariance kind, int D, bool target>
 struct RegisterRunner {
   using V = typename BatchRows<S>::V;
   using Sample = RegisterTrajectory<V, kind, D, target>;
-  static constexpr int kDrawn =
-      target ? 2 : 1;  // steps whose noise is drawn at once, where the mixture leaves room beside it
+  // Steps whose noise is drawn at once: two where the mixture's drift leaves the pipes room.
+  static constexpr int kDrawn = target ? 2 : 1;
   static constexpr int64_t kHistory = 128, kState = target ? 2 * D + Sample::kRates : 3 * D;
 
   static void run(const ProcessView<S>& view, const Batch<S>& batch, const Schedule& schedule, int64_t begin, int64_t end) {
@@ -99,15 +99,7 @@ struct RegisterRunner {
     }
     const auto counters = [&](int64_t n)
                               FASTNDSM_INLINE { return lanes.paths.at(static_cast<uint32_t>(n), process.noise.key); };
-    const auto draw = [&](int64_t n, V(&z)[kDrawn][D]) FASTNDSM_INLINE {
-      if constexpr (kDrawn == 2) {
-        const typename PathCounters<words_of<V>>::AtStep both[] = {counters(n), counters(n + 1)};
-        normals_of_steps<D>(both, z);
-      } else {
-        Sample::draw(process.dim, counters(n), z[0]);
-      }
-    };
-    draw(0, z);
+    normals_of_steps(counters, 0, z);
     int64_t first = 0;  // number of steps before the state that the history starts with
     for (int64_t n = 0; n < lanes.last; ++n) {
       if (n + 1 == first + kHistory) take<members>(rows, out, history, first, kHistory), first += kHistory;
@@ -119,7 +111,7 @@ struct RegisterRunner {
                            [&](int j, V mean, V noise) {
           if (keeps) state[D + j] = mean, state[2 * D + j] = noise;
         }, [&]() FASTNDSM_INLINE {
-          if (i == 0 && draws) draw(n + 1, next);
+          if (i == 0 && draws) normals_of_steps(counters, n + 1, next);
         });
         if (n + 1 >= lanes.first) put(own[i].sample, state);
       }

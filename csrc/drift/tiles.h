@@ -104,9 +104,8 @@ class Walk {
     const auto at = [&](int64_t n) FASTNDSM_INLINE { return lanes.paths.at(static_cast<uint32_t>(n), process_.noise.key); };
     for (int64_t n = 0; n < lanes.last; n += kDrawn) {
       V z[kDrawn][D];
-      if constexpr (kDrawn == 2) {
-        const typename PathCounters<words_of<V>>::AtStep both[] = {at(n), at(n + 1)};
-        normals_of_steps<D>(both, z);
+      if constexpr (kDrawn > 1) {
+        normals_of_steps(at, n, z);
       } else {
         draw<D>(at(n), z[0]);
       }

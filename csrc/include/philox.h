@@ -360,16 +360,16 @@ FASTNDSM_HD void some_normals(const typename PathCounters<words_of<V>>::AtStep& 
   normals_of<C, V>(w, z);
 }
 
-// z[n]: the normals of dimensions 0 .. C - 1 <= 3 at each of N steps, side by side: those of one step are a chain of dependent
-// instructions which leaves the pipes empty.
-template <int C, int N, typename V>
-FASTNDSM_HD void normals_of_steps(const typename PathCounters<words_of<V>>::AtStep (&at)[N], V (&z)[N][C]) {
+// z[i]: the normals of dimensions 0 .. C - 1 <= 3 at each of N steps from `first` on, whose counters are at(step). They are made
+// side by side: those of one step are a chain of dependent instructions, which leaves the pipes empty.
+template <typename At, int C, int N, typename V>
+FASTNDSM_HD void normals_of_steps(const At& at, int64_t first, V (&z)[N][C]) {
   static_assert(C <= 4, "one counter a step");
   using Word = detail::CounterWord<words_of<V>>;
   constexpr int pairs = (C + 1) / 2;
   words_of<V> w[N][4], u[N * pairs], angle[N * pairs];
   V even[N * pairs], odd[N * pairs];
-  detail::philox_from(3, at[0].key, w, [&](int n, Word(&c)[4]) FASTNDSM_INLINE { at[n].start(0, c); });
+  detail::philox_from(3, at(first).key, w, [&](int n, Word(&c)[4]) FASTNDSM_INLINE { at(first + n).start(0, c); });
   FASTNDSM_UNROLL
   for (int i = 0; i < N * pairs; ++i) u[i] = w[i / pairs][i % pairs * 2], angle[i] = w[i / pairs][i % pairs * 2 + 1];
   box_mullers(u, angle, even, odd);
