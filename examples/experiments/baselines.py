@@ -133,13 +133,19 @@ def normal(like: Tensor, generator: Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=like.dtype)
 
 
-def denoising(p_mean: float) -> Loss:
-    """Return EDM's loss, sigma log-normal: |D - x_0|^2 / c_out^2, so that the network's targets have variance one."""
+def denoising(p_mean: float, antithetic: bool = False) -> Loss:
+    """Return EDM's loss, sigma log-normal: |D - x_0|^2 / c_out^2, so that the network's targets have variance one.
+
+    antithetic: each x_0 is noised twice at one sigma, once by minus the noise.
+    """
 
     def loss(model: nn.Module, x0: Tensor, generator: Generator) -> Tensor:
         assert isinstance(model, Denoiser)
         sigma = (p_mean + P_STD * torch.randn(len(x0), generator=generator)).exp()
-        denoised = model(x0 + sigma[:, None] * normal(x0, generator), sigma)
+        noise = sigma[:, None] * normal(x0, generator)
+        if antithetic:
+            x0, sigma, noise = x0.repeat(2, 1), sigma.repeat(2), torch.cat([noise, -noise])
+        denoised = model(x0 + noise, sigma)
         return ((denoised - x0) / model.scale(sigma)[:, None]).square().mean()
 
     return loss

@@ -52,7 +52,7 @@ class Best(NamedTuple):
 
     @property
     def setting(self) -> str:
-        """The solver and its noise levels."""
+        """The solver, its noise levels and the estimator."""
         return setting(self.rows[0]["config"])
 
     def spread(self, metric: str) -> Spread | None:
@@ -66,9 +66,9 @@ class Best(NamedTuple):
 
 
 def setting(config: Config) -> str:
-    """Return the name of a solver and its noise levels."""
-    levels = config.get("levels")
-    return config.get("solver", "") + (f", sigma {levels[0]:.3g} to {levels[1]:g}" if levels else "")
+    """Return the name of a solver, its noise levels, and whether training took antithetic pairs."""
+    levels, pairs = config.get("levels"), ", antithetic" if "antithetic" in config else ""
+    return config.get("solver", "") + (f", sigma {levels[0]:.3g} to {levels[1]:g}" if levels else "") + pairs
 
 
 def best(
@@ -146,7 +146,6 @@ def tries(results: Results) -> str:
         if config["row"] in ROWS and config["steps"]:
             many = [f"K = {evaluations.MANY:,}"] if config.get("components") == evaluations.MANY else []
             named = [f"{k} = {config[k]:g}" for k in ("p_mean", "T") if k in config]
-            named += ["antithetic"] * ("antithetic" in config)
             named += [f"{config['steps']:,} steps"] * (config["steps"] != evaluations.IMAGES["steps"])
             knobs = ", ".join([*many, *named])
             draws = row["result"]["draws"]
@@ -217,7 +216,8 @@ def few(results: Results) -> Figure | None:
             if cell is None:
                 return None
             config = cell.rows[0]["config"]
-            wanted = {k: config.get(k) for k in ("space", "row", "calls", "solver", "levels", "steps", "draws")}
+            fields = ("space", "row", "calls", "solver", "levels", "antithetic", "steps", "draws")
+            wanted = {k: config.get(k) for k in fields}
             found = results.samples(**wanted)
             if found is not None:
                 panels[f"{row}, {calls} evaluation{'s' * (calls > 1)}"] = found

@@ -141,7 +141,9 @@ def all_claims() -> list[Claim]:
             for o in best.ROWS[1:]
         ]
     with_many = {
-        f"{space}, {m} evaluations": {"space": space, "calls": m} for space in evaluations.MAIN for m in evaluations.FEW
+        f"{space}, {m} evaluations": {"space": space, "calls": m}
+        for space in (*evaluations.MAIN, *evaluations.WIDER)
+        for m in evaluations.FEW
     }
     for metric, word in (("frechet", "below"), ("coverage", "above"), ("energy", "below")):
         for o in best.ROWS[1:]:

@@ -4,7 +4,8 @@ All rows have the network, the optimizer steps, the batches, the moving average 
 common. MNIST in 32 principal components and in an autoencoder's 16 dimensions (all 60,000 training images, K = 50,
 MLP 3x256, 8,000 steps of 256), three seeds; scikit-learn's digits in 64 pixels and the plane, one. The first space has
 every try of every row's knobs on seed 0; all others have those that were best there for some number of evaluations.
-On MNIST the rows with a mixture are run again with K = 1,000, fitted to all of the data.
+On MNIST the rows with a mixture are run again with K = 1,000, fitted to all of the data; in 64 principal components and
+another autoencoder's 32 dimensions with as many alone.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ TABLED = (5, 10, 20, 100)  # with second figures
 COMMON = 2  # draws that every number of evaluations has
 FEW = (3, *TABLED)
 MAIN = ("PCA 32", "AE 16")  # of three seeds
-SPACES = (*MAIN, "digits", *trained.PLANE)
+WIDER = ("AE 32", "PCA 64")  # of three seeds too, with many components alone
+SPACES = (*MAIN, *WIDER, "digits", *trained.PLANE)
 SAMPLER = 2  # path's, so that rows of an earlier one are no longer used
 IMAGES: Config = {"source": "mnist", "n": 60_000, "encoder_steps": 4000, "evaluated": 4000, "drawn": 4000}
 IMAGES |= {"hidden": [256, 256, 256], "steps": 8000, "components": 50}
@@ -59,6 +61,7 @@ KEPT_OF_PATH = ("linear", LATER, FINER, "linear, flow", PLAIN)
 WIDE, NARROW, SHORT, SHORT_SKIP = [80.0, 0.002], [10.0, 0.03], [5.0, 0.1], [3.0, 0.1]
 CONTROL = ", untrained"
 P_MEAN, P_MEAN_SKIP, HORIZON = 0.0, -0.5, 4.0  # the best of the tries
+PAIRS: Config = {"antithetic": True}  # half as many points a batch, each noised twice: equal evaluations
 SDE, ODE, HEUN = solvers.SDE_2M, solvers.ODE_2M, solvers.HEUN
 
 
@@ -73,7 +76,7 @@ def _vp(horizon: float, smallest: float) -> list[float]:
 
 # Those that were best at some number of evaluations: every space and seed has them.
 KEPT: dict[str, list[Config]] = {
-    PATH: [{"solver": solver} for solver in KEPT_OF_PATH],
+    PATH: [{"solver": solver} | pairs for pairs in ({}, PAIRS) for solver in KEPT_OF_PATH],
     EDM: _levels([(SDE, NARROW), (SDE, SHORT)], p_mean=P_MEAN),
     SKIP: _levels([(SDE, NARROW), (SDE, SHORT_SKIP)], p_mean=P_MEAN_SKIP),
     VP: [*_levels([(SDE, _vp(HORIZON, 0.03))], T=HORIZON), {"T": HORIZON, "solver": EM}],
@@ -87,6 +90,7 @@ DROPPED: dict[str, list[Config]] = {
     EDM: [
         *_levels([(SDE, WIDE), (ODE, WIDE), (ODE, NARROW), (ODE, SHORT), (HEUN, WIDE), (HEUN, NARROW)], p_mean=P_MEAN),
         *(setting for p_mean in (-1.2, -0.5) for setting in _levels([(SDE, NARROW), (SDE, SHORT)], p_mean=p_mean)),
+        *(setting | PAIRS for setting in KEPT[EDM]),
     ],
     SKIP: [
         *_levels(
@@ -94,24 +98,25 @@ DROPPED: dict[str, list[Config]] = {
             p_mean=P_MEAN_SKIP,
         ),
         *_levels([(SDE, NARROW), (SDE, SHORT_SKIP)], p_mean=-1.2),
+        *(setting | PAIRS for setting in KEPT[SKIP]),
     ],
     VP: [
         *_levels([(SDE, _vp(HORIZON, 0.002)), (ODE, _vp(HORIZON, 0.03)), (ODE, _vp(HORIZON, 0.002))], T=HORIZON),
         *({"T": 6.0, "solver": EM}, *_levels([(SDE, _vp(6.0, 0.03))], T=6.0)),
+        *(setting | PAIRS for setting in KEPT[VP]),
     ],
     FLOW: [{"solver": solver} for solver in (solvers.HEUN, solvers.MIDPOINT)],
     OT_CFM: [{"solver": solver} for solver in (solvers.HEUN, solvers.MIDPOINT)],
     I_CFM: [*({"solver": s} for s in (solvers.EULER, solvers.HEUN, solvers.MIDPOINT)), *_levels([(SDE, WIDE)])],
 }
 
-# With many components: horizon, estimator, EDM's distribution of noise, and twice the training, that of the others too.
+# With many components: horizon, EDM's distribution of noise, and twice the training, that of the others too.
 LONGER = {"steps": 16_000}
 DROPPED_OF_MANY: dict[str, list[Config]] = {
     PATH: [
         {"solver": "linear"} | knob
         for knob in (
             {"T": methods.RETUNED_IMAGES["nonlinear"]["T"]},
-            {"antithetic": True},
             {"p_mean": -0.5},
             {"p_mean": -1.2},
             LONGER,
@@ -125,7 +130,7 @@ DROPPED_OF_MANY: dict[str, list[Config]] = {
 def configs(seed: int, quick: bool = False) -> list[Config]:
     """Return one configuration for each run of a seed."""
     made = []
-    for space in ("PCA 32", "four_modes") if quick else MAIN if seed else SPACES:
+    for space in ("PCA 32", "four_modes") if quick else (*MAIN, *WIDER) if seed else SPACES:
         base: Config = {"space": space, "seed": seed, "evaluations": methods.DEFAULTS["evaluations"]}
         if space in trained.PLANE:
             base |= POINTS | {"components": planar.COMPONENTS[space]}
@@ -134,9 +139,10 @@ def configs(seed: int, quick: bool = False) -> list[Config]:
         if quick:
             base |= QUICK | ({"evaluated": 200, "drawn": 200} if space in trained.PLANE else QUICK_IMAGES)
         untrained = {"steps": 0, "calls": 0, "draws": 2}
-        made += [base | {"row": row} | untrained for row in (methods.PI, methods.HELD_OUT)]
+        fewer = (methods.PI, *trained.WITH_MIXTURE) if space in WIDER else ()
+        made += [base | {"row": row} | untrained for row in (methods.PI, methods.HELD_OUT) if row not in fewer]
         for row in trained.TRAINED:
-            made += _of_row(base, row, quick)
+            made += _of_row(base, row, quick) if row not in fewer else []
         if not quick:
             many = base | {"components": MANY}
             made.append(many | {"row": methods.PI} | untrained)
@@ -153,7 +159,9 @@ def _of_row(base: Config, row: str, quick: bool) -> list[Config]:
     many = own.get("components") == MANY
     if row == PATH and many:
         own["T"] = T_OF_MANY
-    calls = CALLS if (row == PATH and not many) or (space in MAIN and seed == 0) else FEW if space in MAIN else TABLED
+    calls = FEW if space in (*MAIN, *WIDER) else TABLED
+    if (row == PATH and not many) or (space in MAIN and seed == 0):
+        calls = CALLS
     made = []
     for setting, m in itertools.product(kept, (1, 20) if quick else calls):
         made.append(own | setting | {"calls": m, "draws": 3 if m in TABLED[:3] else 2})

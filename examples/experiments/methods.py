@@ -5,7 +5,7 @@
     path, K = 1                     Langevin noising towards one fitted spherical Gaussian
     path, path antithetic, plain antithetic, control_variate    nonlinear noising towards the fitted mixture
 
-Each is a row of the tables.
+Each is a row of the tables. "linear VP DSM antithetic" is a setting of the first.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 import fastndsm
 from fastndsm import DSMLoss, GaussianMixture, LangevinProcess, NDSMLoss, OUProcess, ResidualScore, networks
-from fastndsm.process import NoisingProcess
+from fastndsm.process import Noised, NoisingProcess
 from fastndsm.training.trainer import TrainConfig, Trainer
 
 from .baselines import P_STD
 
 PI, FULL, HELD_OUT = "draws from pi", "draws from a full mixture", "held-out data"
 LINEAR, LINEAR_MIXTURE, LINEAR_FULL = "linear VP DSM", "linear noising, mixture prior", "linear noising, full mixture"
+LINEAR_PAIRS = f"{LINEAR} antithetic"
 ONE, PATH = "path, K = 1", "path"
 ESTIMATORS: dict[str, dict[str, Any]] = {
     "control_variate": {"estimator": "control_variate"},
@@ -38,7 +39,7 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
 }
 TRAINED = (LINEAR, LINEAR_MIXTURE, ONE, *ESTIMATORS)
 UNTRAINED = (PI, FULL, HELD_OUT)
-TWO_EVALUATIONS = ("control_variate", "plain antithetic", "path antithetic")
+TWO_EVALUATIONS = ("control_variate", "plain antithetic", "path antithetic", LINEAR_PAIRS)
 
 # What a configuration may change. T of linear noising is a time; T of nonlinear noising a multiple of the largest
 # variance of a component (sigma = 1), and so is that of `path, K = 1`, which needs the longer one to forget its start.
@@ -91,6 +92,15 @@ class NoiseLevels(NDSMLoss):
             generator = torch.Generator().manual_seed(int(first_path))
             step = torch.multinomial(self.probabilities, len(x0), replacement=True, generator=generator)
         return super().draw(x0, seed, step, first_path, records)
+
+
+class AntitheticDSM(DSMLoss):
+    """Denoising score matching on pairs of one x_0 and step whose noise differs in sign, as path's antithetic pairs."""
+
+    def draw(self, *arguments: Any, **options: Any) -> Noised:
+        drawn = super().draw(*arguments, **options)
+        mirrored = drawn.x + 2.0 * drawn.variance[:, None] * drawn.target  # the target is -noise / sqrt(v)
+        return Noised(*map(torch.cat, zip(drawn, drawn._replace(x=mirrored, target=-drawn.target), strict=True)))
 
 
 class Plain(nn.Module):
@@ -185,7 +195,10 @@ def train(
     p_mean: float | None = None,
 ) -> Fitted:
     """Train a row's score network on z [n, d]; a `p_mean` draws the path estimator's steps as EDM draws noise."""
-    loss = DSMLoss(process) if _linear(row) else NDSMLoss(process, **ESTIMATORS[PATH if row == ONE else row])
+    if row == LINEAR_PAIRS:
+        loss: NDSMLoss | DSMLoss = AntitheticDSM(process)
+    else:
+        loss = DSMLoss(process) if _linear(row) else NDSMLoss(process, **ESTIMATORS[PATH if row == ONE else row])
     if p_mean is not None:
         assert isinstance(process, LangevinProcess)
         loss = NoiseLevels(process, p_mean)

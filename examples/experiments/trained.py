@@ -142,16 +142,20 @@ def untrained(config: Config, data: Tensor) -> Model:
 
 
 def _train(config: Config, data: Tensor, model: Model) -> dict[str, Tensor]:
-    row, seed = config["row"], config["seed"]
+    row, seed, pairs = config["row"], config["seed"], config.get("antithetic", False)
     started = time.process_time()
     if model.process is not None:
-        estimator = f"{PATH} antithetic" if config.get("antithetic") else row
-        made = methods.train(estimator, model.net, model.process, data, settings(config), seed, config.get("p_mean"))
+        estimator, chosen = f"{row} antithetic" if pairs else row, settings(config)
+        made = methods.train(estimator, model.net, model.process, data, chosen, seed, config.get("p_mean"))
         trained = made.score_net
     else:
-        loss = baselines.denoising(config["p_mean"]) if row in DENOISERS else baselines.matching(_coupling(model, row))
-        chosen = TrainConfig(steps=config["steps"], batch_size=methods.DEFAULTS["evaluations"], seed=seed)
-        trained = baselines.train(model.net, loss, data, chosen)
+        if row in DENOISERS:
+            loss = baselines.denoising(config["p_mean"], pairs)
+        else:
+            loss = baselines.matching(_coupling(model, row))
+        batch = methods.DEFAULTS["evaluations"] // (2 if pairs else 1)
+        options = TrainConfig(steps=config["steps"], batch_size=batch, seed=seed)
+        trained = baselines.train(model.net, loss, data, options)
     seconds = torch.tensor(time.process_time() - started)
     return {name: p.detach().clone() for name, p in trained.named_parameters()} | {"seconds": seconds}
 
