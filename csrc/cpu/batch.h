@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "../include/columns.h"
 #include "../include/lanes.h"
 
 namespace fastndsm {
@@ -204,46 +205,68 @@ struct BatchRows : TileRows<vec<S, kLanes<S>>> {
     rows(batch.target, to.batch.target, d), rows(batch.variance, to.batch.variance, rates);
   }
 
-  // n records of x; and of mean and noise, or of the target and the variance, h being the target where it is `divided`. All
-  // of them block by block: a tile's state is too large to be read for each.
+  // n records of x; and of mean and noise, or of the target and the variance, h being the target where it is `divided`. As
+  // many of them as a register takes, block by block: a tile's state is too large to be read for each.
   template <bool divided = false, typename Dim>
   void write(const Record* records, int64_t n, Dim d, int64_t rates, const V* x, const V* second, const V* third) const {
-    constexpr int64_t block = 64;
-    const bool streams = batch.streams(d, rates);
-    for (int64_t j = 0; j < d; j += block) {
-      const int64_t end = std::min<int64_t>(j + block, d);
-      for (const Record* record = records; record < records + n; ++record) {
-        const int lane = record->lane;
-        const int64_t row = record->at * d;
-        const auto copy = [=](const V* from, S* to, int64_t first, int64_t last) {
-          put(first, last, to, streams, [=](auto width, int64_t i) { return column<decltype(width)>(from, i, lane); });
-        };
-        copy(x, batch.x + row, j, end);
-        if (batch.target) {
-          copy(third, batch.variance + record->at * rates, std::min(j, rates), std::min(end, rates));
-          put(j, end, batch.target + row, streams, [=](auto width, int64_t i) {
-            using T = decltype(width);
-            const T h = column<T>(second, i, lane);
-            if constexpr (divided) return h;
-            const T v = rates == 1 ? splat<T>(column<S>(third, 0, lane)) : column<T>(third, i, lane);
-            return target_of(h, v);
-          });
-        } else if (batch.mean) {
-          copy(second, batch.mean + row, j, end);
-          copy(third, batch.noise + row, j, end);
-        }
-      }
+    for (constexpr int64_t most = std::max(1, lanes_of<V> / 2); n > 0; records += most, n -= most) {
+      by_power(std::min(n, most), [&](auto size) FASTNDSM_INLINE {
+        write_some<size, divided>(records, std::min(n, most), d, rates, x, second, third);
+      });
     }
   }
 
  private:
-  // Value j of a lane, or as many from there on as T has.
-  template <typename T>
-  static T column(const V* from, int64_t j, int lane) {
-    const S* p = reinterpret_cast<const S*>(from + j) + lane;
-    return [p]<size_t... i>(std::index_sequence<i...>) {
-      return T{p[i * lanes_of<V>]...};
-    }(std::make_index_sequence<lanes_of<T>>());
+  // body(the least power of two from n on, half the lanes at most).
+  template <int N = 1, typename Body>
+  static void by_power(int64_t n, const Body& body) {
+    if constexpr (2 * N < lanes_of<V>) {
+      if (n > N) return by_power<2 * N>(n, body);
+    }
+    body(std::integral_constant<int, N>());
+  }
+
+  template <int N, bool divided, typename Dim>
+  void write_some(const Record* records, int64_t n, Dim d, int64_t rates, const V* x, const V* second,
+                  const V* third) const {
+    constexpr int64_t block = 64;
+    alignas(64) S values[2][N * block];
+    const bool streams = batch.streams(d, rates);
+    int lanes[N];
+    for (int i = 0; i < N; ++i) lanes[i] = records[std::min<int64_t>(i, n - 1)].lane;
+    const Columns<V, N> columns(lanes);
+    const auto copy = [&](const V* from, S* to, int64_t width, int64_t first, int64_t last) FASTNDSM_INLINE {
+      columns.lay(from + first, last - first, values[0], block);
+      for (int i = 0; i < n; ++i) {
+        const S* const own = values[0] + i * block;
+        put(first, last, to + records[i].at * width, streams,
+            [=](auto like, int64_t at) { return load<decltype(like)>(own + (at - first)); });
+      }
+    };
+    for (int64_t j = 0; j < d; j += block) {
+      const int64_t end = std::min<int64_t>(j + block, d);
+      copy(x, batch.x, d, j, end);
+      if (batch.target) {
+        const int64_t last = std::min(end, rates);
+        if (j < rates) copy(third, batch.variance, rates, j, last);
+        if constexpr (divided) {
+          copy(second, batch.target, d, j, end);
+        } else {
+          columns.lay(second + j, end - j, values[1], block);
+          for (int i = 0; i < n; ++i) {
+            const S *const h = values[1] + i * block, *const v = values[0] + i * block;
+            const S same = reinterpret_cast<const S*>(third)[records[i].lane];
+            put(j, end, batch.target + records[i].at * d, streams, [=](auto like, int64_t at) {
+              using T = decltype(like);
+              return target_of(load<T>(h + (at - j)), rates == 1 ? splat<T>(same) : load<T>(v + (at - j)));
+            });
+          }
+        }
+      } else if (batch.mean) {
+        copy(second, batch.mean, d, j, end);
+        copy(third, batch.noise, d, j, end);
+      }
+    }
   }
 
   // to[j] = value(T, j), in vectors of four where a whole one is too many. Past the caches if `streams`, from the first place
