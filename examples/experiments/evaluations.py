@@ -76,7 +76,7 @@ def _vp(horizon: float, smallest: float) -> list[float]:
 
 # Those that were best at some number of evaluations: every space and seed has them.
 KEPT: dict[str, list[Config]] = {
-    PATH: [{"solver": solver} | pairs for pairs in ({}, PAIRS) for solver in KEPT_OF_PATH],
+    PATH: [{"solver": solver} for solver in KEPT_OF_PATH],
     EDM: _levels([(SDE, NARROW), (SDE, SHORT)], p_mean=P_MEAN),
     SKIP: _levels([(SDE, NARROW), (SDE, SHORT_SKIP)], p_mean=P_MEAN_SKIP),
     VP: [*_levels([(SDE, _vp(HORIZON, 0.03))], T=HORIZON), {"T": HORIZON, "solver": EM}],
@@ -159,6 +159,8 @@ def _of_row(base: Config, row: str, quick: bool) -> list[Config]:
     many = own.get("components") == MANY
     if row == PATH and many:
         own["T"] = T_OF_MANY
+    if row == PATH and not (quick or space in WIDER):
+        kept = kept + [setting | PAIRS for setting in kept]
     calls = FEW if space in (*MAIN, *WIDER) else TABLED
     if (row == PATH and not many) or (space in MAIN and seed == 0):
         calls = CALLS
