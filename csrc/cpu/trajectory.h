@@ -118,6 +118,7 @@ struct RegisterRunner {
       if (draws) std::copy_n(&next[0][0], kDrawn * D, &z[0][0]);
     }
     take<members>(rows, out, history, first, lanes.last + 1 - first);
+    if constexpr (target) divide<members>(rows.count, out);
   }
 
   static void put(const Sample& sample, V* state) {
@@ -128,7 +129,8 @@ struct RegisterRunner {
     }
   }
 
-  // The records after `first` steps and up to n - 1 more: value by value, as they are too few in a row for vectors.
+  // The records after `first` steps and up to n - 1 more: value by value, as they are too few in a row for vectors, with h
+  // where the target is to be.
   template <int members>
   static void take(const BatchRows<S>& rows, const BatchRows<S>& to, const V* history, int64_t first, int64_t n) {
     constexpr int W = lanes_of<V>, rates = Sample::kRates;
@@ -146,14 +148,29 @@ struct RegisterRunner {
           if constexpr (target) {
             const S* const v = state + 2 * D * W;
             for (int k = 0; k < rates; ++k) out.variance[at * rates + k] = v[k * W];
-            for (int j = 0; j < D; ++j) {
-              out.target[at * D + j] = target_of(state[(D + j) * W], v[rates == 1 ? 0 : j * W]);
-            }
+            for (int j = 0; j < D; ++j) out.target[at * D + j] = state[(D + j) * W];
           } else if (out.mean) {
             for (int j = 0; j < D; ++j) {
               out.mean[at * D + j] = state[(D + j) * W], out.noise[at * D + j] = state[(2 * D + j) * W];
             }
           }
+        }
+      }
+    }
+  }
+
+  // All targets, of a lane's records together: divisions are dear one by one.
+  template <int members>
+  static void divide(int count, const BatchRows<S>& to) {
+    constexpr int rates = Sample::kRates;
+    const Batch<S>& out = to.batch;
+    for (int i = 0; i < members; ++i) {
+      for (int l = 0; l < count; ++l) {
+        const int64_t at = to.record(l, i * out.n_rows, 0).at;
+        S* const targets = out.target + at * D;
+        const S* const v = out.variance + at * rates;
+        for (int64_t r = 0; r < out.n_records; ++r) {
+          for (int j = 0; j < D; ++j) targets[r * D + j] = target_of(targets[r * D + j], v[rates == 1 ? r : r * D + j]);
         }
       }
     }
