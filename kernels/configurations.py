@@ -12,7 +12,8 @@ from functools import cache
 import torch
 
 SMALL = 4  # the largest dimension whose samples are held in registers
-SMALL_FULL = 5  # the same of trajectories under full covariances
+SMALL_PATHS = 8  # the same of trajectories and of reverse steps
+PAIRED = 5  # the largest in which registers hold both paths of an antithetic pair
 WHOLE_FULL = 32  # the largest in which these hold blocks of whole paths
 WHOLE = 16  # the largest whose samples are, whatever the number of components, one tile of mixture_score
 MANY = 1024  # components
@@ -117,14 +118,22 @@ TABLE: dict[str, tuple[Configuration, ...]] = {
         _for(dim=2, ROWS=64, COMPONENTS=4, num_warps=1),
         _for(ROWS=64, COMPONENTS=2, num_warps=1),
     ),
-    # Full covariances in 5 dimensions, the same: two paths a lane share what is read, but with a target, for which each
-    # has axes of its own.
-    "simulate_full": (_for(ROWS=64, COMPONENTS=2, num_warps=1),),
-    "simulate_full_target": (
-        _for(architecture="gfx942", ROWS=64, COMPONENTS=2, num_warps=1),
-        _for(ROWS=32, COMPONENTS=2, num_warps=1, registers=255),
+    # In 5 to 8 dimensions, the same.
+    "simulate_eight": (
+        _for(architecture="gfx942", ROWS=64, COMPONENTS=4, num_warps=1),
+        _for(ROWS=32, COMPONENTS=4, num_warps=1, registers=255),
     ),
-    # In more: ROWS whole paths, as many as a tensor core takes at once.
+    # Full covariances there: two paths a lane share what is read, but with a target, as each has axes of its own.
+    "simulate_eight_full": (
+        _for(dim=5, ROWS=64, COMPONENTS=2, num_warps=1),
+        _for(ROWS=64, COMPONENTS=1, num_warps=1, registers=255),
+    ),
+    "simulate_eight_full_target": (
+        _for(architecture="gfx942", ROWS=64, COMPONENTS=1, num_warps=1),
+        _for(dim=5, ROWS=32, COMPONENTS=2, num_warps=1, registers=255),
+        _for(ROWS=32, COMPONENTS=1, num_warps=1, registers=255),
+    ),
+    # And in more: ROWS whole paths, as many as a tensor core takes at once.
     "simulate_whole": (
         _for(dim=16, ROWS=16, num_warps=1, num_stages=1),
         _for(ROWS=16, num_warps=4, num_stages=1),
@@ -180,6 +189,13 @@ TABLE: dict[str, tuple[Configuration, ...]] = {
 def configuration(op: str, dim: int, components: int = 1, architecture: str | None = None) -> Configuration:
     """Return the one that serves rows of `dim` values and `components`; architecture as `architecture_of` names it."""
     return _on(next(c for c in TABLE[op] if c.serves(dim, components, architecture)), architecture)
+
+
+def small_op(kind: str, dim: int, target: bool = False) -> str:
+    """Return the op of TABLE that paths in at most SMALL_PATHS dimensions have, with a target or without."""
+    if dim <= SMALL:
+        return "simulate_small"
+    return "simulate_eight" + ("" if kind != "full" else "_full_target" if target else "_full")
 
 
 def configurations(op: str, architecture: str) -> Iterator[Configuration]:

@@ -17,7 +17,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .configurations import SMALL, architecture_of, configuration
+from .configurations import SMALL_PATHS, architecture_of, configuration, small_op
 from .mixture_score import check
 from .operands import Mixture
 from .packing import packed
@@ -56,23 +56,22 @@ def reverse_steps(
         return out
     rows, dim = y.shape
     kind, device, architecture = mixture.covariance_type, y.device, architecture_of(y.device)
+    small = dim <= SMALL_PATHS
     regime = f"{'reverse_steps' if kind in ('tied', 'full') else 'simulate'}_{kind}"
-    tile = configuration("simulate_small" if dim <= SMALL else regime, dim, mixture.means.shape[0], architecture)
+    tile = configuration(small_op(kind, dim) if small else regime, dim, len(mixture.means), architecture)
     parameters = mixture.means.contiguous(), mixture.precisions.contiguous(), mixture.log_scale.contiguous()
-    resident = (kind != "full" or dim <= SMALL) and len(parameters[0]) <= tile["COMPONENTS"]
+    resident = (kind != "full" or small) and len(parameters[0]) <= tile["COMPONENTS"]
     options = {"KIND": kind, "RESIDENT": resident, "D": dim, "enable_fp_fusion": False} | tile.launch
     if resident:
         options["COMPONENTS"] = len(parameters[0])
-    operands = packed(
-        parameters, kind, 1 if resident else tile["COMPONENTS"], None if dim <= SMALL else tile["COLUMNS"]
-    )
+    operands = packed(parameters, kind, 1 if resident else tile["COMPONENTS"], None if small else tile["COLUMNS"])
     sizes = rows, coefficients.shape[1], len(operands[0]), first_path
     table = bounds.to(device).contiguous(), coefficients.to(device).contiguous()
     states = out, y, held, *(None if part is None else part.contiguous() for part in (slope, rate))
     grid = (triton.cdiv(rows, tile["ROWS"]),)
     with torch.cuda.device_of(y):
         key = on_device(seed, device)
-        if dim <= SMALL:
+        if small:
             reverse_steps_small_kernel[grid](*states, *table, *operands, key, *sizes, **options)
         else:
             arrays = sum(scratch_arrays(kind, resident))

@@ -4,8 +4,8 @@
 
 and the path estimator's target along the way, see `fastndsm.reference.simulate`. In small dimensions the state stays in
 registers (`simulate_small`), in large ones it lives in the outputs (`simulate_tiled`): one launch for all steps either
-way. Under full covariances rows are whole in registers up to 32 dimensions (`simulate_whole`), and beyond launches are
-taken in each step (`simulate_full`).
+way. Under full covariances blocks of whole rows are in registers from 9 to 32 dimensions (`simulate_whole`), and beyond
+launches are taken in each step (`simulate_full`).
 
 The bits of a path depend on its number, x0 and steps alone, and x is the same from all three functions; but with full
 covariances in more than 32 dimensions rounding may differ with the batch.
@@ -13,13 +13,14 @@ covariances in more than 32 dimensions rounding may differ with the batch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from .configurations import SMALL, SMALL_FULL, WHOLE_FULL, architecture_of, configuration
+from .configurations import PAIRED, SMALL_PATHS, WHOLE_FULL, architecture_of, configuration, small_op
 from .operands import Axes, Mixture, Process
 from .packing import packed, packed_axes
 from .philox import on_device
@@ -103,7 +104,7 @@ def run(
     if x.numel() == 0:
         return x, second, third
     steps, records = steps.sort(dim=1) if steps.numel() > len(steps) else (steps.flatten(), None)
-    small = dim <= (SMALL_FULL if kind == "full" else SMALL)
+    small = dim <= SMALL_PATHS
     order = None
     if small or kind != "full" or dim <= WHOLE_FULL:
         order = order_of(steps, len(drift_scale), ORDERED_ROWS if small else ORDERED_TILED_ROWS)
@@ -213,40 +214,49 @@ class Paths(NamedTuple):
         """Number of steps of the process."""
         return len(self.drift_scale)
 
+    def launches(self, together: bool) -> Iterator[tuple[tuple[Tensor, ...], dict[str, bool]]]:
+        """Yield the outputs of each launch, and whose they are: one for pairs together, else one for either path.
+
+        Apart where registers do not hold both; the noise that is drawn twice is the smaller part of a step.
+        """
+        apart = self.antithetic and not together
+        halves = zip(*(out.chunk(2) for out in self.outputs), strict=True) if apart else [self.outputs]
+        for mirrored, half in enumerate(halves):
+            yield half, {"ANTITHETIC": self.antithetic and not apart, "MIRRORED": bool(mirrored)}
+
 
 def launch_small(paths: Paths) -> None:
     """Fill the outputs; see `simulate_small_kernel`."""
     x0, axes = paths.x0, paths.axes
     (rows, dim), n_components = x0.shape, len(paths.parameters[0])
-    op = "simulate_small"
-    if dim > SMALL:
-        op = "simulate_full_target" if paths.output == "target" else "simulate_full"
+    op = small_op(paths.kind, dim, paths.output == "target")
     tile = configuration(op, dim, n_components, architecture_of(x0.device))
     resident = n_components <= tile["COMPONENTS"]
     options: dict[str, Any] = tile.launch
     if resident:
         options["COMPONENTS"] = n_components
     mixture = packed(paths.parameters, paths.kind, 1 if resident else tile["COMPONENTS"])
-    simulate_small_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
-        *paths.outputs,
-        *paths.inputs,
-        *mixture,
-        None if axes is None else axes.rotations.contiguous(),
-        None if axes is None else axes.rates.contiguous(),
-        paths.seed,
-        rows,
-        paths.n_records,
-        paths.n_steps,
-        len(mixture[0]),
-        paths.first_path,
-        KIND=paths.kind,
-        OUTPUT=paths.output,
-        ANTITHETIC=paths.antithetic,
-        RESIDENT=resident,
-        D=dim,
-        **options,
-        enable_fp_fusion=False,
-    )
+    turns = (None, None) if axes is None else (axes.rotations.contiguous(), axes.rates.contiguous())
+    for outputs, members in paths.launches(together=dim <= PAIRED):
+        simulate_small_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
+            *outputs,
+            *paths.inputs,
+            *mixture,
+            *turns,
+            paths.seed,
+            rows,
+            paths.n_records,
+            paths.n_steps,
+            len(mixture[0]),
+            paths.first_path,
+            KIND=paths.kind,
+            OUTPUT=paths.output,
+            **members,
+            RESIDENT=resident,
+            D=dim,
+            **options,
+            enable_fp_fusion=False,
+        )
 
 
 def launch_whole(paths: Paths) -> None:
@@ -306,13 +316,9 @@ def launch_tiled(paths: Paths) -> None:
     turns = (None, None) if axes is None else packed_axes(axes, tile["COLUMNS"])
     arrays = sum(scratch_arrays(paths.kind, paths.output, resident))
     scratch = torch.empty((arrays, rows, dim), dtype=x0.dtype, device=x0.device) if arrays else x0
-    # One launch for pairs, but with records one for either path: for both there are 2 to 8 registers too few, and the
-    # noise that is drawn twice is the smaller part of a step.
-    apart = paths.antithetic and paths.records is not None
-    halves = zip(*(out.chunk(2) for out in paths.outputs), strict=True) if apart else [paths.outputs]
-    for mirrored, half in enumerate(halves):
+    for outputs, members in paths.launches(together=paths.records is None):
         simulate_tiled_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
-            *half,
+            *outputs,
             *paths.inputs,
             *mixture,
             *turns,
@@ -325,8 +331,7 @@ def launch_tiled(paths: Paths) -> None:
             paths.first_path,
             KIND=paths.kind,
             OUTPUT=paths.output,
-            ANTITHETIC=paths.antithetic and not apart,
-            MIRRORED=bool(mirrored),
+            **members,
             RESIDENT=resident,
             D=dim,
             PRECISION=dot_precision(architecture),

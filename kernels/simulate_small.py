@@ -208,6 +208,7 @@ def simulate_small_kernel(
     KIND: tl.constexpr,
     OUTPUT: tl.constexpr,
     ANTITHETIC: tl.constexpr,
+    MIRRORED: tl.constexpr,
     RESIDENT: tl.constexpr,
     D: tl.constexpr,
     COMPONENTS: tl.constexpr,
@@ -217,9 +218,9 @@ def simulate_small_kernel(
 
     OUTPUT "transition" also writes mean and noise of the last step [n_rows, D] as second and third, "target"
     target [n_rows, D] and variance ([n_rows, 1] if spherical, else [n_rows, D]). ANTITHETIC: all outputs have n_rows
-    more rows, for paths driven by -z_n. With records, steps [n_rows, n_records] ascend in a row; the outputs have so
-    many rows a path, and in that of records[row, i] what it was after steps[row, i]. With order a program takes rows
-    order[i], order[i + 1], ..., not i, i + 1, ...
+    more rows, for paths driven by -z_n; MIRRORED: these are such paths. With records, steps [n_rows, n_records] ascend
+    in a row; the outputs have so many rows a path, and in that of records[row, i] what it was after steps[row, i]. With
+    order a program takes rows order[i], order[i + 1], ..., not i, i + 1, ...
     RESIDENT: there are COMPONENTS components, whose parameters stay in registers; else their number is a multiple of
     that, and they are read in blocks of COMPONENTS under a running minimum of the energies (online softmax).
     rotations [D, D] or [COMPONENTS, D, D] and rates are the axes that the target of tied and full covariances takes.
@@ -286,6 +287,8 @@ def simulate_small_kernel(
         a = tl.load(drift_scale_ptr + n)
         s = tl.load(noise_std_ptr + n)
         z = noise(key_low, key_high, path, n, D)
+        if MIRRORED:
+            z = opposite(z)
         x, second, third = step(
             x,
             second,

@@ -281,11 +281,11 @@ def turned_back(rotation, h, v, D: tl.constexpr):
     else:
         values, diagonal = (), ()
         for i in tl.static_range(D):
-            value, square = rotation[i * D] * h[0], rotation[i * D] * rotation[i * D] * v[0]
+            value, square = rotation[i * D] * h[0], rotation[i * D] * v[0] * rotation[i * D]
             for j in tl.static_range(1, D):
                 u = rotation[i * D + j]
                 value = tl.fma(u, h[j], value)
-                square = tl.fma(u * u, v[j], square)
+                square = tl.fma(u * v[j], u, square)  # not u u, for which all steps would keep registers
             values += (value,)
             diagonal += (square,)
         return values, diagonal

@@ -1,4 +1,4 @@
-"""Whole trajectories under full covariances in 6 to 32 dimensions: blocks of paths in registers, one launch.
+"""Whole trajectories under full covariances in 9 to 32 dimensions: blocks of paths in registers, one launch.
 
 A program owns its rows, each whole and padded with zeros to a power of two W. Of each component, under a running
 minimum of the energies (online softmax),

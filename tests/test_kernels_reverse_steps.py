@@ -30,8 +30,9 @@ Shape = tuple[int, int, int]  # rows B, dimension d, components K
 
 N_STEPS = 12
 SEED, FIRST_PATH = torch.tensor(-0x123456789ABCDEF), 2**32 - 9
-QUICK: list[Shape] = [(1, 1, 1), (31, 1, 70), (33, 3, 7), (33, 5, 7), (31, 17, 1), (1, 40, 7), (3, 130, 2)]
-SLOW: list[Shape] = [(33, 2, 70), (31, 3, 1), (1, 4, 70), (3, 5, 1), (31, 5, 70), (3, 17, 70), (33, 40, 7), (1, 130, 7)]
+QUICK: list[Shape] = [(1, 1, 1), (31, 1, 70), (33, 3, 7), (31, 8, 7), (33, 9, 7), (31, 17, 1), (1, 40, 7), (3, 130, 2)]
+SLOW: list[Shape] = [(33, 2, 70), (31, 3, 1), (1, 4, 70), (3, 5, 1), (31, 5, 70), (3, 9, 1), (31, 9, 70), (3, 17, 70)]
+SLOW += [(33, 40, 7), (1, 130, 7)]
 RATES = torch.cat([torch.zeros(1), torch.logspace(-8, 1, 37), torch.tensor([0.99999, 1.0, 2.0, 1e4])])
 ONE_OF_EACH = [(12, 2, 7), (12, 9, 3), (12, 67, 2)]  # in registers, in a tile, in several
 
@@ -421,7 +422,8 @@ def variants(kind: str, shape: Shape) -> dict[str, Any]:
 
 # --- compiled ahead of time --------------------------------------------------------------------------------------
 
-OPS = ("simulate_small", "simulate_spherical", "simulate_diag", "reverse_steps_tied", "reverse_steps_full")
+OPS = ("simulate_small", "simulate_eight", "simulate_eight_full")  # in registers
+OPS += ("simulate_spherical", "simulate_diag", "reverse_steps_tied", "reverse_steps_full")
 REGISTERS = dict.fromkeys(TARGETS, 255) | {"gfx942": 320}  # a thread
 SHARED = 16 << 10  # bytes
 LARGE = 784  # a dimension that is no multiple of a tile's columns
@@ -460,8 +462,9 @@ def compile_all() -> Iterator[Row]:
     from fastndsm.kernels.reverse_steps_tiled import reverse_steps_tiled_kernel
 
     def row(op: str, target: str, tile: Any, **constants: Any) -> Row:
-        kernel = reverse_steps_small_kernel if op == "simulate_small" else reverse_steps_tiled_kernel
-        if op != "simulate_small":
+        small = op in OPS[:3]
+        kernel = reverse_steps_small_kernel if small else reverse_steps_tiled_kernel
+        if not small:
             constants["PRECISION"] = dot_precision(target)
         constants = dict(tile.constants) | constants
         integers = dict.fromkeys(("seed_ptr", "bounds_ptr"), "*i64")
@@ -471,11 +474,11 @@ def compile_all() -> Iterator[Row]:
 
     every = "EVERY_CONFIGURATION" in os.environ
     for target, op in itertools.product(TARGETS, OPS):
-        kind = "full" if op == "simulate_small" else op.rpartition("_")[2]
+        kind = {"simulate_small": "full", "simulate_eight": "tied"}.get(op) or op.rpartition("_")[2]
         for tile in configurations(op, target):
             last = tile.dim is None and tile.components is None  # those that follow are for other architectures
             if last or every:
-                dim = tile.dim or (4 if op == "simulate_small" else LARGE)
+                dim = tile.dim or {"simulate_small": 4, "simulate_eight": 8, "simulate_eight_full": 8}.get(op, LARGE)
                 constants = {"KIND": kind, "D": dim, "RESIDENT": tile.components is not None}
                 for absent in ([], ["rate_ptr"], ["slope_ptr"], ["slope_ptr", "rate_ptr"]) if every else ([],):
                     yield row(op, target, tile, **constants, **dict.fromkeys(absent))

@@ -23,10 +23,10 @@ SEED, FIRST_PATH = torch.tensor(-0x123456789ABCDEF), 2**32 - 2  # path numbers b
 N_STEPS, POOL = 3, 64
 Shape = tuple[int, int, int]  # rows B, dimension d, components K
 SHAPES: dict[str, list[Shape]] = {
-    "spherical": [(31, 1, 1), (33, 2, 17), (1, 3, 3), (3, 5, 3), (3, 16, 17), (5, 67, 8)],
-    "diag": [(33, 2, 8), (3, 3, 5), (1, 4, 1), (3, 5, 17), (9, 17, 3), (3, 67, 1)],
-    "tied": [(33, 1, 3), (3, 3, 17), (17, 5, 3), (3, 17, 8), (1, 67, 1)],
-    "full": [(33, 2, 3), (3, 3, 5), (31, 5, 3), (17, 6, 4), (3, 17, 8), (1, 32, 1), (1, 67, 1)],
+    "spherical": [(31, 1, 1), (33, 2, 17), (1, 3, 3), (3, 5, 3), (3, 9, 3), (3, 16, 17), (5, 67, 8)],
+    "diag": [(33, 2, 8), (3, 3, 5), (1, 4, 1), (3, 8, 17), (9, 17, 3), (3, 67, 1)],
+    "tied": [(33, 1, 3), (3, 3, 17), (17, 7, 5), (17, 9, 3), (3, 17, 8), (1, 67, 1)],
+    "full": [(33, 2, 3), (3, 3, 5), (31, 5, 3), (5, 8, 3), (17, 9, 4), (3, 17, 8), (1, 32, 1), (1, 67, 1)],
 }
 CASES = [(kind, shape) for kind, shapes in SHAPES.items() for shape in shapes]
 # Where whatever else could change a bit is tried: one size for each kernel and way through it.
@@ -34,12 +34,14 @@ BITWISE = [
     ("diag", (9, 2, 3)),
     ("spherical", (9, 3, 5)),
     ("spherical", (9, 17, 3)),
-    ("diag", (9, 5, 6)),
-    ("tied", (9, 5, 3)),
+    ("diag", (9, 7, 6)),
+    ("diag", (9, 9, 12)),
+    ("tied", (9, 9, 3)),
     ("full", (9, 3, 5)),
     ("full", (9, 2, 3)),
     ("full", (9, 5, 3)),
     ("full", (9, 7, 3)),
+    ("full", (9, 9, 3)),
 ]
 SPLIT = (1, 4)  # rows of the pieces but for the last
 

@@ -12,7 +12,7 @@ import pytest
 from _kernels import TARGETS, Row, check_resources, compile_ahead, compiled_by, main
 
 OPS = ("simulate_small", "simulate_spherical", "simulate_diag", "simulate_tied", "turn")
-FULL = ("simulate_full", "simulate_full_target", "simulate_whole")  # of full covariances from 5 dimensions on
+EIGHT = ("simulate_eight", "simulate_eight_full", "simulate_eight_full_target")  # in 5 to 8 dimensions
 REGISTERS = dict.fromkeys(TARGETS, 255) | {"gfx942": 320}  # a thread
 SHARED = 16 << 10  # bytes
 LARGE = 784  # a dimension that is no multiple of a tile's columns
@@ -22,7 +22,7 @@ SOME = ("sm_80", "sm_100")  # targets for which each op's last configuration, wh
 
 def check_all(target: str, compiled: list[Row]) -> None:
     rows = [row for row in compiled if row["target"] == target]
-    assert {row["op"] for row in rows} == {*OPS, *FULL}
+    assert {row["op"] for row in rows} == {*OPS, *EIGHT, "simulate_whole"}
     for row in rows:
         check_resources(row, REGISTERS[target], SHARED)
 
@@ -50,11 +50,12 @@ def compile_all() -> Iterator[Row]:
     """Yield resources of every configuration, on SOME targets only with EVERY_CONFIGURATION.
 
     The variant is the path target of rows in order. Up to d = 5 with records of antithetic pairs, which double the
-    program and are left out on two targets, for the time they take to compile; above, pairs without records and, on one
-    target, mirrored paths with them, as they are launched.
+    program and are left out on two targets, for the time they take to compile; in 8 dimensions mirrored paths with
+    them, of full covariances on one target; above, pairs without records and, on one target, mirrored paths with them,
+    as they are launched.
     """
     from fastndsm.kernels import simulate_small, simulate_tiled, simulate_whole, turning
-    from fastndsm.kernels.configurations import configuration, configurations
+    from fastndsm.kernels.configurations import configuration, configurations, small_op
     from fastndsm.kernels.precision_product import dot_precision
 
     def signature(kernel: Any) -> dict[str, str]:
@@ -65,8 +66,9 @@ def compile_all() -> Iterator[Row]:
     def row(op: str, target: str, tile: Any, heavy: bool = True, **constants: Any) -> Row:
         small, whole = simulate_small.simulate_small_kernel, simulate_whole.simulate_whole_kernel
         others = {"simulate_small": small, "turn": turning.turn_kernel, "simulate_whole": whole}
-        others |= {"simulate_full": small, "simulate_full_target": small}
-        kernel = others.get(op, simulate_tiled.simulate_tiled_kernel)
+        kernel = small if op in EIGHT else others.get(op, simulate_tiled.simulate_tiled_kernel)
+        if kernel is small:
+            constants.setdefault("MIRRORED", False)
         if kernel in (simulate_tiled.simulate_tiled_kernel, whole):
             constants["PRECISION"] = dot_precision(target)
         constants = dict(tile.constants) | constants
@@ -74,21 +76,21 @@ def compile_all() -> Iterator[Row]:
         made = compile_ahead(kernel, types, constants, target, **tile.options, enable_fp_fusion=False)
         return made | {"op": op, "heavy": heavy}
 
-    five = {"KIND": "full", "D": 5, "RESIDENT": False}
+    def eight(target: str, kind: str, dim: int, output: str, **constants: Any) -> Row:
+        op = small_op(kind, dim, output == "target")
+        tile = configuration(op, dim, 10, target)
+        return row(op, target, tile, KIND=kind, D=dim, OUTPUT=output, **constants)
+
     for target in TARGETS:
         for tile, back in itertools.product(configurations("turn", target), (False, True)):
             yield row("turn", target, tile, BACK=back)
-        paired = {"ANTITHETIC": target in ("sm_90", "gfx942")}
-        yield row(
-            "simulate_full",
-            target,
-            configuration("simulate_full", 5, 10, target),
-            **five,
-            OUTPUT="state",
-            ANTITHETIC=False,
-        )
-        tile = configuration("simulate_full_target", 5, 10, target)
-        yield row("simulate_full_target", target, tile, **five, OUTPUT="target", **paired)
+        paired = {"ANTITHETIC": target in ("sm_90", "gfx942"), "RESIDENT": False}
+        mirrored = {"ANTITHETIC": False, "RESIDENT": False, "MIRRORED": True}
+        yield eight(target, "tied", 8, "target", **mirrored)
+        yield eight(target, "full", 8, "transition", **mirrored)
+        yield eight(target, "full", 5, "target", **paired)
+        if target == "sm_80":  # the fewest registers are left there
+            yield eight(target, "full", 8, "target", **mirrored)
         for width in (16, 32):
             tile = configuration("simulate_whole", width, 10, target)
             yield row("simulate_whole", target, tile, OUTPUT="target", ANTITHETIC=True, D=width - 1, W=width)
@@ -102,7 +104,7 @@ def compile_all() -> Iterator[Row]:
                 common = {"KIND": "full" if small else op.removeprefix("simulate_"), "OUTPUT": "target"}
                 common |= {"RESIDENT": resident, "D": dim}
                 if small:
-                    yield row(op, target, tile, **common, **paired)
+                    yield row(op, target, tile, **common | {"ANTITHETIC": target in ("sm_90", "gfx942")})
                     continue
                 yield row(op, target, tile, **common, ANTITHETIC=True, MIRRORED=False, records_ptr=None)
                 if target == "sm_90" and op != "simulate_tied":
