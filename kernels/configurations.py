@@ -146,8 +146,11 @@ TABLE: dict[str, tuple[Configuration, ...]] = {
         _for(components=10, architecture="gfx942", ROWS=4, COLUMNS=64, COMPONENTS=10, num_warps=1, num_stages=1),
         _for(architecture="gfx942", ROWS=4, COLUMNS=64, COMPONENTS=4, num_warps=1, num_stages=1),
         _for(dim=16, components=10, ROWS=8, COLUMNS=16, COMPONENTS=10, num_warps=1, num_stages=1),
+        _for(dim=32, components=10, ROWS=8, COLUMNS=32, COMPONENTS=10, num_warps=1, num_stages=1, registers=255),
         _for(dim=64, components=10, ROWS=4, COLUMNS=64, COMPONENTS=10, num_warps=1, num_stages=1),
         _for(components=10, ROWS=2, COLUMNS=128, COMPONENTS=10, num_warps=1, num_stages=1, registers=255),
+        _for(dim=16, ROWS=8, COLUMNS=16, COMPONENTS=6, num_warps=1, num_stages=1, registers=255),
+        _for(dim=32, ROWS=8, COLUMNS=32, COMPONENTS=6, num_warps=1, num_stages=1, registers=255),
         _for(ROWS=4, COLUMNS=64, COMPONENTS=6, num_warps=1, num_stages=1, registers=255),
     ),
     "simulate_diag": (

@@ -192,7 +192,7 @@ def cases() -> list[Case]:
         made.append(Case(name, units * floor, partial(race.run, problem.x0, "triton"), turns, units))
     made.append(_score())
     made += [_reverse_step(dim, rows) for dim, rows in ((2, 1 << 20), (784, 4096))]
-    made += [_full(dim) for dim in (5, 16, 32)]
+    made += [_full(dim) for dim in (5, 8, 16, 32)]
     return made
 
 
