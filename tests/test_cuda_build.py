@@ -35,35 +35,9 @@ needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed: no 
 
 Kernel = tuple[str, tuple[int, ...]]  # name, template arguments: a covariance type by its number, then the others
 COVARIANCES = {"spherical": 0, "diag": 1, "full": 3}
-REGISTER_DIMENSIONS = {"spherical": (2, 4, 8, 16, 32), "diag": (2, 4, 8, 16), "full": (2, 4, 8)}
-
-
-# The most registers a thread may use. In registers 128 threads are a block: 96 let five blocks be resident, 128 four,
-# 168 three, anything above two.
-IN_REGISTERS = {2: 96, 4: 128, 8: 192, 16: 255, 32: 255}
-REVERSE = {2: 80, 4: 112, 8: 168, 16: 200, 32: 255}
-IN_WARPS = 232  # 256 threads
-IN_WARPS_RECORDS = 255  # of the target of several samples a thread, with records: as many blocks at a time as at 232
+# The most registers a thread may use.
 SAMPLER = 200  # 256 threads
 PACKING = 64
-
-
-def register_kernels() -> Iterator[tuple[Kernel, int]]:
-    """Yield the kernels in registers with their ceilings."""
-    for name, dimensions in REGISTER_DIMENSIONS.items():
-        for d in dimensions:
-            for target in (0, 1):
-                yield ("simulate_kernel", (COVARIANCES[name], d, target)), IN_REGISTERS[d]
-            yield ("reverse_kernel", (COVARIANCES[name], d)), REVERSE[d]
-
-
-def tiled_kernels() -> Iterator[tuple[Kernel, int]]:
-    for kind in (0, 1):
-        for samples in (1, 4):
-            for target in (0, 1):
-                ceiling = IN_WARPS_RECORDS if target and samples > 1 else IN_WARPS
-                yield ("simulate_tiled_kernel", (kind, target, samples)), ceiling
-            yield ("reverse_tiled_kernel", (kind, samples)), IN_WARPS
 
 
 def sampler_kernels() -> Iterator[tuple[Kernel, int]]:
@@ -80,8 +54,6 @@ def packing_kernels() -> Iterator[tuple[Kernel, int]]:
 
 SOURCES = {
     "pack.cu": dict(packing_kernels()),
-    "simulate.cu": dict(register_kernels()),
-    "simulate_tiled.cu": dict(tiled_kernels()),
     "sample_mlp.cu": dict(sampler_kernels()),
 }
 REPORT = re.compile(
@@ -140,31 +112,17 @@ from fastndsm.sampling.fused_mlp import fused_network
 from fastndsm.networks import MLP
 
 torch.ops.load_library(cuda.build(architectures=(90,)))
-ops = torch.ops.fastndsm_cuda
-shapes = [("spherical", 32), ("spherical", 33), ("diag", 3), ("diag", 17), ("full", 8), ("tied", 9)]
-print([ops.register_dimension(*shape) for shape in shapes], ops.tiled_fits("full", 16, 3, False))
-
-def call(name, *arguments):
-    try:
-        getattr(backend, name)(*arguments)
-    except NotImplementedError as error:  # its arguments are those of the schema
-        print(str(error).partition(" This could")[0])
-
 reference = fastndsm.GaussianMixture([1.0], [[1.0, 2.0]], [[1.0, 2.0]], "diag")
 process = fastndsm.LangevinProcess(reference, T=1.0, n_steps=20)
-x, last = torch.zeros(3, 2), torch.tensor(5)
-tables = process.dynamics.operands(x.dtype), torch.tensor(1), 0
-call("simulate", x, last.expand(3), *tables)
-call("simulate_transition", x, last.expand(3), *tables)
-call("simulate_target", x, torch.tensor([3, 1, 2]), tables[0], None, *tables[1:], True)
-mixture = process.reference.operands(x.dtype), *tables[1:]
+x = torch.zeros(3, 2)
 schedule = process.reverse_scheme().schedule([20, 5], 2)
-bounds, coefficients, gains, inverse_gap = (t if t.dtype == torch.int64 else t.float() for t in schedule)
-for slope in (None, x):
-    call("reverse_steps", x, x, slope, bounds[:2], coefficients, *mixture)
 for net in (MLP(2, (64,)), fastndsm.ResidualScore(MLP(2, (128, 128)), process)):
-    *network, gains = vars(fused_network(net, process, schedule, torch.float32)).values()
-    call("sample_mlp", x, *network, bounds, coefficients, gains, inverse_gap, *mixture)
+    *network, evaluations, mixture = vars(fused_network(net, process, schedule, torch.float32)).values()
+    tables = schedule.bounds, schedule.coefficients.float(), evaluations
+    try:
+        backend.sample_mlp(x, *network, *tables, mixture, torch.tensor(1), 0)
+    except NotImplementedError as error:  # its arguments are those of the schema
+        print(str(error).partition(" This could")[0])
 """
 
 
@@ -173,14 +131,10 @@ for net in (MLP(2, (64,)), fastndsm.ResidualScore(MLP(2, (128, 128)), process)):
     NVCC is None or (torch.version.cuda or "none").split(".")[0] != NVCC.version.split(".")[0],
     reason="no PyTorch with nvcc's CUDA: the bindings were not linked",
 )
-def test_the_library_links_and_its_ops_are_called_by_their_schemas(
-    tmp_path: Path, run_python: Callable[..., str]
-) -> None:
-    """Call them with tensors of the CPU, which no kernel is registered for."""
+def test_the_library_links_and_its_op_is_called_by_its_schema(tmp_path: Path, run_python: Callable[..., str]) -> None:
+    """Call it with tensors of the CPU, which no kernel is registered for."""
     said = run_python(LINKED, FASTNDSM_CACHE_DIR=str(tmp_path / "cache")).splitlines()
-    assert said[0] == "[32, 0, 4, 0, 8, 0] False"
-    called = ["simulate"] * 3 + ["reverse_steps"] * 2 + ["sample_mlp"] * 2
-    assert said[1:] == [f"Could not run 'fastndsm_cuda::{op}' with arguments from the 'CPU' backend." for op in called]
+    assert said == ["Could not run 'fastndsm_cuda::sample_mlp' with arguments from the 'CPU' backend."] * 2
 
 
 # --- the builder -------------------------------------------------------------------------------------------------

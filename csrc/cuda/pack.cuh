@@ -12,9 +12,9 @@ template <Covariance kind>
 __global__ void __launch_bounds__(kPackThreads) pack_kernel(const __grid_constant__ Packing a) {
   const bool tied = a.kind == Kind::tied;
   const int64_t i = int64_t(blockIdx.x) * kPackThreads + threadIdx.x;
-  if (i >= block_size<kind>(a.n_components, a.padded, tied)) return;
+  if (i >= block_size<kind>(a.n_components, a.dim, tied)) return;
   const MixtureTensors<float> mixture{a.n_components, a.dim, tied, a.means, a.precisions, a.log_scale};
-  a.parameters[i] = parameter<kind>(mixture, a.padded, i);
+  a.parameters[i] = parameter<kind>(mixture, i);
 }
 
 }  // namespace fastndsm::cuda

@@ -1,8 +1,4 @@
-"""The CUDA backend, untested on GPUs: noising and its reverse, state on the chip throughout, and the fused sampler.
-
-Small dimension: a thread a sample, in registers. Large dimension: a warp a sample or four, in shared memory. The other
-ops are Triton's.
-"""
+"""The CUDA backend, untested on GPUs: the fused sampler, network and all steps in one launch. The ops are Triton's."""
 
 from __future__ import annotations
 
@@ -15,31 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..jit import cuda as jit
-from ..reference import MixtureOperands, PrincipalAxes, ProcessOperands
+from ..reference import MixtureOperands
 
 _ops = torch.ops.fastndsm_cuda
-MOST_REGISTER_PARAMETERS = 16384  # numbers in shared memory beside threads that hold their state in registers
 WIDTHS = (64, 128)  # of networks
-OTHERS = (
-    "philox_normal",
-    "uniform_steps",
-    "mixture_score",
-    "mixture_log_prob",
-    "mixture_hvp",
-    "ndsm_loss",
-    "ndsm_loss_backward",
-    "dsm_loss",
-    "dsm_loss_backward",
-)
 
 
 def prepare() -> None:
-    """Build and load the ops; raise BuildError with the reason."""
+    """Build and load the op; raise BuildError with the reason."""
     jit.load()
 
 
 def __getattr__(name: str) -> Callable[..., Any]:
-    if name not in OTHERS:
+    if name.startswith("drift_"):  # a program is printed for Triton
         raise AttributeError(name)
     return getattr(importlib.import_module("fastndsm.kernels.ops"), name)
 
@@ -55,103 +39,9 @@ def packed_network(weights: list[Tensor], biases: list[Tensor]) -> Tensor:
     return torch.cat(parts)
 
 
-def _served(op: str, mixture: MixtureOperands, target: bool) -> tuple[int, bool]:
-    """Return the dimension that parameters are padded to, and whether the tiled kernels serve."""
-    (n, dim), kind = mixture.means.shape, mixture.covariance_type
-    padded: int = _ops.register_dimension(kind, dim)
-    if padded and _ops.block_size(kind, n, padded) <= MOST_REGISTER_PARAMETERS:
-        return padded, False
-    if not _ops.tiled_fits(kind, dim, n, target):
-        raise NotImplementedError(
-            f"backend 'cuda' cannot serve {op} in {dim} dimensions with {n} {kind} components: expected spherical or "
-            "diag up to 3072, tied or full up to 8, and room for the state on chip; triton and reference can"
-        )
-    return dim + -dim % 4, True
-
-
 def _contiguous(mixture: MixtureOperands) -> MixtureOperands:
     means, precisions, log_scale, kind = mixture
     return MixtureOperands(means.contiguous(), precisions.contiguous(), log_scale.contiguous(), kind)
-
-
-def _tables(process: ProcessOperands) -> tuple[Tensor, Tensor]:
-    return process.drift_scale.contiguous(), process.noise_std.contiguous()
-
-
-def _simulate(
-    what: str,
-    x0: Tensor,
-    steps: Tensor,
-    process: ProcessOperands,
-    seed: Tensor,
-    first_path: int,
-    axes: PrincipalAxes | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    padded, tiled = _served("simulate", process.mixture, what in ("target", "mirrored"))
-    rows, shape = len(x0), steps.shape[1:]
-    steps, records = steps.sort(dim=1) if steps.numel() > rows else (steps.reshape(rows, 1), None)
-    if rows < 2 or steps.stride(0) == 0:  # all the same
-        order = torch.arange(rows, device=x0.device)
-    else:
-        order = steps[:, -1].argsort(descending=True, stable=True)
-    tables = x0.contiguous(), steps.contiguous(), records, order, *_tables(process)
-    mixture = *_contiguous(process.mixture), *(t if t is None else t.contiguous() for t in axes or (None, None))
-    x, second, third = _ops.simulate(*tables, *mixture, padded, int(seed), first_path, what, tiled)
-    x, second, third = (out.reshape(-1, *shape, out.shape[1]) if shape else out for out in (x, second, third))
-    return x, second, third
-
-
-def simulate(
-    x0: Tensor,
-    steps: Tensor,
-    process: ProcessOperands,
-    seed: Tensor,
-    first_path: int,
-) -> Tensor:
-    return _simulate("state", x0, steps, process, seed, first_path)[0]
-
-
-def simulate_transition(
-    x0: Tensor,
-    steps: Tensor,
-    process: ProcessOperands,
-    seed: Tensor,
-    first_path: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _simulate("transition", x0, steps, process, seed, first_path)
-
-
-def simulate_target(
-    x0: Tensor,
-    steps: Tensor,
-    process: ProcessOperands,
-    axes: PrincipalAxes | None,
-    seed: Tensor,
-    first_path: int,
-    antithetic: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    what = "mirrored" if antithetic else "target"
-    return _simulate(what, x0, steps, process, seed, first_path, axes)
-
-
-def reverse_steps(
-    y: Tensor,
-    held: Tensor,
-    slope: Tensor | None,
-    rate: Tensor | None,
-    bounds: Tensor,
-    coefficients: Tensor,
-    mixture: MixtureOperands,
-    seed: Tensor,
-    first_path: int,
-) -> Tensor:
-    padded, tiled = _served("reverse_steps", mixture, False)
-    network = held.contiguous(), *(None if part is None else part.contiguous() for part in (slope, rate))
-    tables = bounds.to(y.device).contiguous(), coefficients.contiguous()
-    out: Tensor = _ops.reverse_steps(
-        y.contiguous(), *network, *tables, *_contiguous(mixture), padded, int(seed), first_path, tiled
-    )
-    return out
 
 
 def sample_mlp(

@@ -1,4 +1,4 @@
-"""Builds csrc/cuda on first use, for the GPUs at hand, and loads it: the ops ``torch.ops.fastndsm_cuda``.
+"""Builds csrc/cuda on first use, for the GPUs at hand, and loads it: the op ``torch.ops.fastndsm_cuda.sample_mlp``.
 
 As `core` does for the C++ library, in the same cache and under the same lock; the key hashes nvcc, its flags and the
 architecture besides. Environment: ``CUDA_HOME`` or ``CUDA_PATH``, else the nvcc on ``PATH``.
@@ -158,7 +158,7 @@ _loaded: Path | None = None
 
 
 def load() -> None:
-    """Make the ops `torch.ops.fastndsm_cuda` available, building them first if need be; BuildError if that fails."""
+    """Make the op `torch.ops.fastndsm_cuda.sample_mlp` available, built first if need be; BuildError if that fails."""
     global _loaded
     with _load_lock:
         if _loaded is not None:
