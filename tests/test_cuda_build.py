@@ -215,6 +215,16 @@ def test_the_cuda_backend_is_untested_and_says_so() -> None:
         functional.mixture_score(X, MIXTURE)
 
 
+def test_the_cuda_backend_has_the_sampler_and_takes_the_ops_from_triton() -> None:
+    from fastndsm.kernels import ops
+
+    from fastndsm.backends import cuda as backend
+
+    assert backend.simulate_target is ops.simulate_target and backend.reverse_steps is ops.reverse_steps
+    assert hasattr(backend, "sample_mlp") and not hasattr(ops, "sample_mlp")
+    assert not hasattr(backend, "drift_simulate") and not hasattr(backend, "mixture_sample")
+
+
 def test_auto_never_takes_an_untested_backend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nor is it loaded, which would build it, until it is named."""
     (tmp_path / "fastndsm_test_untested.py").write_text(
