@@ -110,13 +110,14 @@ DROPPED: dict[str, list[Config]] = {
     I_CFM: [*({"solver": s} for s in (solvers.EULER, solvers.HEUN, solvers.MIDPOINT)), *_levels([(SDE, WIDE)])],
 }
 
-# With many components: horizon, EDM's distribution of noise, and twice the training, that of the others too.
+# With many components: horizon, estimator, EDM's distribution of noise, and twice the training, that of the others too.
 LONGER = {"steps": 16_000}
 DROPPED_OF_MANY: dict[str, list[Config]] = {
     PATH: [
         {"solver": "linear"} | knob
         for knob in (
             {"T": methods.RETUNED_IMAGES["nonlinear"]["T"]},
+            PAIRS,
             {"p_mean": -0.5},
             {"p_mean": -1.2},
             LONGER,
@@ -159,7 +160,7 @@ def _of_row(base: Config, row: str, quick: bool) -> list[Config]:
     many = own.get("components") == MANY
     if row == PATH and many:
         own["T"] = T_OF_MANY
-    if row == PATH and not (quick or space in WIDER):
+    elif row == PATH and not quick:
         kept = kept + [setting | PAIRS for setting in kept]
     calls = FEW if space in (*MAIN, *WIDER) else TABLED
     if (row == PATH and not many) or (space in MAIN and seed == 0):
