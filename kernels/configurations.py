@@ -57,6 +57,11 @@ class Configuration:
         """Keyword arguments of a launch: the constants and the compiler's options."""
         return {**self.constants, **self.options}
 
+    def launch_with(self, components: int, held: bool = True) -> dict[str, int]:
+        """Return what a launch among so many components takes; RESIDENT: `held`, and one block has them all."""
+        resident = held and components <= self["COMPONENTS"]
+        return {**self.launch, "RESIDENT": resident, **({"COMPONENTS": components} if resident else {})}
+
 
 def _for(
     dim: int | None = None,

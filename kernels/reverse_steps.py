@@ -60,10 +60,8 @@ def reverse_steps(
     regime = f"{'reverse_steps' if kind in ('tied', 'full') else 'simulate'}_{kind}"
     tile = configuration(small_op(kind, dim) if small else regime, dim, len(mixture.means), architecture)
     parameters = mixture.means.contiguous(), mixture.precisions.contiguous(), mixture.log_scale.contiguous()
-    resident = (kind != "full" or small) and len(parameters[0]) <= tile["COMPONENTS"]
-    options = {"KIND": kind, "RESIDENT": resident, "D": dim, "enable_fp_fusion": False} | tile.launch
-    if resident:
-        options["COMPONENTS"] = len(parameters[0])
+    launch = tile.launch_with(len(parameters[0]), held=kind != "full" or small)
+    resident, options = launch["RESIDENT"], {"KIND": kind, "D": dim, "enable_fp_fusion": False} | launch
     operands = packed(parameters, kind, 1 if resident else tile["COMPONENTS"], None if small else tile["COLUMNS"])
     sizes = rows, coefficients.shape[1], len(operands[0]), first_path
     table = bounds.to(device).contiguous(), coefficients.to(device).contiguous()

@@ -209,10 +209,9 @@ class Paths(NamedTuple):
         """Number of records a path."""
         return 1 if self.records is None else self.records.shape[1]
 
-    @property
-    def n_steps(self) -> int:
-        """Number of steps of the process."""
-        return len(self.drift_scale)
+    def sizes(self, n_components: int) -> tuple[Tensor | int, ...]:
+        """Return the seed and the numbers that every kernel takes; n_components is as the mixture is packed."""
+        return self.seed, len(self.x0), self.n_records, len(self.drift_scale), n_components, self.first_path
 
     def launches(self, together: bool) -> Iterator[tuple[tuple[Tensor, ...], dict[str, bool]]]:
         """Yield the outputs of each launch, and whose they are: one for pairs together, else one for either path.
@@ -231,10 +230,8 @@ def launch_small(paths: Paths) -> None:
     (rows, dim), n_components = x0.shape, len(paths.parameters[0])
     op = small_op(paths.kind, dim, paths.output == "target")
     tile = configuration(op, dim, n_components, architecture_of(x0.device))
-    resident = n_components <= tile["COMPONENTS"]
-    options: dict[str, Any] = tile.launch
-    if resident:
-        options["COMPONENTS"] = n_components
+    options: dict[str, Any] = tile.launch_with(n_components)
+    resident = options["RESIDENT"]
     mixture = packed(paths.parameters, paths.kind, 1 if resident else tile["COMPONENTS"])
     turns = (None, None) if axes is None else (axes.rotations.contiguous(), axes.rates.contiguous())
     for outputs, members in paths.launches(together=dim <= PAIRED):
@@ -243,16 +240,10 @@ def launch_small(paths: Paths) -> None:
             *paths.inputs,
             *mixture,
             *turns,
-            paths.seed,
-            rows,
-            paths.n_records,
-            paths.n_steps,
-            len(mixture[0]),
-            paths.first_path,
+            *paths.sizes(len(mixture[0])),
             KIND=paths.kind,
             OUTPUT=paths.output,
             **members,
-            RESIDENT=resident,
             D=dim,
             **options,
             enable_fp_fusion=False,
@@ -280,12 +271,7 @@ def launch_whole(paths: Paths) -> None:
         *turns,
         component,
         scratch,
-        paths.seed,
-        rows,
-        paths.n_records,
-        paths.n_steps,
-        n_components,
-        paths.first_path,
+        *paths.sizes(n_components),
         dim,
         OUTPUT=paths.output,
         ANTITHETIC=paths.antithetic,
@@ -308,10 +294,8 @@ def launch_tiled(paths: Paths) -> None:
     (rows, dim), n_components = x0.shape, len(paths.parameters[0])
     architecture = architecture_of(x0.device)
     tile = configuration(f"simulate_{paths.kind}", dim, n_components, architecture)
-    resident = n_components <= tile["COMPONENTS"]
-    options: dict[str, Any] = tile.launch
-    if resident:
-        options["COMPONENTS"] = n_components
+    options: dict[str, Any] = tile.launch_with(n_components)
+    resident = options["RESIDENT"]
     mixture = packed(paths.parameters, paths.kind, 1 if resident else tile["COMPONENTS"], tile["COLUMNS"])
     turns = (None, None) if axes is None else packed_axes(axes, tile["COLUMNS"])
     arrays = sum(scratch_arrays(paths.kind, paths.output, resident))
@@ -323,16 +307,10 @@ def launch_tiled(paths: Paths) -> None:
             *mixture,
             *turns,
             scratch,
-            paths.seed,
-            rows,
-            paths.n_records,
-            paths.n_steps,
-            len(mixture[0]),
-            paths.first_path,
+            *paths.sizes(len(mixture[0])),
             KIND=paths.kind,
             OUTPUT=paths.output,
             **members,
-            RESIDENT=resident,
             D=dim,
             PRECISION=dot_precision(architecture),
             **options,
