@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastndsm import GaussianMixture, networks
+from fastndsm import DSMLoss, GaussianMixture, OUProcess, networks
 from fastndsm.training.trainer import TrainConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
@@ -173,6 +173,28 @@ def test_a_network_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert again.seconds == first.seconds > 0
     assert isinstance(trained.load(config | {"steps": 0}).net, nn.Module)  # untrained: no file, no training
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_pairs_of_the_baselines_differ_in_the_sign_of_the_noise_alone() -> None:
+    x0 = torch.randn(6, 3, generator=generator())
+    process = OUProcess(3, T=4.0, n_steps=20)
+    alone, pairs = (kind(process).draw(x0, seed=1, first_path=0) for kind in (DSMLoss, methods.AntitheticDSM))
+    for a, b in zip(alone, pairs, strict=True):
+        assert torch.equal(a, b[:6])  # the first of each pair
+    middle = alone.x + alone.variance[:, None] * alone.target  # the decayed x_0
+    torch.testing.assert_close(pairs.x[6:], 2.0 * middle - alone.x)
+    assert torch.equal(pairs.target[6:], -alone.target) and torch.equal(pairs.step[6:], alone.step)
+
+    class Recorded(baselines.Denoiser):
+        def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+            self.seen = x, sigma
+            return x
+
+    denoiser = Recorded(nn.Identity(), x0)
+    baselines.denoising(0.0, antithetic=True)(denoiser, x0, generator(2))
+    (x, sigma), n = denoiser.seen, len(x0)
+    torch.testing.assert_close(x[:n] + x[n:], 2.0 * x0)
+    assert torch.equal(sigma[:n], sigma[n:]) and not torch.equal(x[:n], x0)
 
 
 def test_every_configuration_is_planned_once_and_can_be_run() -> None:
