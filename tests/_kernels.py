@@ -19,6 +19,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from patience import PATIENCE
 from torch import Tensor
 
 from benchmarks.gpu.launches import TARGETS, resources
@@ -35,7 +36,9 @@ Row = dict[str, Any]
 # --- a process of their own --------------------------------------------------------------------------------------
 
 
-def in_own_process(file: str, purpose: str, place: Path, seconds: float | None = 600, /, **environment: str) -> Path:
+def in_own_process(
+    file: str, purpose: str, place: Path, seconds: float | None = PATIENCE, /, **environment: str
+) -> Path:
     """Run the test file for that purpose, see `main`, for so long at most; return the file it wrote."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
     done = subprocess.run(
@@ -55,7 +58,7 @@ def interpreted_by(file: str, place: Path, **environment: str) -> Any:
 
 
 def compiled_by(
-    file: str, place: Path, targets: Iterable[str] = TARGETS, seconds: float | None = 600, /, **environment: str
+    file: str, place: Path, targets: Iterable[str] = TARGETS, seconds: float | None = PATIENCE, /, **environment: str
 ) -> list[Row]:
     """Return what the file's `compile_all` yields, in parallel processes where kernels are compiled, one a target."""
 

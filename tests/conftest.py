@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from patience import PATIENCE
 
 from fastndsm.backends import registry
 
@@ -70,7 +71,7 @@ def run_python(start_python: Callable[..., subprocess.Popen[str]]) -> Callable[.
 
     def run(code: str, *args: object, **environment: str | None) -> str:
         process = start_python(code, *args, **environment)
-        out, err = process.communicate(timeout=600)
+        out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, err
         return out
 

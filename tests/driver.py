@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import COVARIANCE_TYPES, normals, random_mixture
+from patience import PATIENCE
 from philox_cases import KNOWN_ANSWERS, edge_words, words_of
 from torch import Tensor
 
@@ -114,7 +115,7 @@ def run(
         [driver, place / "requests", place / "answers"],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=PATIENCE,
         env=os.environ | {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"},
     )
     data = (place / "answers").read_bytes()

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cpp_cases import kernels  # noqa: F401
+from patience import PATIENCE
 
 from benchmarks import costs
 
@@ -47,7 +48,12 @@ def test_tiny_run_agrees_and_is_written_down(tmp_path: Path) -> None:
     }
     command = [sys.executable, "-m", "pytest", "benchmarks", "-q", "-p", "no:cacheprovider", "--benchmark-quiet"]
     done = subprocess.run(
-        [*command, "-k", f"not ({LEFT_OUT})"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+        [*command, "-k", f"not ({LEFT_OUT})"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2_000:]
 

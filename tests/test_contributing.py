@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from conftest import ROOT
+from patience import PATIENCE
 
 PLACE = re.compile(r"`(?P<file>[\w./]+)`, (?P<where>at the end|after|before|in place of)(?: `(?P<line>[^`]+)`)?:")
 LEFT_BEHIND = (".*", "__pycache__", "build", "dist", "runs", "results", "examples", "*.egg-info")
@@ -144,6 +145,6 @@ def test_the_op_works(
         pytest.skip("no C++ compiler")
     monkeypatch.chdir(copy)
     process = start_python(TRY, copy, tests, PYTHONPATH=str(copy), FASTNDSM_CACHE_DIR=str(copy.parent / "cache"))
-    out, err = process.communicate(timeout=600)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, out + err
     assert re.search(r"^\d+ passed", out, re.MULTILINE), out

@@ -13,6 +13,7 @@ import pytest
 import torch
 from drift_cases import WEIGHT, calls, turn, well
 from helpers import z_score
+from patience import PATIENCE
 from torch import Tensor, nn
 
 from fastndsm import (
@@ -254,7 +255,7 @@ def test_eight_processes_build_once_and_a_ninth_not_at_all(
     tmp_path: Path, start_python: Callable[..., Any], run_python: Callable[..., str]
 ) -> None:
     started = [start_python(LOAD, FASTNDSM_CACHE_DIR=str(tmp_path)) for _ in range(8)]
-    logs = [process.communicate(timeout=600)[1] for process in started]
+    logs = [process.communicate(timeout=PATIENCE)[1] for process in started]
     assert all(process.returncode == 0 for process in started), logs
     assert sum("building fastndsm_drift (once" in log for log in logs) == 1
     assert len(list((tmp_path / "drifts").glob("*/libfastndsm_drift.so"))) == 1

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from patience import PATIENCE
 
 from fastndsm.training import load_model
 
@@ -111,7 +112,7 @@ def killed(name: str, start_python: Any, *arguments: object) -> None:
     """Run a recipe by torchrun on two processes, the second of which is killed."""
     launch = ["--standalone", "--nproc-per-node", 2, FOLDER / f"{name}.py", *arguments]
     torchrun = start_python("import torch.distributed.run as r; r.main()", *launch)
-    _, err = torchrun.communicate(timeout=600)
+    _, err = torchrun.communicate(timeout=PATIENCE)
     assert torchrun.returncode != 0 and "rank      : 1" in err, err
 
 

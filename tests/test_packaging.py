@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 import fastndsm
 
@@ -49,7 +50,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def run(argv: list[str | Path], cwd: Path, **environment: str) -> str:
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    done = subprocess.run(argv, cwd=cwd, env=kept | environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(argv, cwd=cwd, env=kept | environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

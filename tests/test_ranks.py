@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import ranks
 import torch
+from patience import PATIENCE
 from torch import Tensor
 
 import fastndsm
@@ -42,7 +43,7 @@ def found(folder: Path, start_python: Any) -> Found:
         (folder / "started").touch()
         started = [start_python(CODE, "all", rank, 2, folder) for rank in range(2)]
         for one in started:
-            _, err = one.communicate(timeout=600)
+            _, err = one.communicate(timeout=PATIENCE)
             assert one.returncode == 0, err
     return [torch.load(path, weights_only=False) for path in paths]
 
@@ -141,7 +142,7 @@ def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(found: Found, f
     started = [start_python(CODE, "killed", rank, 2, folder) for rank in range(2)]
     codes = []
     for one in started:
-        one.communicate(timeout=600)
+        one.communicate(timeout=PATIENCE)
         codes.append(one.returncode)
     assert codes[1] == -9 and codes[0] not in (0, -9)
     again = ranks.trainer(folder / "killed", checkpoint_every=2)  # elsewhere: on one rank
