@@ -179,6 +179,64 @@ def test_parameters_written_in_place_are_seen(kind: str) -> None:
     assert_same(outputs(p, x), before)
 
 
+# --- single evaluations ------------------------------------------------------------------------------------------
+
+SIEVED = {
+    "apart": Layout(8, 1000, 1000, 6.0),
+    "mingled": Layout(32, 600, 600, 0.7),
+    "in groups": Layout(16, 700, 12, 5.0),
+    "narrow and wide": Layout(12, 400, 400, 3.0, ratio=30.0),
+    "far from zero": Layout(33, 500, 500, 8.0, offset=1e3),
+}
+sieved = pytest.mark.parametrize("layout", SIEVED.values(), ids=list(SIEVED))
+
+
+def scores(layout: Layout, kind: str, x: torch.Tensor, backend: str = "cpp") -> tuple[torch.Tensor, torch.Tensor]:
+    m = process(layout, kind).reference
+    v = torch.linspace(-1.0, 1.0, layout.dim, dtype=x.dtype).expand_as(x)
+    return functional.mixture_score(x, m, backend=backend), functional.mixture_hvp(x, v, m, backend=backend)
+
+
+@dtypes
+@kinds
+@sieved
+def test_scores_agree_with_the_reference(layout: Layout, kind: str, dtype: torch.dtype) -> None:
+    """Near components, between them and far away, in the rounding of logits that cancel far from zero."""
+    x = layout.case(kind)[1].to(dtype)
+    exact = scores(layout, kind, x.double(), "reference")
+    bounds = {torch.float32: (2e-5, 1e-3), torch.float64: (5e-14, 5e-12)}[dtype]
+    for found, expected, bound in zip(scores(layout, kind, x), exact, bounds, strict=True):
+        error = (found.double() - expected).abs().amax(1) / expected.abs().amax(1)
+        assert float(error.max()) < bound * (1.0 + layout.offset / 100.0)
+
+
+@dtypes
+@kinds
+@sieved
+def test_neighbours_and_threads_change_no_bit_of_a_score(layout: Layout, kind: str, dtype: torch.dtype) -> None:
+    x = layout.case(kind, rows=70)[1].to(dtype)
+    whole = scores(layout, kind, x)
+    for i in (0, 3, 17, 69):
+        assert_same(scores(layout, kind, x[i : i + 1]), tuple(t[i : i + 1] for t in whole))
+    torch.set_num_threads(2)
+    assert_same(scores(layout, kind, x), whole)
+    torch.set_num_threads(1)
+
+
+@dtypes
+@kinds
+def test_scores_of_rows_that_overflow_or_are_nan(kind: str, dtype: torch.dtype) -> None:
+    layout = SIEVED["apart"]
+    x = layout.case(kind)[1].to(dtype)
+    spoilt = x.clone()
+    spoilt[7], spoilt[12, 3], spoilt[15, 1] = torch.finfo(dtype).max / 4, torch.finfo(dtype).max ** 0.6, math.nan
+    good = torch.ones(len(x), dtype=torch.bool)
+    good[[7, 12, 15]] = False
+    for found, clean in zip(scores(layout, kind, spoilt), scores(layout, kind, x), strict=True):
+        assert_same((found[good],), (clean[good],))
+        assert bool(found[15].isnan().all())
+
+
 def test_a_thousand_components_cost_little() -> None:
     """Far apart in 32 dimensions, 1,000 cost 0.9 to 1.5 times as much as 10; 50 times as much if all were visited."""
     seconds = []

@@ -55,9 +55,6 @@ inline const at::Tensor& checked_means(const at::Tensor& means, const at::Tensor
   return means;
 }
 
-// What a mixture is taken for: trajectories visit it again and again near the same places.
-enum class Visits { once, along_a_trajectory };
-
 // The tensors of a mixture, contiguous and in the dtype of the data, and what is packed of them.
 template <typename S>
 class MixtureArgument {
@@ -69,7 +66,7 @@ class MixtureArgument {
         log_scale_(log_scale.contiguous()),
         packed_(covariance_kind(covariance_type), means_.size(0), means_.size(1), means_.const_data_ptr<S>(),
                 precisions_.const_data_ptr<S>(), log_scale_.const_data_ptr<S>()) {
-    if (visits == Visits::along_a_trajectory) packed_.look_up_in(near_components(packed_.view()));
+    packed_.look_up_in(near_components(packed_.view(), visits));
   }
 
   const MixtureView<S>& view() const { return packed_.view(); }

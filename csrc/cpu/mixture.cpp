@@ -6,6 +6,7 @@
 #include <deque>
 #include <functional>
 
+#include "../include/listed.h"
 #include "far.h"
 #include "row_ranges.h"
 
@@ -59,6 +60,26 @@ void evaluate_rows(const MixtureView<scalar_of<V>>& m, const scalar_of<V>* x, co
   }
 }
 
+// The same where few components have weight: a sieve of all, and the rows' own few exactly.
+template <typename V, Covariance kind, bool with_product, typename Body>
+void sieve_rows(const MixtureView<scalar_of<V>>& m, const scalar_of<V>* x, const scalar_of<V>* z, int64_t begin,
+                int64_t end, const Body& use) {
+  constexpr int W = lanes_of<V>;
+  const int64_t d = m.dim;
+  std::vector<V> memory(2 * d + MixtureScratch<V>::vectors(m.n_components, d));
+  V *const tile_x = memory.data(), *const tile_z = with_product ? tile_x + d : nullptr;
+  NearLists<V> lists(m);
+  lists.once = true, lists.forget();
+  for (int64_t row = begin; row < end; row += W) {
+    const int64_t count = std::min<int64_t>(W, end - row);
+    gather_rows(x, row, count, d, tile_x);
+    if constexpr (with_product) gather_rows(z, row, count, d, tile_z);
+    ListedTile<V, kind, with_product> tile(m, MixtureScratch<V>(tile_x + 2 * d, m.n_components, d), &lists);
+    tile.prepare(tile_x, tile_z, scalar_of<V>(0));
+    use(tile, tile_x, tile_z, row, count);
+  }
+}
+
 // Calls body(lane) for each of the first `count` lanes whose largest logit is at most `limit`.
 template <typename V, typename Body>
 void for_far_lanes(V maximum, scalar_of<V> limit, int64_t count, const Body& body) {
@@ -75,8 +96,8 @@ struct ConsecutiveRows {
   MixtureArgument<S> mixture;
   int64_t first, count;
 
-  ConsecutiveRows(const MixtureInput& input, const RangeRows& part, int64_t first)
-      : mixture(input.of<S>(part)), first(first), count(static_cast<int64_t>(part.rows.size())) {}
+  ConsecutiveRows(const MixtureInput& input, const RangeRows& part, int64_t first, Visits visits)
+      : mixture(input.of<S>(part, visits)), first(first), count(static_cast<int64_t>(part.rows.size())) {}
   int64_t n_tiles() const { return (count + kLanes<S> - 1) / kLanes<S>; }
 };
 
@@ -84,10 +105,11 @@ struct ConsecutiveRows {
 template <typename S>
 class GroupedRows {
  public:
-  GroupedRows(const MixtureInput& input, const std::optional<at::Tensor>& ranges, int64_t n_rows) {
+  GroupedRows(const MixtureInput& input, const std::optional<at::Tensor>& ranges, int64_t n_rows,
+              Visits visits = Visits::once) {
     std::vector<int64_t> order;
     for (const RangeRows& part : rows_by_range(ranges, n_rows, input.means.size(0))) {
-      parts_.emplace_back(input, part, static_cast<int64_t>(order.size()));
+      parts_.emplace_back(input, part, static_cast<int64_t>(order.size()), visits);
       order.insert(order.end(), part.rows.begin(), part.rows.end());
     }
     if (parts_.size() > 1) order_ = at::tensor(order, at::kLong);
@@ -161,7 +183,7 @@ at::Tensor moment(const at::Tensor& x, const at::Tensor& z, const at::Tensor& me
   at::Tensor out = at::empty(x.sizes(), x.options());
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "fastndsm::mixture", [&] {
     using V = vec<scalar_t, kLanes<scalar_t>>;
-    const GroupedRows<scalar_t> rows(input, ranges, x.size(0));
+    const GroupedRows<scalar_t> rows(input, ranges, x.size(0), Visits::for_scores);
     const at::Tensor points = rows.grouped(x), directions = with_product ? rows.grouped(z) : points;
     const scalar_t *in = points.const_data_ptr<scalar_t>(), *along = directions.const_data_ptr<scalar_t>();
     scalar_t* to = out.mutable_data_ptr<scalar_t>();
@@ -170,8 +192,7 @@ at::Tensor moment(const at::Tensor& x, const at::Tensor& z, const at::Tensor& me
       rows.parallel([&](const MixtureView<scalar_t>& mixture, int64_t begin, int64_t end) {
         std::vector<V> memory(2 * d);
         V *score = memory.data(), *product = score + d;
-        evaluate_rows<V, kind, with_product>(mixture, in, along, begin, end,
-                                             [&](auto& tile, const V* tx, const V* tz, int64_t first, int64_t count) {
+        const auto use = [&](auto& tile, const V* tx, const V* tz, int64_t first, int64_t count) {
           tile.all_moments(tx, tz, score, product, nullptr);
           scatter_rows(with_product ? product : score, first, count, d, to);
           for_far_lanes(tile.maximum(), with_product ? tile.kNothingLeft : tile.kLowest, count, [&](int64_t l) {
@@ -182,7 +203,11 @@ at::Tensor moment(const at::Tensor& x, const at::Tensor& z, const at::Tensor& me
             else
               row.score(to + at);
           });
-        });
+        };
+        if constexpr (kind != Covariance::full) {
+          if (mixture.near) return sieve_rows<V, kind, with_product>(mixture, in, along, begin, end, use);
+        }
+        evaluate_rows<V, kind, with_product>(mixture, in, along, begin, end, use);
       });
     });
     out = rows.ungrouped(out);

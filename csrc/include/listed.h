@@ -50,6 +50,7 @@ struct NearLists {
   };
 
   const NearComponents<S>* near = nullptr;
+  bool once = false;  // samples are seen once: all components are sieved for each, and no list is made
   Sample sample[L];
   std::vector<S> levels;  // [4, n_padded], or [n_components, L] if full: logits for a sieve
   std::vector<V> lanes;  // [4, d]: origins, means and (diag) precisions; places relative to the centre
@@ -119,8 +120,8 @@ class ListedTile : public MixtureTile<V, kind, with_product> {
       Sample& one = lists_->sample[l];
       const bool holds = lanes[l] * kMore <= limits[l];
       if (holds && one.single) continue;
-      if (!holds && one.dense > 0) {
-        --one.dense, dense[n_dense++] = l;
+      if (!holds && (lists_->once || one.dense > 0)) {
+        one.dense = std::max(one.dense - 1, 0), dense[n_dense++] = l;
         continue;
       }
       gather(x, l, row(0));
@@ -261,7 +262,7 @@ class ListedTile : public MixtureTile<V, kind, with_product> {
       evaluate(l, one, sieves ? closest(one) : all());
       one.single = false, one.list = nullptr;
       lane(&lists_->limit, 0, l) = S(-1);
-      if (!sieves) continue;
+      if (!sieves || lists_->once) continue;
       if (one.ahead <= kFewAhead) {
         settle(l, one, std);
       } else {

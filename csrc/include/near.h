@@ -32,10 +32,18 @@ constexpr int64_t kFewAhead = 8;
 template <typename S>
 constexpr S kAhead = kNearCut<S>;
 
-// Whether trajectories may keep lists of components sample by sample; `pays` of NearComponents says whether they do.
+// Whether trajectories may keep lists of components sample by sample; `uses` of NearComponents says whether they do.
 template <typename S>
 bool lists_components(Covariance kind, int64_t n_components, int64_t dim) {
   return dim >= 4 && n_components >= 24 && (kind != Covariance::full || n_components * dim * dim <= (int64_t(1) << 28));
+}
+
+// Whether single evaluations may sieve: not those of full matrices, which no sieve is cheaper than, nor where a batch would
+// take longer to group the components than to visit all.
+template <typename S>
+bool sieves_components(Covariance kind, int64_t n_components, int64_t dim) {
+  return lists_components<S>(kind, n_components, dim) && kind != Covariance::full && n_components > kResident &&
+         n_components * dim <= (int64_t(1) << 21);
 }
 
 // The components that can have weight within `radius` of a place.
@@ -381,10 +389,13 @@ class NearComponents {
     return S(1) + S(4 * (d_ + 8)) * std::numeric_limits<S>::epsilon() * (largest_scale_ + kHalf * highest_ * reach * reach);
   }
 
-  // Whether lists are faster than visits to all components by whole tiles, along trajectories that start in the mixture.
-  // A function of the mixture alone: the two differ in rounding.
-  bool pays() const {
-    bool found = false;
+  // What is faster than visits to all components by whole tiles: lists along trajectories that start in the mixture, and a
+  // sieve of all before a single evaluation. Functions of the mixture alone: the two ways differ in rounding.
+  struct Uses {
+    bool lists, sieve;
+  };
+  Uses uses() const {
+    Uses found{};
     by_kind(kind_, [&](auto kind) { found = costs<decltype(kind)::value>(); });
     return found;
   }
@@ -664,7 +675,7 @@ class NearComponents {
   // Draws from components in turn, looks who has weight there and how long a list of one would hold, and compares what the two
   // ways cost: nanoseconds a sample-step, fitted to measurements with products on AVX-512.
   template <Covariance kind>
-  bool costs() const {
+  Uses costs() const {
     constexpr int kDraws = 32, n = 4;
     constexpr bool kFull = kind == Covariance::full;
     const int64_t padded = n_padded();
@@ -729,7 +740,8 @@ class NearComponents {
     const double tile = all * (screened ? 1 - 0.9 * apart - 0.5 * (alone - apart) : 1.0);
     const double known = kFull ? held * (40 + of_heavy) : 5 * held + few * (16 + of_heavy) + some * (84 + of_heavy);
     const double other = 180 + heavy * of_heavy + visit * (2 * (alone - listed) + 1 - alone);
-    return known + (1 - listed) * other < tile;
+    const double single = k * (0.2 + 0.03 * each);  // without products
+    return {known + (1 - listed) * other < tile, 180 + heavy * of_heavy + visit < single};
   }
 
   template <Covariance kind, int n, int B>
