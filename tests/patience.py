@@ -1,3 +1,3 @@
-"""How long a test waits for a process that may compile: what takes two minutes may take ten on a slow, busy machine."""
+"""Seconds that tests wait for processes that may compile: two minutes of work may take ten on a slow, busy machine."""
 
-PATIENCE = 1800  # seconds
+PATIENCE = 1800
