@@ -19,6 +19,7 @@ import fastndsm
 from fastndsm import DSMLoss, GaussianMixture, LangevinProcess, NDSMLoss, OUProcess, ResidualScore, data, networks
 from fastndsm.testing import deviation
 from fastndsm.training import TrainConfig
+from fastndsm.training.batches import rows_of_draw
 
 from .problems import MANY, TINY
 from .rows import Row
@@ -105,7 +106,8 @@ class Training:
         x0 = self.data[torch.arange(self.step, self.step + rows, device="cpu") % len(self.data)]
         drawn = self.loss.draw(x0, seed=self.step)
         for first in range(0, rows, self.batch):
-            loss = self.loss.evaluate(self.net, type(drawn)(*(part[first : first + self.batch] for part in drawn)))
+            part = rows_of_draw(drawn, slice(first, first + self.batch), antithetic=False)
+            loss = self.loss.evaluate(self.net, part)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()

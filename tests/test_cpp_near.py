@@ -138,15 +138,20 @@ def test_neighbours_threads_and_earlier_calls_change_no_bit(layout: Layout, kind
         torch.set_num_threads(1)
 
 
+def with_rows_that_overflow(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return x with two such rows, and which rows [B] are as they were."""
+    spoilt, good = x.clone(), torch.ones(len(x), dtype=torch.bool)
+    spoilt[7], spoilt[12, 3] = torch.finfo(x.dtype).max / 4, torch.finfo(x.dtype).max ** 0.6
+    good[[7, 12]] = False
+    return spoilt, good
+
+
 @dtypes
 @kinds
 def test_rows_that_overflow_change_no_bit_of_others(kind: str, dtype: torch.dtype) -> None:
     layout = LAYOUTS["apart"]
     p, x = process(layout, kind), layout.case(kind)[1].to(dtype)
-    spoilt = x.clone()
-    spoilt[7], spoilt[12, 3] = torch.finfo(dtype).max / 4, torch.finfo(dtype).max ** 0.6
-    good = torch.ones(len(x), dtype=torch.bool)
-    good[[7, 12]] = False
+    spoilt, good = with_rows_that_overflow(x)
     found = outputs(p, spoilt)
     assert_same(tuple(t[good] for t in found), tuple(t[good] for t in outputs(p, x)))
     assert not torch.equal(found[0][~good], outputs(p, x)[0][~good])
@@ -228,10 +233,8 @@ def test_neighbours_and_threads_change_no_bit_of_a_score(layout: Layout, kind: s
 def test_scores_of_rows_that_overflow_or_are_nan(kind: str, dtype: torch.dtype) -> None:
     layout = SIEVED["apart"]
     x = layout.case(kind)[1].to(dtype)
-    spoilt = x.clone()
-    spoilt[7], spoilt[12, 3], spoilt[15, 1] = torch.finfo(dtype).max / 4, torch.finfo(dtype).max ** 0.6, math.nan
-    good = torch.ones(len(x), dtype=torch.bool)
-    good[[7, 12, 15]] = False
+    spoilt, good = with_rows_that_overflow(x)
+    spoilt[15, 1], good[15] = math.nan, False
     for found, clean in zip(scores(layout, kind, spoilt), scores(layout, kind, x), strict=True):
         assert_same((found[good],), (clean[good],))
         assert bool(found[15].isnan().all())

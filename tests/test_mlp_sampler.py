@@ -38,9 +38,8 @@ def process(kind: str = "spherical", dim: int = 2, components: int = 5, **option
 def both(score_net: Any, p: LangevinProcess, n: int = ROWS, **options: Any) -> tuple[Tensor, Tensor]:
     """Sample by the op, and by calling the network at every step, in float64: some rows amplify its rounding."""
     exact = copy.deepcopy(score_net, {id(p): p}).double()
-    return sample(score_net, p, n, seed=3, fused=True, **options), sample(
-        exact, p, n, seed=3, fused=False, dtype=torch.float64, **options
-    )
+    found = sample(score_net, p, n, seed=3, fused=True, **options)
+    return found, sample(exact, p, n, seed=3, fused=False, dtype=torch.float64, **options)
 
 
 def assert_same_samples(found: Tensor, expected: Tensor) -> None:
