@@ -240,6 +240,81 @@ def test_scores_of_rows_that_overflow_or_are_nan(kind: str, dtype: torch.dtype) 
         assert bool(found[15].isnan().all())
 
 
+# --- single evaluations under noise of each row's own ------------------------------------------------------------
+
+WIDENED = SIEVED | {"in passes": Layout(3, 9000, 9000, 2.0)}
+widened = pytest.mark.parametrize("layout", WIDENED.values(), ids=list(WIDENED))
+noises = pytest.mark.parametrize("noise", [0.0, 0.1, "mixed"])
+
+
+def variances(noise: float | str, x: torch.Tensor) -> torch.Tensor:
+    """Return none, the same for all rows, or from none up to a thousand times a component's in turn."""
+    if not isinstance(noise, str):
+        return x.new_full(x.shape[:1], noise)
+    powers = torch.arange(len(x), dtype=x.dtype, device=x.device) % 8.0
+    return torch.where(powers == 0.0, 0.0, 10.0 ** (powers - 4.0))
+
+
+def noised(
+    layout: Layout, kind: str, x: torch.Tensor, variance: torch.Tensor, backend: str = "cpp"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    m = process(layout, kind).reference
+    return (
+        functional.noised_score(x, variance, m, backend=backend),
+        functional.noised_log_prob(x, variance, m, backend=backend),
+    )
+
+
+@dtypes
+@kinds
+@widened
+@noises
+def test_noised_scores_agree_with_the_reference(
+    layout: Layout, kind: str, dtype: torch.dtype, noise: float | str
+) -> None:
+    x = layout.case(kind)[1].to(dtype)
+    variance = variances(noise, x)
+    exact = noised(layout, kind, x.double(), variance.double(), "reference")
+    bound = {torch.float32: 5e-5, torch.float64: 2e-13}[dtype] * (1.0 + layout.offset / 50.0)
+    for found, expected in zip(noised(layout, kind, x, variance), exact, strict=True):
+        error = (found.double() - expected).reshape(len(x), -1).abs().amax(1)
+        error = error / expected.reshape(len(x), -1).abs().amax(1).clamp(min=1.0)
+        assert float(error.max()) < bound
+
+
+@dtypes
+@kinds
+@widened
+@noises
+def test_neighbours_and_threads_change_no_bit_of_a_noised_score(
+    layout: Layout, kind: str, dtype: torch.dtype, noise: float | str
+) -> None:
+    x = layout.case(kind, rows=70)[1].to(dtype)
+    variance = variances(noise, x)
+    whole = noised(layout, kind, x, variance)
+    for i in (0, 3, 17, 69):
+        assert_same(noised(layout, kind, x[i : i + 1], variance[i : i + 1]), tuple(t[i : i + 1] for t in whole))
+    order = variance.argsort()  # tiles of little noise leave components out, others none
+    assert_same(noised(layout, kind, x[order], variance[order]), tuple(t[order] for t in whole))
+    torch.set_num_threads(2)
+    assert_same(noised(layout, kind, x, variance), whole)
+    torch.set_num_threads(1)
+
+
+@dtypes
+@kinds
+def test_noised_scores_of_rows_that_overflow_or_are_nan(kind: str, dtype: torch.dtype) -> None:
+    layout = SIEVED["apart"]
+    x = layout.case(kind)[1].to(dtype)
+    variance = variances("mixed", x)
+    spoilt, good = with_rows_that_overflow(x)
+    spoilt[15, 1], good[15] = math.nan, False
+    outcomes = zip(noised(layout, kind, spoilt, variance), noised(layout, kind, x, variance), strict=True)
+    for found, clean in outcomes:
+        assert_same((found[good],), (clean[good],))
+        assert bool(found[15].isnan().all())
+
+
 def test_a_thousand_components_cost_little() -> None:
     """Far apart in 32 dimensions, 1,000 cost 0.9 to 1.5 times as much as 10; 50 times as much if all were visited."""
     seconds = []

@@ -206,7 +206,7 @@ struct BatchRows : TileRows<vec<S, kLanes<S>>> {
   }
 
   // n records of x; and of mean and noise, or of the target and the variance, h being the target where it is `divided`. As
-  // many of them as a register takes, block by block: a tile's state is too large to be read for each.
+  // many of them as half a register has lanes, block by block: a tile's state is too large to be read for each.
   template <bool divided = false, typename Dim>
   void write(const Record* records, int64_t n, Dim d, int64_t rates, const V* x, const V* second, const V* third) const {
     for (constexpr int64_t most = std::max(1, lanes_of<V> / 2); n > 0; records += most, n -= most) {

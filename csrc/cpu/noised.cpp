@@ -35,14 +35,38 @@ class NoisedArgument {
              rotations ? rotations_.const_data_ptr<S>() : nullptr,
              *smallest,
              *largest};
+    if (kind == Covariance::spherical && n_components >= NoisedTile<S, Covariance::spherical>::kSieved) centre();
   }
   NoisedArgument(const NoisedArgument&) = delete;
 
   const NoisedView<S>& view() const { return view_; }
 
  private:
+  // What a sieve reads.
+  void centre() {
+    const int64_t n = view_.n_components, d = view_.dim;
+    std::vector<double> sum(d);
+    for (int64_t k = 0; k < n; ++k) {
+      for (int64_t j = 0; j < d; ++j) sum[j] += view_.means[k * d + j];
+    }
+    for (const double total : sum) centre_.push_back(S(total / double(n)));
+    centred_.resize(n * d);
+    S longest = S(0);
+    for (int64_t k = 0; k < n; ++k) {
+      double square = 0;
+      for (int64_t j = 0; j < d; ++j) {
+        const S value = view_.means[k * d + j] - centre_[j];
+        centred_[k * d + j] = value, square += double(value) * double(value);
+      }
+      squares_.push_back(S(square)), longest = std::max(longest, squares_.back());
+      view_.largest_weight = std::max(view_.largest_weight, std::abs(packed_[k]));
+    }
+    view_.centre = centre_.data(), view_.centred = centred_.data(), view_.squares = squares_.data();
+    view_.extent = std::sqrt(longest);
+  }
+
   at::Tensor means_, variances_, log_weights_, rotations_;
-  std::vector<S> packed_;
+  std::vector<S> packed_, centre_, centred_, squares_;
   NoisedView<S> view_;
 };
 
@@ -87,7 +111,7 @@ at::Tensor evaluated(const at::Tensor& x, const at::Tensor& variance, const at::
       constexpr int W = lanes_of<V>;
       using Tile = NoisedTile<V, of_kind>;
       at::parallel_for(0, (n + W - 1) / W, 1, [&](int64_t begin, int64_t end) {
-        std::vector<V> memory(2 * d + Tile::vectors(d));
+        std::vector<V> memory(2 * d + Tile::vectors(mixture.view().n_components, d));
         V *tile_x = memory.data(), *result = tile_x + d;
         Tile tile(mixture.view(), result + d);
         for (int64_t first = begin * W; first < std::min(end * W, n); first += W) {

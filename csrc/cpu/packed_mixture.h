@@ -49,7 +49,7 @@ class PackedMixture {
   }
   PackedMixture(const PackedMixture&) = delete;
 
-  // For trajectories: each sample looks its components up there.
+  // Of many components: each sample looks those that can have weight up there.
   void look_up_in(std::shared_ptr<const NearComponents<S>> near) { near_ = std::move(near), view_.near = near_.get(); }
 
   const MixtureView<S>& view() const { return view_; }

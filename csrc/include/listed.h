@@ -1,5 +1,5 @@
-// Leaves out the components that have no weight, along a trajectory among many of them: each sample of a tile by itself, from
-// a list of its own.
+// Leaves out the components that have no weight, among many of them: each sample of a tile by itself, along a trajectory from
+// a list of its own, for a single evaluation (`once`) by a sieve of all.
 //
 // Near a sample only a few of a thousand components have weight, others near each sample: a tile that visits all that one of
 // its samples needs visits many. So here the noise and the update keep a sample a lane, and the mixture is evaluated row by row:
@@ -109,7 +109,7 @@ class ListedTile : public MixtureTile<V, kind, with_product> {
       if constexpr (with_product) this->matvec(near_->to_whitened(), z, t_.w);
       x = t_.u, z = t_.w;
     }
-    const V moved = squared_move(x);
+    const V moved = lists_->once ? V{} : squared_move(x);
     S lanes[L], limits[L];
     store(lanes, moved), store(limits, lists_->limit);
     all_single_ = true;
@@ -341,7 +341,7 @@ class ListedTile : public MixtureTile<V, kind, with_product> {
     one.ahead = 0;
     for (int64_t i = 0; i < near_->n_padded(); i += W) {
       const R l = load<R>(levels + i);
-      one.ahead += std::popcount(lanes_not_below(l, soon));
+      if (one.ahead <= kFewAhead) one.ahead += std::popcount(lanes_not_below(l, soon));  // more are as good as many
       n += store_set_bits<W>(at + n, static_cast<int32_t>(i), lanes_not_below(l, low));
     }
     while (n > 0 && at[n - 1] >= near_->count()) --n;  // of a row that overflows

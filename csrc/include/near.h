@@ -1,7 +1,8 @@
-// Which of many components can have weight near a place, and their parameters as one sample reads them.
+// Which of many components can have weight at a place or near it, and their parameters as one sample reads them.
 //
-// A component whose weight is below 2^-kNearCut of a sample's largest counts as 0. Let b be a component and l_k the logits in
-// units of log 2 at a place x_0. For every u,
+// A component whose weight is below 2^-kNearCut of a sample's largest counts as 0. At a place, `levels` tells those that have
+// more: logits of all by one multiply-add a dimension, to within a slack. Around it their reach does, for trajectories. Let b
+// be a component and l_k the logits in units of log 2 at a place x_0. For every u,
 //
 //   l_k(x_0 + u) - l_b(x_0 + u) <= (l_k - l_b)(x_0) + log2(e) [|g_k - g_b| |u| + max((P_b - P_k)+) |u|^2 / 2],
 //
@@ -22,10 +23,6 @@
 #include "mixture_view.h"
 
 namespace fastndsm {
-
-// Low enough that 60,000 components below it, with a thousand times the square of the others' gradients, are lost in rounding.
-template <typename S>
-constexpr S kNearCut = S(sizeof(S) == 4 ? 40 : 80);
 
 // After a visit to all components a sample has a list made where so few could have a weight kAhead lower.
 constexpr int64_t kFewAhead = 8;
