@@ -69,8 +69,9 @@ void sieve_rows(const MixtureView<scalar_of<V>>& m, const scalar_of<V>* x, const
   std::vector<V> memory(2 * d + MixtureScratch<V>::vectors(m.n_components, d));
   V *const tile_x = memory.data(), *const tile_z = with_product ? tile_x + d : nullptr;
   NearLists<V> lists(m);
-  lists.once = true, lists.forget();
+  lists.once = true;
   for (int64_t row = begin; row < end; row += W) {
+    lists.forget();
     const int64_t count = std::min<int64_t>(W, end - row);
     gather_rows(x, row, count, d, tile_x);
     if constexpr (with_product) gather_rows(z, row, count, d, tile_z);

@@ -47,10 +47,11 @@ struct NearLists {
     int dense = 0;  // steps to go without a list
     int32_t shown = -1;  // the component whose parameters the tile has in this lane
     bool single = false;  // no other can have weight
+    bool brief = false;  // `at` is one alone, until the next can have weight
   };
 
   const NearComponents<S>* near = nullptr;
-  bool once = false;  // samples are seen once: all components are sieved for each, and no list is made
+  bool once = false;  // samples are seen once: no lists are made for them, but for anchors
   Sample sample[L];
   std::vector<S> levels;  // [4, n_padded], or [n_components, L] if full: logits for a sieve
   std::vector<V> lanes;  // [4, d]: origins, means and (diag) precisions; places relative to the centre
@@ -120,7 +121,7 @@ class ListedTile : public MixtureTile<V, kind, with_product> {
       Sample& one = lists_->sample[l];
       const bool holds = lanes[l] * kMore <= limits[l];
       if (holds && one.single) continue;
-      if (!holds && (lists_->once || one.dense > 0)) {
+      if (!holds && (one.dense > 0 || (lists_->once && !near_->uses().anchors))) {
         one.dense = std::max(one.dense - 1, 0), dense[n_dense++] = l;
         continue;
       }
@@ -129,8 +130,7 @@ class ListedTile : public MixtureTile<V, kind, with_product> {
         dense[n_dense++] = l;
         continue;
       }
-      if constexpr (with_product) gather(z, l, row(1));
-      evaluate(l, one, closest(one));
+      evaluate(l, one, closest(one), z);
     }
     if (n_dense > 0) visit(dense, n_dense, x, z, std);
     single_ = load_singles();
@@ -147,23 +147,30 @@ class ListedTile : public MixtureTile<V, kind, with_product> {
 
   template <int C>
   FASTNDSM_HD void moments(const V* x, const V* z, int64_t j0, V* score, V* hvp, V* rate) {
+    if constexpr (kWhitened || kFull) {
+      FASTNDSM_UNROLL
+      for (int i = 0; i < C; ++i) {
+        score[i] = t_.a[j0 + i];
+        if constexpr (with_product) hvp[i] = t_.b[j0 + i];
+      }
+      return;
+    }
+    const V *const mean = lists_->lanes.data() + m_.dim + j0, *const precision = mean + m_.dim;
+    const V common = lists_->precision, rates = rate_;
     FASTNDSM_UNROLL
     for (int i = 0; i < C; ++i) {
-      const int64_t j = j0 + i;
-      if constexpr (kWhitened || kFull) {
-        score[i] = t_.a[j];
-        if constexpr (with_product) hvp[i] = t_.b[j];
-      } else {
-        const V* const shown = lists_->lanes.data();
-        const V p = kind == Covariance::diag ? shown[2 * m_.dim + j] : lists_->precision;
-        score[i] = p * (shown[m_.dim + j] - x[j]);
-        if constexpr (with_product) hvp[i] = -p * z[j];
-        if (rate) rate[i] = kind == Covariance::diag ? p : rate_;
-        if (all_single_) continue;
-        score[i] = select(single_ > S(0), score[i], t_.a[j]);
-        if constexpr (with_product) hvp[i] = select(single_ > S(0), hvp[i], t_.b[j]);
-        if (kind == Covariance::diag && rate) rate[i] = select(single_ > S(0), rate[i], t_.r[j]);
-      }
+      const V p = kind == Covariance::diag ? precision[i] : common;
+      score[i] = p * (mean[i] - x[j0 + i]);
+      if constexpr (with_product) hvp[i] = -p * z[j0 + i];
+      if (rate) rate[i] = kind == Covariance::diag ? p : rates;
+    }
+    if (all_single_) return;
+    const V single = single_;
+    FASTNDSM_UNROLL
+    for (int i = 0; i < C; ++i) {
+      score[i] = select(single > S(0), score[i], t_.a[j0 + i]);
+      if constexpr (with_product) hvp[i] = select(single > S(0), hvp[i], t_.b[j0 + i]);
+      if (kind == Covariance::diag && rate) rate[i] = select(single > S(0), rate[i], t_.r[j0 + i]);
     }
   }
 
@@ -218,7 +225,7 @@ class ListedTile : public MixtureTile<V, kind, with_product> {
     if (one.list) {
       const S moved = distance(x, one.list->origin);
       if (step == S(0)) step = moved;
-      if (moved <= S(0.6) * one.list->radius) return take(l, one, moved, step), true;
+      if (moved <= S(one.brief ? 1 - 1e-3 : 0.6) * one.list->radius) return take(l, one, moved, step), true;
     }
     const auto serves = [&](const Anchor<S>* anchor) { return anchor && room(anchor) >= kFew * step; };
     if (!serves(one.source)) {
@@ -258,12 +265,14 @@ class ListedTile : public MixtureTile<V, kind, with_product> {
       const int l = lanes[i];
       Sample& one = lists_->sample[l];
       gather(x, l, row(0));
-      if constexpr (with_product) gather(z, l, row(1));
-      evaluate(l, one, sieves ? closest(one) : all());
+      evaluate(l, one, sieves ? closest(one) : all(), z);
       one.single = false, one.list = nullptr;
       lane(&lists_->limit, 0, l) = S(-1);
-      if (!sieves || lists_->once) continue;
-      if (one.ahead <= kFewAhead) {
+      if (!sieves) continue;
+      if (lists_->once) {
+        if (!near_->uses().anchors || one.ahead > kFewAhead || near_->anchor(one.heaviest)) continue;
+        near_->template make_anchor<kind>(one.heaviest, memory());
+      } else if (one.ahead <= kFewAhead) {
         settle(l, one, std);
       } else {
         one.dense = kDense;
@@ -437,7 +446,10 @@ class ListedTile : public MixtureTile<V, kind, with_product> {
   // The part of the list that can have weight within some steps of a place `moved` from its origin.
   void take(int l, Sample& one, S moved, S step) {
     const Anchor<S>& list = *one.list;
-    const S radius = std::min(list.radius, moved + kFew * step);
+    // Alone for about a step, whose square adds to that of the move where dimensions are many; else all of a few steps.
+    const S next_move = std::min(list.radius, std::sqrt(moved * moved + step * step));
+    one.brief = next_move < list.radius && list.within(next_move) == 1;
+    const S radius = one.brief ? next_move : std::min(list.radius, moved + kFew * step);
     reserve(one, static_cast<int64_t>(list.at.size()));
     R next = splat<R>(list.radius);  // where the first one left out comes in
     int64_t count = 0;
@@ -455,8 +467,8 @@ class ListedTile : public MixtureTile<V, kind, with_product> {
 
   // ---- one sample -------------------------------------------------------------------------------------------------
 
-  // Score and H z of lane l, whose x and z are in rows 0 and 1.
-  FASTNDSM_OUTLINE void evaluate(int l, Sample& one, Close close) {
+  // Score and H z of lane l, whose x is in row 0.
+  FASTNDSM_OUTLINE void evaluate(int l, Sample& one, Close close, const V* z) {
     S highest = find_logits(close);
     if (!(highest > kLowest) && close.count < near_->count()) close = all(), highest = find_logits(close);
     lane(&highest_, 0, l) = highest;
@@ -468,6 +480,7 @@ class ListedTile : public MixtureTile<V, kind, with_product> {
       if (one.shown != one.heaviest) show(l, one);
     }
     if (!alone) {
+      if constexpr (with_product) gather(z, l, row(1));
       all_single_ = false;
       one.heaviest = sum(l, close, n, highest);
     }

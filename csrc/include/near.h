@@ -97,6 +97,7 @@ class NearComponents {
     bound_groups();
     pack_blocks();
     anchors_ = std::make_unique<std::atomic<Anchor<S>*>[]>(n_);
+    by_kind(kind_, [&](auto kind) { uses_ = costs<decltype(kind)::value>(); });
   }
   ~NearComponents() {
     for (int64_t k = 0; k < n_; ++k) delete anchors_[k].load();
@@ -387,15 +388,12 @@ class NearComponents {
   }
 
   // What is faster than visits to all components by whole tiles: lists along trajectories that start in the mixture, and a
-  // sieve of all before a single evaluation. Functions of the mixture alone: the two ways differ in rounding.
+  // sieve of all before a single evaluation. Functions of the mixture alone: the two ways differ in rounding. And whether
+  // an anchor mostly saves a single evaluation the sieve.
   struct Uses {
-    bool lists, sieve;
+    bool lists = false, sieve = false, anchors = false;
   };
-  Uses uses() const {
-    Uses found{};
-    by_kind(kind_, [&](auto kind) { found = costs<decltype(kind)::value>(); });
-    return found;
-  }
+  const Uses& uses() const { return uses_; }
 
   // The anchor at the mean of a component, or null where none was made.
   const Anchor<S>* anchor(int64_t at) const { return anchors_[at].load(std::memory_order_acquire); }
@@ -738,7 +736,7 @@ class NearComponents {
     const double known = kFull ? held * (40 + of_heavy) : 5 * held + few * (16 + of_heavy) + some * (84 + of_heavy);
     const double other = 180 + heavy * of_heavy + visit * (2 * (alone - listed) + 1 - alone);
     const double single = k * (0.2 + 0.03 * each);  // without products
-    return {known + (1 - listed) * other < tile, 180 + heavy * of_heavy + visit < single};
+    return {known + (1 - listed) * other < tile, 180 + heavy * of_heavy + visit < single, apart > 0.75};
   }
 
   template <Covariance kind, int n, int B>
@@ -821,6 +819,7 @@ class NearComponents {
   std::vector<S> log_scale_, half_, scale_, low_, high_;
   std::vector<S> top_, radius_, low_group_, high_group_;
   std::unique_ptr<std::atomic<Anchor<S>*>[]> anchors_;
+  Uses uses_;
 };
 
 }  // namespace fastndsm

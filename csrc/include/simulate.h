@@ -191,8 +191,11 @@ struct Trajectory {
   // x, and what goes with it, from step n to n + 1.
   FASTNDSM_HD void advance(int64_t n, Member<V>& member, Mixture& mixture, const Counters& counters,
                            const Counters& then) const {
+    // Rates come with the first step, when v and h are 0.
+    const bool shares = kTarget && kind == Covariance::spherical && n > 0;
+    const TargetStep shared = shares ? target_step(n, member, 0) : TargetStep{V{}, splat<V>(p.noise_std[n]), V{}};
     in_chunks(true, member, counters, then, [&](auto size, int64_t j, const V* z) FASTNDSM_INLINE {
-      update<decltype(size)::value>(n, member, mixture, j, z);
+      update<decltype(size)::value>(n, member, mixture, shared, j, z);
     });
     if constexpr (kTarget && kind == Covariance::spherical) {
       const S a = p.drift_scale[n], s = p.noise_std[n];
@@ -214,24 +217,36 @@ struct Trajectory {
     for (int64_t j = 0; j < d; ++j) {
       const V mean = fused(splat<V>(a), score[j], t.x[j]);
       t.x[j] = fused(splat<V>(s), V(member.z[j] * sign), mean);
-      add_to_target(n, member, j, j, V(z[j] * sign), turned_product[j]);
+      add_to_target(n, member, j, V(z[j] * sign), turned_product[j]);
     }
   }
 
-  // h of dimension j, and v where it has one of its own; r is the place of v and p.
-  FASTNDSM_HD void add_to_target(int64_t n, Member<V>& member, int64_t j, int64_t r, V noise, V product) const {
-    TileState<V>& t = member.state;
+  // What a step makes of h, of the noise and of H z.
+  struct TargetStep {
+    V c, own, push;
+
+    FASTNDSM_HD V next(V h, V noise, V product) const { return fused(c, h, fused(own, noise, V(push * product))); }
+  };
+
+  // r: the place of v and p.
+  FASTNDSM_HD TargetStep target_step(int64_t n, const Member<V>& member, int64_t r) const {
     const S a = p.drift_scale[n], s = p.noise_std[n];
-    const V v = t.v[r], c = S(1) - a * t.rate[r];
-    const V own = s - c * (S(1) - c) * v * (S(1) / s);
-    const V push = c * v * (-a / s * member.sign);  // H (-z) = -(H z)
-    t.h[j] = fused(c, t.h[j], fused(own, noise, V(push * product)));
-    if (kind != Covariance::spherical) t.v[r] = fused(V(c * c), v, splat<V>(s * s));
+    const V v = member.state.v[r], c = S(1) - a * member.state.rate[r];
+    return {c, s - c * (S(1) - c) * v * (S(1) / s), c * v * (-a / s * member.sign)};  // H (-z) = -(H z)
   }
 
-  // The C dimensions from j0 on; z their noise.
+  // h and v of dimension j.
+  FASTNDSM_HD void add_to_target(int64_t n, Member<V>& member, int64_t j, V noise, V product) const {
+    const TargetStep step = target_step(n, member, j);
+    TileState<V>& t = member.state;
+    t.h[j] = step.next(t.h[j], noise, product);
+    t.v[j] = fused(V(step.c * step.c), t.v[j], splat<V>(p.noise_std[n] * p.noise_std[n]));
+  }
+
+  // The C dimensions from j0 on; z their noise. shared: the target's step where it is that of all dimensions.
   template <int C>
-  FASTNDSM_HD void update(int64_t n, Member<V>& member, Mixture& mixture, int64_t j0, const V* z) const {
+  FASTNDSM_HD void update(int64_t n, Member<V>& member, Mixture& mixture, const TargetStep& shared, int64_t j0,
+                          const V* z) const {
     TileState<V>& t = member.state;
     const S a = p.drift_scale[n], s = p.noise_std[n], sign = member.sign;
     const bool keeps = t.mean != nullptr && n + 1 >= member.lanes.first;
@@ -247,7 +262,8 @@ struct Trajectory {
       const V mean = fused(splat<V>(a), score[i], x);
       t.x[j] = fused(splat<V>(s), noise, mean);
       if (keeps) t.mean[j] = mean, t.noise[j] = noise;
-      if constexpr (kTarget) add_to_target(n, member, j, r, noise, product[i]);
+      if constexpr (kTarget && kind == Covariance::spherical) t.h[j] = shared.next(t.h[j], noise, product[i]);
+      if constexpr (kTarget && kind != Covariance::spherical) add_to_target(n, member, j, noise, product[i]);
     }
   }
 
