@@ -1,8 +1,8 @@
 """NDSM at the price of DSM: a step of the path estimator against one of classical denoising score matching.
 
-A step draws noised samples, evaluates the loss of the network, goes backward and updates by Adam. Both networks are the
-same, both scores residual (grad log pi(x) + net(x, t) / sqrt(v)); the second baseline leaves even that out. The
-contenders take turns, so that a machine that slows down slows them all.
+A step takes a batch of noised samples as `Trainer` does, evaluates the loss of the network, goes backward and updates
+by Adam. Both networks are the same, both scores residual (grad log pi(x) + net(x, t) / sqrt(v)); the second baseline
+leaves even that out. The contenders take turns, so that a machine that slows down slows them all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import fastndsm
 from fastndsm import DSMLoss, GaussianMixture, LangevinProcess, NDSMLoss, OUProcess, ResidualScore, data, networks
 from fastndsm.testing import deviation
 from fastndsm.training import TrainConfig
-from fastndsm.training.batches import rows_of_draw
+from fastndsm.training.batches import Batches
 
 from .problems import MANY, TINY
 from .rows import Row
@@ -37,7 +37,7 @@ class Set(NamedTuple):
     reference: GaussianMixture
     network: Callable[[float], nn.Module]
     batch: int
-    ahead: int = 1  # batches noised by one call, as `Trainer` does; a round is a step of each
+    ahead: int = 1  # batches noised by one call; a round is a step of each
     most: float = 1.15  # times the linear step
 
 
@@ -66,16 +66,16 @@ def images() -> Set:
 @lru_cache
 def thousand() -> Set:
     problem = MANY[10 if TINY else 1000]
-    width, batch, ahead = (16, 32, 4) if TINY else (256, 256, TrainConfig.noised_ahead)
+    width, batch = (16, 32) if TINY else (256, 256)
     points = problem.mixture.sample(32 * batch, seed=0).float()
-    label = f"{problem.dim}-D, K={problem.components:,}, MLP 3x{width}, B={batch}, N={NOISING_STEPS}, {ahead} steps"
+    label = f"{problem.dim}-D, K={problem.components:,}, MLP 3x{width}, B={batch}, N={NOISING_STEPS}"
     return Set(
         label,
         points,
         problem.mixture,
         lambda T: networks.MLP(problem.dim, (width,) * 3, horizon=T),
         batch,
-        ahead,
+        TrainConfig.noised_ahead,
         1.2,
     )
 
@@ -99,19 +99,24 @@ class Training:
         net = chosen.network(self.process.T)
         self.net = net if contender == "bare dsm" else ResidualScore(net, self.process)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-3, fused=True)
-        self.data, self.batch, self.ahead, self.step = chosen.data, chosen.batch, chosen.ahead, 0
+        self.data, self.steps, self.step = chosen.data, chosen.ahead, 0
+        self.batches = Batches(
+            chosen.data,
+            self.loss,
+            steps=10**9,
+            batch_size=chosen.batch,
+            noised_ahead=chosen.ahead,
+            seed=0,
+            device=torch.device("cpu"),
+        )
 
     def __call__(self) -> None:
-        rows = self.ahead * self.batch
-        x0 = self.data[torch.arange(self.step, self.step + rows, device="cpu") % len(self.data)]
-        drawn = self.loss.draw(x0, seed=self.step)
-        for first in range(0, rows, self.batch):
-            part = rows_of_draw(drawn, slice(first, first + self.batch), antithetic=False)
-            loss = self.loss.evaluate(self.net, part)
+        for step in range(self.step, self.step + self.steps):
+            loss = self.loss.evaluate(self.net, self.batches(step))
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
-        self.step += 1
+        self.step += self.steps
 
     def outcome(self, backend: str) -> tuple[Tensor, ...]:
         """Return the loss of a few samples and its gradients."""
