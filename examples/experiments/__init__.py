@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import classes, evaluations, imbalance, latent_space, planar, reference, small, stiff, sweeps, symmetry, tuning
+from . import (
+    classes,
+    evaluations,
+    imbalance,
+    latent_space,
+    planar,
+    records,
+    reference,
+    small,
+    stiff,
+    sweeps,
+    symmetry,
+    tuning,
+)
 
 # In the order in which they are run; each has configs(seed, quick), priority(config), perform(config), NAME, VERSION.
 EXPERIMENTS: dict[str, ModuleType] = {
@@ -21,5 +34,6 @@ EXPERIMENTS: dict[str, ModuleType] = {
         reference,
         evaluations,
         classes,
+        records,
     )
 }

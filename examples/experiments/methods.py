@@ -204,7 +204,9 @@ def train(
         loss = NoiseLevels(process, p_mean)
     evaluations = settings["evaluations"]
     batch = evaluations // 2 if row in TWO_EVALUATIONS else evaluations
-    trainer = Trainer(score_net, loss, z, TrainConfig(steps=settings["steps"], batch_size=batch, seed=seed))
+    records = settings.get("records_per_path", 1)
+    config = TrainConfig(steps=settings["steps"], batch_size=batch, seed=seed, records_per_path=records)
+    trainer = Trainer(score_net, loss, z, config)
     started = time.process_time()
     trainer.fit(progress=False)
     seconds = time.process_time() - started

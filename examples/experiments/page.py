@@ -19,6 +19,7 @@ from . import (
     latent_space,
     methods,
     planar,
+    records,
     reference,
     small,
     stiff,
@@ -76,6 +77,7 @@ def tables(results: dict[str, Results]) -> dict[str, Callable[[], str]]:
         "stiff": lambda: references(results[stiff.NAME]),
         "sweeps": lambda: swept(results[sweeps.NAME]),
         "reference": lambda: borne(results[reference.NAME]),
+        "records": lambda: shared(results[records.NAME]),
     }
     for data in planar.COMPONENTS:
         made[f"planar {data}"] = lambda data=data: by_size(results[planar.NAME], data)  # type: ignore[misc]
@@ -222,6 +224,23 @@ def borne(results: Results) -> str:
             if found[0] is not None:
                 body.append([f"{n:,}", f"{k:,}", f"{n / k:,.1f}", *map(shown, found), str(found[0].seeds)])
     head = ["rows", "components", "rows a component", *names, "seeds"]
+    return markdown(head, body) if body else NOT_RUN
+
+
+def shared(results: Results) -> str:
+    """Tabulate Frechet distance by records a path and evaluations, what sees diversity at ten, and the cost."""
+    names = {"recall": "recall", "coverage": "coverage", "energy": "energy"}
+    body = []
+    for space in records.SPACES:
+        for count in results.values("records_per_path", space=space):
+            wanted = {"space": space, "records_per_path": count}
+            cells = [results.spread("frechet", **wanted, calls=calls) for calls in evaluations.TABLED]
+            ten = [results.spread(metric, **wanted, calls=10) for metric in names.values()]
+            seconds = results.spread("train_seconds", **wanted, calls=10)
+            known = [cell for cell in cells if cell is not None]
+            seen = str(max(cell.seeds for cell in known))
+            body.append([space, str(count), *map(shown, cells), *map(shown, ten), shown(seconds), seen])
+    head = ["space", "records", *map(str, evaluations.TABLED), *names, "train s", "seeds"]
     return markdown(head, body) if body else NOT_RUN
 
 

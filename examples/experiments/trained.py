@@ -39,7 +39,7 @@ folder = Path(__file__).resolve().parent / "rows" / "networks"
 
 # What a network depends on, beside the row's own knob.
 FIELDS = ("space", "source", "n", "encoder_steps", "seed", "row", "components", "hidden", "steps", "T")
-FIELDS += ("p_mean", "antithetic")  # of some rows
+FIELDS += ("p_mean", "antithetic", "records_per_path")  # of some rows
 
 
 class Model(NamedTuple):
@@ -113,7 +113,7 @@ def mixture(config: Config, data: Tensor) -> GaussianMixture:
 def settings(config: Config) -> Config:
     """Return the settings of `methods` for a configuration."""
     made = methods.DEFAULTS | (planar.SETTINGS if config["space"] in PLANE else methods.RETUNED_IMAGES)
-    made |= {k: config[k] for k in ("components", "hidden", "steps") if k in config}
+    made |= {k: config[k] for k in ("components", "hidden", "steps", "records_per_path") if k in config}
     if config.get("components", 0) > 100:
         made["n_init"] = 1  # five starts of EM would take longer than the training
     if config["row"] == VP:
