@@ -26,10 +26,9 @@ std::shared_ptr<const NearComponents<S>> near_components(const MixtureView<S>& m
     int64_t dim;
     std::vector<S> means, precisions, log_scale;
     std::shared_ptr<const NearComponents<S>> components;  // null where they serve nothing
-    typename NearComponents<S>::Uses uses;
 
     std::shared_ptr<const NearComponents<S>> for_use(bool scores) const {
-      return (scores ? uses.sieve : uses.lists) ? components : nullptr;
+      return components && (scores ? components->uses().sieve : components->uses().lists) ? components : nullptr;
     }
   };
   static std::mutex mutex;
@@ -52,10 +51,8 @@ std::shared_ptr<const NearComponents<S>> near_components(const MixtureView<S>& m
                                             {m.means, m.means + k * d},
                                             {m.precisions, m.precisions + sizes[static_cast<int>(m.kind)]},
                                             {m.log_scale, m.log_scale + k},
-                                            std::make_shared<NearComponents<S>>(m),
-                                            {}});
-  made->uses = made->components->uses();
-  if (!made->uses.lists && !made->uses.sieve) made->components.reset();
+                                            std::make_shared<NearComponents<S>>(m)});
+  if (!made->for_use(false) && !made->for_use(true)) made->components.reset();
   const auto values = [&] {
     size_t sum = 0;
     for (const auto& entry : entries) sum += entry->means.size() + entry->precisions.size();

@@ -45,12 +45,7 @@ class NoisedArgument {
   // What a sieve reads.
   void centre() {
     const int64_t n = view_.n_components, d = view_.dim;
-    std::vector<double> sum(d);
-    for (int64_t k = 0; k < n; ++k) {
-      for (int64_t j = 0; j < d; ++j) sum[j] += view_.means[k * d + j];
-    }
-    for (const double total : sum) centre_.push_back(S(total / double(n)));
-    centred_.resize(n * d);
+    centre_ = mean_of_rows(view_.means, n, d), centred_.resize(n * d);
     S longest = S(0);
     for (int64_t k = 0; k < n; ++k) {
       double square = 0;

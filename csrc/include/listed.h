@@ -1,5 +1,5 @@
 // Leaves out the components that have no weight, among many of them: each sample of a tile by itself, along a trajectory from
-// a list of its own, for a single evaluation (`once`) by a sieve of all.
+// a list of its own, for a single evaluation (`once`) from a component's or after a sieve of all.
 //
 // Near a sample only a few of a thousand components have weight, others near each sample: a tile that visits all that one of
 // its samples needs visits many. So here the noise and the update keep a sample a lane, and the mixture is evaluated row by row:
@@ -47,7 +47,6 @@ struct NearLists {
     int dense = 0;  // steps to go without a list
     int32_t shown = -1;  // the component whose parameters the tile has in this lane
     bool single = false;  // no other can have weight
-    bool brief = false;  // `at` is one alone, until the next can have weight
   };
 
   const NearComponents<S>* near = nullptr;
@@ -225,7 +224,8 @@ class ListedTile : public MixtureTile<V, kind, with_product> {
     if (one.list) {
       const S moved = distance(x, one.list->origin);
       if (step == S(0)) step = moved;
-      if (moved <= S(one.brief ? 1 - 1e-3 : 0.6) * one.list->radius) return take(l, one, moved, step), true;
+      // One alone was all for a step or so: the list itself may hold for more.
+      if (moved <= S(one.count == 1 ? 1 - 1e-3 : 0.6) * one.list->radius) return take(l, one, moved, step), true;
     }
     const auto serves = [&](const Anchor<S>* anchor) { return anchor && room(anchor) >= kFew * step; };
     if (!serves(one.source)) {
@@ -243,11 +243,16 @@ class ListedTile : public MixtureTile<V, kind, with_product> {
   // From a source to where it ends, at x.
   S room(const Anchor<S>* a) const { return a ? a->radius * S(1 - 1e-3) - distance(row(0), a->origin) * kMore : S(-1); }
 
+  // That of the heaviest component, made now if there is none.
+  const Anchor<S>* anchor_of(const Sample& one) const {
+    const Anchor<S>* found = near_->anchor(one.heaviest);
+    return found ? found : near_->template make_anchor<kind>(one.heaviest, memory());
+  }
+
   // A source and a list from it, after a sieve that found few.
   void settle(int l, Sample& one, S std) {
     const S step = std * near_->metric_norm();
-    one.source = near_->anchor(one.heaviest);
-    if (!one.source) one.source = near_->template make_anchor<kind>(one.heaviest, memory());
+    one.source = anchor_of(one);
     if (room(one.source) < kFew * step || room(one.source) < S(0)) {
       if (step == S(0)) return one.source = nullptr, void();
       make_own(one, step);
@@ -269,10 +274,10 @@ class ListedTile : public MixtureTile<V, kind, with_product> {
       one.single = false, one.list = nullptr;
       lane(&lists_->limit, 0, l) = S(-1);
       if (!sieves) continue;
+      const bool few = one.ahead <= kFewAhead;
       if (lists_->once) {
-        if (!near_->uses().anchors || one.ahead > kFewAhead || near_->anchor(one.heaviest)) continue;
-        near_->template make_anchor<kind>(one.heaviest, memory());
-      } else if (one.ahead <= kFewAhead) {
+        if (few && near_->uses().anchors) anchor_of(one);
+      } else if (few) {
         settle(l, one, std);
       } else {
         one.dense = kDense;
@@ -447,9 +452,8 @@ class ListedTile : public MixtureTile<V, kind, with_product> {
   void take(int l, Sample& one, S moved, S step) {
     const Anchor<S>& list = *one.list;
     // Alone for about a step, whose square adds to that of the move where dimensions are many; else all of a few steps.
-    const S next_move = std::min(list.radius, std::sqrt(moved * moved + step * step));
-    one.brief = next_move < list.radius && list.within(next_move) == 1;
-    const S radius = one.brief ? next_move : std::min(list.radius, moved + kFew * step);
+    const S next_move = std::sqrt(moved * moved + step * step);
+    const S radius = std::min(list.radius, list.within(next_move) == 1 ? next_move : moved + kFew * step);
     reserve(one, static_cast<int64_t>(list.at.size()));
     R next = splat<R>(list.radius);  // where the first one left out comes in
     int64_t count = 0;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "vecmath.h"
 
@@ -51,6 +52,18 @@ FASTNDSM_HD S packed_shift(S root, S mean) {
 template <typename S>
 FASTNDSM_HD S packed_pull(S precision, S mean) {
   return precision * mean;
+}
+
+// The mean of n rows [n, d].
+template <typename S>
+std::vector<S> mean_of_rows(const S* rows, int64_t n, int64_t d) {
+  std::vector<double> sum(d);
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < d; ++j) sum[j] += double(rows[i * d + j]);
+  }
+  std::vector<S> mean;
+  for (const double total : sum) mean.push_back(S(total / double(n)));
+  return mean;
 }
 
 template <typename S>

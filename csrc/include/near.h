@@ -91,6 +91,7 @@ class NearComponents {
   // visits_all: nothing is left out, which changes no bit.
   explicit NearComponents(const MixtureView<S>& m, bool visits_all = false)
       : kind_(m.kind), n_(m.n_components), d_(m.dim), pitch_((d_ + W - 1) / W * W), visits_all_(visits_all) {
+    centre_ = mean_of_rows(m.means, n_, d_);
     if (kind_ == Covariance::tied) whiten(m);
     group(m);
     pack(m);
@@ -455,12 +456,9 @@ class NearComponents {
 
   void whiten(const MixtureView<S>& m) {
     const std::vector<double> l = factor(m.precisions, d_);
-    to_whitened_.resize(d_ * d_), from_whitened_.resize(d_ * d_), centre_.resize(d_);
+    to_whitened_.resize(d_ * d_), from_whitened_.resize(d_ * d_);
     for (int64_t i = 0; i < d_; ++i) {
       for (int64_t j = 0; j < d_; ++j) from_whitened_[i * d_ + j] = to_whitened_[j * d_ + i] = S(l[i * d_ + j]);
-      double sum = 0;
-      for (int64_t k = 0; k < n_; ++k) sum += m.means[k * d_ + i];
-      centre_[i] = S(sum / double(n_));
     }
     whitened_.resize(n_ * d_);
     for (int64_t k = 0; k < n_; ++k) {
@@ -782,13 +780,6 @@ class NearComponents {
   void pack_blocks() {
     const int arrays = kind_ == Covariance::diag ? 2 : kind_ == Covariance::full ? 0 : 1;
     blocks_.assign(n_padded() / W * d_ * arrays, V{}), offset_.assign(n_padded(), -std::numeric_limits<S>::infinity());
-    if (centre_.empty()) {
-      std::vector<double> sum(d_);
-      for (int64_t k = 0; k < n_; ++k) {
-        for (int64_t j = 0; j < d_; ++j) sum[j] += mean(k)[j];
-      }
-      for (const double total : sum) centre_.push_back(S(total / double(n_)));
-    }
     for (int64_t k = 0; k < n_; ++k) {
       double square = 0, length = 0;
       for (int64_t j = 0; j < d_; ++j) {

@@ -198,10 +198,7 @@ struct Trajectory {
       update<decltype(size)::value>(n, member, mixture, shared, j, z);
     });
     if constexpr (kTarget && kind == Covariance::spherical) {
-      const S a = p.drift_scale[n], s = p.noise_std[n];
-      TileState<V>& t = member.state;
-      const V c = S(1) - a * t.rate[0];
-      t.v[0] = fused(V(c * c), t.v[0], splat<V>(s * s));
+      member.state.v[0] = shared.next_variance(member.state.v[0], p.noise_std[n]);
     }
   }
 
@@ -221,11 +218,12 @@ struct Trajectory {
     }
   }
 
-  // What a step makes of h, of the noise and of H z.
+  // What a step of noise s makes of h, the noise and H z, and of v.
   struct TargetStep {
     V c, own, push;
 
     FASTNDSM_HD V next(V h, V noise, V product) const { return fused(c, h, fused(own, noise, V(push * product))); }
+    FASTNDSM_HD V next_variance(V v, S s) const { return fused(V(c * c), v, splat<V>(s * s)); }
   };
 
   // r: the place of v and p.
@@ -240,7 +238,7 @@ struct Trajectory {
     const TargetStep step = target_step(n, member, j);
     TileState<V>& t = member.state;
     t.h[j] = step.next(t.h[j], noise, product);
-    t.v[j] = fused(V(step.c * step.c), t.v[j], splat<V>(p.noise_std[n] * p.noise_std[n]));
+    t.v[j] = step.next_variance(t.v[j], p.noise_std[n]);
   }
 
   // The C dimensions from j0 on; z their noise. shared: the target's step where it is that of all dimensions.
