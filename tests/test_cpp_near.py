@@ -228,16 +228,22 @@ def test_neighbours_and_threads_change_no_bit_of_a_score(layout: Layout, kind: s
     torch.set_num_threads(1)
 
 
+def assert_rows_that_overflow_or_are_nan_alone(
+    evaluate: Callable[[torch.Tensor], tuple[torch.Tensor, ...]], x: torch.Tensor
+) -> None:
+    """Require that such rows change no bit of others, and that NaN stays NaN."""
+    spoilt, good = with_rows_that_overflow(x)
+    spoilt[15, 1], good[15] = math.nan, False
+    for found, clean in zip(evaluate(spoilt), evaluate(x), strict=True):
+        assert_same((found[good],), (clean[good],))
+        assert bool(found[15].isnan().all())
+
+
 @dtypes
 @kinds
 def test_scores_of_rows_that_overflow_or_are_nan(kind: str, dtype: torch.dtype) -> None:
     layout = SIEVED["apart"]
-    x = layout.case(kind)[1].to(dtype)
-    spoilt, good = with_rows_that_overflow(x)
-    spoilt[15, 1], good[15] = math.nan, False
-    for found, clean in zip(scores(layout, kind, spoilt), scores(layout, kind, x), strict=True):
-        assert_same((found[good],), (clean[good],))
-        assert bool(found[15].isnan().all())
+    assert_rows_that_overflow_or_are_nan_alone(functools.partial(scores, layout, kind), layout.case(kind)[1].to(dtype))
 
 
 # --- single evaluations under noise of each row's own ------------------------------------------------------------
@@ -306,13 +312,8 @@ def test_neighbours_and_threads_change_no_bit_of_a_noised_score(
 def test_noised_scores_of_rows_that_overflow_or_are_nan(kind: str, dtype: torch.dtype) -> None:
     layout = SIEVED["apart"]
     x = layout.case(kind)[1].to(dtype)
-    variance = variances("mixed", x)
-    spoilt, good = with_rows_that_overflow(x)
-    spoilt[15, 1], good[15] = math.nan, False
-    outcomes = zip(noised(layout, kind, spoilt, variance), noised(layout, kind, x, variance), strict=True)
-    for found, clean in outcomes:
-        assert_same((found[good],), (clean[good],))
-        assert bool(found[15].isnan().all())
+    evaluate = functools.partial(noised, layout, kind, variance=variances("mixed", x))
+    assert_rows_that_overflow_or_are_nan_alone(evaluate, x)
 
 
 def test_a_thousand_components_cost_little() -> None:

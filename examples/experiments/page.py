@@ -229,17 +229,15 @@ def borne(results: Results) -> str:
 
 def shared(results: Results) -> str:
     """Tabulate Frechet distance by records a path and evaluations, what sees diversity at ten, and the cost."""
-    names = {"recall": "recall", "coverage": "coverage", "energy": "energy"}
+    names = ("recall", "coverage", "energy")
     body = []
     for space in records.SPACES:
         for count in results.values("records_per_path", space=space):
             wanted = {"space": space, "records_per_path": count}
             cells = [results.spread("frechet", **wanted, calls=calls) for calls in evaluations.TABLED]
-            ten = [results.spread(metric, **wanted, calls=10) for metric in names.values()]
-            seconds = results.spread("train_seconds", **wanted, calls=10)
-            known = [cell for cell in cells if cell is not None]
-            seen = str(max(cell.seeds for cell in known))
-            body.append([space, str(count), *map(shown, cells), *map(shown, ten), shown(seconds), seen])
+            cells += [results.spread(metric, **wanted, calls=10) for metric in (*names, "train_seconds")]
+            seeds = max(cell.seeds for cell in cells if cell is not None)
+            body.append([space, str(count), *map(shown, cells), str(seeds)])
     head = ["space", "records", *map(str, evaluations.TABLED), *names, "train s", "seeds"]
     return markdown(head, body) if body else NOT_RUN
 

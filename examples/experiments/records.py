@@ -1,4 +1,4 @@
-"""9. Records of a path: R samples of each path, for an R-th of the simulation, at equal optimizer steps.
+"""9. Records of a path: R samples of each path, for 2 / R of the simulation nearly, at equal optimizer steps.
 
 MNIST in 32 principal components and an autoencoder's 16 dimensions with K = 1,000, as in experiment 7; path with the
 sampler's defaults. Simulation takes most of a step there.
@@ -16,14 +16,13 @@ from . import evaluations, methods, trained
 NAME, VERSION = "records", 1
 COUNTS = (1, 4, 8, 16)  # a path
 SPACES = evaluations.MAIN
-DRAWS = evaluations.COMMON
 Config = dict[str, Any]
 
 
 def configs(seed: int, quick: bool = False) -> list[Config]:
     """Return one configuration for each run of a seed."""
     common: Config = {"seed": seed, "evaluations": methods.DEFAULTS["evaluations"], "row": trained.PATH}
-    common |= {"sampler": evaluations.SAMPLER, "solver": "linear", "draws": DRAWS}
+    common |= {"sampler": evaluations.SAMPLER, "solver": "linear", "draws": evaluations.COMMON}
     made = []
     for space in SPACES[:1] if quick else SPACES:
         base = common | {"space": space} | evaluations.IMAGES

@@ -42,12 +42,12 @@ class TrainConfig:
             they save time.
         pool_passes: see `paths`.
         records_per_path: R: of each path R samples, at as many times on its way, in as many batches; for the path
-            estimator. Simulation costs about R times less, for which fewer paths, of fewer rows of the data, are
-            behind as many steps: one epoch over n rows is n R samples. At equal steps quality is level and then falls:
-            Frechet distance on the 8x8 digits 1.3 at R = 1, 4, 8 and 16, 1.7 at 32 (4,000 steps, means of three seeds,
-            `benchmarks/quality.py records`); on MNIST with K = 1,000, where simulation takes most of a step and R = 4
-            halves the time, 6 to 9% more at R = 4 (one seed, `examples/experiments`, section 9). noised_ahead mixes
-            more paths.
+            estimator. Simulation costs about R / 2 times less (a path goes to the latest of its records), for which
+            fewer paths, of fewer rows of the data, are behind as many steps: one epoch over n rows is n R samples. At
+            equal steps quality is level and then falls: Frechet distance on the 8x8 digits 1.3 at R = 1, 4, 8 and 16,
+            1.7 at 32 (4,000 steps, means of three seeds, `benchmarks/quality.py records`); on MNIST with K = 1,000,
+            where simulation takes most of a step and R = 4 halves the time, 6 to 9% more at R = 4 (one seed,
+            `examples/experiments`, section 9). noised_ahead mixes more paths.
         grad_clip: largest norm of the gradient, or None.
         condition_dropout: share of the paths whose condition is replaced by the network's null condition, which trains
             the network to do without: what guidance needs. 0 for a network without `null_condition`.
