@@ -46,7 +46,7 @@ from .record import SHARE_OF_ROOFLINE, Record  # noqa: E402
 from .rows import Row  # noqa: E402
 
 RECORD = pytest.StashKey[Record]()
-SECONDS = 0.0 if TINY else 1.5  # of rounds, for one contender and turn
+SECONDS = 1.5  # of rounds, for one contender and turn
 FEWEST, MOST = (2, 2) if TINY else (3, 100)
 
 
@@ -89,17 +89,18 @@ Run = Callable[[], Any]
 def race(benchmark: Any, record: Record) -> Callable[..., None]:
     """Time the fastest of a contender's configurations and record its rounds; call it only where they agree."""
 
-    def run(row: Row, configurations: dict[str, Run] | Run) -> None:
+    def run(row: Row, configurations: dict[str, Run] | Run, seconds: float = SECONDS) -> None:
         if not isinstance(configurations, dict):
             configurations = {"": configurations}
         single = {name: _fastest(call) for name, call in configurations.items()}
         row.configuration = min(single, key=lambda name: single[name])
-        rounds = min(MOST, max(FEWEST, math.ceil(SECONDS / single[row.configuration])))
+        rounds = min(MOST, max(FEWEST, math.ceil(seconds / single[row.configuration])))
         benchmark.group = f"{row.op} {row.case}"
         benchmark.extra_info.update(contender=row.contender, configuration=row.configuration)
         benchmark.pedantic(configurations[row.configuration], rounds=rounds, iterations=1)
         if benchmark.stats is not None:  # --benchmark-disable
             row.seconds = list(benchmark.stats.stats.data)
+            row.turns = [len(row.seconds)]
             row.share = row.share or (None if row.roofline_seconds is None else SHARE_OF_ROOFLINE)
             record.rows.add(row)
 

@@ -111,7 +111,7 @@ class Record:
                 times = [spread(r, lambda seconds: 1e3 * seconds) for r in (row, peer)]
                 most = f"{1.0 / row.targets['dsm']:.3g}" if peer.contender == "dsm" else ""
                 label = f"{row.case}, {'same network' if peer.contender == 'dsm' else 'without residual'}"
-                body.append([label, *times, f"**{row.median / peer.median:.3f}**", most])
+                body.append([label, *times, f"**{row.over(peer):.3f}**", most])
         return markdown(head, body)
 
     def _memory(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ class Row:
     count: int
     check: str  # what holds for its results
     seconds: list[float] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)  # rounds of each turn, where contenders take turns
     deviation: float | None = None  # of its results, in that check
     how: str = ""  # they were timed: graph, events or wall clock
     configuration: str = ""
@@ -47,6 +50,19 @@ class Row:
         low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
         return low, high
 
+    def over(self, other: Row) -> float:
+        """Return how many times the other's time it takes: the median over turns, if they took as many.
+
+        What a machine changes its speed by from turn to turn is in both of a turn's times.
+        """
+        if len(self.turns) != len(other.turns) or len(self.turns) < 2:
+            return self.median / other.median
+        return statistics.median(map(operator.truediv, self._turn_medians(), other._turn_medians()))
+
+    def _turn_medians(self) -> list[float]:
+        ends = list(itertools.accumulate(self.turns, initial=0))
+        return [statistics.median(self.seconds[first:last]) for first, last in itertools.pairwise(ends)]
+
 
 class Rows:
     """The rows of one run; `names` are the contenders that are ours."""
@@ -62,6 +78,7 @@ class Rows:
         known = self.rows.setdefault((row.op, row.case, row.contender, row.configuration), row)
         if known is not row:
             known.seconds.extend(row.seconds)
+            known.turns.extend(row.turns)
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows.values())
@@ -85,9 +102,8 @@ class Rows:
             name = f"{row.op} {row.case}" + (f", {row.contender}" if len(self.names) > 1 else "")
             for family, target in row.targets.items():
                 peer = self.best(row, family)
-                if peer is not None and peer.median < target * row.median:
-                    ahead = f"{peer.median / row.median:.3g} of {family}'s time, to reach {target:.3g}"
-                    lines.append(f"{name}: {ahead}")
+                if peer is not None and (ahead := peer.over(row)) < target:
+                    lines.append(f"{name}: {ahead:.3g} of {family}'s time, to reach {target:.3g}")
             if None not in (row.share, row.roofline_seconds) and row.roofline_seconds < row.share * row.median:
                 lines.append(
                     f"{name}: {row.roofline_seconds / row.median:.0%} of the roofline, to reach {row.share:.0%}"
@@ -102,7 +118,7 @@ class Rows:
         if peer is None:
             return ""
         name = ": ".join(part for part in (peer.contender.removeprefix(family).strip(), peer.configuration) if part)
-        cell = f"{figure(peer):.4g}, **{peer.median / ours.median:.3g}x**" + bound("{:.3g}x", ours.targets.get(family))
+        cell = f"{figure(peer):.4g}, **{peer.over(ours):.3g}x**" + bound("{:.3g}x", ours.targets.get(family))
         return f"{cell}; {name}" if name else cell
 
 

@@ -24,7 +24,7 @@ from fastndsm.training.batches import Batches
 from .problems import MANY, TINY
 from .rows import Row
 
-TURNS = 2 if TINY else 4
+TURNS, SECONDS = 2 if TINY else 16, 0.4  # short turns: a machine changes its speed within seconds
 NOISING_STEPS = 100
 AGREEMENT = 1e-4  # of loss and gradients in float32, from the reference's on the same noise
 
@@ -146,4 +146,4 @@ def test_training_step(name: str, turn: int, contender: str, race: Any) -> None:
     row = Row("training step", chosen.label, contender, "a step", chosen.ahead, check, deviation=error)
     if contender == "ours":
         row.targets = {"dsm": 1.0 / chosen.most}
-    race(row, step)
+    race(row, step, SECONDS)

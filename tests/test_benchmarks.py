@@ -17,6 +17,7 @@ from cpp_cases import kernels  # noqa: F401
 from patience import PATIENCE
 
 from benchmarks import costs
+from benchmarks.rows import Row, Rows
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = {
@@ -77,6 +78,23 @@ def test_tiny_run_agrees_and_is_written_down(tmp_path: Path) -> None:
     table = found.with_suffix(".md").read_text()
     assert all(f"| {row['op']} | {row['case']} | " in table for row in ours if row["op"] != "training step")
     assert stored["machine"]["cpu"] in table
+
+
+def test_turns_are_compared_with_each_other() -> None:
+    """A machine that slows down slows both, whatever it does to the medians of all rounds."""
+
+    def contender(name: str, *turns: list[float]) -> Row:
+        return Row(
+            "op", "case", name, "a step", 1, "", [s for turn in turns for s in turn], [len(turn) for turn in turns]
+        )
+
+    ours = contender("ours", [2.0, 2.0, 9.0], [4.0, 4.0], [20.0])
+    peer = contender("peer", [1.0], [2.0, 1.0, 3.0], [10.0, 10.0])
+    assert ours.over(peer) == 2.0 and peer.over(ours) == 0.5
+    assert ours.median / peer.median != 2.0
+    assert ours.over(contender("fewer turns", [2.0, 4.0])) == ours.median / 3.0
+    ours.targets = {"peer": 0.6}
+    assert Rows({"ours"}, [ours, peer]).missed() == ["op case: 0.5 of peer's time, to reach 0.6"]
 
 
 def test_costs_are_compared_with_those_recorded(kernels: None) -> None:  # noqa: F811
