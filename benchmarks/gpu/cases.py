@@ -32,6 +32,8 @@ from fastndsm.testing import Call as OpCall
 from ..problems import TINY
 from .device import device, normals
 
+Sizes = dict[str, list[tuple[int, int, int]]]  # rows, d and K by kind of covariances
+
 SIZES = [(1, 1, 1), (33, 1, 3), (1031, 2, 8), (31, 3, 5), (257, 4, 300), (33, 5, 30), (65, 16, 10), (33, 67, 3)]
 WIDE = [(65, 784, 10)]  # not for full and tied covariances, whose matrices take long to set up
 SIZES, WIDE = ([(1, 1, 1), (5, 2, 3)], [(3, 67, 2)]) if TINY else (SIZES, WIDE)
@@ -41,8 +43,22 @@ SAMPLED = [(1, 1, 1, (64,), "alone"), (5, 2, 3, (128, 128), "features")]
 if not TINY:
     SAMPLED += [(1031, 2, 8, (128, 128, 128), "residual"), (67, 5, 30, (64, 64), "features")]
     SAMPLED += [(33, 16, 5, (128, 128), "residual"), (257, 3, 70, (64,) * 4, "alone")]
-LOSS_SIZES = [(5, 3), (9, 67)] if TINY else [(1, 1), (1031, 2), (31, 33), (257, 16), (65, 784), (3, 5000)]
-NOISE_SIZES = [(1, 1), (33, 3), (1031, 2), (257, 16), (33, 67)]
+# Sizes that take configurations which those above do not, for the kinds of covariances that have them: scores with
+# components shared out among programs, trajectories and reverse steps in between.
+SHARED_OUT: Sizes = {
+    "spherical": [(9, 2, 600), (33, 32, 12), (33, 67, 20), (9, 20, 1100)],
+    "diag": [(9, 2, 600), (33, 32, 12), (9, 20, 1100)],
+    "tied": [(9, 2, 600), (33, 32, 12), (33, 67, 20), (9, 20, 1100)],
+    "full": [(9, 2, 600)],
+}
+BETWEEN: Sizes = {
+    "spherical": [(33, 32, 3), (33, 64, 3), (33, 16, 12), (33, 32, 12), (33, 67, 20)],
+    "diag": [(33, 64, 3), (33, 16, 12), (33, 67, 20)],
+    "full": [(31, 3, 3), (5, 2, 12), (33, 8, 3), (33, 32, 3)],
+}
+LOSS_SIZES = [(1, 1), (1031, 2), (33, 3), (33, 7), (257, 16), (31, 29), (31, 33), (9, 100), (65, 784), (3, 5000)]
+LOSS_SIZES = [(5, 3), (9, 67)] if TINY else LOSS_SIZES
+NOISE_SIZES = [(1, 1), (33, 3), (1031, 2), (65, 7), (257, 16), (33, 67)]
 DRIFT_SIZES = [(5, 3), (33, 3)] if TINY else [(1031, 2), (33, 3), (257, 16)]
 DRIFT_OPS = ("drift_simulate", "drift_transition", "drift_target", "drift_reverse_steps")
 NOT_CONTIGUOUS = {"mixture_score": "x", "mixture_hvp": "v"}  # op -> the argument that is not
@@ -85,9 +101,10 @@ def _called(calls: list[OpCall], inputs: Arguments, backend: str, dtype: torch.d
     return tuple(found for call in calls for found in call.with_gradients(cast, backend))
 
 
-def mixture_cases(ops: Sequence[str], kind: str) -> Iterator[Case]:
+def mixture_cases(ops: Sequence[str], more: Sizes, kind: str) -> Iterator[Case]:
     """Yield cases of ops of a mixture or its process, with this kind of covariances."""
-    for rows, dim, components in SIZES + (WIDE if kind in ("spherical", "diag") else []):
+    wide = WIDE if kind in ("spherical", "diag") else []
+    for rows, dim, components in SIZES + wide + ([] if TINY else more.get(kind, [])):
         inputs, label = arguments(kind, rows, dim, components), f"{kind} B={rows} d={dim} K={components}"
         yield from (case(op, label, inputs) for op in ops)
 
@@ -181,9 +198,9 @@ def drift_cases() -> Iterator[Case]:
 
 
 BY_KIND: dict[str, Callable[[str], Iterator[Case]]] = {
-    "mixture": partial(mixture_cases, ("mixture_score", "mixture_log_prob", "mixture_hvp")),
-    "simulate": partial(mixture_cases, ("simulate", "simulate_transition", "simulate_target")),
-    "reverse steps": partial(mixture_cases, ("reverse_steps",)),
+    "mixture": partial(mixture_cases, ("mixture_score", "mixture_log_prob", "mixture_hvp"), SHARED_OUT),
+    "simulate": partial(mixture_cases, ("simulate", "simulate_transition", "simulate_target"), BETWEEN),
+    "reverse steps": partial(mixture_cases, ("reverse_steps",), BETWEEN),
     "mlp sampler": sampler_cases,
 }
 ALONE: dict[str, Callable[[], Iterator[Case]]] = {"loss": loss_cases, "philox": philox_cases, "drift": drift_cases}

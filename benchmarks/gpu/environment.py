@@ -54,7 +54,7 @@ def compile_kernels(log: Log) -> None:
         log.write("note", f"kernels are not compiled ahead for {architecture}: expected {', '.join(launches.TARGETS)}")
         return
     how = ["--seconds", str(log.left() - LAST_VARIANT)] if gpu else ["--list"]
-    command = [sys.executable, "-m", f"{__package__}.launches", architecture, "--json", *how]
+    command = [sys.executable, "-m", f"{__package__}.launches", architecture, *how]
     settings = {DEVICE: "cpu", "CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "FASTNDSM_DISABLE_JIT": "1"}
     done = subprocess.run(
         command,

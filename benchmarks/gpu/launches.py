@@ -1,9 +1,8 @@
 """Launches of Triton's kernels without their GPU: which variants there are, and each compiled as a launch would.
 
 A launch goes the way it goes on a GPU, through Triton's own just-in-time path, up to the call of the compiler; the
-driver is a stub. What is compiled here is found in Triton's cache by the process that launches it.
-
-    python -m benchmarks.gpu.launches sm_90 [FAMILY ...]    compiles what the checks of families of ops launch
+driver is a stub. What is compiled here is found in Triton's cache by the process that launches it: the GPU suite runs
+this file as a program for that. `ahead` keeps a record of what was compiled.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import os
 import pkgutil
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +31,6 @@ from unittest import mock
 import torch
 
 from fastndsm.backends import registry
-from fastndsm.cli.tables import markdown
 
 from . import cases
 from .device import DEVICE
@@ -258,38 +255,24 @@ def dump(cubin: bytes, what: str) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def main() -> int:
-    """Compile, or list, and print; return 1 where something does not compile."""
+def main() -> None:
+    """Compile, or list, and print JSON: how many `variants` there are, and those `compiled`."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("architecture", choices=TARGETS)
-    parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {', '.join(cases.FAMILIES)}; default all")
     parser.add_argument("--list", action="store_true", help="compile nothing")
-    parser.add_argument("--json", action="store_true", help="as JSON, all of it; else what spills or fails")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seconds", type=float, default=math.inf, help="none is begun after so many")
     options = parser.parse_args()
     if os.environ.get(DEVICE) != "cpu":
         parser.error(f"expected {DEVICE}=cpu in the environment: no GPU takes part")
     torch.set_num_threads(1)
-    families = options.families or cases.FAMILIES
-    variants = [v for family in families for v in of_family(options.architecture, family).variants.values()]
+    variants = [v for family in cases.FAMILIES for v in of_family(options.architecture, family).variants.values()]
     if options.list:
         found = [Compiled(v.kernel, v.said, v.case, 0.0) for v in variants]
     else:
         found = compile_variants(variants, options.processes, options.seconds)
-    if options.json:
-        print(json.dumps({"variants": len(variants), "compiled": [asdict(one) for one in found]}))
-        return 0
-    bad = [one for one in found if one.error or one.spilled]
-    print(f"{len(found)} of {len(variants)} variants, {len(bad)} that spill or do not compile")
-    print(
-        markdown(
-            ("kernel", "constants", "case", "spilled", "error"),
-            [[o.kernel, o.said, o.case, str(o.spilled), o.error] for o in bad],
-        )
-    )
-    return 1 if any(one.error for one in found) else 0
+    print(json.dumps({"variants": len(variants), "compiled": [asdict(one) for one in found]}))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
