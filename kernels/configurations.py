@@ -95,22 +95,22 @@ TABLE: dict[str, tuple[Configuration, ...]] = {
         _for(dim=16, ROWS=64, COMPONENTS=16, DIMS=16, num_warps=4, registers=255),
         _for(dim=64, components=256, ROWS=32, COMPONENTS=16, DIMS=64, num_warps=4),
         _for(components=16, ROWS=16, COMPONENTS=16, DIMS=64, DIRECT=1, num_warps=4, num_stages=1),
-        _for(ROWS=64, COMPONENTS=32, DIMS=16, DIRECT=0, num_warps=4),
+        _for(ROWS=64, COMPONENTS=32, DIMS=16, DIRECT=0, num_warps=4, num_stages=1),
     ),
     # More than MANY components: larger blocks, whose sums are read and written less often.
     "mixture_score_many": (_for(ROWS=64, COMPONENTS=64, DIMS=16, DIRECT=0, num_warps=4, num_stages=1),),
     "mixture_hvp": (
         _for(dim=4, ROWS=256, num_warps=4),
         _for(dim=16, ROWS=64, COMPONENTS=16, DIMS=16, num_warps=4),
-        _for(dim=64, components=256, ROWS=16, COMPONENTS=16, DIMS=64, num_warps=4),
+        _for(dim=64, components=256, ROWS=16, COMPONENTS=16, DIMS=64, num_warps=4, registers=255),
         _for(components=16, ROWS=16, COMPONENTS=16, DIMS=32, DIRECT=1, num_warps=4, num_stages=1, registers=255),
-        _for(ROWS=32, COMPONENTS=16, DIMS=16, DIRECT=0, num_warps=4),
+        _for(ROWS=32, COMPONENTS=16, DIMS=16, DIRECT=0, num_warps=4, num_stages=1),
     ),
     "mixture_merge": (
         _for(dim=4, ROWS=64, DIMS=4, num_warps=4),
         _for(ROWS=4, DIMS=128, num_warps=4),
     ),
-    "precision_product": (_for(ROWS=32, COLUMNS=64, DEPTH=32, num_warps=4),),
+    "precision_product": (_for(ROWS=32, COLUMNS=64, DEPTH=32, num_warps=4, registers=255),),
     "turn": (_for(dim=16, COLUMNS=16, DEPTH=16, num_warps=1), _for(COLUMNS=64, DEPTH=32, num_warps=4)),
     # Up to d = 4: ROWS paths, a lane each, and a warp by itself, so that it waits for none. A few components stay in
     # registers; more are read in blocks of COMPONENTS, for two paths a lane.
@@ -161,7 +161,7 @@ TABLE: dict[str, tuple[Configuration, ...]] = {
     "simulate_diag": (
         _for(architecture="gfx942", ROWS=4, COLUMNS=64, COMPONENTS=4, num_warps=1, num_stages=1),
         _for(dim=16, components=10, ROWS=8, COLUMNS=16, COMPONENTS=10, num_warps=1, num_stages=1, registers=255),
-        _for(dim=64, components=10, ROWS=4, COLUMNS=64, COMPONENTS=10, num_warps=1, num_stages=1),
+        _for(dim=64, components=10, ROWS=4, COLUMNS=64, COMPONENTS=10, num_warps=1, num_stages=1, registers=255),
         _for(components=10, ROWS=2, COLUMNS=128, COMPONENTS=10, num_warps=1, num_stages=1, registers=255),
         _for(dim=16, ROWS=8, COLUMNS=16, COMPONENTS=4, num_warps=1, num_stages=1, registers=255),
         _for(ROWS=4, COLUMNS=64, COMPONENTS=4, num_warps=1, num_stages=1, registers=255),
@@ -213,6 +213,8 @@ def configurations(op: str, architecture: str) -> Iterator[Configuration]:
         if c.architecture in (None, architecture) and (c.dim, c.components) not in sizes:
             sizes.add((c.dim, c.components))
             yield _on(c, architecture)
+        if (None, None) in sizes:
+            return
 
 
 def _on(chosen: Configuration, architecture: str | None) -> Configuration:

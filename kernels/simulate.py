@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor
 
@@ -27,7 +28,7 @@ from .philox import on_device
 from .precision_product import dot_precision, precision_product
 from .simulate_full import simulate_full
 from .simulate_small import simulate_small_kernel
-from .simulate_tiled import scratch_arrays, simulate_tiled_kernel
+from .simulate_tiled import LANE, scratch_arrays, simulate_tiled_kernel
 from .simulate_whole import simulate_whole_kernel
 from .turning import turn
 
@@ -213,6 +214,28 @@ class Paths(NamedTuple):
         """Return the seed and the numbers that every kernel takes; n_components is as the mixture is packed."""
         return self.seed, len(self.x0), self.n_records, len(self.drift_scale), n_components, self.first_path
 
+    def in_whole_lanes(self) -> Paths:
+        """Return paths whose rows are padded to multiples of LANE: those of other rows cannot be read as vectors."""
+        dim = self.x0.shape[1]
+        more = -dim % LANE
+        if not more:
+            return self
+
+        def padded(out: Tensor) -> Tensor:
+            if out.shape[1] != dim:
+                return out
+            return torch.empty((len(out), dim + more), dtype=out.dtype, device=out.device)
+
+        x = padded(self.outputs[0])
+        rest = (x, x) if self.output == "state" else map(padded, self.outputs[1:])
+        return self._replace(outputs=(x, *rest), x0=F.pad(self.x0, (0, more)))
+
+    def take(self, wide: Paths) -> None:
+        """Fill the outputs from those of `in_whole_lanes`."""
+        for out, padded in zip(self.outputs[: 1 if self.output == "state" else 3], wide.outputs, strict=False):
+            if padded is not out:
+                out.copy_(padded[:, : out.shape[1]])
+
     def launches(self, together: bool) -> Iterator[tuple[tuple[Tensor, ...], dict[str, bool]]]:
         """Yield the outputs of each launch, and whose they are: one for pairs together, else one for either path.
 
@@ -298,12 +321,14 @@ def launch_tiled(paths: Paths) -> None:
     resident = options["RESIDENT"]
     mixture = packed(paths.parameters, paths.kind, 1 if resident else tile["COMPONENTS"], tile["COLUMNS"])
     turns = (None, None) if axes is None else packed_axes(axes, tile["COLUMNS"])
+    wide = paths.in_whole_lanes()
+    width = wide.x0.shape[1]
     arrays = sum(scratch_arrays(paths.kind, paths.output, resident))
-    scratch = torch.empty((arrays, rows, dim), dtype=x0.dtype, device=x0.device) if arrays else x0
-    for outputs, members in paths.launches(together=paths.records is None):
+    scratch = torch.empty((arrays, rows, width), dtype=x0.dtype, device=x0.device) if arrays else x0
+    for outputs, members in wide.launches(together=paths.records is None):
         simulate_tiled_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
             *outputs,
-            *paths.inputs,
+            *wide.inputs,
             *mixture,
             *turns,
             scratch,
@@ -311,11 +336,13 @@ def launch_tiled(paths: Paths) -> None:
             KIND=paths.kind,
             OUTPUT=paths.output,
             **members,
-            D=dim,
+            DIM=dim,
+            D=width,
             PRECISION=dot_precision(architecture),
             **options,
             enable_fp_fusion=False,
         )
+    paths.take(wide)
     if axes is not None:
         _, target, variance = paths.outputs
         target.copy_(precision_product(target, axes.rotations.mT))

@@ -24,6 +24,8 @@ from .simulate_tiled_passes import (
 )
 from .trajectory import record_row
 
+LANE = 4  # dimensions of a row that a lane holds
+
 # Scratch arrays [rows of x, d]: the noise; p(x_0); P x and P z; Hess z, and it and the noise along the principal axes;
 # sums over the blocks of components so far.
 Z, RATE, PX, PZ, HZ, TURNED_HZ, TURNED_Z, SUM_A, SUM_B, SUM_Q = (tl.constexpr(i) for i in range(10))
@@ -73,6 +75,7 @@ def simulate_tiled_kernel(
     ANTITHETIC: tl.constexpr,
     MIRRORED: tl.constexpr,
     RESIDENT: tl.constexpr,
+    DIM: tl.constexpr,
     D: tl.constexpr,
     COMPONENTS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -80,7 +83,7 @@ def simulate_tiled_kernel(
     PRECISION: tl.constexpr,
 ):
     """Simulate x [n_rows, D] from x0: x <- x + a_n score(x) + s_n z_n for n < steps[row], z_n the normals of path
-    first_path + row.
+    first_path + row. From dimension DIM on x0 and the noise are 0, and stay so: rows are whole lanes.
 
     Outputs, ANTITHETIC, records, order and RESIDENT are those of `simulate_small_kernel`; KIND is not full.
     MIRRORED: these are the paths driven by -z_n. On the way a state is where its last record will be. pulls are P m_k
@@ -137,7 +140,7 @@ def simulate_tiled_kernel(
         active = inside & (n < steps)
         final = inside & (n + 1 == steps)
         if PRODUCT:
-            store_noise(z_row, key_low, key_high, path, n, active, D, ROWS, COLUMNS)
+            store_noise(z_row, key_low, key_high, path, n, active, DIM, D, ROWS, COLUMNS)
             if KIND == "tied":
                 matrix_product(pz_row, z_row, means_ptr, precisions_ptr, active, False, D, ROWS, COLUMNS, PRECISION)
                 matrix_product(
@@ -157,7 +160,7 @@ def simulate_tiled_kernel(
                 rate = found[2]
             move(
                 outputs, at_member, scratch_rows, sum_rows, mixture, found, rate, variance, key_low, key_high, path,
-                n, a, s, sign, active, final, KIND, OUTPUT, RESIDENT, D, ROWS, COLUMNS,
+                n, a, s, sign, active, final, KIND, OUTPUT, RESIDENT, DIM, D, ROWS, COLUMNS,
             )  # fmt: skip
             if PRODUCT and KIND == "tied":
                 matrix_product(

@@ -38,6 +38,18 @@ def noise(key_low, key_high, path, step, first, LANES: tl.constexpr, STREAM: tl.
 
 
 @triton.jit
+def noise_of_rows(key_low, key_high, path, step, first, DIM: tl.constexpr, LANES: tl.constexpr):
+    """Draw the normals of the noising process in a tile, 0 from dimension DIM on."""
+    z0, z1, z2, z3 = noise(key_low, key_high, path, step, first, LANES)
+    if DIM % 4 == 0:
+        return z0, z1, z2, z3
+    else:
+        left = DIM - (first + 4 * tl.arange(0, LANES))[None, :]
+        z0, z1 = tl.where(left > 0, z0, 0.0), tl.where(left > 1, z1, 0.0)
+        return z0, z1, tl.where(left > 2, z2, 0.0), tl.where(left > 3, z3, 0.0)
+
+
+@triton.jit
 def start_paths(
     x_ptr,
     second_ptr,
@@ -76,13 +88,24 @@ def start_paths(
 
 
 @triton.jit
-def store_noise(z_row, key_low, key_high, path, n, active, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def store_noise(
+    z_row,
+    key_low,
+    key_high,
+    path,
+    n,
+    active,
+    DIM: tl.constexpr,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     """Store the normals of the step in the scratch."""
     LANES: tl.constexpr = COLUMNS // 4
     for start in range(0, D, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         moving = both(active, in_row(column, D, COLUMNS))
-        z = noise(key_low, key_high, path, n, start, LANES)
+        z = noise_of_rows(key_low, key_high, path, n, start, DIM, LANES)
         store_rows(z_row[:, None] + column[None, :], z, moving, ROWS, LANES)
     tl.debug_barrier()
 
@@ -248,6 +271,7 @@ def move(
     KIND: tl.constexpr,
     OUTPUT: tl.constexpr,
     RESIDENT: tl.constexpr,
+    DIM: tl.constexpr,
     D: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -283,7 +307,7 @@ def move(
         if PRODUCT:
             z = scaled(load_rows(z_row[:, None] + column[None, :], mask, ROWS, LANES), sign)
         else:
-            z = scaled(noise(key_low, key_high, path, n, start, LANES), sign)
+            z = scaled(noise_of_rows(key_low, key_high, path, n, start, DIM, LANES), sign)
         mean = plus(x, score, a)
         store_rows(x_ptr + at, plus(mean, z, s), moving, ROWS, LANES)
         if OUTPUT == "transition":

@@ -71,6 +71,8 @@ def compile_all() -> Iterator[Row]:
             constants.setdefault("MIRRORED", False)
         if kernel in (simulate_tiled.simulate_tiled_kernel, whole):
             constants["PRECISION"] = dot_precision(target)
+        if kernel is simulate_tiled.simulate_tiled_kernel:
+            constants["DIM"] = constants["D"]
         constants = dict(tile.constants) | constants
         types = {name: kind for name, kind in signature(kernel).items() if name not in constants}
         made = compile_ahead(kernel, types, constants, target, **tile.options, enable_fp_fusion=False)
@@ -98,7 +100,7 @@ def compile_all() -> Iterator[Row]:
     for target, op in itertools.product(TARGETS, OPS[:-1]):
         for tile in configurations(op, target):
             resident = tile.components is not None
-            last = tile.dim is None and not resident  # serves everything: those that follow are for other architectures
+            last = tile.dim is None and not resident  # serves everything
             small = op == "simulate_small"
             dims = [tile.dim or (4 if small else LARGE)] + [WHOLE] * (last and not small and target == "sm_90")
             for dim in dims if last or target not in SOME or "EVERY_CONFIGURATION" in os.environ else ():
@@ -110,8 +112,6 @@ def compile_all() -> Iterator[Row]:
                 yield row(op, target, tile, **common, ANTITHETIC=True, MIRRORED=False, records_ptr=None)
                 if target == "sm_90" and op != "simulate_tied":
                     yield row(op, target, tile, **common, ANTITHETIC=False, MIRRORED=True)
-            if last:
-                break
     if "sm_90" not in TARGETS:
         return
     plain = {"OUTPUT": "state", "ANTITHETIC": False, "RESIDENT": True, "order_ptr": None, "records_ptr": None}
