@@ -141,7 +141,7 @@ def _pads(kind: str) -> tuple[int, int, int]:
     """Return how often arrays are padded in a first call of both ways, in a second, and after the means changed."""
     from fastndsm.testing import random_arguments
 
-    a = random_arguments(kind, 3, 67, 13, dtype=torch.float32)
+    a = random_arguments(kind, 3, 68, 13, dtype=torch.float32)  # rows of whole vectors: a mixture alone is padded
     means = a.mixture.operands(torch.float32).means
 
     def counted() -> int:
@@ -173,7 +173,7 @@ def _sorts(each: bool) -> int:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("version", ahead.recorded())
 def test_no_variant_spills_of_those_recorded(version: str, target: str, launched: dict[str, Any]) -> None:
-    """What has changed since is a warning: compiling it all takes an hour, and the slow test below does."""
+    """Warn of what has changed since: compiling it all takes an hour, and the slow test below does."""
     names, record = launched["identities"][target], ahead.Record(version)
     rows = judged(record, target, names)
     if missing := len(names) - len(rows):

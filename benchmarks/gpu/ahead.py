@@ -40,7 +40,7 @@ AT_ONCE = 16  # variants between two writings of the record
 
 
 class Record:
-    """What came of the variants with one version of Triton: a row of FIELDS each, or the error."""
+    """Outcomes of variants with one version of Triton: a row of FIELDS each, or the error."""
 
     def __init__(self, version: str, folder: Path = RESULTS) -> None:
         self.path = folder / f"triton-{version}.json"
