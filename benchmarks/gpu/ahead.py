@@ -16,7 +16,6 @@ import hashlib
 import inspect
 import json
 import math
-import os
 import sys
 import textwrap
 import time
@@ -24,13 +23,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fastndsm.cli.tables import markdown
 
 from . import cases
-from .device import DEVICE
-from .launches import TARGETS, Compiled, Variant, compile_variants, of_family
+from .launches import TARGETS, Compiled, Variant, add_limits, compile_variants, of_families, without_gpu
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 OPTIONS = ("num_warps", "num_stages", "maxnreg")  # that configurations give; others are defaults of a version
@@ -145,8 +141,7 @@ def _read(function: Any, known: dict[Any, str]) -> None:
 
 def variants(target: str, families: Iterable[str] = cases.FAMILIES) -> dict[str, Variant]:
     """Return what the checks of families of ops launch, by identity."""
-    launched = [v for family in families for v in of_family(target, family).variants.values()]
-    return {identity(v): v for v in launched}
+    return {identity(v): v for v in of_families(target, families)}
 
 
 # --- compiled ----------------------------------------------------------------------------------------------------
@@ -173,14 +168,11 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}; default all")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--seconds", type=float, default=math.inf, help="none is begun after so many")
+    add_limits(parser)
     options = parser.parse_args()
     if unknown := set(options.targets) - set(TARGETS):
         parser.error(f"expected targets of {', '.join(TARGETS)}, found {', '.join(sorted(unknown))}")
-    if os.environ.get(DEVICE) != "cpu":
-        parser.error(f"expected {DEVICE}=cpu in the environment: no GPU takes part")
-    torch.set_num_threads(1)
+    without_gpu()
     end, record, bad = time.monotonic() + options.seconds, Record(triton.__version__), []
     for target in options.targets or TARGETS:
         left = compile_missing(record, target, variants(target), options.processes, end - time.monotonic())

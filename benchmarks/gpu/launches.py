@@ -19,9 +19,10 @@ import os
 import pkgutil
 import re
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -164,6 +165,11 @@ def of_family(architecture: str, family: str, kind: str = "") -> Recording:
     return made
 
 
+def of_families(architecture: str, families: Iterable[str] = cases.FAMILIES) -> list[Variant]:
+    """Return the variants that the checks of families of ops launch; some are those of several families."""
+    return [variant for family in families for variant in of_family(architecture, family).variants.values()]
+
+
 # --- compiled ----------------------------------------------------------------------------------------------------
 
 
@@ -255,18 +261,28 @@ def dump(cubin: bytes, what: str) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+def without_gpu() -> None:
+    """Prepare a program in which no GPU takes part, or end it where one may."""
+    if os.environ.get(DEVICE) != "cpu":
+        sys.exit(f"expected {DEVICE}=cpu in the environment: no GPU takes part")
+    torch.set_num_threads(1)
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `compile_variants`."""
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--seconds", type=float, default=math.inf, help="none is begun after so many")
+
+
 def main() -> None:
     """Compile, or list, and print JSON: how many `variants` there are, and those `compiled`."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("architecture", choices=TARGETS)
     parser.add_argument("--list", action="store_true", help="compile nothing")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--seconds", type=float, default=math.inf, help="none is begun after so many")
+    add_limits(parser)
     options = parser.parse_args()
-    if os.environ.get(DEVICE) != "cpu":
-        parser.error(f"expected {DEVICE}=cpu in the environment: no GPU takes part")
-    torch.set_num_threads(1)
-    variants = [v for family in cases.FAMILIES for v in of_family(options.architecture, family).variants.values()]
+    without_gpu()
+    variants = of_families(options.architecture)
     if options.list:
         found = [Compiled(v.kernel, v.said, v.case, 0.0) for v in variants]
     else:

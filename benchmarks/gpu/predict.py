@@ -11,7 +11,6 @@ A floor is the arithmetic that cannot be avoided at the GPU's full rate, or the 
 from __future__ import annotations
 
 import math
-import os
 import re
 import subprocess
 import sys
@@ -33,7 +32,6 @@ from fastndsm.testing import random_mixture
 
 from .. import memory, roofline
 from . import launches, sass, simulations, timings
-from .device import DEVICE
 
 ARCHITECTURE = "sm_90"
 MULTIPROCESSORS, QUARTERS, CLOCK = 132, 4, 1.755e9
@@ -313,9 +311,7 @@ def table(found: list[Prediction]) -> str:
 
 
 def main(*words: str) -> None:
-    if os.environ.get(DEVICE) != "cpu":
-        sys.exit(f"expected {DEVICE}=cpu in the environment: no GPU takes part")
-    torch.set_num_threads(1)
+    launches.without_gpu()
     found = [predict(case) for case in cases() if not words or any(word in case.name for word in words)]
     if not words or any(word in "sample MLP" for word in words):
         found.append(sampler())
