@@ -78,7 +78,51 @@ def test_a_reduced_run(tmp_path: Path) -> None:
     assert "## moons" in (tmp_path / plane.PAGE).read_text()
 
 
-def test_a_peer_runs(tmp_path: Path) -> None:
+class Straight:
+    """A matcher of lines between pairs from its sampler; keeps them."""
+
+    def __init__(self, sampler: Any, weight: float) -> None:
+        self.ot_sampler, self.weight, self.kept = sampler, weight, list[torch.Tensor]()
+
+    def sample_location_and_conditional_flow(
+        self, noise: torch.Tensor, batch: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        a, b = self.ot_sampler.sample_plan(noise, batch)
+        self.kept.append(b)
+        t = torch.full((len(a),), 0.5)
+        return t, (a + b) / 2, self.weight * (b - a)
+
+
+class Reversed:
+    """Pairs the rows of a batch in reverse; counts how often."""
+
+    calls = 0
+
+    def sample_plan(self, noise: torch.Tensor, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.calls += 1
+        return noise, batch.flip(0)
+
+
+def test_flows_that_couple_are_trained_on_the_same_pairs_as_alone() -> None:
+    x = plane.moons(1200, 0)
+
+    def trained(*weights: float) -> tuple[list[torch.nn.Module], Reversed, list[Straight]]:
+        sampler = Reversed()
+        matchers = {str(weight): Straight(sampler, weight) for weight in weights}
+        nets = plane.train_flows(matchers, x, steps=5, seed=3)
+        return [net for net, _ in nets.values()], sampler, list(matchers.values())
+
+    (first, second), sampler, matchers = trained(1.0, -2.0)
+    assert sampler.calls == 5
+    assert all(torch.equal(a, b) for a, b in zip(matchers[0].kept, matchers[1].kept, strict=True))
+    (alone,), _, _ = trained(1.0)
+    assert torch.equal(alone(x, x[:, 0]), first(x, x[:, 0]))
+    assert not torch.equal(second(x, x[:, 0]), first(x, x[:, 0]))
+
+
+def test_peers_run(tmp_path: Path) -> None:
     pytest.importorskip("torchcfm")
     arguments = ["--sets", "moons", "--seeds", "42", "--steps", "30", "--points", "600", "--out", str(tmp_path)]
-    assert plane.main([*arguments, "--methods", "OT-CFM"]) == 0
+    assert plane.main([*arguments, "--methods", *plane.PEERS]) == 0
+    rows = plane.read(tmp_path / plane.ROWS)
+    assert all(0.0 < row["w2"]["10"]["midpoint"] < 5.0 for row in rows)

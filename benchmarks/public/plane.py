@@ -9,9 +9,10 @@ atong01/conditional-flow-matching): eight Gaussians and moons as `torchcfm.utils
 does; an MLP of three layers of 64 with SELU that sees (x, t); 10,000 training points in batches of 512, 20,000 steps
 (its 1,000 epochs) of AdamW at 1e-3 with weight decay 1e-5, without averages; seeds 42 to 46. Its flows run by its own
 matchers, with the noise of its runner and without, from N(0, I), by Euler's method or the midpoint method,
-whichever is nearer. Ours have the same network, number of steps, batches and optimizer, on data divided by their
-standard deviation; the reference is what `GaussianMixture.select` chooses by the likelihood of held-out points, the
-solver is `fastndsm.sample`'s default. The network sees our times as sqrt(t / T), the place on a quadratic grid.
+whichever is nearer; the four that couple by optimal transport are trained at once, on the same couplings, and each is
+charged the seconds of all these. Ours have the same network, number of steps, batches and optimizer, on data divided by
+their standard deviation; the reference is what `GaussianMixture.select` chooses by the likelihood of held-out points,
+the solver is `fastndsm.sample`'s default. The network sees our times as sqrt(t / T), the place on a quadratic grid.
 
 W2 is that of 10,000 samples and 10,000 fresh points, exact (POT). "fresh points" is its value for points drawn
 independently from the truth, below which chance alone leads: most of it is how many of them fall where. Eight
@@ -21,6 +22,8 @@ Gaussians are a mixture, which a reference of eight components knows; what it ha
 from __future__ import annotations
 
 import argparse
+import copy
+import importlib
 import importlib.util
 import math
 import time
@@ -58,6 +61,7 @@ PEERS: dict[str, tuple[str, float]] = {  # class of torchcfm, its sigma
     "SB-CFM, sigma 0.1": ("SchrodingerBridgeConditionalFlowMatcher", 0.1),
     "VP-CFM": ("VariancePreservingConditionalFlowMatcher", 0.1),
 }
+COUPLED = tuple(method for method in PEERS if method.startswith(("OT-CFM", "SB-CFM")))
 OURS: dict[str, Callable[[GaussianMixture], Any]] = {
     "path": lambda pi: LangevinProcess(pi, grid="quadratic"),
     "flow from the mixture": lambda pi: fastndsm.FlowProcess(pi),
@@ -157,6 +161,63 @@ def reference_of(name: str, seed: int, n: int) -> tuple[GaussianMixture, float, 
     return GaussianMixture.select(x / scale, random_state=seed).mixture, scale, time.process_time() - started
 
 
+class SharedCouplings:
+    """A sampler of couplings in the place of several matchers' own: those of a batch are drawn once, for all of them.
+
+    Args:
+        sampler: draws the pairs of (noise [B, d], batch [B, d]).
+    """
+
+    def __init__(self, sampler: Any) -> None:
+        self.sampler, self.seconds = sampler, 0.0
+        self.of: tuple[Tensor, Tensor] | None = None
+        self.pairs: tuple[Tensor, Tensor]
+
+    def sample_plan(self, noise: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+        if self.of is None or self.of[0] is not noise or self.of[1] is not batch:
+            started = time.process_time()
+            self.of, self.pairs = (noise, batch), self.sampler.sample_plan(noise, batch)
+            self.seconds += time.process_time() - started
+        return self.pairs
+
+
+def train_flows(matchers: dict[str, Any], x: Tensor, steps: int, seed: int) -> dict[str, tuple[Network, float]]:
+    """Train a network by each matcher, all on the same batches and noise; return them with the seconds of each.
+
+    AdamW takes every weight by itself, so that networks trained at once do not see each other.
+    """
+    torch.manual_seed(seed)
+    nets = nn.ModuleList([Network()])
+    nets.extend(copy.deepcopy(nets[0]) for _ in range(len(matchers) - 1))
+    couplings = None
+    if all(hasattr(matcher, "ot_sampler") for matcher in matchers.values()):
+        couplings = SharedCouplings(next(iter(matchers.values())).ot_sampler)
+        for matcher in matchers.values():
+            matcher.ot_sampler = couplings
+
+    def matched(batch: Tensor) -> Tensor:
+        noise, loss = torch.randn_like(batch), batch.new_zeros(())
+        for net, matcher in zip(nets, matchers.values(), strict=True):
+            t, between, flow = matcher.sample_location_and_conditional_flow(noise, batch)
+            loss = loss + (net(between, t) - flow).square().mean()
+        return loss
+
+    started = time.process_time()
+    train(nets, matched, x, steps)
+    shared = 0.0 if couplings is None else couplings.seconds
+    alone = shared + (time.process_time() - started - shared) / len(matchers)
+    return {method: (net, alone) for method, net in zip(matchers, nets, strict=True)}
+
+
+@lru_cache(maxsize=1)
+def flows(name: str, methods: tuple[str, ...], seed: int, budget: Budget) -> dict[str, tuple[Network, float]]:
+    """Train TorchCFM's flows of these methods on one set."""
+    matching = importlib.import_module("torchcfm.conditional_flow_matching")
+    np.random.seed(seed)  # TorchCFM draws pairs from a plan by numpy's generator
+    matchers = {method: getattr(matching, PEERS[method][0])(sigma=PEERS[method][1]) for method in methods}
+    return train_flows(matchers, SETS[name](budget.n, seed), budget.steps, seed)
+
+
 def perform(name: str, method: str, seed: int, budget: Budget) -> dict[str, Any]:
     """Train one method on one set, and measure its samples."""
     x, fresh = SETS[name](budget.n, seed), SETS[name](budget.evaluated, seed + 1000)
@@ -168,19 +229,8 @@ def perform(name: str, method: str, seed: int, budget: Budget) -> dict[str, Any]
         return row | {"w2": {"": {"": wasserstein(drawn, fresh)}}, "seconds": 0.0}
     found: dict[str, dict[str, float]] = {}
     if method in PEERS:
-        import torchcfm.conditional_flow_matching as matchers
-
-        kind, sigma = PEERS[method]
-        matcher, net = getattr(matchers, kind)(sigma=sigma), Network()
-
-        def matched(batch: Tensor) -> Tensor:
-            t, between, flow = matcher.sample_location_and_conditional_flow(torch.randn_like(batch), batch)
-            loss: Tensor = (net(between, t) - flow).square().mean()
-            return loss
-
-        started = time.process_time()
-        train(net, matched, x, budget.steps)
-        seconds, start = time.process_time() - started, torch.randn(budget.evaluated, 2, device="cpu")
+        net, seconds = flows(name, COUPLED if method in COUPLED else (method,), seed, budget)[method]
+        start = torch.randn(budget.evaluated, 2, generator=torch.Generator().manual_seed(seed), device="cpu")
         for calls in EVALUATIONS:
             methods = ("Euler",) if calls % 2 else ("Euler", "midpoint")
             found[str(calls)] = {method: wasserstein(flowed(net, start, calls, method), fresh) for method in methods}
