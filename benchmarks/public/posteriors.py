@@ -15,9 +15,12 @@ network is an MLP of three layers of 128, 2,000 steps of 256 paths, averaged wei
 are what the likelihood of held-out rows chooses (`GaussianMixture.select`); spherical ones in coordinates in which the
 covariance within a mode, that of the best mixture of one common covariance, is the identity up to a factor. These
 coordinates and the path's horizon, three mean variances, were settled among some variants on SLCP's first observation
-at n = 500, by C2ST itself: that cell flatters path. A row is the nearer one of SDE and flow, where all its runs have
-both; "every step" takes an evaluation for each step of the process, to see what 50 cost. OT-CFM pairs 128 rows at a
-time. "Fresh reference samples" are half of the held-out ones against the other half.
+at n = 500, by C2ST itself: that cell flatters path. "A component a mode" has as many spherical components as a
+posterior has modes, in standardised coordinates, and a network that sees the mixture's score; it was found among some
+thirty variants (components, horizon, coordinates, features) on SLCP's first two observations, which flatter it. On SLCP
+no variant was below linear VP DSM on both. A row is the nearer one of SDE and flow, where all its runs have both;
+"every step" takes an evaluation for each step of the process, to see what 50 cost. OT-CFM pairs 128 rows at a time.
+"Fresh reference samples" are half of the held-out ones against the other half.
 
 **Amortised**: parameters drawn from the prior and simulated, a tenth of them to stop by (the lowest validation loss, of
 at most 4,000 steps); the network, an MLP of three layers of 256, sees the standardised observation beside its input,
@@ -68,6 +71,7 @@ SIMULATIONS = (1000, 10_000)
 PARTS = POSTERIOR, AMORTISATION = "posterior", "amortised"
 EDM = "linear, EDM"
 PATH = "path, spherical mixture"
+BROAD = "path, a component a mode"
 UNMIXED = "linear VP DSM", "OT-CFM"
 BOTH = "sde", "ode"
 RIVALS = (*UNMIXED, "linear, full mixture", "flow from the spherical mixture", "spherical mixture alone")
@@ -97,6 +101,7 @@ class Task(NamedTuple):
     unbounded: whether theta is learnt as its logit, as sbibm's own algorithms have it in this task.
     held_out: the most of a posterior's other samples that are classified: what the classifier costs differs.
     classified: samples under each observation that amortised rows are judged by, of the published 10,000.
+    modes: of a posterior.
     published: mean C2ST over the ten observations, by algorithm and simulations (Lueckmann et al. 2021).
     """
 
@@ -106,6 +111,7 @@ class Task(NamedTuple):
     unbounded: bool
     held_out: int
     classified: int
+    modes: int
     published: dict[str, dict[int, float]]
     published_samples: int = 10_000
 
@@ -133,10 +139,11 @@ TASKS = {
         False,
         8000,
         2000,
+        2,
         {"NPE": {1000: 0.725, 10_000: 0.606}, "SNPE": {1000: 0.643, 10_000: 0.554}},
     ),
     "slcp": Task(
-        slcp, 5, 3.0, True, 2000, 2000, {"NPE": {1000: 0.975, 10_000: 0.901}, "SNLE": {1000: 0.921, 10_000: 0.713}}
+        slcp, 5, 3.0, True, 2000, 2000, 4, {"NPE": {1000: 0.975, 10_000: 0.901}, "SNLE": {1000: 0.921, 10_000: 0.713}}
     ),
 }
 
@@ -178,11 +185,13 @@ class Mixtures(NamedTuple):
     """Fits to standardised rows: full covariances, and spherical ones in coordinates y = white z.
 
     In those the covariance within a mode, that of a mixture of one covariance, is the identity up to a factor.
+    broad: spherical ones of z, as many as a posterior has modes.
     """
 
     full: GaussianMixture
     spherical: GaussianMixture
     white: Tensor
+    broad: GaussianMixture
 
 
 def linear(dim: int, pi: GaussianMixture | None = None) -> OUProcess:
@@ -203,17 +212,24 @@ class Method(NamedTuple):
     """A row: its process, whether it is in white coordinates, and the solvers, of which the nearer is taken.
 
     every: whether a draw takes as many evaluations as the process has steps, in place of the budget's.
+    features: whether the network sees the mixture's score.
     """
 
     process: Callable[[int, Mixtures], NoisingProcess]
     white: bool = False
     solvers: tuple[str, ...] = ("",)
     every: bool = False
+    features: bool = False
 
 
 METHODS = {
     PATH: Method(lambda d, fit: nonlinear(fit.spherical), white=True, solvers=BOTH),
     f"{PATH}, every step": Method(lambda d, fit: nonlinear(fit.spherical), white=True, solvers=BOTH, every=True),
+    BROAD: Method(
+        lambda d, fit: LangevinProcess(fit.broad, T=3.0 * fit.broad.mean_variance, n_steps=200, grid="quadratic"),
+        solvers=BOTH,
+        features=True,
+    ),
     "path, full mixture": Method(lambda d, fit: nonlinear(fit.full), solvers=BOTH),
     "flow from the spherical mixture": Method(lambda d, fit: fastndsm.FlowProcess(fit.spherical), white=True),
     "linear, full mixture": Method(lambda d, fit: linear(d, fit.full), solvers=BOTH),
@@ -268,12 +284,12 @@ def scene(folder: Path, name: str, observation: int, n: int, seed: int, held_out
     mine, others = rows[order[:n]], rows[order[n:]][-held_out:]
     scaler = Standardizer.fit(task.encode(mine))
     train, started = scaler.encode(task.encode(mine)).float(), time.process_time()
-    mixtures = fitted(train, seed)
+    mixtures = fitted(train, task.modes, seed)
     return Scene(train, others, scaler, mixtures, time.process_time() - started)
 
 
-def fitted(z: Tensor, seed: int) -> Mixtures:
-    """Return the mixtures that the likelihood of held-out rows of z [n, d] chooses, with narrow components."""
+def fitted(z: Tensor, modes: int, seed: int) -> Mixtures:
+    """Return mixtures of rows z [n, d]: narrow components, chosen by the likelihood of held-out rows; one a mode."""
     options: dict[str, Any] = {"reg_covar": 1e-4, "max_steps": 10**7, "random_state": seed}  # the horizon will be cut
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -283,7 +299,7 @@ def fitted(z: Tensor, seed: int) -> Mixtures:
         white /= (z.double() @ white.T).var(0).mean().sqrt()
         y = (z.double() @ white.T).float()
         spherical = GaussianMixture.select(y, covariance_types="spherical", eigenvalue_floor=0.03, **options).mixture
-    return Mixtures(full, spherical, white)
+    return Mixtures(full, spherical, white, GaussianMixture.fit(z, modes, "spherical", random_state=seed))
 
 
 def inside(task: Task, draw: Callable[[int, int], Tensor], n: int, seed: int) -> tuple[Tensor, float]:
@@ -298,11 +314,12 @@ def inside(task: Task, draw: Callable[[int, int], Tensor], n: int, seed: int) ->
     return kept[:n], 1.0 - len(kept) / drawn
 
 
-def learn(process: NoisingProcess, z: Tensor, seed: int, budget: Budget) -> nn.Module:
+def learn(process: NoisingProcess, z: Tensor, seed: int, budget: Budget, features: bool = False) -> nn.Module:
     """Return the trained network of a process, its weights averaged."""
     torch.manual_seed(seed)
-    net: nn.Module = networks.MLP(process.dim, budget.hidden, horizon=process.T)
-    net = net if isinstance(process, fastndsm.FlowProcess) else ResidualScore(net, process)
+    seen = (2 if features else 1) * process.dim
+    net: nn.Module = networks.MLP(process.dim, budget.hidden, in_dim=seen, horizon=process.T)
+    net = net if isinstance(process, fastndsm.FlowProcess) else ResidualScore(net, process, features)
     config = TrainConfig(steps=budget.steps, batch_size=budget.batch, seed=seed)
     trainer = Trainer(net, loss_for(process), z, config)
     trainer.fit(progress=False)
@@ -325,14 +342,16 @@ def posterior(
         z = torch.linalg.solve(fit.white, y.double().T).T if white else y
         return task.decode(given.scaler.decode(z.float()))
 
-    row: dict[str, Any] = {"components": (fit.spherical if white else fit.full).n_components, "held_out": size}
+    mixture = fit.spherical if white else fit.broad if method == BROAD else fit.full
+    row: dict[str, Any] = {"components": mixture.n_components, "held_out": size}
     if chosen is None:
         pi = fit.spherical if white else fit.full
         drawn, outside = inside(task, lambda m, s: theta(pi.sample(m, seed=s)), size, seed)
         row["seconds"] = round(given.seconds, 1)
         return row | {"c2st": {"": c2st(given.held_out, drawn)}, "outside": round(outside, 4)}
     process, started = chosen.process(task.dim, fit), time.process_time()
-    net = learn(process, (given.train.double() @ fit.white.T).float() if white else given.train, seed, budget)
+    z = (given.train.double() @ fit.white.T).float() if white else given.train
+    net = learn(process, z, seed, budget, chosen.features)
     row |= {"seconds": round(time.process_time() - started, 1), "process_steps": process.n_steps, "c2st": {}}
     calls = process.n_steps if chosen.every else min(budget.evaluations, process.n_steps)
     for solver in chosen.solvers:
@@ -386,9 +405,7 @@ def grouped(z: Tensor, labels: Tensor, seed: int) -> LangevinProcess:
 
 
 AMORTISED: dict[str, Callable[[Tensor, Tensor, int], NoisingProcess]] = {
-    EDM: lambda z, labels, seed: fastndsm.EDMProcess(
-        z.shape[1], sigma_data=1.0, p_mean=-1.5, p_std=1.5, sigma_max=20.0
-    ),
+    EDM: lambda z, labels, seed: edm(z.shape[1]),
     "path, a mixture of each group": grouped,
     "flow matching": lambda z, labels, seed: fastndsm.FlowProcess(GaussianMixture.standard_normal(z.shape[1])),
 }
@@ -527,9 +544,11 @@ def standings(rows: Sequence[dict[str, Any]]) -> list[str]:
     for name in TASKS:
         for n in SIZES:
             of_n = [r for r in rows if (r["part"], r["task"], r["n"]) == (POSTERIOR, name, n)]
-            observations = {row["observation"] for row in of_n if row["method"] == PATH}
-            body.append([f"{name.replace('_', ' ')}, n = {n:,}", *standing(of_n, PATH, RIVALS), str(len(observations))])
-    head = ["path, one posterior", *RIVALS, "observations of ten"]
+            for method in (PATH, BROAD):
+                observations = {row["observation"] for row in of_n if row["method"] == method}
+                cells = [*standing(of_n, method, RIVALS), str(len(observations))]
+                body.append([f"{name.replace('_', ' ')}, n = {n:,}", method, *cells])
+    head = ["one posterior", "path", *RIVALS, "observations of ten"]
     parts = ["", "## Where path stands, so far", "", markdown(head, body), ""]
     body = []
     for name, task in TASKS.items():
