@@ -25,9 +25,10 @@ def langevin(kind: str, dim: int, components: int) -> LangevinProcess:
 
 
 def some_steps(rows: int, n: int, records: int = 5) -> torch.Tensor:
-    """Return steps in 0..n, neither sorted nor distinct, with rows of nothing but 0 and n."""
+    """Return steps in 0..n, neither sorted nor distinct, with rows of nothing but 0 and n and of a history's end."""
     steps = torch.randint(0, n + 1, (rows, records), generator=torch.Generator().manual_seed(3))
     steps[0], steps[1], steps[2, :3] = 0, n, n
+    steps[3] = (126 + torch.arange(records)).clamp(max=n)
     return steps
 
 

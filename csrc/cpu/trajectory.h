@@ -53,8 +53,8 @@ template <typename S, Covariance kind, int D, bool target>
 struct RegisterRunner {
   using V = typename BatchRows<S>::V;
   using Sample = RegisterTrajectory<V, kind, D, target>;
-  // Steps whose noise is drawn at once: two where the mixture's drift leaves the pipes room.
-  static constexpr int kDrawn = target ? 2 : 1;
+  // Steps whose noise is drawn at once: two where the mixture's drift leaves the pipes room, and registers hold them.
+  static constexpr int kDrawn = target && kRegisters >= 32 ? 2 : 1;
   static constexpr int64_t kHistory = 128, kState = target ? 2 * D + Sample::kRates : 3 * D;
 
   static void run(const ProcessView<S>& view, const Batch<S>& batch, const Schedule& schedule, int64_t begin, int64_t end) {
@@ -66,9 +66,11 @@ struct RegisterRunner {
     for (int64_t tile = begin; tile < end; ++tile) {
       const BatchRows<S> rows(batch, schedule, tile), out = staged.rows(rows);
       if (pairs) {
-        walk<2>(process, rows, out, history.data());
+        walk<2, false>(process, rows, out, history.data());
+      } else if (!target && batch.mean) {
+        walk<1, !target>(process, rows, out, history.data());
       } else {
-        walk<1>(process, rows, out, history.data());
+        walk<1, false>(process, rows, out, history.data());
       }
       staged.write(out, rows, members, D, Sample::kRates);
     }
@@ -80,11 +82,11 @@ struct RegisterRunner {
     Sample sample{h, 1};
   };
 
-  // A tile, or it and its antithetic one by the same noise.
-  template <int members>
-  static void walk(const RegisterProcess<S>& process, const BatchRows<S>& rows, const BatchRows<S>& out, V* history) {
+  // A tile, or it and its antithetic one by the same noise. keeps: also each step's mean and noise.
+  template <int members, bool keeps>
+  FASTNDSM_MIXED_FEW static void walk(const RegisterProcess<S>& process, const BatchRows<S>& rows, const BatchRows<S>& out,
+                                      V* history) {
     const Lanes<V> lanes = rows.lanes(process.noise);
-    const bool keeps = !target && rows.batch.mean;
     V x0[D], z[kDrawn][D];
     rows.gather(rows.batch.x0, D, x0);
     Own own[members];
@@ -92,7 +94,7 @@ struct RegisterRunner {
       V* const state = history + i * kHistory * kState;
       for (int j = 0; j < D; ++j) own[i].sample.x[j] = x0[j];
       if (lanes.first > 0) continue;
-      if (keeps) {
+      if constexpr (keeps) {
         for (int j = 0; j < D; ++j) state[D + j] = x0[j], state[2 * D + j] = V{};
       }
       put(own[i].sample, state);
@@ -100,24 +102,28 @@ struct RegisterRunner {
     const auto counters = [&](int64_t n)
                               FASTNDSM_INLINE { return lanes.paths.at(static_cast<uint32_t>(n), process.noise.key); };
     normals_of_steps(counters, 0, z);
-    int64_t first = 0;  // number of steps before the state that the history starts with
-    for (int64_t n = 0; n < lanes.last; ++n) {
-      if (n + 1 == first + kHistory) take<members>(rows, out, history, first, kHistory), first += kHistory;
-      const bool draws = n % kDrawn == kDrawn - 1;
-      V next[kDrawn][D];
-      for (int i = 0; i < members; ++i) {
-        V* const state = history + (i * kHistory + n + 1 - first) * kState;
-        own[i].sample.step(process, counters(n), static_cast<int>(n), z[n % kDrawn], S(1 - 2 * i),
-                           [&](int j, V mean, V noise) {
-          if (keeps) state[D + j] = mean, state[2 * D + j] = noise;
-        }, [&]() FASTNDSM_INLINE {
-          if (i == 0 && draws) normals_of_steps(counters, n + 1, next);
-        });
-        if (n + 1 >= lanes.first) put(own[i].sample, state);
+    int64_t n = 0;
+    for (int64_t first = 0; first <= lanes.last; first += kHistory) {  // the steps whose states the history has room for
+      for (const int64_t end = std::min(lanes.last, first + kHistory - 1); n < end; ++n) {
+        const bool draws = n % kDrawn == kDrawn - 1;
+        V next[kDrawn][D];
+        for (int i = 0; i < members; ++i) {
+          V* const state = history + (i * kHistory + n + 1 - first) * kState;
+          own[i].sample.step(process, counters(n), static_cast<int>(n), z[n % kDrawn], S(1 - 2 * i),
+                             [&](int j, V mean, V noise) {
+            if constexpr (keeps) state[D + j] = mean, state[2 * D + j] = noise;
+          }, [&]() FASTNDSM_INLINE {
+            if (i == 0 && draws) normals_of_steps(counters, n + 1, next);
+          });
+          if (n + 1 >= lanes.first) put(own[i].sample, state);
+        }
+        FASTNDSM_UNROLL
+        for (int i = 0; i < kDrawn * D; ++i) {  // one by one: std::copy_n goes through memory
+          if (draws) z[i / D][i % D] = next[i / D][i % D];
+        }
       }
-      if (draws) std::copy_n(&next[0][0], kDrawn * D, &z[0][0]);
+      take<members>(rows, out, history, first, std::min(kHistory, lanes.last + 1 - first));
     }
-    take<members>(rows, out, history, first, lanes.last + 1 - first);
     if constexpr (target) divide<members>(rows.count, out);
   }
 
