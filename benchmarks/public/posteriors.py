@@ -342,14 +342,15 @@ def posterior(
         z = torch.linalg.solve(fit.white, y.double().T).T if white else y
         return task.decode(given.scaler.decode(z.float()))
 
-    mixture = fit.spherical if white else fit.broad if method == BROAD else fit.full
-    row: dict[str, Any] = {"components": mixture.n_components, "held_out": size}
+    row: dict[str, Any] = {"held_out": size}
     if chosen is None:
         pi = fit.spherical if white else fit.full
         drawn, outside = inside(task, lambda m, s: theta(pi.sample(m, seed=s)), size, seed)
-        row["seconds"] = round(given.seconds, 1)
+        row |= {"components": pi.n_components, "seconds": round(given.seconds, 1)}
         return row | {"c2st": {"": c2st(given.held_out, drawn)}, "outside": round(outside, 4)}
     process, started = chosen.process(task.dim, fit), time.process_time()
+    if method not in UNMIXED:
+        row["components"] = process.reference.n_components
     z = (given.train.double() @ fit.white.T).float() if white else given.train
     net = learn(process, z, seed, budget, chosen.features)
     row |= {"seconds": round(time.process_time() - started, 1), "process_steps": process.n_steps, "c2st": {}}

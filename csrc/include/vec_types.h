@@ -43,13 +43,6 @@
 #define FASTNDSM_MIXED FASTNDSM_OUTLINE
 #endif
 
-// The same on machines of few registers, where GCC's own order was measured to be behind; with more of them it stands.
-#if defined(__AVX512F__)
-#define FASTNDSM_MIXED_FEW
-#else
-#define FASTNDSM_MIXED_FEW FASTNDSM_MIXED
-#endif
-
 namespace fastndsm {
 
 #if defined(__CUDACC__) || defined(FASTNDSM_SCALAR)
@@ -73,11 +66,13 @@ constexpr int kVectorBytes = 0;
 constexpr const char* kVectorISA = "scalar";
 #endif
 
-// Vector registers of the machine.
+// Vector registers of the machine. MIXED_FEW is MIXED where there are few: there GCC's own order was measured to be behind.
 #if defined(FASTNDSM_AVX512) || (defined(__ARM_NEON) && defined(__aarch64__))
 constexpr int kRegisters = 32;
+#define FASTNDSM_MIXED_FEW
 #else
 constexpr int kRegisters = 16;
+#define FASTNDSM_MIXED_FEW FASTNDSM_MIXED
 #endif
 
 template <typename T>
