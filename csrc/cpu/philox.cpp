@@ -19,7 +19,7 @@ namespace fastndsm {
 namespace {
 
 constexpr int64_t kGrainBlocks = 4096;
-constexpr int kTogether = 2;  // vectors of counters
+constexpr int kTogether = detail::kInStep;  // vectors of counters
 
 struct Rows {
   int64_t n_paths, dim, first_path;
@@ -99,28 +99,21 @@ FASTNDSM_MIXED void fill_blocks(scalar_of<V>* out, const Rows& rows, const Noise
       common.words(paths, blocks, words);
     }
   };
-  constexpr int group = kTogether * W, pairs = kTogether * P / 2;
-  U words[kTogether][4];
-  draw(begin, words);
+  constexpr int group = kTogether * W;
+  BoxMullerAhead<V, kTogether, P> stages;
+  V normals[kTogether][P];
+  int64_t drawn = begin;
+  const auto turn = [&]() FASTNDSM_INLINE {
+    U words[kTogether][4];
+    draw(drawn, words);
+    stages.turn(words, normals);
+    drawn += group;
+  };
+  for (int i = 0; i < stages.kTurns; ++i) turn();
   const auto normals_of_group = [&](S* to) FASTNDSM_INLINE {
-    U next[kTogether][4], u[pairs], angle[pairs];
-    draw(begin + group, next);
+    turn();
     FASTNDSM_UNROLL
-    for (int i = 0; i < pairs; ++i) {
-      const U(&w)[4] = words[2 * i / P];
-      u[i] = w[2 * i % P], angle[i] = w[2 * i % P + 1];
-    }
-    V n[2][pairs];  // the even ones, and the odd ones
-    box_mullers(u, angle, n[0], n[1]);
-    FASTNDSM_UNROLL
-    for (int i = 0; i < kTogether; ++i) {
-      V values[P];
-      FASTNDSM_UNROLL
-      for (int j = 0; j < P; ++j) values[j] = n[j % 2][(i * P + j) / 2];
-      store_interleaved(to + i * P * W, values);
-      FASTNDSM_UNROLL
-      for (int j = 0; j < 4; ++j) words[i][j] = next[i][j];
-    }
+    for (int i = 0; i < kTogether; ++i) store_interleaved(to + i * P * W, normals[i]);
   };
   if (contiguous) {
     for (; end - begin >= group; begin += group, writer.out += P * group) normals_of_group(writer.out);

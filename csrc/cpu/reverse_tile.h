@@ -58,6 +58,7 @@ class ReverseTile {
     member_.scratch = MixtureScratch<V>(base, k, d);
     member_.screen = Screen<V>(base + MixtureScratch<V>::vectors(k, d), screen_.data(), k, d);
     member_.lists = &lists_;
+    member_.noise = base + MixtureScratch<V>::vectors(k, d) + Screen<V>::vectors(k, d);
   }
   ReverseTile(const ReverseTile&) = delete;
 
@@ -67,6 +68,7 @@ class ReverseTile {
   // Other samples, of these paths.
   void start(const PathCounters<words_of<V>>& paths) {
     member_.lanes.paths = paths;
+    member_.forget();
     member_.screen.forget();
     lists_.forget();
   }
@@ -101,7 +103,7 @@ class ReverseTile {
  private:
   static int64_t vectors(const MixtureView<S>& m) {
     const int64_t k = m.n_components, d = m.dim;
-    return 3 * d + MixtureScratch<V>::vectors(k, d) + Screen<V>::vectors(k, d);
+    return 3 * d + MixtureScratch<V>::vectors(k, d) + Screen<V>::vectors(k, d) + Member<V>::noise_vectors(d, false);
   }
 
   template <int D>

@@ -68,7 +68,7 @@ void sample_into(const Source<S>& source, const NoiseStream& noise, int64_t n, i
       U choice[1][4];
       paths.at(1, noise.key).words(0, choice);
       store(word, choice[0][0]);
-      normals(paths.at(0, noise.key), 0, d, z.data());
+      normals(paths, noise.key, 0, d, z.data());
       for (int l = 0; l < std::min<int64_t>(W, n - tile * W); ++l) {
         const double u = (word[l] + 0.5) * 0x1p-32;
         place<S, W>(source, source.choose(tile * W + l, u), reinterpret_cast<const S*>(z.data()), l,

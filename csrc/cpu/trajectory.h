@@ -195,7 +195,7 @@ struct TileRunner {
     const int64_t rates = kind == Covariance::spherical ? 1 : d, turned = kTurns ? 4 * d : 0;
     const int64_t state = d + (target ? d + 2 * rates + turned : batch.mean ? 2 * d : 0);
     const int64_t scratch = MixtureScratch<V>::vectors(k, d), screen = Screen<V>::vectors(k, d),
-                  own = scratch + screen + d + state;
+                  noise = Member<V>::noise_vectors(d, target), own = scratch + screen + noise + state;
     const int members = batch.mirrored ? 2 : 1;
     const int64_t copies = kTurns && kind == Covariance::full ? TileAxes<V>::vectors(d) : 0;
     std::vector<V> memory(members * own + copies);
@@ -209,9 +209,7 @@ struct TileRunner {
       Member<V> member[2];
       for (int i = 0; i < members; ++i) {
         V* base = memory.data() + i * own;
-        V* z = base + scratch + screen;
-        V* x = z + d;
-        const bool mirror = batch.mirrored && i == 1;
+        V* x = base + scratch + screen + noise;
         member[i] = {rows.lanes(process.noise),
                      target       ? TileState<V>{.x = x,
                                                  .h = x + d,
@@ -224,9 +222,8 @@ struct TileRunner {
                      Screen<V>(base + scratch, screens.data() + i * Screen<V>::integers(k), k, d),
                      &lists[i],
                      TileAxes<V>(process.axes, memory.data() + members * own),
-                     mirror ? member[0].z : z,
-                     mirror ? S(-1) : S(1),
-                     !mirror};
+                     base + scratch + screen,
+                     S(1 - 2 * i)};
         lists[i].forget();
         load_state(rows, member[i].state, d, rates);
       }

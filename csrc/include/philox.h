@@ -10,6 +10,7 @@
 //   CommonWords(c1, step, key)        counters that differ in path low word and block: .words(path, block, out)
 //   philox4x32_10(c, key)             any counters
 //   box_muller(w0, w1, n0, n1)        two normals, float or double, from two words
+//   BoxMullerAhead                    many pairs one after the other, in stages that go side by side
 //   some_normals, normals             those of some or many dimensions of some paths; NoiseAhead, step after step
 //   path_words(path, stream, c0, c1)  the first two counter words of a path
 //
@@ -21,12 +22,14 @@
 //                     halves down; 8 exclusive ors. No way of joining the two halves in between takes fewer.
 //   first two    16   for both together (and 4 to spread the lanes); a trajectory's third round takes no more than they do
 //   last         14   4 products, 6 shuffles that join the halves, 4 exclusive ors
-//   logarithm    20   of which 9 the polynomial, 9 uniform and exponent; a root
-//   sine, cosine 19   of which 8 the polynomials; 2 products. Logarithm, root, these and the products twice: 84
+//   logarithm    21   of which 10 the polynomial, 9 uniform and exponent; a root
+//   sine, cosine 19   of which 8 the polynomials; 2 products. Logarithm, root, these and the products twice: 86
 //
-// together 230, and 210 where a trajectory draws them; on NEON (4 counters) a round is 12: 4 products, 4 shuffles that part
-// low halves from high ones, 4 exclusive ors. At four a cycle 230 are 1.8 cycles a normal; a round's chain is 6 to 9 cycles
-// long, ten of them and 80 cycles of logarithm and root, so that words are made beside the normals of others.
+// together 232, and 212 where a trajectory draws them; on NEON (4 counters) a round is 12: 4 products, 4 shuffles that part
+// low halves from high ones, 4 exclusive ors. At four a cycle 232 are 1.8 cycles a normal; a round's chain is 6 to 9 cycles
+// long, ten of them and 65 cycles of logarithm and root, so that three stages go side by side (BoxMullerAhead). GCC makes 290
+// of them, with what does not fit 16 registers. Zen 3 takes 2.7 to 3.1 cycles a normal, and 2.1 to 2.6 for the same instructions
+// where none waits for another.
 #pragma once
 
 #include "vecmath.h"
@@ -298,33 +301,108 @@ struct CommonWords {
   }
 };
 
-// r cos(theta) and r sin(theta), r = sqrt(-2 ln u), u = (w0 + 1/2) 2^-32, theta = 2 pi int32(w1) 2^-32. |n| < 6.8.
+// r cos(theta) and r sin(theta), theta = 2 pi int32(angle) 2^-32.
 template <typename V>
-FASTNDSM_HD void box_muller(words_of<V> w0, words_of<V> w1, V& n0, V& n1) {
+FASTNDSM_HD void from_polar(V r_squared, words_of<V> angle, V& n0, V& n1) {
   bits_of<V> turned;
   V s, c;
-  sincos_half_turns<V>(w1, s, c, turned);
-  const V r = flip_sign(turned, sqrt(minus_two_log_uniform<V>(w0)));
+  sincos_half_turns<V>(angle, s, c, turned);
+  const V r = flip_sign(turned, sqrt(r_squared));
   n0 = r * c;
   n1 = r * s;
 }
 
-// N pairs side by side: a pair is one long chain of dependent instructions, which several hide.
+// Those of r^2 = -2 ln u, u = (w0 + 1/2) 2^-32, and the angle w1. |n| < 6.8.
+template <typename V>
+FASTNDSM_HD void box_muller(words_of<V> w0, words_of<V> w1, V& n0, V& n1) {
+  from_polar(minus_two_log_uniform<V>(w0), w1, n0, n1);
+}
+
+namespace detail {
+
+// N vectors side by side as one, where registers hold them: each is one long chain of dependent instructions.
+template <typename V, int N>
+constexpr bool kSideBySide = N > 1 && lanes_of<V> == kLanes<float>&& lanes_of<V> > 1 && kSingle<V>;
+
+template <typename V, int N>
+FASTNDSM_HD Pack<V, N> packed(const V (&x)[N]) {
+  Pack<V, N> out;
+  FASTNDSM_UNROLL
+  for (int i = 0; i < N; ++i) out.part[i] = x[i];
+  return out;
+}
+template <typename V, int N>
+FASTNDSM_HD void unpack(const Pack<V, N>& pack, V (&x)[N]) {
+  FASTNDSM_UNROLL
+  for (int i = 0; i < N; ++i) x[i] = pack.part[i];
+}
+
 template <int N, typename V>
-FASTNDSM_HD void box_mullers(const words_of<V> (&w0)[N], const words_of<V> (&w1)[N], V (&n0)[N], V (&n1)[N]) {
-  if constexpr (N > 1 && lanes_of<V> == kLanes<float> && lanes_of<V> > 1 && detail::kSingle<V>) {
-    Pack<words_of<V>, N> u, angle;
-    Pack<V, N> cosine, sine;
-    FASTNDSM_UNROLL
-    for (int i = 0; i < N; ++i) u.part[i] = w0[i], angle.part[i] = w1[i];
-    box_muller(u, angle, cosine, sine);
-    FASTNDSM_UNROLL
-    for (int i = 0; i < N; ++i) n0[i] = cosine.part[i], n1[i] = sine.part[i];
+FASTNDSM_HD void minus_two_log_uniforms(const words_of<V> (&w)[N], V (&out)[N]) {
+  if constexpr (kSideBySide<V, N>) {
+    unpack(minus_two_log_uniform<Pack<V, N>>(packed(w)), out);
   } else {
     FASTNDSM_UNROLL
-    for (int i = 0; i < N; ++i) box_muller(w0[i], w1[i], n0[i], n1[i]);
+    for (int i = 0; i < N; ++i) out[i] = minus_two_log_uniform<V>(w[i]);
   }
 }
+
+template <int N, typename V>
+FASTNDSM_HD void all_from_polar(const V (&r_squared)[N], const words_of<V> (&angle)[N], V (&n0)[N], V (&n1)[N]) {
+  if constexpr (kSideBySide<V, N>) {
+    Pack<V, N> cosine, sine;
+    from_polar(packed(r_squared), packed(angle), cosine, sine);
+    unpack(cosine, n0), unpack(sine, n1);
+  } else {
+    FASTNDSM_UNROLL
+    for (int i = 0; i < N; ++i) from_polar(r_squared[i], angle[i], n0[i], n1[i]);
+  }
+}
+
+}  // namespace detail
+
+// N pairs.
+template <int N, typename V>
+FASTNDSM_HD void box_mullers(const words_of<V> (&w0)[N], const words_of<V> (&w1)[N], V (&n0)[N], V (&n1)[N]) {
+  V r_squared[N];
+  detail::minus_two_log_uniforms(w0, r_squared);
+  detail::all_from_polar(r_squared, w1, n0, n1);
+}
+
+// The normals of counters one after the other, N a turn, P dimensions of each: words go in, and come out as normals kTurns turns
+// later. What goes side by side then: the words of one turn, which the caller makes, the logarithms of the one before, and
+// sine, cosine and root of the one before that. With many registers two turns are as good, and take fewer of them.
+template <typename V, int N, int P>
+class BoxMullerAhead {
+  using U = words_of<V>;
+  static constexpr int kPairs = N * P / 2;
+  static constexpr bool kLogAhead = kRegisters < 32;
+  U u_[kPairs]{}, angle_[kPairs]{}, angle_of_r_[kPairs]{};
+  V r_squared_[kPairs]{};
+
+ public:
+  static constexpr int kTurns = kLogAhead ? 2 : 1;
+
+  FASTNDSM_HD void turn(const U (&words)[N][4], V (&normals)[N][P]) {
+    V even[kPairs], odd[kPairs];
+    if constexpr (kLogAhead) {
+      V r_squared[kPairs];
+      detail::minus_two_log_uniforms(u_, r_squared);
+      detail::all_from_polar(r_squared_, angle_of_r_, even, odd);
+      FASTNDSM_UNROLL
+      for (int i = 0; i < kPairs; ++i) r_squared_[i] = r_squared[i], angle_of_r_[i] = angle_[i];
+    } else {
+      box_mullers(u_, angle_, even, odd);
+    }
+    FASTNDSM_UNROLL
+    for (int i = 0; i < kPairs; ++i) {
+      const U(&w)[4] = words[2 * i / P];
+      u_[i] = w[2 * i % P], angle_[i] = w[2 * i % P + 1];
+    }
+    FASTNDSM_UNROLL
+    for (int i = 0; i < N * P; ++i) normals[i / P][i % P] = i % 2 == 0 ? even[i / 2] : odd[i / 2];
+  }
+};
 
 // z[0 .. C): the normals of the words of consecutive counters, C of their dimensions.
 template <int C, typename V>
@@ -380,45 +458,68 @@ FASTNDSM_HD void normals_of_steps(const At& at, int64_t first, V (&z)[N][C]) {
   }
 }
 
-// Normals of many dimensions, 8 at a time: the words of the next 8 are made beside the normals of these, two long chains of
-// dependent instructions which fill each other's waits.
+// The normals of a path's steps one after the other, all dimensions of each: what comes next is begun beside what is asked for.
 template <typename V>
 class NoiseAhead {
-  using Counters = typename PathCounters<words_of<V>>::AtStep;
-  static constexpr int kChunk = 8;
-  words_of<V> words_[kChunk / 4][4];
+  using U = words_of<V>;
+  static constexpr int kCounters = detail::kInStep;
+  using Stages = BoxMullerAhead<V, kCounters, 4>;
+
+  struct Place {
+    int64_t step, j;
+  };
+  Stages stages_;
+  Place out_{0, -1}, in_{0, 0};  // of the values that come out next, and of the words that go in
 
  public:
-  NoiseAhead() = default;
-  FASTNDSM_HD NoiseAhead(const Counters& counters, int64_t j) { counters.words(static_cast<uint32_t>(j / 4), words_); }
+  static constexpr int kChunk = 4 * kCounters;
 
-  // z[0 .. j1 - j0): those of dimensions j0 .. j1 - 1, the next in turn; after them come those of `then` from dimension j on.
-  // 4 divides j0 and j.
-  FASTNDSM_MIXED void normals(const Counters& counters, int64_t j0, int64_t j1, V* z, const Counters& then, int64_t j) {
-    words_of<V> words[kChunk / 4][4], next[kChunk / 4][4];
-    for (int i = 0; i < kChunk; ++i) words[i / 4][i % 4] = words_[i / 4][i % 4];
-    for (; j0 < j1; j0 += kChunk, z += kChunk) {
-      const bool last = j0 + kChunk >= j1;
-      (last ? then : counters).words(static_cast<uint32_t>((last ? j : j0 + kChunk) / 4), next);
-      V own[kChunk];
-      normals_of<kChunk>(words, own);
-      FASTNDSM_UNROLL
-      for (int i = 0; i < kChunk; ++i) words[i / 4][i % 4] = next[i / 4][i % 4];
-      if (j0 + kChunk <= j1) {
-        FASTNDSM_UNROLL
-        for (int i = 0; i < kChunk; ++i) z[i] = own[i];
-      } else {
-        for (int64_t i = 0; i < j1 - j0; ++i) z[i] = own[i];
-      }
+  // z[0 .. n): those from dimension j of dim at a step on, step + way after it, and so on. kChunk divides j, and n unless a step
+  // ends there. To go on elsewhere than where the last call ended costs kTurns more chunks.
+  FASTNDSM_HD void normals(const PathCounters<U>& paths, const PhiloxKey& key, int64_t step, int64_t way, int64_t dim,
+                           int64_t j, int64_t n, V* z) {
+    if (step != out_.step || j != out_.j) {
+      in_ = out_ = {step, j};
+      turns(paths, key, way, dim, Stages::kTurns, nullptr);
     }
-    for (int i = 0; i < kChunk; ++i) words_[i / 4][i % 4] = words[i / 4][i % 4];
+    const int64_t chunks = (dim + kChunk - 1) / kChunk, end = j + n;  // of whole steps, and of a part of the last
+    turns(paths, key, way, dim, end / dim * chunks + (end % dim + kChunk - 1) / kChunk - j / kChunk, z);
+  }
+
+ private:
+  // To z goes what comes out, unless it is null.
+  FASTNDSM_MIXED void turns(const PathCounters<U>& paths, const PhiloxKey& key, int64_t way, int64_t dim, int64_t n, V* z) {
+    Stages stages = stages_;
+    Place in = in_, out = out_;
+    while (n > 0) {
+      const auto counters = paths.at(static_cast<uint32_t>(in.step), key);
+      for (; n > 0 && in.j < dim; --n, in.j += kChunk) {
+        U words[kCounters][4];
+        counters.words(static_cast<uint32_t>(in.j / 4), words);
+        V own[kCounters][4];
+        stages.turn(words, own);
+        if (!z) continue;
+        const int64_t left = dim - out.j;
+        if (left >= kChunk) {
+          FASTNDSM_UNROLL
+          for (int i = 0; i < kChunk; ++i) z[i] = own[i / 4][i % 4];
+        } else {
+          for (int64_t i = 0; i < left; ++i) z[i] = own[i / 4][i % 4];
+        }
+        z += std::min<int64_t>(left, kChunk);
+        out.j += kChunk;
+        if (out.j >= dim) out = {out.step + way, 0};
+      }
+      if (in.j >= dim) in = {in.step + way, 0};
+    }
+    stages_ = stages, in_ = in, out_ = out;
   }
 };
 
-// z[0 .. j1 - j0): those of dimensions j0 .. j1 - 1; 4 divides j0.
+// z[0 .. dim): those of dimensions 0 .. dim - 1 at one step.
 template <typename V>
-FASTNDSM_HD void normals(const typename PathCounters<words_of<V>>::AtStep& counters, int64_t j0, int64_t j1, V* z) {
-  NoiseAhead<V>(counters, j0).normals(counters, j0, j1, z, counters, j1 / 4 * 4);
+FASTNDSM_HD void normals(const PathCounters<words_of<V>>& paths, const PhiloxKey& key, int64_t step, int64_t dim, V* z) {
+  NoiseAhead<V>().normals(paths, key, step, 1, dim, 0, dim, z);
 }
 
 }  // namespace fastndsm

@@ -53,6 +53,9 @@ struct TileState {
   const V* own = nullptr;    // reverse: the rates of the lanes, or null
 };
 
+// How much noise is drawn at once, in vectors: so little that a cache holds it, and of several steps where they are short.
+constexpr int64_t kNoiseAtOnce = 128;
+
 // What travels together: the second member of an antithetic pair takes the first one's noise with the sign turned.
 template <typename V>
 struct Member {
@@ -62,10 +65,16 @@ struct Member {
   Screen<V> screen;
   NearLists<V>* lists;
   TileAxes<V> axes;
-  V* z;  // [d] noise of this step
+  V* noise;  // [noise_vectors]
   scalar_of<V> sign;
-  bool draws;
+  const V* z = nullptr;  // [d] noise of this step, where it is drawn as a whole
+  int64_t drawn_from = 0, n_drawn = 0;  // the steps whose noise is there
   NoiseAhead<V> ahead{};
+
+  static int64_t noise_vectors(int64_t d, bool target) { return target ? std::max(d, kNoiseAtOnce) : kNoiseAtOnce; }
+
+  // The member is to go on from elsewhere, or along other paths.
+  void forget() { n_drawn = 0, ahead = {}; }
 };
 
 // listed: of a mixture that has its near components.
@@ -82,55 +91,65 @@ struct Trajectory {
 
   FASTNDSM_HD int64_t dim() const { return p.mixture.dim; }
 
-  // The noise of a step: all of it at once where the logits need it, for the target, else with the update.
-  using Counters = typename PathCounters<words_of<V>>::AtStep;
-
   // One tile, or an antithetic pair; record(n) sees it after n steps, n = 0, 1, ...
   template <typename Record>
   FASTNDSM_HD void run(Member<V>* member, int n_members, const Record& record) const {
     record(0);
-    for (int i = 0; i < n_members; ++i) begin_noise(0, member[i]);
-    for (int64_t n = 0; n < member[0].lanes.last; ++n) {
+    const int64_t last = member[0].lanes.last;
+    for (int64_t n = 0; n < last; ++n) {
+      if (draws_steps()) {
+        draw_step(n, 1, last - n, member[0]);
+        member[n_members - 1].z = member[0].z;
+      }
       for (int i = 0; i < n_members; ++i) step(n, member[i]);
       record(n + 1);
     }
   }
 
   FASTNDSM_HD void step(int64_t n, Member<V>& one) const {
-    const Counters counters = at(n, one), then = at(n + 1, one);
-    if constexpr (kTarget) {
-      if (one.draws) one.ahead.normals(counters, 0, dim(), one.z, then, 0);
-    }
     Mixture mixture = tile(one);
     prepare(mixture, one, p.noise_std[n]);
     if constexpr (kTurns) {
       advance_turned(n, one, mixture);
     } else {
-      advance(n, one, mixture, counters, then);
+      advance(n, one, mixture);
     }
   }
 
-  FASTNDSM_OUTLINE Counters at(int64_t n, const Member<V>& one) const {
-    return one.lanes.paths.at(static_cast<uint32_t>(n), p.noise.key);
+  // Whether the noise of a step is drawn as a whole: the target's logits need it, and short steps share a call. Else it is
+  // drawn with the update.
+  FASTNDSM_HD bool draws_steps() const { return kTarget || dim() <= kNoiseAtOnce; }
+
+  // z of step n, after which come n + way and so on, `left` with it.
+  FASTNDSM_HD void draw_step(int64_t n, int64_t way, int64_t left, Member<V>& one) const {
+    int64_t i = (n - one.drawn_from) * way;
+    if (i < 0 || i >= one.n_drawn) {
+      i = 0, one.drawn_from = n, one.n_drawn = std::clamp<int64_t>(kNoiseAtOnce / dim(), 1, left);
+      draw(n, way, one, 0, one.n_drawn * dim());
+    }
+    one.z = one.noise + i * dim();
   }
-  FASTNDSM_HD void begin_noise(int64_t n, Member<V>& one) const { one.ahead = NoiseAhead<V>(at(n, one), 0); }
+
+  FASTNDSM_HD void draw(int64_t step, int64_t way, Member<V>& one, int64_t j, int64_t n) const {
+    one.ahead.normals(one.lanes.paths, p.noise.key, step, way, dim(), j, n, one.noise);
+  }
 
   // One tile from t_first down to t_last. far(x, maximum) gives the scores of lanes whose largest logit is the lowest there
   // is, where the tile has none.
   template <typename Far>
   FASTNDSM_HD void run_back(Member<V>& one, int64_t first, int64_t last, Far& far) const {
-    begin_noise(first - 1, one);
     for (int64_t n = first - 1; n >= last; --n) {
       const ReverseStep<S> step = p.table[n];
       const SampleStep<V> lanes = one.state.own ? step.rated(*one.state.own) : step.template unrated<V>();
-      const Counters counters = at(n, one), then = at(n - 1, one);
       Mixture mixture = tile(one);
       const V* beyond = nullptr;
       if (step.drift != S(0)) {
         prepare(mixture, one, step.std);
         if (any_lane(!(mixture.maximum() > Mixture::kLowest))) beyond = far(one.state.x, mixture.maximum());
       }
-      in_chunks(step.std != S(0), one, counters, then, [&](auto size, int64_t j, const V* z) FASTNDSM_INLINE {
+      const bool draws = step.std != S(0);
+      if (draws && draws_steps()) draw_step(n, -1, n - last + 1, one);
+      in_chunks(n, -1, draws, one, [&](auto size, int64_t j, const V* z) FASTNDSM_INLINE {
         update_back<decltype(size)::value>(step.drift != S(0), lanes, one, mixture, beyond, j, z);
       });
     }
@@ -165,23 +184,16 @@ struct Trajectory {
     }
   }
 
-  // body(C, j, z) of the C dimensions from j on and their noise, all of them: the member's with the target, else drawn here,
-  // or 0 if it draws nothing. `then`: the counters of the step that follows.
+  // body(C, j, z) of the C dimensions from j on and their noise, all of them: the member's where it is drawn as a whole, else drawn
+  // here, or 0 if it draws nothing. Step n, which n + way follows.
   template <typename Body>
-  FASTNDSM_HD void in_chunks(bool draws, Member<V>& member, const Counters& counters, const Counters& then,
-                             const Body& body) const {
-    constexpr int together = 128;  // dimensions whose noise is drawn at once: so few that a cache holds it
-    V drawn[kTarget ? 1 : together];
-    if (!kTarget && !draws) {
-      for (V& z : drawn) z = V{};
-    }
+  FASTNDSM_HD void in_chunks(int64_t n, int64_t way, bool draws, Member<V>& member, const Body& body) const {
+    const bool whole = draws && draws_steps();
+    if (!draws) std::fill_n(member.noise, kNoiseAtOnce, V{}), member.n_drawn = 0;
     for (int64_t j = 0; j < dim();) {
-      const int64_t end = std::min<int64_t>(j + together, dim());
-      if (!kTarget && draws) {
-        const bool last = end == dim();
-        member.ahead.normals(counters, j, end, drawn, last ? then : counters, last ? 0 : end);
-      }
-      const V* const z = kTarget ? member.z : drawn - j;
+      const int64_t end = whole ? dim() : std::min<int64_t>(j + kNoiseAtOnce, dim());
+      if (draws && !whole) draw(n, way, member, j, end - j);
+      const V* const z = whole ? member.z : member.noise - j;
       for (; j + 8 <= end; j += 8) body(std::integral_constant<int, 8>{}, j, z + j);
       for (; j + 4 <= end; j += 4) body(std::integral_constant<int, 4>{}, j, z + j);
       for (; j < end; ++j) body(std::integral_constant<int, 1>{}, j, z + j);
@@ -189,12 +201,11 @@ struct Trajectory {
   }
 
   // x, and what goes with it, from step n to n + 1.
-  FASTNDSM_HD void advance(int64_t n, Member<V>& member, Mixture& mixture, const Counters& counters,
-                           const Counters& then) const {
+  FASTNDSM_HD void advance(int64_t n, Member<V>& member, Mixture& mixture) const {
     // Rates come with the first step, when v and h are 0.
     const bool shares = kTarget && kind == Covariance::spherical && n > 0;
     const TargetStep shared = shares ? target_step(n, member, 0) : TargetStep{V{}, splat<V>(p.noise_std[n]), V{}};
-    in_chunks(true, member, counters, then, [&](auto size, int64_t j, const V* z) FASTNDSM_INLINE {
+    in_chunks(n, 1, true, member, [&](auto size, int64_t j, const V* z) FASTNDSM_INLINE {
       update<decltype(size)::value>(n, member, mixture, shared, j, z);
     });
     if constexpr (kTarget && kind == Covariance::spherical) {
