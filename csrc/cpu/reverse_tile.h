@@ -1,6 +1,7 @@
 // Tiles of samples on their way back, between two evaluations of the network.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "../include/registers.h"
@@ -57,6 +58,7 @@ class ReverseTile {
     member_.state = {.x = y};
     member_.scratch = MixtureScratch<V>(base, k, d);
     member_.screen = Screen<V>(base + MixtureScratch<V>::vectors(k, d), screen_.data(), k, d);
+    if (known_dimension(view.mixture) > 0) known_.emplace(view.mixture);
     member_.lists = &lists_;
     member_.noise = base + MixtureScratch<V>::vectors(k, d) + Screen<V>::vectors(k, d);
   }
@@ -108,7 +110,6 @@ class ReverseTile {
 
   template <int D>
   void in_registers(int64_t first, int64_t last, bool sloped, bool rated) {
-    const RegisterMixture<S> mixture = known_mixture(view_.mixture);
     RegisterTrajectory<V, kind, D, false> sample(nullptr, 1);
     V network[D], change[D];
     for (int j = 0; j < D; ++j) sample.x[j] = y[j], network[j] = held[j], change[j] = sloped ? slope[j] : V{};
@@ -116,7 +117,7 @@ class ReverseTile {
       const auto counters = member_.lanes.paths.at(static_cast<uint32_t>(n), view_.noise.key);
       const ReverseStep<S> step = view_.table[n];
       const SampleStep<V> lanes = rated ? step.rated(own) : step.template unrated<V>();
-      sample.step_back(mixture, D, step, lanes, counters, network, change, 1, far_);
+      sample.step_back(*known_, D, step, lanes, counters, network, change, 1, far_);
     }
     for (int j = 0; j < D; ++j) y[j] = sample.x[j];
   }
@@ -126,6 +127,7 @@ class ReverseTile {
   std::vector<V> memory_;
   std::vector<int32_t> screen_;
   NearLists<V> lists_;
+  std::optional<KnownMixture<S>> known_;
   Member<V> member_;
 };
 

@@ -58,7 +58,8 @@ struct RegisterRunner {
   static constexpr int64_t kHistory = 128, kState = target ? 2 * D + Sample::kRates : 3 * D;
 
   static void run(const ProcessView<S>& view, const Batch<S>& batch, const Schedule& schedule, int64_t begin, int64_t end) {
-    const RegisterProcess<S> process{known_mixture(view.mixture), D, view.drift_scale, view.noise_std, view.noise};
+    const KnownMixture<S> mixture(view.mixture);
+    const RegisterProcess<S> process{mixture, D, view.drift_scale, view.noise_std, view.noise};
     const bool pairs = target && batch.mirrored;
     const int members = pairs ? 2 : 1;
     std::vector<V> history(members * kHistory * kState);

@@ -11,6 +11,19 @@
 
 namespace fastndsm {
 
+// The block as a kernel reads it; tied precisions have a stride of 0.
+template <typename S>
+struct RegisterMixture {
+  int n_components;
+  const S* means;  // [K, D] spherical, full
+  const S* roots;  // [K, D] diag, as in MixtureView
+  const S* shifts;
+  const S* pulls;
+  const S* precisions;  // [K], [K, D] or [K or 1, D, D]
+  int precision_stride;  // of full ones
+  const S* log_scale;  // [K], in units of log 2
+};
+
 template <Covariance kind>
 FASTNDSM_HD int64_t block_size(int64_t n, int64_t d, bool tied) {
   if constexpr (kind == Covariance::spherical) return n * d + 2 * n;

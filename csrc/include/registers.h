@@ -13,36 +13,56 @@
 // and back, by the steps of reverse.h.
 #pragma once
 
+#include <vector>
+
 #include "mixture.h"
 #include "philox.h"
 #include "reverse.h"
 
 namespace fastndsm {
 
-// Parameters of the mixture; for the sampler on a GPU also full ones, and tied ones with a stride of 0.
-template <typename S>
-struct RegisterMixture {
-  int n_components;
-  const S* means;  // [K, D] spherical, full
-  const S* roots;  // [K, D] diag, as in MixtureView
-  const S* shifts;
-  const S* pulls;
-  const S* precisions;  // [K], [K, D] or [K or 1, D, D]
-  int precision_stride;  // of full ones
-  const S* log_scale;  // [K], in units of log 2
-};
-
-// The dimension that vectors of samples have registers for, or 0; and the mixture as they read it.
+// The dimension that vectors of samples have registers for, or 0.
 template <typename S>
 int known_dimension(const MixtureView<S>& m) {
   const bool small = sizeof(S) == 4 && m.dim >= 2 && m.dim <= 3;
   return small && (m.kind == Covariance::spherical || m.kind == Covariance::diag) ? static_cast<int>(m.dim) : 0;
 }
 
+// A mixture as vectors of samples read it: each number as often as a register has lanes, where no instruction takes a single one
+// from memory into all lanes.
 template <typename S>
-RegisterMixture<S> known_mixture(const MixtureView<S>& m) {
-  return {static_cast<int>(m.n_components), m.means, m.roots, m.shifts, m.pulls, m.precisions, 0, m.log_scale};
-}
+class KnownMixture {
+  static constexpr int kCopies = kRegisters >= 32 ? 1 : kLanes<S>;
+  std::vector<vec<S, kCopies>> numbers_;
+
+ public:
+  int n_components;
+  // Where the [K, D] or [K] numbers of MixtureView begin that its kind has; scales: -P log2(e) / 2.
+  int means, roots, shifts, pulls, precisions, scales, log_scale;
+
+  explicit KnownMixture(const MixtureView<S>& m) : n_components(static_cast<int>(m.n_components)) {
+    const int64_t k = m.n_components, all = k * m.dim, rates = m.kind == Covariance::diag ? all : k;
+    const auto put = [&](const S* from, int64_t n, S factor) {
+      const int begin = static_cast<int>(numbers_.size());
+      for (int64_t i = 0; from && i < n; ++i) numbers_.push_back(splat<vec<S, kCopies>>(from[i] * factor));
+      return begin;
+    };
+    means = put(m.means, all, 1), roots = put(m.roots, all, 1), shifts = put(m.shifts, all, 1),
+    pulls = put(m.pulls, all, 1);
+    precisions = put(m.precisions, rates, 1), scales = put(m.precisions, rates, S(-kLog2e / 2));
+    log_scale = put(m.log_scale, k, 1);
+  }
+
+  // A number, in all lanes.
+  template <typename V>
+  FASTNDSM_HD V at(int i) const {
+    if constexpr (lanes_of<V> == kCopies) {
+      return numbers_[i];
+    } else {
+      return splat<V>(reinterpret_cast<const S*>(numbers_.data())[i * kCopies]);
+    }
+  }
+};
 
 struct Nothing {
   FASTNDSM_HD void operator()() const {}
@@ -51,7 +71,6 @@ struct Nothing {
 template <typename V, Covariance kind, int D, bool with_product>
 class OnlineMixture {
   using S = scalar_of<V>;
-  static constexpr S kHalfLog2e = S(0.72134752044448170368);
   static constexpr int G = lanes_of<V> > 1 ? 8 : 4;  // components taken at once
   static constexpr bool kDiag = kind == Covariance::diag, kSpherical = kind == Covariance::spherical;
   static_assert(kDiag || kSpherical, "others have no registers");
@@ -59,7 +78,7 @@ class OnlineMixture {
  public:
   // All components; z only with_product. meanwhile() is something else to be done, which the first sums' waits have room for.
   template <typename Meanwhile>
-  FASTNDSM_HD OnlineMixture(const RegisterMixture<S>& m, const V (&x)[D], const V* z, const Meanwhile& meanwhile) : m_(m) {
+  FASTNDSM_HD OnlineMixture(const KnownMixture<S>& m, const V (&x)[D], const V* z, const Meanwhile& meanwhile) : m_(m) {
     FASTNDSM_UNROLL
     for (int j = 0; j < D; ++j) a_[j] = V{};
     if constexpr (with_product) {
@@ -85,7 +104,7 @@ class OnlineMixture {
     for (; k + G <= m.n_components; k += G) absorb<G>(k, x, z);
     rest(k, x, z);
     inverse_ = S(1) / total_;
-    product_inverse_ = kDiag ? V(inverse_ * (S(1) / kHalfLog2e)) : inverse_;
+    product_inverse_ = kDiag ? V(inverse_ * (S(1) / S(kLog2e / 2))) : inverse_;
     rate_ *= inverse_, along_ *= product_inverse_, slope_ *= inverse_;
   }
 
@@ -142,17 +161,17 @@ class OnlineMixture {
       total_ += e;
       if constexpr (with_product) c = e * along[g], along_ += c;
       if constexpr (kSpherical) {
-        const S p = m_.precisions[k];
+        const V p = m_.template at<V>(m_.precisions + k);
         e *= p, rate_ += e;
         if constexpr (with_product) c *= p, slope_ += c;
       }
       FASTNDSM_UNROLL
       for (int j = 0; j < D; ++j) {
-        const V value = splat<V>((kDiag ? m_.pulls : m_.means)[k * D + j]);
+        const V value = m_.template at<V>((kDiag ? m_.pulls : m_.means) + k * D + j);
         a_[j] = fma(e, value, a_[j]);
         if constexpr (with_product) b_[j] = fma(c, value, b_[j]);
         if constexpr (kDiag) {
-          const V p = splat<V>(m_.precisions[k * D + j]);
+          const V p = m_.template at<V>(m_.precisions + k * D + j);
           r_[j] = fma(e, p, r_[j]);
           if constexpr (with_product) s_[j] = fma(c, p, s_[j]);
         }
@@ -160,26 +179,27 @@ class OnlineMixture {
     }
   }
 
-  // In units of log 2, and g_k . z, the latter times kHalfLog2e if diag.
+  // In units of log 2, and g_k . z, the latter times log2(e) / 2 if diag.
   template <int N>
   FASTNDSM_HD void logits(int k0, const V (&x)[D], const V* z, V (&l)[N], V (&along)[N]) const {
+    const auto number = [&](int i) FASTNDSM_INLINE { return m_.template at<V>(i); };
     FASTNDSM_UNROLL
     for (int g = 0; g < N; ++g) {
-      V q = kDiag ? splat<V>(m_.log_scale[k0 + g]) : V{}, product = V{};
+      const int k = k0 + g;
+      V q = kDiag ? number(m_.log_scale + k) : V{}, product = V{};
       FASTNDSM_UNROLL
       for (int j = 0; j < D; ++j) {
-        const int at = (k0 + g) * D + j;
-        const V t = kDiag ? fma(x[j], splat<V>(m_.roots[at]), splat<V>(m_.shifts[at])) : V(x[j] - m_.means[at]);
+        const int at = k * D + j;
+        const V t = kDiag ? fma(x[j], number(m_.roots + at), number(m_.shifts + at)) : V(x[j] - number(m_.means + at));
         q = fma(kDiag ? V(-t) : t, t, q);
-        if constexpr (with_product) product = fma(V(-t), kDiag ? V(z[j] * m_.roots[at]) : z[j], product);
+        if constexpr (with_product) product = fma(V(-t), kDiag ? V(z[j] * number(m_.roots + at)) : z[j], product);
       }
-      const S p = kSpherical ? m_.precisions[k0 + g] : S(1);
-      l[g] = kDiag ? q : fma(q, splat<V>(-kHalfLog2e * p), splat<V>(m_.log_scale[k0 + g]));
-      if constexpr (with_product) along[g] = p * product;
+      l[g] = kDiag ? q : fma(q, number(m_.scales + k), number(m_.log_scale + k));
+      if constexpr (with_product) along[g] = kSpherical ? V(number(m_.precisions + k) * product) : product;
     }
   }
 
-  const RegisterMixture<S>& m_;
+  const KnownMixture<S>& m_;
   V maximum_ = splat<V>(kLowestLogit<V>);
   V total_ = V{}, rate_ = V{}, along_ = V{}, slope_ = V{}, inverse_ = V{}, product_inverse_ = V{};
   V a_[D], b_[with_product ? D : 1];
@@ -188,7 +208,7 @@ class OnlineMixture {
 
 template <typename S>
 struct RegisterProcess {
-  RegisterMixture<S> mixture;
+  const KnownMixture<S>& mixture;
   int dim;
   const S* drift_scale;  // a_n [N]
   const S* noise_std;  // s_n [N]
@@ -277,7 +297,7 @@ struct RegisterTrajectory {
   // One step back, `lanes` its coefficients of the lanes; held and slope of dimension j lie at [j at]. far(x, maximum) gives the scores of lanes whose largest
   // logit is the lowest there is; a null pointer leaves them.
   template <typename Far>
-  FASTNDSM_HD void step_back(const RegisterMixture<S>& mixture, int dim, const ReverseStep<S>& step,
+  FASTNDSM_HD void step_back(const KnownMixture<S>& mixture, int dim, const ReverseStep<S>& step,
                              const SampleStep<V>& lanes, const Counters& counters, const V* held, const V* slope, int at,
                              const Far& far) {
     constexpr int C = kCounter<D>;
