@@ -250,7 +250,6 @@ def test_without_a_build_the_library_works_on_the_reference(
 AS_ORDINARY_USER = """
 import os, sys
 from pathlib import Path
-from typing import Any
 from fastndsm.jit import core
 root = Path(sys.argv[1])
 if os.geteuid() == 0:

@@ -35,18 +35,17 @@ def process(kind: str = "spherical", dim: int = 2, components: int = 5, **option
     return quietly(random_mixture(kind, components, dim, ratio=4.0, **options), T=0.8, n_steps=10)
 
 
-def both(score_net: Any, p: LangevinProcess, n: int = ROWS, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Sample by the op, and by calling the network at every step, in float64 and in float32."""
+def both(score_net: Any, p: LangevinProcess, n: int = ROWS, **options: Any) -> tuple[Tensor, Tensor]:
+    """Sample by the op, and by calling the network at every step, in float64: some rows amplify its rounding."""
     exact = copy.deepcopy(score_net, {id(p): p}).double()
-    found, single = (sample(score_net, p, n, seed=3, fused=fused, **options) for fused in (True, False))
-    return found, sample(exact, p, n, seed=3, fused=False, dtype=torch.float64, **options), single
+    found = sample(score_net, p, n, seed=3, fused=True, **options)
+    return found, sample(exact, p, n, seed=3, fused=False, dtype=torch.float64, **options)
 
 
-def assert_same_samples(found: Tensor, expected: Tensor, single: Tensor) -> None:
-    """Require equality to the rounding of some dozen steps in float32, twice what it is in a row that amplifies it."""
+def assert_same_samples(found: Tensor, expected: Tensor) -> None:
+    """Require equality to the rounding of some dozen steps in float32."""
     assert found.shape == expected.shape and found.dtype == torch.float32
-    amplified = (single - expected).abs().flatten(1).amax(1).view(-1, *(1,) * (expected.ndim - 1))
-    assert ((found - expected).abs() <= 2e-5 * (1.0 + expected.abs()) + 2.0 * amplified).all()
+    torch.testing.assert_close(found, expected.float(), rtol=2e-5, atol=2e-5)
 
 
 # --- the same samples --------------------------------------------------------------------------------------------
@@ -60,8 +59,8 @@ def test_samples_are_those_of_the_module(kind: str, score: str, method: str) -> 
     net: nn.Module = network(2, features=score == "features", horizon=p.T)
     if score != "plain":
         net = ResidualScore(net, p, features=score == "features")
-    found, expected, single = both(net, p, method=method)
-    assert_same_samples(found, expected, single)
+    found, expected = both(net, p, method=method)
+    assert_same_samples(found, expected)
     without = sample(lambda x, t: p.reference.score(x), p, ROWS, seed=3, method=method)
     assert float((found - without).abs().amax()) > 0.01  # the network does matter
 
@@ -110,9 +109,9 @@ def test_events_of_any_shape_and_other_processes() -> None:
     images = process(dim=6, event_shape=(1, 2, 3))
     for features in (False, True):
         net = ResidualScore(network(6, features=features, horizon=images.T), images, features=features)
-        found, expected, single = both(net, images)
+        found, expected = both(net, images)
         assert found.shape == (ROWS, 1, 2, 3)
-        assert_same_samples(found, expected, single)
+        assert_same_samples(found, expected)
     ou = OUProcess(2, T=2.0, n_steps=20, grid="quadratic", sigma=lambda t: 1.0 + 0.1 * t)
     assert_same_samples(*both(network(2, horizon=2.0), ou))
 

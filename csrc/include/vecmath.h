@@ -93,10 +93,12 @@ FASTNDSM_HD V exp2_by_table(V x) {
 template <typename V>
 FASTNDSM_HD V log1p_reduced(V f, double k) {
   if constexpr (kSingle<V>) {
-    const V z = f * f;  // even and odd powers apart: half as long a chain as Horner's rule
-    const V even = polynomial(z, k, k * 0.3333326599625, k * 0.200079210702, k * 0.140422869838, k * 0.1382033054555);
-    const V odd = polynomial(z, k * -0.5, k * -0.2500423773095, k * -0.1647232633635, k * -0.1512218592445);
-    return f * fma(odd, f, even);
+    // k f is exact for k a power of two, and the rest is small: one rounding. Even and odd powers apart are half as long a chain
+    // as Horner's rule.
+    const V z = f * f;
+    const V even = polynomial(z, k * -0.5, k * -0.2500423773095, k * -0.1647232633635, k * -0.1512218592445);
+    const V odd = polynomial(z, k * 0.3333326599625, k * 0.200079210702, k * 0.140422869838, k * 0.1382033054555);
+    return fma(fma(odd, f, even), z, V(f * static_cast<scalar_of<V>>(k)));
   } else {
     const V s = f / (f + 2.0);  // ln(1 + f) = 2 atanh(s), |s| <= 1/5
     const V z = s * s;
