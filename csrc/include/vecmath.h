@@ -98,7 +98,7 @@ FASTNDSM_HD V log1p_reduced(V f, double k) {
     const V z = f * f;
     const V even = polynomial(z, k * -0.5, k * -0.2500423773095, k * -0.1647232633635, k * -0.1512218592445);
     const V odd = polynomial(z, k * 0.3333326599625, k * 0.200079210702, k * 0.140422869838, k * 0.1382033054555);
-    return fma(fma(odd, f, even), z, V(f * static_cast<scalar_of<V>>(k)));
+    return fused(fma(odd, f, even), z, V(f * static_cast<scalar_of<V>>(k)));
   } else {
     const V s = f / (f + 2.0);  // ln(1 + f) = 2 atanh(s), |s| <= 1/5
     const V z = s * s;
