@@ -28,6 +28,7 @@ from cpp_cases import (  # noqa: F401
 from helpers import normals
 from torch import Tensor
 
+import fastndsm
 from fastndsm import functional
 from fastndsm._ops import ops
 from fastndsm.testing import FIRST_PATH, SEED, Arguments
@@ -119,6 +120,28 @@ def test_a_trajectory_does_not_depend_on_the_steps_of_others(kind: str, dtype: t
             for one, two in zip(before, after, strict=True):
                 rows = kept.repeat(len(one) // POOL)
                 assert torch.equal(one[rows], two[rows]) and not torch.equal(one, two)
+
+
+@pytest.mark.parametrize("dim", [5, 16])
+@pytest.mark.parametrize("kind", ["spherical", "diag"])
+def test_trajectories_have_the_bits_of_a_mixture_whose_numbers_fill_no_cache(kind: str, dim: int) -> None:
+    """In few dimensions and components C++ may read them from another place; those without weight change nothing."""
+    weights, (means, far) = torch.full((6,), 1 / 6), normals(206, dim, seed=1).split((6, 200))
+    covariances = 0.5 + normals(206, *((dim,) if kind == "diag" else ()), seed=2).abs()
+    few = fastndsm.GaussianMixture(weights, means, covariances[:6], kind)
+    many = fastndsm.GaussianMixture(
+        torch.cat([weights, torch.full((200,), 1e-30)]), torch.cat([means, far + 1e3]), covariances, kind
+    )
+    x0, held = normals(100, dim, seed=3).float(), normals(100, dim, seed=4).float()
+    found = []
+    for mixture in (few, many):
+        process = fastndsm.LangevinProcess(mixture.float(), T=1.0, n_steps=12)
+        steps = torch.arange(100) % 13
+        outputs = [functional.simulate(x0, process, steps, seed=SEED, backend="cpp")]
+        outputs += functional.simulate_target(x0, process, steps, seed=SEED, backend="cpp")
+        outputs.append(functional.reverse_steps(x0, held, None, process, 12, 0, seed=SEED, backend="cpp"))
+        found.append(tuple(outputs))
+    assert_same(*found)
 
 
 def loss_and_gradient(inputs: tuple[Tensor, ...], options: tuple[Any, ...], i: int, j: int) -> tuple[Tensor, ...]:

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "../include/registers.h"
-#include "../include/simulate.h"
 #include "far.h"
+#include "walks.h"
 
 namespace fastndsm {
 
@@ -42,12 +42,11 @@ class FarLanes {
 template <typename V, Covariance kind>
 class ReverseTile {
   using S = scalar_of<V>;
-  template <bool listed>
-  using Walk = Trajectory<V, kind, Output::reverse, listed>;
 
  public:
   explicit ReverseTile(const ReverseView<S>& view)
       : view_(view),
+        walks_(view),
         far_(view.mixture),
         memory_(vectors(view.mixture)),
         screen_(Screen<V>::integers(view.mixture.n_components)),
@@ -77,11 +76,7 @@ class ReverseTile {
 
   // grad log pi(y), [d].
   void score(V* out) {
-    if (view_.mixture.near) {
-      Walk<true>{view_}.score(member_, far_, out);
-    } else {
-      Walk<false>{view_}.score(member_, far_, out);
-    }
+    walks_.with([&](const auto& walk) { walk.score(member_, far_, out); });
   }
 
   // y from t_first down to t_last, with a slope or without, and so with rates.
@@ -95,11 +90,7 @@ class ReverseTile {
     }
     member_.state.held = held, member_.state.slope = sloped ? slope : nullptr;
     member_.state.own = rated ? &own : nullptr;
-    if (view_.mixture.near) {
-      Walk<true>{view_}.run_back(member_, first, last, far_);
-    } else {
-      Walk<false>{view_}.run_back(member_, first, last, far_);
-    }
+    walks_.with([&](const auto& walk) { walk.run_back(member_, first, last, far_); });
   }
 
  private:
@@ -123,6 +114,7 @@ class ReverseTile {
   }
 
   const ReverseView<S>& view_;
+  Walks<V, kind, Output::reverse> walks_;
   FarLanes<V> far_;
   std::vector<V> memory_;
   std::vector<int32_t> screen_;

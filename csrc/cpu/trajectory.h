@@ -203,6 +203,7 @@ struct TileRunner {
     std::vector<int32_t> screens(members * Screen<V>::integers(k));
     std::vector<NearLists<V>> lists;
     for (int i = 0; i < members; ++i) lists.emplace_back(process.mixture);
+    const Walks<V, kind, target ? Output::target : Output::state> walks(process);
     RecordLists due;
     Staged<S> staged(batch, d, rates, members);
     for (int64_t tile = begin; tile < end; ++tile) {
@@ -233,12 +234,7 @@ struct TileRunner {
       const auto take = [&](int64_t n) {
         for (int i = 0; i < members; ++i) record(out, due, n, member[i], i * out.batch.n_rows, d, rates);
       };
-      constexpr Output output = target ? Output::target : Output::state;
-      if (process.mixture.near) {
-        Trajectory<V, kind, output, true>{process}.run(member, members, take);
-      } else {
-        Trajectory<V, kind, output, false>{process}.run(member, members, take);
-      }
+      walks.with([&](const auto& walk) { walk.run(member, members, take); });
       staged.write(out, rows, members, d, rates);
     }
   }

@@ -21,12 +21,18 @@ namespace fastndsm {
 
 // Which components the passes visit: all of them, or (screen.h) a list in ascending order.
 struct AllComponents {
-  static constexpr bool kListed = false;
+  static constexpr bool kInOrder = false;  // whether sums over them are taken one by one
   int64_t count;
   FASTNDSM_HD int64_t operator[](int64_t i) const { return i; }
 };
 
-template <typename V, Covariance kind, bool with_product, typename Components = AllComponents>
+// Sums over them are those over a list of all.
+struct OrderedComponents : AllComponents {
+  static constexpr bool kInOrder = true;
+};
+
+template <typename V, Covariance kind, bool with_product, typename Components = AllComponents,
+          typename Number = scalar_of<V>>
 class MixtureTile {
  protected:
   using S = scalar_of<V>;
@@ -38,7 +44,7 @@ class MixtureTile {
   // A largest logit from which on H z is a difference of terms whose rounding exceeds it.
   static constexpr S kNothingLeft = S(-0.72134752044448170368) / std::numeric_limits<S>::epsilon();
 
-  FASTNDSM_HD MixtureTile(const MixtureView<S>& mixture, MixtureScratch<V> scratch)
+  FASTNDSM_HD MixtureTile(const MixtureView<S, Number>& mixture, MixtureScratch<V> scratch)
       : MixtureTile(mixture, scratch, Components{mixture.n_components}) {}
 
   FASTNDSM_HD int64_t dim() const { return m_.dim; }
@@ -132,7 +138,7 @@ class MixtureTile {
   }
 
  protected:
-  FASTNDSM_HD MixtureTile(const MixtureView<S>& mixture, MixtureScratch<V> scratch, Components components)
+  FASTNDSM_HD MixtureTile(const MixtureView<S, Number>& mixture, MixtureScratch<V> scratch, Components components)
       : m_(mixture), t_(scratch), components_(components), summed_(components) {}
 
   FASTNDSM_HD bool resident() const { return kind != Covariance::full && m_.n_components <= kResident; }
@@ -175,7 +181,7 @@ class MixtureTile {
   // sums enough.
   template <int G>
   FASTNDSM_HD void sum_components(int64_t j0, V* a, V* r, V* b, V* s) const {
-    constexpr int parts = G < 4 && !Components::kListed ? 2 : 1;
+    constexpr int parts = G < 4 && !Components::kInOrder ? 2 : 1;
     V sum[parts][4][G];
     FASTNDSM_UNROLL
     for (int q = 0; q < parts; ++q) {
@@ -199,16 +205,16 @@ class MixtureTile {
   template <int G>
   FASTNDSM_HD void add_component(int64_t slot, int64_t j0, V (&sum)[4][G]) const {
     const int64_t at = summed_[slot] * dim() + j0;
-    const S* value = (kind == Covariance::spherical ? m_.means : m_.pulls) + at;
-    const S* precision = m_.precisions + (kind == Covariance::diag ? at : 0);
+    const Number* value = (kind == Covariance::spherical ? m_.means : m_.pulls) + at;
+    const Number* precision = m_.precisions + (kind == Covariance::diag ? at : 0);
     const V e = t_.weights[slot], c = with_product ? t_.products[slot] : V{};
     FASTNDSM_UNROLL
     for (int i = 0; i < G; ++i) {
-      const V m = splat<V>(value[i]);
+      const V m = in_lanes<V>(value[i]);
       sum[0][i] = fma(e, m, sum[0][i]);
       if constexpr (with_product) sum[2][i] = fma(c, m, sum[2][i]);
       if constexpr (kind == Covariance::diag) {
-        const V p = splat<V>(precision[i]);
+        const V p = in_lanes<V>(precision[i]);
         sum[1][i] = fma(e, p, sum[1][i]);
         if constexpr (with_product) sum[3][i] = fma(c, p, sum[3][i]);
       }
@@ -277,7 +283,7 @@ class MixtureTile {
   // e = exp(l_k - maximum) and e g_k . z, times P_k if spherical, into a slot; product is g_k . z.
   FASTNDSM_HD void put_weight(int64_t slot, int64_t k, V e, V product, Sums& sums) {
     sums.total += e;
-    const S precision = kind == Covariance::spherical ? m_.precisions[k] : S(1);
+    const Number precision = kind == Covariance::spherical ? m_.precisions[k] : Number{};
     if constexpr (with_product) {
       V c = e * product;
       sums.along += c;
@@ -351,10 +357,17 @@ class MixtureTile {
     }
 #pragma GCC unroll 10
     for (int k = 0; k < KB; ++k) {
-      S half = kind == Covariance::diag ? S(1) : kHalfLog2e, p = kind == Covariance::diag ? S(1) / kHalfLog2e : S(1);
-      if constexpr (kind == Covariance::spherical) p = m_.precisions[components_[k0 + k]], half = half * p;
-      t_.weights[slot + k] = fma(q[k], splat<V>(-half), splat<V>(m_.log_scale[components_[k0 + k]]));
-      if constexpr (with_product) t_.products[slot + k] = p * along[k];
+      const int64_t at = components_[k0 + k];
+      if constexpr (kind == Covariance::spherical) {
+        const Number p = m_.precisions[at];
+        t_.weights[slot + k] = fma(q[k], in_lanes<V>(Number(-(kHalfLog2e * p))), splat<V>(m_.log_scale[at]));
+        if constexpr (with_product) t_.products[slot + k] = p * along[k];
+      } else {
+        constexpr S half = kind == Covariance::diag ? S(1) : kHalfLog2e,
+                    p = kind == Covariance::diag ? S(1) / kHalfLog2e : S(1);
+        t_.weights[slot + k] = fma(q[k], splat<V>(-half), splat<V>(m_.log_scale[at]));
+        if constexpr (with_product) t_.products[slot + k] = p * along[k];
+      }
     }
   }
 
@@ -393,9 +406,9 @@ class MixtureTile {
   // Of element `at` of the parameters and dimension j: x - m, the same times the root of P (diag), or P (m - x) (tied).
   FASTNDSM_HD V difference(const V* x, int64_t at, int64_t j) const {
     if constexpr (kind == Covariance::spherical) {
-      return x[j] - m_.means[at];
+      return x[j] - in_lanes<V>(m_.means[at]);
     } else if constexpr (kind == Covariance::diag) {
-      return fma(x[j], splat<V>(m_.roots[at]), splat<V>(m_.shifts[at]));
+      return fma(x[j], in_lanes<V>(m_.roots[at]), in_lanes<V>(m_.shifts[at]));
     } else {
       return m_.pulls[at] - t_.u[j];
     }
@@ -539,8 +552,8 @@ class MixtureTile {
   template <int KB>
   FASTNDSM_HD void add(int64_t k0, int64_t slot) {
     const int64_t d = dim();
-    const S* values = (kind == Covariance::spherical ? m_.means : m_.pulls) + k0 * d;
-    const S* precisions = m_.precisions + (kind == Covariance::diag ? k0 * d : 0);
+    const Number* values = (kind == Covariance::spherical ? m_.means : m_.pulls) + k0 * d;
+    const Number* precisions = m_.precisions + (kind == Covariance::diag ? k0 * d : 0);
     V e[KB], c[KB];
 #pragma GCC unroll 8
     for (int k = 0; k < KB; ++k) {
@@ -552,11 +565,11 @@ class MixtureTile {
       V sum_a = V{}, sum_r = V{}, sum_b = V{}, sum_s = V{};
 #pragma GCC unroll 8
       for (int k = 0; k < KB; ++k) {
-        const V value = splat<V>(values[k * d + i]);
+        const V value = in_lanes<V>(values[k * d + i]);
         sum_a = fma(e[k], value, sum_a);
         if constexpr (with_product) sum_b = fma(c[k], value, sum_b);
         if constexpr (kind == Covariance::diag) {
-          const V p = splat<V>(precisions[k * d + i]);
+          const V p = in_lanes<V>(precisions[k * d + i]);
           sum_r = fma(e[k], p, sum_r);
           if constexpr (with_product) sum_s = fma(c[k], p, sum_s);
         }
@@ -570,7 +583,7 @@ class MixtureTile {
     }
   }
 
-  const MixtureView<S>& m_;
+  const MixtureView<S, Number>& m_;
   MixtureScratch<V> t_;
   Components components_, summed_;  // of the first pass and of the second; slot i is of the i-th
   V maximum_, total_, inverse_;

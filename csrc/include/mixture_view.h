@@ -69,16 +69,17 @@ std::vector<S> mean_of_rows(const S* rows, int64_t n, int64_t d) {
 template <typename S>
 class NearComponents;
 
-template <typename S>
+// Number: S, or a vector that has it in each lane.
+template <typename S, typename Number = S>
 struct MixtureView {
   Covariance kind;
   int64_t n_components, dim;
-  const S* means;  // [K, d]
-  const S* precisions;  // [K], [K, d], [d, d] or [K, d, d]
+  const Number* means;  // [K, d]
+  const Number* precisions;  // [K], [K, d], [d, d] or [K, d, d]
   const S* log_scale;  // [K], in units of log 2
-  const S* roots;  // diag: sqrt(P) kRootScale [K, d], so that squares are in units of log 2
-  const S* shifts;  // diag: -roots m [K, d]
-  const S* pulls;  // diag, tied: P m [K, d]
+  const Number* roots;  // diag: sqrt(P) kRootScale [K, d], so that squares are in units of log 2
+  const Number* shifts;  // diag: -roots m [K, d]
+  const Number* pulls;  // diag, tied: P m [K, d]
   const S* metric;  // spherical, diag: sqrt(max_k P_k) kRootScale [1] or [d]
   S metric_norm;  // root of the sum of its squares over dimensions
   const NearComponents<S>* near = nullptr;  // of many components (near.h), or null

@@ -13,8 +13,7 @@
 // and back, by the steps of reverse.h.
 #pragma once
 
-#include <vector>
-
+#include "known_mixture.h"
 #include "mixture.h"
 #include "philox.h"
 #include "reverse.h"
@@ -27,42 +26,6 @@ int known_dimension(const MixtureView<S>& m) {
   const bool small = sizeof(S) == 4 && m.dim >= 2 && m.dim <= 3;
   return small && (m.kind == Covariance::spherical || m.kind == Covariance::diag) ? static_cast<int>(m.dim) : 0;
 }
-
-// A mixture as vectors of samples read it: each number as often as a register has lanes, where no instruction takes a single one
-// from memory into all lanes.
-template <typename S>
-class KnownMixture {
-  static constexpr int kCopies = kRegisters >= 32 ? 1 : kLanes<S>;
-  std::vector<vec<S, kCopies>> numbers_;
-
- public:
-  int n_components;
-  // Where the [K, D] or [K] numbers of MixtureView begin that its kind has; scales: -P log2(e) / 2.
-  int means, roots, shifts, pulls, precisions, scales, log_scale;
-
-  explicit KnownMixture(const MixtureView<S>& m) : n_components(static_cast<int>(m.n_components)) {
-    const int64_t k = m.n_components, all = k * m.dim, rates = m.kind == Covariance::diag ? all : k;
-    const auto put = [&](const S* from, int64_t n, S factor) {
-      const int begin = static_cast<int>(numbers_.size());
-      for (int64_t i = 0; from && i < n; ++i) numbers_.push_back(splat<vec<S, kCopies>>(from[i] * factor));
-      return begin;
-    };
-    means = put(m.means, all, 1), roots = put(m.roots, all, 1), shifts = put(m.shifts, all, 1),
-    pulls = put(m.pulls, all, 1);
-    precisions = put(m.precisions, rates, 1), scales = put(m.precisions, rates, S(-kLog2e / 2));
-    log_scale = put(m.log_scale, k, 1);
-  }
-
-  // A number, in all lanes.
-  template <typename V>
-  FASTNDSM_HD V at(int i) const {
-    if constexpr (lanes_of<V> == kCopies) {
-      return numbers_[i];
-    } else {
-      return splat<V>(reinterpret_cast<const S*>(numbers_.data())[i * kCopies]);
-    }
-  }
-};
 
 struct Nothing {
   FASTNDSM_HD void operator()() const {}

@@ -21,7 +21,7 @@ namespace fastndsm {
 constexpr int64_t kScreenedDim = 32;  // below, weights are rarely 0 and distances cost as much as logits
 
 struct ListedComponents {
-  static constexpr bool kListed = true;
+  static constexpr bool kInOrder = true;
   const int32_t* at;
   int64_t count;
   FASTNDSM_HD int64_t operator[](int64_t i) const { return at[i]; }

@@ -22,20 +22,30 @@ namespace fastndsm {
 
 enum class Output { state, target, reverse };
 
-template <typename S>
+template <typename S, typename Number = S>
 struct ProcessView {
-  MixtureView<S> mixture;
+  MixtureView<S, Number> mixture;
   const S* drift_scale;  // a_n [N]
   const S* noise_std;    // s_n [N]
   NoiseStream noise;
   AxesView<S> axes;  // target of tied and full covariances
+
+  template <typename Other>
+  ProcessView<S, Other> with(const MixtureView<S, Other>& other) const {
+    return {other, drift_scale, noise_std, noise, axes};
+  }
 };
 
-template <typename S>
+template <typename S, typename Number = S>
 struct ReverseView {
-  MixtureView<S> mixture;
+  MixtureView<S, Number> mixture;
   ReverseTable<S> table;
   NoiseStream noise;
+
+  template <typename Other>
+  ReverseView<S, Other> with(const MixtureView<S, Other>& other) const {
+    return {other, table, noise};
+  }
 };
 
 // Arrays of [d] vectors each.
@@ -77,17 +87,19 @@ struct Member {
   void forget() { n_drawn = 0, ahead = {}; }
 };
 
-// listed: of a mixture that has its near components.
-template <typename V, Covariance kind, Output output, bool listed>
+// listed: of a mixture that has its near components. Number: V where the mixture's numbers are there in whole registers.
+template <typename V, Covariance kind, Output output, bool listed, typename Number = scalar_of<V>>
 struct Trajectory {
   using S = scalar_of<V>;
+  static constexpr bool kKnown = !std::is_same_v<Number, S>;
   static constexpr bool kTarget = output == Output::target;
-  static constexpr bool kScreens = !listed && (kind == Covariance::spherical || kind == Covariance::diag);
+  static constexpr bool kScreens = !listed && !kKnown && (kind == Covariance::spherical || kind == Covariance::diag);
   static constexpr bool kTurns = kTarget && (kind == Covariance::tied || kind == Covariance::full);
-  using Whole = std::conditional_t<kScreens, ScreenedTile<V, kind, kTarget>, MixtureTile<V, kind, kTarget>>;
+  using All = std::conditional_t<kKnown, OrderedComponents, AllComponents>;
+  using Whole = std::conditional_t<kScreens, ScreenedTile<V, kind, kTarget>, MixtureTile<V, kind, kTarget, All, Number>>;
   using Mixture = std::conditional_t<listed, ListedTile<V, kind, kTarget>, Whole>;
 
-  const std::conditional_t<output == Output::reverse, ReverseView<S>, ProcessView<S>>& p;
+  const std::conditional_t<output == Output::reverse, ReverseView<S, Number>, ProcessView<S, Number>>& p;
 
   FASTNDSM_HD int64_t dim() const { return p.mixture.dim; }
 

@@ -31,6 +31,16 @@ FASTNDSM_HD V splat(scalar_of<V> x) {
   }
 }
 
+// A number in all lanes, or a vector that has one there.
+template <typename V, typename Number>
+FASTNDSM_HD V in_lanes(Number x) {
+  if constexpr (std::is_same_v<V, Number>) {
+    return x;
+  } else {
+    return splat<V>(x);
+  }
+}
+
 template <typename V>
 FASTNDSM_HD V load(const scalar_of<V>* p) {  // unaligned
   V v;
