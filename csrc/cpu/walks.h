@@ -19,9 +19,10 @@ class Walks {
 
  public:
   explicit Walks(const View<S>& view) : view_(view) {
-    if (!kKnows || screens(view.mixture) || !KnownMixture<S>::serves(view.mixture)) return;
-    numbers_.emplace(view.mixture);
-    known_.emplace(view.with(numbers_->view(view.mixture)));
+    const MixtureView<S>& m = view.mixture;
+    if (!kKnows || m.near || screens(m) || !KnownMixture<S>::fits(m)) return;
+    numbers_.emplace(m);
+    known_.emplace(view.with(numbers_->view(m)));
   }
   Walks(const Walks&) = delete;
 

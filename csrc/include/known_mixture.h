@@ -43,11 +43,10 @@ class KnownMixture {
     }
   }
 
-  // Whether a MixtureTile had better read the numbers here: as long as a first-level cache of 32 KiB holds them beside the tile.
-  static bool serves(const MixtureView<S>& m) {
-    const bool axes = m.kind == Covariance::spherical || m.kind == Covariance::diag;
+  // Whether a first-level cache of 32 KiB holds what a MixtureTile reads of them, beside the tile. Spherical and diag.
+  static bool fits(const MixtureView<S>& m) {
     const int64_t read = m.n_components * (m.kind == Covariance::diag ? 4 * m.dim : m.dim + 1);
-    return kCopies > 1 && axes && !m.near && read * int64_t(sizeof(Number)) <= kBytes;
+    return read * int64_t(sizeof(Number)) <= kBytes;
   }
 
   // As a MixtureTile reads them; of the mixture that it was made of.
